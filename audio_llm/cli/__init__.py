@@ -1,0 +1,48 @@
+"""``audio-llm VERB``: one command. Verbs are entry points (group ``audio_llm.verbs``); their heavy imports stay inside."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib.metadata import entry_points
+
+from audio_llm.errors import AudioLLMError, nearest
+
+ORDER = ("doctor", "prep", "inspect", "train", "sft", "grpo", "eval", "report", "serve", "ask", "convert")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb. Exit codes: 0 done, 1 ran but found problems, 2 wrong use or bad input, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    verbs = {entry.name: entry for entry in entry_points(group="audio_llm.verbs")}
+    names = [name for name in ORDER if name in verbs] + sorted(set(verbs) - set(ORDER))
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: audio-llm VERB ...\n\nTeach a language model to listen.\n\nverbs:")
+        for name in names:
+            print(f"  {name:<9} {verbs[name].load().HELP}")
+        print("\n'audio-llm VERB --help' tells more.")
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("audio-llm"))
+        return 0
+    if argv[0] not in verbs:
+        print(f"audio-llm: no verb '{argv[0]}'{nearest(argv[0], names)}; verbs: {', '.join(names)}", file=sys.stderr)
+        return 2
+    verb = verbs[argv[0]].load()
+    parser = argparse.ArgumentParser(prog=f"audio-llm {argv[0]}", description=verb.HELP)
+    verb.add_arguments(parser)
+    args = parser.parse_args(argv[1:])
+    try:
+        return int(verb.run(args) or 0)
+    except AudioLLMError as error:
+        print(f"audio-llm {argv[0]}: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # unwritable output, full disk: the path and the reason are all a person needs
+        place = f" '{error.filename}'" if error.filename else ""
+        print(f"audio-llm {argv[0]}: error:{place} {error.strerror or error}.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"audio-llm {argv[0]}: interrupted; the same command resumes.", file=sys.stderr)
+        return 130
