@@ -1,0 +1,128 @@
+"""The contract of an audio encoder, and the registry by which a configuration becomes one."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from audio_llm import config as recipes
+from audio_llm.errors import AudioError, ConfigError, describe, nearest
+
+# Named by module and class, so that knowing an encoder's name does not import it.
+ENCODERS: dict[str, str] = {"spatial_ast": "audio_llm.encoders.spatial_ast:SpatialAST"}
+
+
+class AudioEncoder(nn.Module):
+    """Waveform windows in, tokens out.
+
+    A child sets `name` and `config_class`, the attributes below, and :meth:`encode`. Features are computed inside, in
+    float32 with autocast off. A clip alone and the same clip in a padded batch give the same tokens, because every clip
+    is cut free of its padding by :meth:`prepare` before anything else sees it.
+    """
+
+    name: ClassVar[str]
+    config_class: ClassVar[type]
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    config: Any
+    sample_rate: int  # Hz
+    layouts: tuple[str, ...]  # accepted, the one it was designed for first
+    num_channels: int
+    hidden_size: int
+    window_seconds: float
+    gradient_checkpointing: bool = False
+
+    @property
+    def window_samples(self) -> int:
+        return round(self.window_seconds * self.sample_rate)
+
+    def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Windows to tokens.
+
+        `waveform` ``(batch, channels, time)`` float32 and `lengths` ``(batch,)`` in samples give tokens
+        ``(batch, n, hidden)`` and a mask ``(batch, n)``, true where a token may be attended to. Raises
+        :class:`AudioError` for a wrong number of channels, or a clip that is empty or longer than the window.
+        """
+        return self.encode(self.prepare(waveform, lengths), lengths)
+
+    def encode(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`forward`, on ``(batch, channels, window_samples)`` that is zero after each clip's length."""
+        raise NotImplementedError
+
+    def prepare(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        """Check the batch; zero what lies after each length; pad or trim the padding to the window. Returns float32."""
+        if waveform.ndim != 3 or waveform.shape[1] != self.num_channels:
+            expected = f"(batch, {self.num_channels}, time), {' or '.join(self.layouts)} at {self.sample_rate} Hz"
+            raise AudioError(
+                describe(
+                    f"input of encoder '{self.name}'",
+                    expected,
+                    f"shape {tuple(waveform.shape)}",
+                    "Convert the channels by name (audio_llm.audio) or choose an encoder with another layout.",
+                )
+            )
+        if lengths.shape != waveform.shape[:1]:
+            raise AudioError(
+                describe("lengths", f"one for each of {waveform.shape[0]} clips", f"shape {tuple(lengths.shape)}")
+            )
+        limit, time = self.window_samples, waveform.shape[2]
+        for row, length in enumerate(lengths.tolist()):
+            if not 1 <= length <= min(limit, time):
+                expected = f"1 to {min(limit, time)} samples (the window is {limit} samples, {self.window_seconds:g} s)"
+                raise AudioError(
+                    describe(
+                        f"clip {row} for encoder '{self.name}'",
+                        expected,
+                        f"{length} samples, {length / self.sample_rate:.2f} s",
+                        "Split long audio with audio_llm.audio.windows.",
+                    )
+                )
+        waveform = nn.functional.pad(waveform.float(), (0, limit - time))
+        inside = torch.arange(limit, device=waveform.device) < lengths.to(waveform.device)[:, None]
+        return torch.where(inside[:, None], waveform, 0.0)  # not a product: NaN may stand after the length
+
+    def train(self, mode: bool = True) -> AudioEncoder:
+        """Training mode only where something can learn: a frozen encoder keeps its statistics and drops nothing."""
+        return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
+
+
+def encoder_class(name: str) -> type[AudioEncoder]:
+    """The class registered under `name`; :class:`ConfigError` names the nearest one otherwise."""
+    if name not in ENCODERS:
+        known = ", ".join(sorted(ENCODERS))
+        raise ConfigError(f"encoder: no encoder '{name}'{nearest(str(name), ENCODERS)}. Known: {known}.")
+    module, _, attribute = ENCODERS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def build_encoder(config: dict[str, Any]) -> AudioEncoder:
+    """Encoder from ``{"name": "spatial_ast", ...}``; the other keys are fields of its configuration dataclass.
+
+    ``"preset": "tiny"`` starts from one of the class's presets; the keys beside it override it.
+    """
+    fields = dict(config)
+    name = fields.pop("name", None)
+    if name is None:
+        raise ConfigError(f"encoder: expected a 'name', one of {', '.join(sorted(ENCODERS))}.")
+    kind = encoder_class(name)
+    preset = fields.pop("preset", None)
+    if preset is not None:
+        if preset not in kind.presets:
+            known = ", ".join(sorted(kind.presets)) or "none"
+            hint = nearest(str(preset), kind.presets)
+            raise ConfigError(f"encoder {name}: no preset '{preset}'{hint}. Known: {known}.")
+        fields = {**kind.presets[preset], **fields}
+    return kind(recipes.build(kind.config_class, fields, where=f"encoder {name}"))  # type: ignore[call-arg]
+
+
+def encoder_config(encoder: AudioEncoder) -> dict[str, Any]:
+    """Inverse of :func:`build_encoder`: plain values, every field, fit for JSON."""
+    plain = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in dataclasses.asdict(encoder.config).items()
+    }
+    return {"name": encoder.name, **plain}
