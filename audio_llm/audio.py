@@ -1,0 +1,344 @@
+"""Audio in and out: a waveform that knows its channel layout, decoded, resampled, windowed, and never averaged unasked.
+
+Formats are those of libsndfile (wav, flac, ogg, mp3, opus, aiff, ...); resampling is soxr HQ (Robin Norwood, Rob Sykes,
+the SoX Resampler library). Amplitudes are float32 with full scale at ±1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from audio_llm.errors import AudioError, describe, nearest
+
+LAYOUT_CHANNELS: dict[str, int] = {"mono": 1, "stereo": 2, "binaural": 2, "foa": 4}
+# What a bare file means by its number of channels. Two channels are loudspeaker stereo unless somebody says binaural.
+LAYOUT_OF_COUNT: dict[int, str] = {1: "mono", 2: "stereo", 4: "foa"}
+FOA_CHANNELS = ("W", "Y", "Z", "X")  # ACN order, SN3D
+MIN_SAMPLES = 16  # 1 ms at 16 kHz: shorter than a period of anything audible, so a broken cut rather than a sound
+INT16_SCALE = 32768.0
+# Only these subtypes can carry NaN or Inf; integer and perceptual codecs cannot, so decoding them needs no scan.
+_FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """Samples ``(channels, time)`` float32, a rate in Hz and the meaning of the channels.
+
+    `layout` is ``mono`` (1), ``stereo`` (2: left, right), ``binaural`` (2: left ear, right ear) or ``foa`` (4: first
+    order ambisonics, ACN order W Y Z X, SN3D). :class:`AudioError` when the shape and the layout disagree.
+    """
+
+    samples: np.ndarray
+    sample_rate: int
+    layout: str
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUT_CHANNELS:
+            raise AudioError(
+                f"layout '{self.layout}' is unknown{nearest(self.layout, LAYOUT_CHANNELS)}; "
+                f"layouts: {', '.join(LAYOUT_CHANNELS)}."
+            )
+        expected = LAYOUT_CHANNELS[self.layout]
+        if self.samples.ndim != 2 or self.samples.shape[0] != expected:
+            raise AudioError(
+                describe(
+                    f"{self.layout} waveform", f"samples of shape ({expected}, time)", f"shape {self.samples.shape}"
+                )
+            )
+        if self.sample_rate <= 0:
+            raise AudioError(describe(f"{self.layout} waveform", "a positive sample rate", f"{self.sample_rate} Hz"))
+        if self.samples.dtype != np.float32:
+            object.__setattr__(self, "samples", self.samples.astype(np.float32))
+
+    @property
+    def num_channels(self) -> int:
+        return int(self.samples.shape[0])
+
+    @property
+    def num_samples(self) -> int:
+        return int(self.samples.shape[1])
+
+    @property
+    def seconds(self) -> float:
+        return self.num_samples / self.sample_rate
+
+
+def decode(
+    source: str | Path | bytes,
+    *,
+    layout: str | None = None,
+    name: str | None = None,
+    max_seconds: float = 600.0,
+) -> Waveform:
+    """Decode a file, or the bytes of one, at its own rate and with all of its channels.
+
+    Without `layout` the number of channels decides: 1 mono, 2 stereo, 4 foa. `name` is what errors call the audio.
+    Raises :class:`AudioError` for audio that is missing, empty, corrupt, cut short, not finite, shorter than
+    ``MIN_SAMPLES``, longer than `max_seconds`, or of a channel count that does not fit the layout.
+    """
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        name = name or "audio bytes"
+        data = bytes(source) if isinstance(source, (bytearray, memoryview)) else source
+    else:
+        name = name or str(source)
+        data = _read_file(Path(source), name)
+    if not data:
+        raise AudioError(describe(name, "an audio file", "an empty file of 0 bytes"))
+    fast = _decode_pcm16(data, name, max_seconds) if data[:4] == b"RIFF" else None
+    samples, sample_rate = fast if fast is not None else _decode_libsndfile(data, name, max_seconds)
+    channels, num_samples = samples.shape
+    layout = layout or LAYOUT_OF_COUNT.get(channels)
+    if layout is None:
+        raise AudioError(
+            describe(name, "1 (mono), 2 (stereo or binaural) or 4 (foa) channels", f"{channels} channels")
+            + " Pick or mix channels by name first (audio.select_channel)."
+        )
+    if LAYOUT_CHANNELS.get(layout, channels) != channels:
+        raise AudioError(describe(name, f"{LAYOUT_CHANNELS[layout]} channel(s) for layout '{layout}'", f"{channels}"))
+    if num_samples < MIN_SAMPLES:
+        found = "no samples" if num_samples == 0 else f"{num_samples} sample(s)"
+        raise AudioError(describe(name, f"at least {MIN_SAMPLES} samples per channel", found))
+    return Waveform(samples, sample_rate, layout)
+
+
+def _read_file(path: Path, name: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise AudioError(describe(name, "an audio file", "no such file")) from error
+    except OSError as error:
+        raise AudioError(describe(name, "a readable audio file", error.strerror or str(error))) from error
+
+
+def _check_length(num_samples: int, sample_rate: int, name: str, max_seconds: float) -> None:
+    if num_samples > max_seconds * sample_rate:
+        raise AudioError(
+            describe(
+                name,
+                f"at most {max_seconds:g} s of audio",
+                f"{num_samples / sample_rate:.1f} s",
+                "Cut it into parts first; nothing is shortened silently.",
+            )
+        )
+
+
+def _decode_pcm16(data: bytes, name: str, max_seconds: float) -> tuple[np.ndarray, int] | None:
+    """16-bit PCM WAV straight from memory, several times faster than through a codec library; None for other WAVs.
+
+    Returns ``(channels, time)`` float32 and the rate. A data chunk that promises more bytes than there are is an
+    error, except for the sizes 0 and 0xFFFFFFFF (and neighbours) that encoders leave when they write to a pipe.
+    """
+    if len(data) < 12 or data[8:12] != b"WAVE":
+        return None
+    position, form = 12, None
+    while position + 8 <= len(data):
+        chunk, size = data[position : position + 4], struct.unpack_from("<I", data, position + 4)[0]
+        body = position + 8
+        if chunk == b"fmt " and size >= 16 and body + 16 <= len(data):
+            form = struct.unpack_from("<HHIIHH", data, body)
+            if form[0] == 0xFFFE and size >= 26 and body + 26 <= len(data):  # WAVE_FORMAT_EXTENSIBLE
+                form = struct.unpack_from("<H", data, body + 24) + form[1:]
+        if chunk == b"data":
+            streamed = size == 0 or size >= 0xFFFFFFFF - 4096
+            present = len(data) - body
+            if size > present and not streamed:
+                raise AudioError(describe(name, f"{size} bytes of samples", f"{present}: the file is cut short"))
+            if form is None or form[0] != 1 or form[5] != 16 or not form[1] or not form[2] or form[4] != 2 * form[1]:
+                return None
+            channels, sample_rate = form[1], form[2]
+            count = (present if streamed else size) // (2 * channels)
+            _check_length(count, sample_rate, name, max_seconds)
+            frames = np.frombuffer(data, "<i2", count * channels, body).reshape(count, channels)
+            samples = np.empty((channels, count), np.float32)
+            np.multiply(frames.T, np.float32(1 / INT16_SCALE), out=samples)
+            return samples, sample_rate
+        position = body + size + (size & 1)
+    return None
+
+
+def _decode_libsndfile(data: bytes, name: str, max_seconds: float) -> tuple[np.ndarray, int]:
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            promised, sample_rate, subtype = file.frames, file.samplerate, file.subtype
+            _check_length(promised, sample_rate, name, max_seconds)
+            frames = file.read(dtype="float32", always_2d=True)  # (time, channels)
+    except (soundfile.LibsndfileError, RuntimeError, MemoryError) as error:
+        reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
+        raise AudioError(
+            describe(name, "decodable audio (wav, flac, ogg, mp3, opus)", f"{len(data)} bytes that are not: {reason}")
+        ) from error
+    if len(frames) < promised:
+        raise AudioError(describe(name, f"{promised} samples per channel", f"{len(frames)}: the file is cut short"))
+    if subtype in _FLOAT_SUBTYPES:
+        _check_finite(frames, name)
+    return np.ascontiguousarray(frames.T), sample_rate
+
+
+def _check_finite(samples: np.ndarray, name: str) -> None:
+    bad = samples.size - int(np.isfinite(samples).sum())
+    if bad:
+        raise AudioError(describe(name, "finite samples", f"{bad} of {samples.size} are NaN or Inf"))
+
+
+def quantise(waveform: Waveform, bits: int = 16) -> np.ndarray:
+    """Integers ``(channels, time)`` int32, full scale ``2**(bits - 1)``, rounded to the nearest.
+
+    The scale is that of decoding, so decode → encode → decode is exact (libsndfile's own float scale is 2^15 - 1 one
+    way and 2^15 the other, which fades a clip a little every time). Raises :class:`AudioError` above full scale.
+    """
+    _check_finite(waveform.samples, "waveform")
+    peak = float(np.abs(waveform.samples).max(initial=0.0))
+    if peak > 1.0:
+        raise AudioError(
+            describe(
+                "waveform",
+                f"peak at most 1 for {bits}-bit samples",
+                f"{peak:.3f}",
+                "Scale it first (audio.limit_peak), or write with subtype='FLOAT' to wav.",
+            )
+        )
+    full = 2 ** (bits - 1)
+    return np.clip(np.rint(waveform.samples.astype(np.float64) * full), -full, full - 1).astype(np.int32)
+
+
+def encode(waveform: Waveform, format: str = "flac", subtype: str = "PCM_16") -> bytes:
+    """Bytes of an audio file. ``PCM_16`` and ``PCM_24`` round trip exactly; clipping is an error, never silent.
+
+    Raises :class:`AudioError` for NaN/Inf, for a peak above 1 with an integer subtype, and for a pair of format and
+    subtype that libsndfile does not know. For ogg/mp3 pass their own `subtype` (``VORBIS``, ``OPUS``,
+    ``MPEG_LAYER_III``).
+    """
+    import soundfile
+
+    bits = {"PCM_16": 16, "PCM_24": 24}.get(subtype)
+    frames: np.ndarray
+    if bits is None:
+        _check_finite(waveform.samples, "waveform")
+        frames = waveform.samples.T
+    else:
+        integers = quantise(waveform, bits).T
+        frames = integers.astype(np.int16) if bits == 16 else integers << 8  # 24 bits are the top ones of an int32
+    buffer = io.BytesIO()
+    try:
+        soundfile.write(buffer, frames, waveform.sample_rate, format=format.upper(), subtype=subtype)
+    except (soundfile.LibsndfileError, ValueError, TypeError) as error:
+        raise AudioError(
+            describe(f"encoding {waveform.layout} audio", "a format and subtype libsndfile writes", f"{error}")
+        ) from error
+    return buffer.getvalue()
+
+
+def limit_peak(waveform: Waveform, peak: float = 1.0) -> Waveform:
+    """The same waveform, scaled down by one gain for all channels where its peak exceeds `peak` (levels stay related)."""
+    found = float(np.abs(waveform.samples).max(initial=0.0))
+    if found <= peak:
+        return waveform
+    return replace(waveform, samples=(waveform.samples * np.float32(peak / found)).clip(-peak, peak))
+
+
+def resample(waveform: Waveform, sample_rate: int) -> Waveform:
+    """The waveform at another rate in Hz (soxr HQ, linear phase: interchannel time differences are kept)."""
+    if sample_rate == waveform.sample_rate:
+        return waveform
+    if sample_rate <= 0:
+        raise AudioError(describe("resampling", "a positive sample rate", f"{sample_rate} Hz"))
+    import soxr
+
+    frames = soxr.resample(np.ascontiguousarray(waveform.samples.T), waveform.sample_rate, sample_rate, quality="HQ")
+    return replace(waveform, samples=np.ascontiguousarray(frames.T, dtype=np.float32), sample_rate=sample_rate)
+
+
+def check(waveform: Waveform, *, layouts: Sequence[str], sample_rate: int | None = None, name: str = "audio") -> None:
+    """Raise :class:`AudioError`, naming both sides, unless `waveform` has one of `layouts` and the stated rate."""
+    check_format(waveform.layout, waveform.sample_rate, layouts=layouts, sample_rate=sample_rate, name=name)
+
+
+def check_format(
+    layout: str, found_rate: int, *, layouts: Sequence[str] | None, sample_rate: int | None, name: str
+) -> None:
+    """:func:`check` for a layout and a rate that are known without the samples."""
+    if layouts is not None and layout not in layouts:
+        raise AudioError(
+            describe(
+                name,
+                f"layout {' or '.join(layouts)}",
+                layout,
+                "Channels are never mixed or invented unasked: use data of that layout, or name the conversion "
+                "(audio.downmix, audio.select_channel).",
+            )
+        )
+    if sample_rate is not None and found_rate != sample_rate:
+        raise AudioError(
+            describe(name, f"a sample rate of {sample_rate} Hz", f"{found_rate} Hz", "Resample it (audio.resample).")
+        )
+
+
+def windows(samples: np.ndarray, window_samples: int, max_windows: int, *, name: str = "audio") -> list[np.ndarray]:
+    """Cut ``(channels, time)`` into consecutive windows of `window_samples`; the last one keeps its shorter length.
+
+    Together they are the whole input. Raises :class:`AudioError` beyond `max_windows` and for empty input.
+    """
+    if window_samples < 1:
+        raise ValueError(f"window_samples must be positive, got {window_samples}")
+    total = samples.shape[-1]
+    if total == 0:
+        raise AudioError(describe(name, f"at least {MIN_SAMPLES} samples per channel", "no samples"))
+    count = -(-total // window_samples)
+    if count > max_windows:
+        raise AudioError(
+            describe(
+                name,
+                f"at most {max_windows} windows of {window_samples} samples",
+                f"{total} samples, {count} windows",
+                "Raise max_windows in the model's configuration or cut the audio; nothing is shortened silently.",
+            )
+        )
+    return [samples[..., start : start + window_samples] for start in range(0, total, window_samples)]
+
+
+def sha256(waveform: Waveform) -> str:
+    """Hex digest of the float32 samples (little endian, channel after channel), the rate and the layout."""
+    digest = hashlib.sha256(f"{waveform.layout} {waveform.sample_rate} {waveform.samples.shape}\n".encode())
+    digest.update(np.ascontiguousarray(waveform.samples, dtype="<f4").data)
+    return digest.hexdigest()
+
+
+def swap_channels(waveform: Waveform) -> Waveform:
+    """The scene mirrored left to right: stereo and binaural exchange their rows, FOA negates Y (azimuth → −azimuth)."""
+    if waveform.layout in ("stereo", "binaural"):
+        return replace(waveform, samples=np.ascontiguousarray(waveform.samples[::-1]))
+    if waveform.layout == "foa":
+        signs = np.array([1, -1, 1, 1], np.float32)[:, None]
+        return replace(waveform, samples=waveform.samples * signs)
+    raise AudioError(describe("swapping channels", "stereo, binaural or foa audio", waveform.layout))
+
+
+def select_channel(waveform: Waveform, channel: int | str) -> Waveform:
+    """One channel as mono, by index or by name: ``left``/``right`` (stereo, binaural), ``W``/``Y``/``Z``/``X`` (FOA)."""
+    names: dict[str, Sequence[str]] = {"stereo": ("left", "right"), "binaural": ("left", "right"), "foa": FOA_CHANNELS}
+    known = names.get(waveform.layout, ("mono",))
+    index: Any = known.index(channel) if isinstance(channel, str) and channel in known else channel
+    if isinstance(index, str) or not 0 <= index < waveform.num_channels:
+        expected = f"one of {', '.join(known)} or 0 to {waveform.num_channels - 1}"
+        raise AudioError(describe(f"channel of {waveform.layout} audio", expected, repr(channel)))
+    return Waveform(np.ascontiguousarray(waveform.samples[index : index + 1]), waveform.sample_rate, "mono")
+
+
+def downmix(waveform: Waveform, method: str) -> Waveform:
+    """Mono by a method the caller names: ``mean`` of all channels (mono, stereo, binaural) or ``omni`` (FOA's W)."""
+    if method == "omni" and waveform.layout == "foa":
+        return select_channel(waveform, "W")
+    if method == "mean" and waveform.layout != "foa":
+        return Waveform(waveform.samples.mean(axis=0, keepdims=True), waveform.sample_rate, "mono")
+    expected = "'omni'" if waveform.layout == "foa" else "'mean'"
+    raise AudioError(describe(f"downmix of {waveform.layout} audio", f"method {expected}", repr(method)))
