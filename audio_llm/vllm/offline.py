@@ -1,0 +1,216 @@
+"""The whole model in vLLM, in this process: requests in, completions out, in order and as they are ready.
+
+Evaluation uses it, and whatever else wants many answers without a server. Prompts are token ids with one
+``<|audio|>`` id per audio; vLLM's processor expands it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from audio_llm.audio import Waveform
+from audio_llm.errors import CheckpointError, require
+
+# vLLM builds its adapter buffers for one of these ranks.
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+@dataclass(frozen=True)
+class OfflineRequest:
+    """One prompt (text as the chat template wrote it) with its audios. `temperature` 0 is greedy."""
+
+    prompt: str
+    audios: tuple[Waveform, ...] = ()
+    temperature: float = 0.0
+    max_tokens: int = 256
+    seed: int | None = None
+    choices: tuple[str, ...] = ()  # restricts the reply to exactly one of these texts
+
+
+@dataclass(frozen=True)
+class OfflineCompletion:
+    """`logprobs` are those of the sampled ids; `error` tells why a request was refused, the rest is then empty."""
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    finish_reason: str = ""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    error: str = ""
+
+
+class OfflineEngine:
+    """vLLM with a checkpoint folder and, optionally, a PEFT adapter on its language model.
+
+    Raises :class:`PrerequisiteError` without vLLM and :class:`CheckpointError` for a folder that vLLM cannot load.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        adapter: str | Path | None = None,
+        *,
+        dtype: str = "auto",
+        max_model_len: int | None = None,
+        max_num_seqs: int = 64,
+        max_audios: int = 4,
+        seed: int = 0,
+    ) -> None:
+        require("vllm", "the vLLM engine", "vllm")
+        on_cpu = _prepare_environment()
+        from vllm import LLM
+
+        options: dict[str, Any] = {"enforce_eager": True, "block_size": 32} if on_cpu else {}
+        if adapter is not None:
+            options |= {"enable_lora": True, "max_lora_rank": lora_rank(Path(adapter)), "max_loras": 1}
+        try:
+            self._llm = LLM(
+                str(model),
+                dtype="float32" if dtype == "auto" and on_cpu else dtype,  # type: ignore[arg-type]
+                max_model_len=max_model_len or _default_length(Path(model)),
+                max_num_seqs=max_num_seqs,
+                limit_mm_per_prompt={"audio": max_audios},
+                seed=seed,
+                logprobs_mode="processed_logprobs",
+                disable_log_stats=True,
+                **options,
+            )
+        except (ValueError, OSError, RuntimeError) as error:
+            raise CheckpointError(f"model {model}: vLLM cannot load it ({_first_line(error)}).") from error
+        self._lora = _lora_request(adapter)
+        self._tokenizer = self._llm.get_tokenizer()
+        self._audio_token_id = int(self._llm.model_config.hf_config.audio_token_id)
+        self._in_flight = 2 * max_num_seqs  # a full waiting queue keeps every decoding slot taken
+
+    @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer, chat template included."""
+        return self._tokenizer
+
+    def generate(self, requests: Iterable[OfflineRequest]) -> Iterator[OfflineCompletion]:
+        """Completions in the order of `requests`, which are drawn lazily while earlier ones are still decoding.
+
+        A request that vLLM refuses (too long, wrong channels, a placeholder too many) gives a completion with its
+        `error`; the others go on.
+        """
+        source = enumerate(requests)
+        running: dict[str, int] = {}
+        done: dict[int, OfflineCompletion] = {}
+        following, exhausted = 0, False
+        try:
+            while running or not exhausted:
+                while not exhausted and len(running) < self._in_flight:
+                    entry = next(source, None)
+                    if entry is None:
+                        exhausted = True
+                        break
+                    name, refusal = self._enqueue(entry[1])
+                    if name is None:
+                        done[entry[0]] = OfflineCompletion(error=refusal)
+                    else:
+                        running[name] = entry[0]
+                for output in self._llm.llm_engine.step() if running else ():
+                    if output.finished:
+                        done[running.pop(output.request_id)] = _completion(output)
+                while following in done:
+                    yield done.pop(following)
+                    following += 1
+        finally:
+            if running:  # the caller stopped early: leave no request behind in the engine
+                self._llm.llm_engine.abort_request(list(running))
+
+    def close(self) -> None:
+        """Stop the engine and give its memory back."""
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+
+    def _enqueue(self, request: OfflineRequest) -> tuple[str | None, str]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
+
+        prompt: dict[str, Any] = {"prompt_token_ids": self._tokenizer.encode(request.prompt, add_special_tokens=False)}
+        if request.audios:
+            prompt["multi_modal_data"] = {"audio": [(audio.samples, audio.sample_rate) for audio in request.audios]}
+        params = SamplingParams(
+            temperature=request.temperature,
+            max_tokens=request.max_tokens,
+            seed=request.seed,
+            logprobs=0,
+            logit_bias={self._audio_token_id: -100.0},  # the placeholder is not a word the model may say
+            structured_outputs=StructuredOutputsParams(choice=list(request.choices)) if request.choices else None,
+        )
+        try:
+            names = self._llm.enqueue(prompt, params, lora_request=self._lora, use_tqdm=False)  # type: ignore[arg-type]
+        except ValueError as error:  # vLLM's validation errors are ValueErrors
+            return None, _first_line(error)
+        return names[0].partition("-")[0], ""  # outputs carry the name without vLLM's random suffix
+
+
+def lora_rank(adapter: Path) -> int:
+    """The smallest rank vLLM can be built for that holds the adapter's. Raises :class:`CheckpointError`."""
+    path = adapter / "adapter_config.json"
+    try:
+        rank = int(json.loads(path.read_text())["r"])
+    except (OSError, KeyError, ValueError) as error:
+        raise CheckpointError(f"adapter {adapter}: expected PEFT's adapter_config.json with r, found none.") from error
+    fitting = [size for size in LORA_RANKS if size >= rank]
+    if not fitting:
+        raise CheckpointError(f"adapter {adapter}: rank {rank} is above the largest that vLLM takes, {LORA_RANKS[-1]}.")
+    return fitting[0]
+
+
+def _lora_request(adapter: str | Path | None) -> Any:
+    if adapter is None:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("adapter", 1, str(Path(adapter).resolve()))
+
+
+def _prepare_environment() -> bool:
+    """What vLLM reads at import; values that the user has set stay. Returns whether there is no GPU."""
+    import torch
+
+    on_cpu = not torch.cuda.is_available()
+    settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    if on_cpu:
+        # One GiB of key-value cache is asked for by name: the default is a share of all memory, required to be free.
+        # Eager mode needs no compiler; without this switch the log-probability path still asks for g++.
+        settings |= {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_COMPILE_DISABLE": "1"}
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    return on_cpu
+
+
+def _default_length(model: Path) -> int | None:
+    """At most 4096 positions: a longer model would ask for a cache that evaluation never fills."""
+    try:
+        config = json.loads((model / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    positions = (config.get("text_config") or config).get("max_position_embeddings")
+    return min(int(positions), 4096) if positions else None
+
+
+def _completion(output: Any) -> OfflineCompletion:
+    choice = output.outputs[0]
+    ids = tuple(int(token) for token in choice.token_ids)
+    return OfflineCompletion(
+        text=choice.text,
+        token_ids=ids,
+        logprobs=tuple(float(row[token].logprob) for row, token in zip(choice.logprobs or (), ids, strict=False)),
+        finish_reason=str(choice.finish_reason or ""),
+        prompt_tokens=len(output.prompt_token_ids or ()),
+        cached_tokens=int(output.num_cached_tokens or 0),
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__

@@ -1,0 +1,154 @@
+"""Predictions: JSONL, one line per item and pass, from which every score is recomputed.
+
+A predictions file only ever grows by whole lines; a line torn by a kill is cut off when the run is taken up again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from audio_llm.errors import AudioLLMError, describe
+
+FILE_NAME = "predictions.jsonl"
+MANIFEST_NAME = "run.json"
+
+
+class PredictionsError(AudioLLMError):
+    """A predictions file or a run folder that cannot be used."""
+
+
+@dataclass
+class Prediction:
+    """One answer. `control` is "" for the true audio, else the control's name; `error` tells why there is no answer.
+
+    `gold` and `choices` are those of the pass (mirrored under ``swap``, permuted under ``shuffled_options``).
+    `seconds` is the wall time of the batch divided by its size where the engine batches.
+    """
+
+    id: str
+    question_type: str
+    format: str
+    question: str
+    choices: list[str]
+    gold: str
+    raw: str = ""
+    control: str = ""
+    temperature: float = 0.0
+    sample: int = 0
+    seed: int = 0
+    finish_reason: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_hash: str = ""
+    seconds: float = 0.0
+    error: str = ""
+    clip: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def key(self) -> tuple[str, str, float, int]:
+        """What makes a line unique in a run: item, control, temperature, sample."""
+        return self.id, self.control, self.temperature, self.sample
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line: str, where: str) -> Prediction:
+        try:
+            tree = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise PredictionsError(describe(where, "one JSON object a line", f"{line[:60]!r} ({error.msg})")) from error
+        names = {entry.name for entry in dataclasses.fields(cls)}
+        required = ("id", "question_type", "format", "question", "choices", "gold", "raw")
+        missing = [name for name in required if not isinstance(tree, dict) or name not in tree]
+        if missing:
+            raise PredictionsError(describe(where, f"the keys {', '.join(required)}", f"no {', '.join(missing)}"))
+        return cls(**{name: value for name, value in tree.items() if name in names})
+
+
+def read(path: str | Path) -> list[Prediction]:
+    """All predictions of a file or run folder, in order. Raises :class:`PredictionsError` (missing, torn, doubled)."""
+    path = Path(path)
+    path = path / FILE_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise PredictionsError(
+            describe(str(path), "a predictions file", "none", "Make one with: audio-llm eval MODEL SHARDS --out RUN.")
+        )
+    rows = [
+        Prediction.from_json(line, f"{path} line {number}")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if line.strip()
+    ]
+    _refuse_doubles(rows, path)
+    return rows
+
+
+def mend(path: Path) -> list[Prediction]:
+    """Predictions of an interrupted run: a last line without its newline is cut from the file, the rest is kept."""
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    return read(path)
+
+
+class PredictionWriter:
+    """Appends predictions; after :meth:`write` returns, the lines survive a kill of the process and of the machine."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, rows: Iterable[Prediction]) -> None:
+        self._file.write("".join(row.to_json() + "\n" for row in rows))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> PredictionWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_manifest(run: str | Path) -> dict[str, Any]:
+    """The run's ``run.json``; an empty mapping where only a predictions file is given."""
+    path = Path(run) / MANIFEST_NAME
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, ValueError, TypeError) as error:
+        raise PredictionsError(describe(str(path), "a JSON object", str(error))) from error
+
+
+def _refuse_doubles(rows: list[Prediction], path: Path) -> None:
+    seen: set[tuple[str, str, float, int]] = set()
+    for row in rows:
+        if row.key in seen:
+            raise PredictionsError(
+                describe(str(path), "every item once a pass", f"'{row.id}' twice ({row.control or 'true audio'})")
+            )
+        seen.add(row.key)
