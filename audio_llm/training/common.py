@@ -1,0 +1,427 @@
+"""What SFT and GRPO share: what is trained, how a run is launched, logged, stopped, saved and resumed.
+
+Both use the Transformers ``Trainer`` (TRL's trainers are subclasses of it), so everything here is either a setting of
+the model before the trainer sees it, or a trainer callback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from audio_llm.errors import ConfigError, TrainingError, describe
+
+# Served adapters must touch the language model only. An encoder may have layers of the same names, hence the full path.
+LANGUAGE_MODEL_LINEARS = (
+    r"model\.language_model\.layers\.\d+\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)"
+)
+ENCODER, PROJECTOR, LANGUAGE_MODEL = "model.audio_encoder", "model.projector", "model.language_model"
+COMPLETE = "complete.json"  # the last file of a checkpoint: without it, the checkpoint was cut off while being written
+
+
+# --------------------------------------------------------------------------------------------------------- the recipe
+
+
+@dataclass
+class LoRARecipe:
+    """Low-rank adapters (Hu et al. 2021) on the attention and MLP linears of the language model."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    rank_stabilized: bool = False
+
+
+@dataclass
+class ModelRecipe:
+    """Either `path` (a checkpoint folder) or the three parts to assemble one from."""
+
+    path: Path | None = None
+    encoder: dict[str, Any] | None = None
+    language_model: dict[str, Any] | None = None
+    projector: dict[str, Any] | None = None
+    attention: str = "sdpa"
+
+
+Precision = Literal["auto", "fp32", "bf16"]
+EncoderTraining = Literal["frozen", "lora", "full"]
+ProjectorTraining = Literal["full", "frozen"]
+
+
+def resolve_precision(precision: Precision) -> Literal["fp32", "bf16"]:
+    """``auto`` is bf16 where the accelerator computes it natively, else fp32."""
+    if precision != "auto":
+        return precision
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+
+
+# ---------------------------------------------------------------------------------------------------------- the model
+
+
+def load_model(recipe: ModelRecipe, output: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """The model and processor a recipe names; parts are assembled once into ``output/start``.
+
+    Raises :class:`ConfigError` when the recipe names neither a checkpoint nor all parts.
+    """
+    from transformers import AutoModelForCausalLM, AutoProcessor
+
+    import audio_llm
+
+    audio_llm.register()
+    folder = recipe.path or assemble(recipe, output / "start")
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            describe(
+                f"model.path {folder}", "a checkpoint folder with config.json", "none", "Check the path in the recipe."
+            )
+        )
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=recipe.attention)
+    return model, processor
+
+
+def assemble(recipe: ModelRecipe, folder: Path) -> Path:
+    """Build the starting checkpoint from the parts; the first process builds, the others wait for it."""
+    from accelerate import PartialState
+
+    from audio_llm.checkpoints.build import build_checkpoint
+
+    if not (recipe.encoder and recipe.language_model):
+        raise ConfigError("model: expected 'path', or 'encoder' and 'language_model' to assemble; found neither.")
+    for part, value in (("encoder", recipe.encoder), ("language_model", recipe.language_model)):
+        if "path" not in value:
+            raise ConfigError(f"model.{part}: missing key path.")
+    with PartialState().main_process_first():
+        if not (folder / "config.json").is_file():
+            build_checkpoint(
+                encoder=recipe.encoder["path"],
+                language_model=recipe.language_model["path"],
+                output=folder,
+                projector=recipe.projector or {},
+            )
+    return folder
+
+
+def freeze(module: nn.Module) -> None:
+    """No gradients, and evaluation mode that survives ``model.train()`` (trainers call it before every step)."""
+    module.requires_grad_(False)
+    module.eval()
+    module.register_forward_pre_hook(lambda frozen, _: frozen.eval() if frozen.training else None)
+
+
+def encoder_linears(model: nn.Module) -> list[str]:
+    """Full names of the encoder's linears that LoRA can wrap.
+
+    ``nn.MultiheadAttention`` reads its output projection's weight without calling it, so that one cannot be wrapped.
+    """
+    inside_attention = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention))
+    return [
+        name
+        for name, module in model.named_modules()
+        if name.startswith(f"{ENCODER}.")
+        and isinstance(module, nn.Linear)
+        and not name.startswith(inside_attention or ("\0",))
+    ]
+
+
+def lora_config(model: nn.Module, lora: LoRARecipe, encoder: EncoderTraining, projector: ProjectorTraining) -> Any:
+    """The PEFT configuration of a run: language-model linears, the projector in full, the encoder as asked for."""
+    from peft import LoraConfig
+
+    targets = LANGUAGE_MODEL_LINEARS
+    if encoder == "lora":
+        names = encoder_linears(model)
+        if not names:
+            raise ConfigError(
+                "encoder: lora, but the encoder has no linear layer that LoRA can wrap; use frozen or full."
+            )
+        targets = f"{targets}|{'|'.join(re.escape(name) for name in names)}"
+    whole = [PROJECTOR] if projector == "full" else []
+    if encoder == "full":
+        whole.append(ENCODER)
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=lora.rank_stabilized,
+        target_modules=targets,
+        modules_to_save=whole or None,
+    )
+
+
+def make_trainable(
+    model: Any, *, lora: LoRARecipe | None, encoder: EncoderTraining = "frozen", projector: ProjectorTraining = "full"
+) -> Any:
+    """Set what is trained and return the model: wrapped by PEFT with `lora`, else its whole language model trains.
+
+    Trained parameters are float32, whatever the frozen ones are: an update of 1e-5 is lost in bfloat16's 8 bits.
+    """
+    if encoder == "lora" and lora is None:
+        raise ConfigError("encoder: lora needs a 'lora' group in the recipe.")
+    if encoder == "frozen":
+        freeze(model.get_submodule(ENCODER))
+    if projector == "frozen":
+        freeze(model.get_submodule(PROJECTOR))
+    if lora is not None:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, lora_config(model, lora, encoder, projector))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def trainable_map(model: nn.Module) -> dict[str, Any]:
+    """Parameters of each part: how many, how many are trained, and the names of the trained ones."""
+    parts: dict[str, dict[str, int]] = {}
+    names = []
+    for name, parameter in model.named_parameters():
+        if ".original_module." in name:  # PEFT's untouched copy of a module that is trained in full
+            continue
+        # Under ZeRO-3 a parameter is an empty local stub; DeepSpeed keeps its true size in ds_numel.
+        count = getattr(parameter, "ds_numel", parameter.numel())
+        part = next(
+            (p for p in (ENCODER, PROJECTOR, LANGUAGE_MODEL) if p in name), "lm_head" if "lm_head" in name else "other"
+        )
+        entry = parts.setdefault(part.removeprefix("model."), {"parameters": 0, "trained": 0})
+        entry["parameters"] += count
+        if parameter.requires_grad:
+            entry["trained"] += count
+            names.append(name)
+    total = {key: sum(part[key] for part in parts.values()) for key in ("parameters", "trained")}
+    return {"parts": parts, "total": total, "trained_names": names}
+
+
+def print_trainable(summary: Mapping[str, Any]) -> None:
+    """One line per part, then the total."""
+    for part, counts in [*summary["parts"].items(), ("total", summary["total"])]:
+        share = counts["trained"] / max(counts["parameters"], 1)
+        print(f"  {part:<16} {counts['parameters']:>14,} parameters, {counts['trained']:>13,} trained ({share:.1%})")
+
+
+# --------------------------------------------------------------------------------------------------------- the launch
+
+
+def prepare_torch() -> None:
+    """Settings every training process needs, before the trainer is built (idempotent)."""
+    # When several CPU processes train, Trainer reloads states with map_location="cpu:0"; torch knows only "cpu".
+    if not getattr(torch.serialization, "_audio_llm_cpu_index", False):
+        torch.serialization.register_package(5, lambda _: None, _restore_numbered_cpu)
+        torch.serialization._audio_llm_cpu_index = True  # type: ignore[attr-defined]
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads and threads.isdigit():
+        torch.set_num_threads(int(threads))
+
+
+def _restore_numbered_cpu(storage: Any, location: Any) -> Any:
+    return storage if str(location).startswith("cpu:") else None
+
+
+def launched_processes(environment: Mapping[str, str] | None = None) -> tuple[int | None, str]:
+    """How many processes the launcher was asked for, as far as its environment tells, and which variable tells it.
+
+    ``accelerate launch`` without ``--multi_gpu`` starts a single process whatever ``--num_processes`` says; what it
+    leaves behind then is a rendezvous address without a world size, which means "more than one": reported as 2.
+    """
+    env = os.environ if environment is None else environment
+    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        if env.get(name, "").isdigit():
+            return int(env[name]), name
+    if "ACCELERATE_MIXED_PRECISION" in env and "MASTER_ADDR" in env:
+        return 2, "MASTER_ADDR without WORLD_SIZE, left by accelerate launch with num_processes > 1"
+    return None, ""
+
+
+def check_launch(world_size: int, expected: int | None = None, environment: Mapping[str, str] | None = None) -> None:
+    """Raise :class:`TrainingError` when a launch for several processes became fewer, silently.
+
+    `expected` is what the recipe (``processes``) or the command line (``--expect-processes``) states.
+    """
+    cure = (
+        "Start several processes with 'accelerate launch --config_file recipes/accelerate/cpu_2.yaml -m audio_llm …', "
+        "'accelerate launch --multi_gpu --num_processes N' (without --cpu, also on a machine without GPU) or torchrun."
+    )
+    if expected is not None and expected != world_size:
+        raise TrainingError(describe("launch", f"{expected} processes (as stated)", f"{world_size}", cure))
+    asked, source = launched_processes(environment)
+    if asked is not None and asked > 1 and world_size == 1:
+        raise TrainingError(describe("launch", f"several processes ({source})", "1", cure))
+
+
+# ------------------------------------------------------------------------------------------------- logging and saving
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one JSON line with a single write, so that lines of several processes do not mix."""
+    with open(path, "a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All complete JSON lines of `path`; a last line that a killed process left unfinished is dropped."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop the lines of a JSONL log beyond `step`: a resumed run does these steps again."""
+    if path.is_file():
+        kept = [record for record in read_lines(path) if record.get("step", 0) <= step]
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        os.replace(temporary, path)
+
+
+class MetricsFile(TrainerCallback):
+    """``metrics.jsonl``: one line per logged step, full precision, with samples seen and seconds of training."""
+
+    def __init__(self, path: Path, samples_per_step: int, dataset_size: int):
+        self.path, self.samples_per_step, self.dataset_size = path, samples_per_step, dataset_size
+        self.started = time.monotonic()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started = time.monotonic()
+        if state.is_world_process_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            forget_after(self.path, state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+            return
+        samples = state.global_step * self.samples_per_step
+        record = {"step": state.global_step, "samples": samples, "epoch": samples / max(self.dataset_size, 1)}
+        record |= {key: value for key, value in logs.items() if key != "epoch"}
+        append_line(self.path, record | {"seconds": round(time.monotonic() - self.started, 3)})
+
+
+class Checkpoints(TrainerCallback):
+    """Mark a checkpoint complete after its last file, then drop the oldest beyond `keep`.
+
+    The trainer's own rotation runs before the new checkpoint is known to be whole, so it is switched off
+    (``save_total_limit=None``). `position` goes into the marker: the coordinates of the data stream.
+    """
+
+    def __init__(self, folder: Path, keep: int, position: Mapping[str, Any]):
+        self.folder, self.keep, self.position = folder, keep, dict(position)
+
+    def on_save(self, args, state, control, **kwargs):
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()  # every process has written its own files (random states, ZeRO partitions)
+        if not state.is_world_process_zero:
+            return
+        newest = self.folder / f"checkpoint-{state.global_step}"
+        write_json(newest / COMPLETE, {"step": state.global_step, **self.position})
+        for old in complete_checkpoints(self.folder)[: -self.keep or None]:
+            shutil.rmtree(old)
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints that were written to the end, oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def find_resume(folder: Path, resume: str, position: Mapping[str, Any]) -> Path | None:
+    """The checkpoint to go on from: ``auto`` takes the last complete one, ``never`` none, a path that one.
+
+    Raises :class:`ConfigError` when its data stream (data, seed, batch, style) is not the one that `position` tells.
+    """
+    if resume == "never":
+        return None
+    if resume == "auto":
+        found = complete_checkpoints(folder)
+        if not found:
+            return None
+        checkpoint = found[-1]
+    else:
+        checkpoint = Path(resume)
+        if not (checkpoint / COMPLETE).is_file():
+            raise ConfigError(
+                describe(f"resume {checkpoint}", "a complete checkpoint", "none", "Use auto, never or a path.")
+            )
+    saved = json.loads((checkpoint / COMPLETE).read_text())
+    for key, value in position.items():
+        if saved.get(key) != value:
+            raise ConfigError(
+                describe(
+                    f"resume from {checkpoint}",
+                    f"the same {key} as when it was saved ({saved.get(key)!r})",
+                    repr(value),
+                    "Set resume=never to start over, or choose another output folder.",
+                )
+            )
+    return checkpoint
+
+
+class TimeBudget(TrainerCallback, ExportableState):
+    """Stop after `seconds` of training, counted from the first step (after loading and compiling), over all resumes.
+
+    All processes follow the clock of the first one, so that they stop at, and schedule by, the same step.
+    """
+
+    def __init__(self, seconds: float, elapsed: float = 0.0):
+        self.seconds, self.elapsed, self._last = seconds, elapsed, time.monotonic()
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {"seconds": self.seconds}, "attributes": {"elapsed": self.elapsed}}
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is used up, 0 to 1."""
+        return min(self.elapsed / self.seconds, 1.0)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._last = time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        now = time.monotonic()
+        elapsed = torch.tensor(self.elapsed + now - self._last, dtype=torch.float64, device=args.device)
+        self._last = now
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.broadcast(elapsed, src=0)
+        self.elapsed = float(elapsed)
+        if self.elapsed >= self.seconds:
+            control.should_training_stop = True
+            control.should_save = args.save_strategy != "no"
+        return control
+
+
+class StopOnNaN(TrainerCallback):
+    """A loss that is not a number never comes back; the checkpoint before it is worth more than hours after it."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        loss = (logs or {}).get("loss")
+        if loss is not None and loss != loss:
+            raise TrainingError(
+                describe(
+                    f"step {state.global_step}", "a finite loss", "NaN", "Lower learning_rate, or use precision=fp32."
+                )
+            )
