@@ -54,7 +54,9 @@ def build(kind: type[T], tree: dict[str, Any], where: str = "config") -> T:
     values: dict[str, Any] = {}
     for key, value in tree.items():
         if key not in fields:
-            raise ConfigError(f"{where}: unknown key '{key}'{nearest(key, fields)}. Known keys: {', '.join(sorted(fields))}.")
+            raise ConfigError(
+                f"{where}: unknown key '{key}'{nearest(key, fields)}. Known keys: {', '.join(sorted(fields))}."
+            )
         values[key] = _convert(hints[key], value, f"{where}: {key}")
     missing = [
         name
@@ -88,7 +90,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is typing.Literal:
         if value not in typing.get_args(hint):
             options = [str(option) for option in typing.get_args(hint)]
-            raise ConfigError(f"{where}: expected one of {', '.join(options)}, found {value!r}{nearest(str(value), options)}.")
+            raise ConfigError(
+                f"{where}: expected one of {', '.join(options)}, found {value!r}{nearest(str(value), options)}."
+            )
         return value
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):

@@ -1,0 +1,288 @@
+"""The one place where a question becomes a prompt and a reply is read back.
+
+SFT, GRPO, evaluation and serving all call this module, so that a model is asked in the words it was taught in.
+A reply is ``<think>…</think>``, optionally ``<semantic_elements>…</semantic_elements>``, then ``<answer>…</answer>``
+(the think - semantics - answer form of AudSemThinker, Wijngaard et al. 2025).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import Any, Protocol
+
+AUDIO_TOKEN = "<|audio|>"
+STYLES = ("answer", "think", "think_semantics")
+TAGS = ("think", "semantic_elements", "answer")
+
+# (opens the user's turn, closes a turn, opens the assistant's turn) by the marker a tokenizer already knows.
+# The last row needs no special token: it serves base models without a chat format.
+TURN_MARKERS = {
+    "<|im_start|>": ("<|im_start|>{role}\n", "<|im_end|>\n"),
+    "<|start_header_id|>": ("<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>"),
+    "": ("### {role}:\n", "\n\n"),
+}
+
+
+class Question(Protocol):
+    """What a prompt is made of; ``audio_llm.shards.schema.Sample`` is one."""
+
+    question: str
+    choices: Sequence[str]
+    answer: str | None
+    thinking: str | None
+    semantic_elements: Mapping[str, Any] | None
+
+
+def chat_template(marker: str = "<|im_start|>", bos_token: str | None = None) -> str:
+    """The Jinja chat template for a tokenizer that knows `marker` (a key of ``TURN_MARKERS``).
+
+    A literal ``<|audio|>`` typed by a user is removed: it would be tokenized as the real placeholder and take over the
+    position of the audio.
+    """
+    opening, closing = TURN_MARKERS[marker]
+    start = opening.format(role="' + message['role'] + '")
+    quote = "'{}'".format
+    clean = f"| replace('{AUDIO_TOKEN}', '')"
+    bos = "{{ " + quote(bos_token) + " }}" if bos_token else ""
+    return (
+        bos + "{% for message in messages %}{{ " + quote(start.replace("\n", "\\n")) + " }}"
+        "{% if message['content'] is string %}{{ message['content'] " + clean + " }}{% else %}"
+        "{% for part in message['content'] %}"
+        "{% if part['type'] in ('audio', 'input_audio', 'audio_url') %}{{ '" + AUDIO_TOKEN + "' }}"
+        "{% elif part['type'] == 'text' %}{{ part['text'] " + clean + " }}{% endif %}{% endfor %}{% endif %}"
+        "{{ " + quote(closing.replace("\n", "\\n")) + " }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ "
+        + quote(opening.format(role="assistant").replace("\n", "\\n"))
+        + " }}{% endif %}"
+    )
+
+
+CHAT_TEMPLATE = chat_template()
+
+
+def question_text(question: str, choices: Sequence[str] = ()) -> str:
+    """The user's words: the question, then one lettered line per choice."""
+    if not choices:
+        return question
+    lines = [f"({letter}) {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False)]
+    return "\n".join([question, "Choices:", *lines])
+
+
+def conversation(
+    item: Question, *, style: str | None = None, audios: int = 1, instruction: str | None = None
+) -> list[dict[str, Any]]:
+    """Chat messages for `item`: the user's turn (audio parts first) and, with a `style`, the assistant's turn."""
+    text = question_text(item.question, item.choices or ())
+    if instruction:
+        text = f"{text}\n{instruction}"
+    content: list[dict[str, Any]] = [{"type": "audio"} for _ in range(audios)]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
+    if style is not None:
+        messages.append({"role": "assistant", "content": target_text(item, style)})
+    return messages
+
+
+def answer_text(item: Question) -> str:
+    """The answer as the model should write it: ``(B) rain`` for a choice question, else the answer itself."""
+    if item.answer is None:
+        raise ValueError(f"question {item.question!r} has no answer to learn from")
+    choices = list(item.choices or ())
+    if item.answer in choices:
+        return f"({ascii_uppercase[choices.index(item.answer)]}) {item.answer}"
+    return item.answer
+
+
+def target_text(item: Question, style: str) -> str:
+    """The assistant's turn in one of ``STYLES``; parts that the item lacks are left out."""
+    if style not in STYLES:
+        raise ValueError(f"style {style!r}: expected one of {', '.join(STYLES)}")
+    parts = []
+    if style != "answer" and item.thinking:
+        parts.append(f"<think>{item.thinking}</think>")
+    if style == "think_semantics" and item.semantic_elements:
+        elements = "; ".join(f"{key}: {_flat(value)}" for key, value in item.semantic_elements.items())
+        parts.append(f"<semantic_elements>{elements}</semantic_elements>")
+    parts.append(f"<answer>{answer_text(item)}</answer>")
+    return "\n".join(parts)
+
+
+def _flat(value: Any) -> str:
+    return ", ".join(str(part) for part in value) if isinstance(value, (list, tuple)) else str(value)
+
+
+def prompt_hash(text: str) -> str:
+    """First 16 hex digits of the SHA-256 of a rendered prompt."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# ------------------------------------------------------------------------------------------------ reading a reply
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """Which option a text names. `how` is letter, text, both or mention; `problem` says why there is none."""
+
+    index: int | None
+    how: str | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply taken apart. `answer` is the text of the answer; `choice` the option it resolves to."""
+
+    raw: str
+    thinking: str | None
+    semantic_elements: str | None
+    answer: str
+    choice: int | None
+    how: str | None
+    problem: str | None
+
+
+# Words that turn the mention after them into a denial ("not rain", "rather than a dog").
+_NEGATORS = re.compile(
+    r"\b(?:not|no|never|neither|nor|without|except|excluding|instead of|rather than|isn't|wasn't|aren't|isnt|cannot|can't|"
+    r"doesn't|don't|didn't|unlike)\s+(?:\w+\s+){0,2}$"
+)
+_LETTER_ONLY = re.compile(
+    r"^[\s\"'*]*(?:option|choice|answer)?\s*[:(\[]*\s*([A-Za-z])\s*[)\].:,\"'*]*\s*$", re.IGNORECASE
+)
+_LETTER_FIRST = re.compile(
+    r"^[\s\"'*]*(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])\s*[).:,\-]|([A-Z])\s)\s*(.+)$", re.DOTALL
+)
+_LETTER_INSIDE = re.compile(
+    r"\((?P<a>[A-Z])\)|\b(?:option|choice|answer)(?:\s+is)?\s*:?\s*\(?(?P<b>[A-Z])\b(?!\s+[a-z])", re.IGNORECASE
+)
+
+
+def normalise(text: str) -> str:
+    """Lower case, single spaces, no quotes, emphasis or closing punctuation; accents, signs and inner marks stay."""
+    text = re.sub(r"\s+", " ", text.replace("’", "'")).strip().casefold()
+    return text.strip(" \"'*`").rstrip(".!,;:").strip(" \"'*`")
+
+
+def resolve_option(text: str, choices: Sequence[str]) -> Resolution:
+    """Resolve `text` to exactly one of `choices`, or say why not. Never guesses.
+
+    In order: the text *is* an option; it is a letter; it is a letter with an option (which must agree); exactly one
+    option is mentioned and not denied, and a letter in the text does not contradict it. A single letter that is itself
+    an option's text (a musical key, a stress mark) is that option, not a label. Of equal options the first is returned.
+    """
+    wanted = normalise(text)
+    options = [normalise(choice) for choice in choices]
+    if not wanted:
+        return Resolution(None, problem="empty")
+    if not options:
+        return Resolution(None, problem="no choices")
+    if wanted in options:
+        return Resolution(options.index(wanted), "text")
+    if match := _LETTER_ONLY.match(text):
+        return _by_letter(match[1], options)
+    if match := _LETTER_FIRST.match(text):
+        letter, rest = next(group for group in match.groups()[:4] if group), match[5]
+        inner = _resolve_words(normalise(rest), options)
+        index = ascii_uppercase.index(letter.upper())
+        if inner.index is not None and index < len(options):
+            if options[inner.index] == options[index]:
+                return Resolution(inner.index, "both")
+            # "A dog …" starts with an article, not with a label; a label is bracketed or followed by a mark.
+            if match[4] is None:
+                return Resolution(
+                    None, problem=f"contradiction: letter {letter.upper()} beside option {inner.index + 1}"
+                )
+        elif inner.problem == "no option named" and match[4] is None and index < len(options) and not _denied(text):
+            return Resolution(None, problem=f"letter {letter.upper()} beside words that are no option")
+    found = _resolve_words(wanted, options)
+    letters = {
+        (match["a"] or match["b"]).upper()
+        for match in _LETTER_INSIDE.finditer(text)
+        if not _NEGATORS.search(text[: match.start()])
+    }
+    letters = {letter for letter in letters if ascii_uppercase.index(letter) < len(options)}
+    if found.index is not None:
+        if any(options[ascii_uppercase.index(letter)] != options[found.index] for letter in letters):
+            return Resolution(None, problem="contradiction between letter and text")
+        return Resolution(found.index, "both" if letters else "mention")
+    if found.problem == "no option named" and len(letters) == 1:
+        return _by_letter(letters.pop(), options)
+    return found
+
+
+def _denied(text: str) -> bool:
+    return bool(re.search(r"\b(?:not|no|never|isn't)\b", text.casefold()))
+
+
+def _by_letter(letter: str, options: Sequence[str]) -> Resolution:
+    index = ascii_uppercase.index(letter.upper())
+    if index < len(options):
+        return Resolution(options.index(options[index]), "letter")
+    return Resolution(None, problem=f"letter {letter.upper()} beyond the {len(options)} options")
+
+
+def _resolve_words(text: str, options: Sequence[str]) -> Resolution:
+    """Exactly one option named in running text and not denied; an option inside a longer named one does not count."""
+    spans: list[tuple[int, int, int]] = []
+    for option in dict.fromkeys(options):  # equal options are one option: the first of them stands for all
+        index = options.index(option)
+        for match in re.finditer(rf"(?<![\w#]){re.escape(option)}(?![\w#])", text) if option else ():
+            spans.append((match.start(), match.end(), index))
+    spans = [a for a in spans if not any(b[0] <= a[0] and a[1] <= b[1] and b[1] - b[0] > a[1] - a[0] for b in spans)]
+    affirmed = {index for start, _, index in spans if not _NEGATORS.search(text[:start])}
+    if len(affirmed) == 1:
+        return Resolution(affirmed.pop(), "mention")
+    if affirmed:
+        return Resolution(None, problem="several options named")
+    return Resolution(None, problem="only denied" if spans else "no option named")
+
+
+def _blocks(text: str, tag: str) -> list[str]:
+    return [match.strip() for match in re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)]
+
+
+def strip_turn_markers(text: str) -> str:
+    """Remove end-of-turn markers that a decoder left at the end of a reply."""
+    return re.sub(r"(?:<\|im_end\|>|<\|eot_id\|>|<\|endoftext\|>|</s>|<\|end_of_text\|>)\s*$", "", text.strip()).strip()
+
+
+def read_reply(text: str, choices: Sequence[str] = ()) -> Reply:
+    """Take a reply apart. Without an answer tag the words after the thinking count, and `problem` says so.
+
+    Several answer blocks count only when they all resolve to the same option.
+    """
+    body = strip_turn_markers(text)
+    thinking, elements, answers = (_blocks(body, tag) for tag in TAGS)
+    problem: str | None = None
+    if not answers:
+        problem = "no answer tag"
+        rest = re.split(r"</semantic_elements>|</think>", body)[-1]
+        if "<think>" in rest:  # the thinking never ended: whatever it mentions is not an answer
+            rest, problem = "", "thinking not closed"
+        answers = [re.sub(r"</?answer>", "", rest).strip()]
+    resolutions = [resolve_option(answer, choices) for answer in answers] if choices else []
+    choice = how = None
+    if resolutions:
+        first = resolutions[0]
+        if len({resolution.index for resolution in resolutions}) > 1:
+            problem = "several different answers"
+        elif first.index is None:
+            problem = problem or first.problem
+        else:
+            choice, how = first.index, first.how
+    elif len({normalise(answer) for answer in answers}) > 1:
+        problem = "several different answers"
+    if not answers[-1] and problem is None:
+        problem = "empty"
+    return Reply(
+        raw=text,
+        thinking=thinking[0] if thinking else None,
+        semantic_elements=elements[0] if elements else None,
+        answer=answers[-1],
+        choice=choice,
+        how=how,
+        problem=problem,
+    )

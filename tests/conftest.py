@@ -1,0 +1,159 @@
+"""Shared small models: real checkpoint folders with random weights, through the code that assembles big ones."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads of several processes starve each other
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+import pytest  # noqa: E402
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+LAYOUT_OF = {1: "mono", 2: "binaural", 4: "foa"}
+
+
+def tiny_corpus() -> list[str]:
+    """Text enough to train a small byte-level tokenizer on."""
+    words = "dog rain bell siren left right front behind near far yes no metres".split()
+    lines = [f"Which sound is heard? The {a} is {b}, 2 m away." for a in words for b in words]
+    return [
+        *lines,
+        "<think>I hear a dog on the left.</think>\n<answer>(A) dog</answer>\nChoices:\n(B) rain (C) bell (D) siren",
+    ]
+
+
+def make_checkpoint(folder: Path, family: str = "qwen2", channels: int = 2, tie: bool = False, seed: int = 0) -> Path:
+    """A checkpoint folder with random weights: `family` qwen2 | qwen3 | llama, 1, 2 or 4 channels, 0.64 s windows."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from audio_llm.checkpoints.build import build_checkpoint, load_model
+    from audio_llm.encoders import build_encoder
+    from audio_llm.training.language_model import train_tokenizer
+
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(tiny_corpus(), vocabulary=400)
+    sizes = dict(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=tie,
+        initializer_range=0.1,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    if family != "qwen2":
+        # vLLM's CPU attention wants heads of 32 or more elements
+        sizes["head_dim"] = 32
+    else:
+        sizes.update(hidden_size=128)
+    language_model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
+    encoder = build_encoder(
+        {
+            "name": "spatial_ast",
+            "preset": "tiny",
+            "layout": LAYOUT_OF[channels],
+            "window_seconds": 0.64,
+            "target_frames": 32,
+            "hidden_size": 48,
+            "depth": 2,
+            "heads": 4,
+        }
+    )
+    build_checkpoint(
+        folder,
+        encoder=encoder,
+        language_model=language_model,
+        tokenizer=tokenizer,
+        projector=dict(
+            num_query_tokens=4, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96
+        ),
+        max_windows=3,
+        seed=seed,
+    )
+    # A random tower is nearly constant: louder weights, so that a test notices when the audio is lost.
+    model = load_model(folder)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "projector" in name and parameter.ndim > 1 and "query" not in name:
+                torch.nn.init.normal_(parameter, std=0.15)
+        model.model.projector.norm.weight.fill_(0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory):
+    """``checkpoint(family="qwen2", channels=2, tie=False)`` -> folder, built once per session."""
+    built: dict[tuple, Path] = {}
+
+    def get(family: str = "qwen2", channels: int = 2, tie: bool = False) -> Path:
+        key = (family, channels, tie)
+        if key not in built:
+            built[key] = make_checkpoint(
+                tmp_path_factory.mktemp("model") / f"{family}-{channels}", family, channels, tie
+            )
+        return built[key]
+
+    return get
+
+
+def make_shards(folder: Path, count: int = 24, channels: int = 2, seed: int = 0, sample_rate: int = 16000) -> Path:
+    """A shard folder of noise bursts from one side or the other: questions whose answer is in the audio."""
+    import numpy as np
+
+    from audio_llm.audio import Waveform, sha256
+    from audio_llm.shards import AudioInfo, Event, Sample, ShardWriter, Source
+
+    rng = np.random.default_rng(seed)
+    with ShardWriter(folder, samples_per_shard=8) as writer:
+        for number in range(count):
+            seconds = float(rng.uniform(0.3, 0.6))
+            samples = rng.normal(0, 0.02, (channels, int(seconds * sample_rate))).astype(np.float32)
+            left = bool(rng.integers(2))
+            samples[0 if left else -1] += rng.normal(0, 0.2, samples.shape[1]).astype(np.float32)
+            side = "left" if left else "right"
+            choices = ["left", "right"] if rng.integers(2) else ["right", "left"]
+            # exactly what a 16 bit file gives back, so that the checksum is that of the decoded audio
+            samples = np.clip(np.round(samples * 32768), -32768, 32767).astype(np.float32) / 32768
+            wave = Waveform(samples, sample_rate, LAYOUT_OF[channels])
+            sample = Sample(
+                id=f"tiny-{seed}-{number:04d}",
+                task="spatial",
+                question="On which side is the noise?",
+                choices=choices,
+                answer=side,
+                thinking=f"noise on the {side}",
+                events=[Event("noise", 0.0, seconds, 90.0 if left else -90.0, 0.0, 1.0)],
+                audio=AudioInfo(
+                    sample_rate, channels, LAYOUT_OF[channels], samples.shape[1] / sample_rate, sha256(wave)
+                ),
+                source=Source("tiny", "train", f"burst-{seed}-{number}", "CC0-1.0"),
+                meta={"question_type": "side"},
+            )
+            writer.write(sample, wave)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory):
+    """``shards(count=24, channels=2)`` -> shard folder, built once per session."""
+    built: dict[tuple, Path] = {}
+
+    def get(count: int = 24, channels: int = 2, seed: int = 0) -> Path:
+        key = (count, channels, seed)
+        if key not in built:
+            built[key] = make_shards(tmp_path_factory.mktemp("shards") / "data", count, channels, seed)
+        return built[key]
+
+    return get
