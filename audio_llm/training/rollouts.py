@@ -1,0 +1,354 @@
+"""Rollouts: prompt embeddings in, sampled completions with their log-probabilities out.
+
+The trainer's encoder and projector embed the prompt, an engine runs the language model. So any encoder works with any
+engine, and only the language model has to be kept in step with the policy. Engines: :class:`TransformersRollouts` here,
+vLLM in process or over HTTP in ``audio_llm.vllm.engine``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+# Added to the logits of tokens that must not be sampled, in every engine and in the trainer: vLLM clamps a logit bias
+# to ±100, and a finite value keeps p·log p defined. exp(-100) is below float32's resolution of 1.
+FORBIDDEN_BIAS = -100.0
+
+LANGUAGE_MODEL = "model.language_model."
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn. Log-probabilities are those of the distribution that was sampled from."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop_token_ids: tuple[int, ...] = ()
+    forbidden_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Sampled ids, the stop token included where it was reached, and one log-probability per id."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+
+
+def _no_gather(parameters: Sequence[nn.Parameter]) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
+@dataclass
+class PolicyWeights:
+    """The policy an engine follows: the unwrapped model, and how to gather parameters that ZeRO-3 has partitioned."""
+
+    model: nn.Module
+    gather: Callable[[Sequence[nn.Parameter]], contextlib.AbstractContextManager[Any]] = field(default=_no_gather)
+
+    @property
+    def base(self) -> Any:
+        """The audio language model itself, without PEFT's wrapper (its adapter layers stay inside)."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model  # type: ignore[operator]
+
+    @contextlib.contextmanager
+    def merged(self) -> Iterator[Iterable[tuple[str, Tensor]]]:
+        """(name, tensor) pairs of the plain language model with the adapter folded in; valid inside the block."""
+        names = (LANGUAGE_MODEL, "lm_head.")
+        with self.gather([p for n, p in self.base.named_parameters() if n.startswith(names)]):
+            yield merged_language_model_weights(self.base)
+
+    @contextlib.contextmanager
+    def adapter(self) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+        """PEFT's configuration and tensors of the adapter, named for the plain language model."""
+        with self.gather([p for n, p in self.model.named_parameters() if ".lora_" in n]):
+            yield adapter_config(self.model), adapter_tensors(self.model)
+
+
+class RolloutEngine(Protocol):
+    """What GRPO asks of an engine. `version` counts policy updates; an engine that is in step does nothing."""
+
+    name: str
+
+    def sync(self, policy: PolicyWeights, version: int) -> float:
+        """Bring the engine to the policy and drop caches of the old one; seconds it took (0 when in step)."""
+        ...
+
+    def generate(
+        self, prompt_embeddings: Sequence[Tensor], group_sizes: Sequence[int], sampling: Sampling
+    ) -> list[list[Completion]]:
+        """For every prompt (tokens, hidden), `group_sizes[i]` completions."""
+        ...
+
+    def score(
+        self, prompt_embeddings: Sequence[Tensor], completions: Sequence[Sequence[int]], sampling: Sampling
+    ) -> list[list[float]]:
+        """Log-probability of every token of one given completion per prompt."""
+        ...
+
+    def close(self) -> None:
+        """Free the engine's memory and processes; a second call does nothing."""
+        ...
+
+
+# --- weights -------------------------------------------------------------------------------------------------------
+
+
+def merged_language_model_weights(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of the plain causal language model inside `base`, with LoRA folded in.
+
+    The live weights are only read: merging and unmerging in place rounds twice per update, which in bfloat16 moves the
+    frozen weights (and with them the reference policy) a little at every step. A merged tensor is a new one, made when
+    the iterator reaches it, so that one matrix at a time is held twice.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    merged: list[str] = []
+    with torch.no_grad():
+        for name, module in base.named_modules():
+            if not (name.startswith(LANGUAGE_MODEL) and isinstance(module, LoraLayer)):
+                continue
+            merged.append(f"{name}.")
+            layer = module.get_base_layer()
+            weight = layer.weight.detach()
+            active = [] if module.disable_adapters else [a for a in module.active_adapters if a in module.lora_A]
+            for adapter in active:
+                weight = weight + module.get_delta_weight(adapter).to(weight.dtype)
+            yield _plain_name(f"{name}.weight"), weight
+            if getattr(layer, "bias", None) is not None:
+                yield _plain_name(f"{name}.bias"), layer.bias.detach()
+        tied = bool(getattr(base.config.get_text_config(), "tie_word_embeddings", False))  # type: ignore[union-attr, operator]
+        for name, parameter in base.named_parameters():
+            if name.startswith(LANGUAGE_MODEL) and not name.startswith(tuple(merged)):
+                yield _plain_name(name), parameter.detach()
+            elif name == "lm_head.weight" and not tied:
+                yield name, parameter.detach()
+
+
+def _plain_name(name: str) -> str:
+    return "model." + name.removeprefix(LANGUAGE_MODEL)
+
+
+def adapter_tensors(model: nn.Module, adapter: str = "default") -> dict[str, Tensor]:
+    """PEFT's adapter tensors with names rooted in the plain language model, copied to contiguous memory."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        if LANGUAGE_MODEL in name and f".{adapter}." in name and (".lora_A." in name or ".lora_B." in name):
+            plain = name.replace(LANGUAGE_MODEL, "model.").replace(f".{adapter}.", ".")
+            tensors[plain] = parameter.detach().clone().contiguous()
+    return tensors
+
+
+def adapter_config(model: Any, adapter: str = "default") -> dict[str, Any]:
+    """The ``adapter_config.json`` that goes with :func:`adapter_tensors`."""
+    config = model.peft_config[adapter]
+    targets = {
+        name.rsplit(".lora_A.", 1)[0].rsplit(".", 1)[-1] for name in adapter_tensors(model, adapter) if "lora_A" in name
+    }
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "use_rslora": config.use_rslora,
+        "target_modules": sorted(targets),
+        "bias": "none",
+    }
+
+
+def write_adapter(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write an adapter folder as PEFT and vLLM read it."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.cpu() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def forbid_tokens(model: Any, token_ids: Sequence[int]) -> None:
+    """Give the head of `model` a constant bias that forbids `token_ids`, for sampling and scoring alike.
+
+    An engine must not sample the audio placeholder: the next forward pass would miss its audio. The trainer must then
+    score under the same distribution, or the two differ by log(1 - p(placeholder)). The bias is a buffer that is not
+    saved: checkpoints and the weights sent to engines stay as they are.
+    """
+    head = model.get_output_embeddings()
+    bias = torch.zeros(head.weight.shape[0] or head.out_features, dtype=head.weight.dtype, device=head.weight.device)
+    bias[list(token_ids)] = FORBIDDEN_BIAS
+    head._parameters.pop("bias", None)
+    head.register_buffer("bias", bias, persistent=False)
+
+
+# --- prompts -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def prompt_embeddings(policy: PolicyWeights, prompts: Sequence[tuple[Sequence[int], Tensor | None]]) -> list[Tensor]:
+    """(tokens, hidden) of every (ids, projected audio (windows, queries, hidden) or None), by the policy's own table."""
+    base = policy.base
+    table = base.get_input_embeddings()
+    with policy.gather(list(table.parameters())):
+        device = table.weight.device
+        return [
+            base.model.embed(torch.tensor([list(ids)], device=device), audio_embeddings=audio)[0]
+            for ids, audio in prompts
+        ]
+
+
+# --- Transformers --------------------------------------------------------------------------------------------------
+
+
+class TransformersRollouts:
+    """Sampling by Transformers' ``generate`` on the live policy: always in step, slower than vLLM at any batch size.
+
+    `batch_size` bounds the number of sequences that are decoded together (None: all of them).
+    """
+
+    name = "transformers"
+
+    def __init__(self, batch_size: int | None = None) -> None:
+        self.batch_size = batch_size
+        self.policy: PolicyWeights | None = None
+
+    def sync(self, policy: PolicyWeights, version: int) -> float:
+        """Keep a reference to the live policy: there is nothing to copy."""
+        self.policy = policy
+        return 0.0
+
+    def _live(self) -> PolicyWeights:
+        if self.policy is None:
+            raise RuntimeError("generate or score before the first sync")
+        return self.policy
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[Any]:
+        """The model in evaluation mode, gathered, without gradient checkpointing (which would drop the cache)."""
+        policy = self._live()
+        base = policy.base
+        training, checkpointing = base.training, base.is_gradient_checkpointing
+        if checkpointing:
+            base.gradient_checkpointing_disable()
+        base.eval()
+        try:
+            with torch.no_grad(), policy.gather(list(base.parameters())):
+                yield base
+        finally:
+            base.train(training)
+            if checkpointing:
+                base.gradient_checkpointing_enable()
+
+    def generate(
+        self, prompt_embeddings: Sequence[Tensor], group_sizes: Sequence[int], sampling: Sampling
+    ) -> list[list[Completion]]:
+        """See :class:`RolloutEngine`."""
+        rows = [e for e, size in zip(prompt_embeddings, group_sizes, strict=True) for _ in range(size)]
+        step = self.batch_size or max(len(rows), 1)
+        flat: list[Completion] = []
+        with self._evaluating() as base:
+            for start in range(0, len(rows), step):
+                flat += _sample(base, rows[start : start + step], sampling)
+        groups, done = [], 0
+        for size in group_sizes:
+            groups.append(flat[done : done + size])
+            done += size
+        return groups
+
+    def score(
+        self, prompt_embeddings: Sequence[Tensor], completions: Sequence[Sequence[int]], sampling: Sampling
+    ) -> list[list[float]]:
+        """See :class:`RolloutEngine`."""
+        scores = []
+        with self._evaluating() as base:
+            for embeddings, ids in zip(prompt_embeddings, completions, strict=True):
+                tokens = torch.tensor([list(ids)], device=embeddings.device)
+                inputs = torch.cat([embeddings[None], base.get_input_embeddings()(tokens)], dim=1)
+                logits = base(inputs_embeds=inputs, use_cache=False, logits_to_keep=len(ids) + 1).logits[:, :-1]
+                logprobs = _biased(logits, sampling).log_softmax(-1)
+                scores.append(logprobs.gather(-1, tokens[..., None])[0, :, 0].tolist())
+        return scores
+
+    def close(self) -> None:
+        """See :class:`RolloutEngine`."""
+        self.policy = None
+
+
+def _biased(logits: Tensor, sampling: Sampling) -> Tensor:
+    """float32 logits with the forbidden tokens taken out and the temperature applied."""
+    logits = logits.float()
+    if sampling.forbidden_token_ids:
+        logits[..., list(sampling.forbidden_token_ids)] += FORBIDDEN_BIAS
+    return logits / sampling.temperature if sampling.temperature > 0 else logits
+
+
+def _sample(base: Any, rows: Sequence[Tensor], sampling: Sampling) -> list[Completion]:
+    """Decode `rows` (tokens, hidden) together, left-padded."""
+    from transformers import GenerationConfig, LogitsProcessorList, SequenceBiasLogitsProcessor
+
+    longest = max(len(row) for row in rows)
+    embeddings = rows[0].new_zeros(len(rows), longest, rows[0].shape[1])
+    mask = torch.zeros(len(rows), longest, dtype=torch.long, device=rows[0].device)
+    for i, row in enumerate(rows):
+        embeddings[i, longest - len(row) :] = row
+        mask[i, longest - len(row) :] = 1
+    stops = list(sampling.stop_token_ids)
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_tokens,
+        do_sample=sampling.temperature > 0,
+        pad_token_id=stops[0] if stops else 0,
+        eos_token_id=stops or None,
+        return_dict_in_generate=True,
+        output_scores=True,
+        repetition_penalty=sampling.repetition_penalty,
+        **(
+            {
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": sampling.top_k,
+                "min_p": sampling.min_p,
+            }
+            if sampling.temperature > 0
+            else {}
+        ),
+    )
+    bias = [[[token], FORBIDDEN_BIAS] for token in sampling.forbidden_token_ids]
+    processors = LogitsProcessorList([SequenceBiasLogitsProcessor(bias)] if bias else [])
+    output = base.generate(
+        inputs_embeds=embeddings,
+        attention_mask=mask,
+        generation_config=config,
+        logits_processor=processors,
+        use_model_defaults=False,
+    )
+    ids = output.sequences[:, -len(output.scores) :]
+    logprobs = torch.stack(
+        [s.float().log_softmax(-1).gather(-1, ids[:, i : i + 1])[:, 0] for i, s in enumerate(output.scores)], dim=1
+    )
+    return [_cut(row, values, set(stops)) for row, values in zip(ids.tolist(), logprobs.tolist(), strict=True)]
+
+
+def _cut(ids: list[int], logprobs: list[float], stops: set[int]) -> Completion:
+    """Drop what follows the first stop token: padding of a row that ended before the longest of its batch."""
+    end = next((i + 1 for i, token in enumerate(ids) if token in stops), len(ids))
+    return Completion(ids[:end], logprobs[:end])
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the wall time of the block to ``seconds[name]``."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
