@@ -1,4 +1,4 @@
-"""Recipes: dataclasses filled from YAML with dotted overrides. An unknown key is an error that names the nearest one."""
+"""Recipes: dataclasses filled from YAML with dotted overrides. An unknown key is an error naming the nearest one."""
 
 from __future__ import annotations
 
@@ -17,34 +17,75 @@ T = TypeVar("T")
 def load(kind: type[T], path: str | Path | None = None, overrides: list[str] | None = None) -> T:
     """Build dataclass `kind` from a YAML file and ``key.sub=value`` overrides (values are read as YAML).
 
-    Raises :class:`ConfigError` for an unreadable file, an unknown key or a value of the wrong type.
+    Raises :class:`ConfigError` for an unreadable file, an unknown or repeated key or a value of the wrong type.
     """
+    tree = _read(Path(path)) if path is not None else {}
+    for override in overrides or []:
+        _override(tree, override)
+    return build(kind, tree, where=str(path) if path else "overrides")
+
+
+def _read(path: Path) -> dict[str, Any]:
     import yaml
 
-    tree: dict[str, Any] = {}
-    if path is not None:
-        try:
-            text = Path(path).read_text()
-        except OSError as error:
-            raise ConfigError(f"recipe {path}: cannot be read ({error.strerror}).") from error
-        try:
-            tree = yaml.safe_load(text) or {}
-        except yaml.YAMLError as error:
-            raise ConfigError(f"recipe {path}: not valid YAML ({str(error).splitlines()[0]}).") from error
-        if not isinstance(tree, dict):
-            raise ConfigError(f"recipe {path}: expected a mapping at the top, found {type(tree).__name__}.")
-    for override in overrides or []:
-        key, sep, value = override.partition("=")
-        if not sep:
-            raise ConfigError(f"override '{override}': expected key=value, for instance training.steps=20.")
-        node = tree
-        *parents, leaf = key.split(".")
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"override '{override}': '{parent}' is a value, not a group of keys.")
-        node[leaf] = yaml.safe_load(value) if value else None
-    return build(kind, tree, where=str(path) if path else "overrides")
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader())
+    except OSError as error:
+        raise ConfigError(f"recipe {path}: cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"recipe {path}: not text, expected a YAML file.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {path}: not valid YAML ({_yaml_problem(error)}).") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"recipe {path}: expected a mapping at the top, found {type(tree).__name__}.")
+    return tree
+
+
+def _loader() -> type:
+    """A SafeLoader that refuses a key given twice: plain YAML keeps the last one without a word."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+            seen: set[Any] = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key '{key.value}' given twice", key.start_mark
+                    )
+                seen |= {key.value} - {"<<"} if isinstance(key, yaml.ScalarNode) else set()
+            return super().construct_mapping(node, deep)
+
+    return Loader
+
+
+def _yaml_problem(error: Any) -> str:
+    mark = getattr(error, "problem_mark", None)
+    text = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"{text}, line {mark.line + 1}" if mark else text
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    import yaml
+
+    key, sep, text = override.partition("=")
+    if not sep or not key:
+        raise ConfigError(f"override '{override}': expected key=value, for instance training.steps=20.")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override '{override}': the value is not valid YAML ({_yaml_problem(error)}).") from error
+    node = tree
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, dict):
+            raise ConfigError(f"override '{override}': '{parent}' is a value, not a group of keys.")
+    node[leaf] = value
 
 
 def build(kind: type[T], tree: dict[str, Any], where: str = "config") -> T:
@@ -55,7 +96,7 @@ def build(kind: type[T], tree: dict[str, Any], where: str = "config") -> T:
     for key, value in tree.items():
         if key not in fields:
             raise ConfigError(
-                f"{where}: unknown key '{key}'{nearest(key, fields)}. Known keys: {', '.join(sorted(fields))}."
+                f"{where}: unknown key '{key}'{nearest(str(key), fields)}. Known keys: {', '.join(sorted(fields))}."
             )
         values[key] = _convert(hints[key], value, f"{where}: {key}")
     missing = [
@@ -68,7 +109,10 @@ def build(kind: type[T], tree: dict[str, Any], where: str = "config") -> T:
     ]
     if missing:
         raise ConfigError(f"{where}: missing key{'s' if len(missing) > 1 else ''} {', '.join(missing)}.")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except (ValueError, TypeError) as error:  # what __post_init__ refuses is the recipe's fault, so it names the recipe
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -99,15 +143,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}: expected a group of keys, found {value!r}.")
         return build(typing.cast(type, hint), value, where)
     if origin in (list, tuple):
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where}: expected a list, found {value!r}.")
-        args = typing.get_args(hint)
-        items = [_convert(args[0] if args else Any, item, f"{where}[{i}]") for i, item in enumerate(value)]
-        return origin(items)
+        return _convert_items(hint, value, where)
     if origin is dict or hint is dict:
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: expected a mapping, found {value!r}.")
-        return value
+        args = typing.get_args(hint)
+        return {key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()} if args else value
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 (no dot) as text
@@ -120,6 +161,22 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, found {value!r}.")
+
+
+def _convert_items(hint: Any, value: Any, where: str) -> Any:
+    """``list[T]``, ``tuple[T, ...]`` and ``tuple[A, B]``; the last one also fixes the length."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{where}: expected a list, found {value!r}.")
+    if origin is list or len(args) == 2 and args[1] is Ellipsis:
+        kinds = [args[0]] * len(value)
+    elif len(args) == len(value):
+        kinds = list(args)
+    else:
+        raise ConfigError(f"{where}: expected {len(args)} values, found {len(value)}.")
+    return origin(
+        [_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))]
+    )
 
 
 def dump(config: Any, path: str | Path) -> None:

@@ -1,0 +1,162 @@
+"""Recipes: what a person may write, what is refused, and that a dumped recipe is the recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from audio_llm.config import build, dump, load
+from audio_llm.errors import ConfigError
+
+
+@dataclass
+class Optimizer:
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup: int | None = None
+
+
+@dataclass
+class Recipe:
+    output: Path
+    steps: int = 10
+    style: Literal["answer", "think"] = "answer"
+    resume: bool = False
+    seed: int | float = 0
+    names: list[str] = field(default_factory=list)
+    weights: dict[str, float] = field(default_factory=dict)
+    layers: tuple[int, ...] = ()
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    anything: Any = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise ValueError(f"steps: expected at least 0, found {self.steps}")
+
+
+def recipe(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_file_overrides_and_defaults(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "output: runs/x\nsteps: 20\noptimizer: {warmup: 5}\n")
+    found = load(Recipe, path, ["optimizer.learning_rate=1e-3", "names=[a, b]", "weights.bell=2", "layers=[1, 2]"])
+    expected = Recipe(
+        Path("runs/x"), 20, names=["a", "b"], weights={"bell": 2.0}, layers=(1, 2), optimizer=Optimizer(1e-3, warmup=5)
+    )
+    assert found == expected
+    assert isinstance(found.weights["bell"], float)
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "0.001", "1.0e-3"])
+def test_every_way_to_write_a_small_number(text: str) -> None:
+    """YAML 1.1 takes 1e-3, without a dot, for text."""
+    assert load(Optimizer, None, [f"learning_rate={text}"]).learning_rate == 0.001
+
+
+def test_an_override_fills_an_empty_group(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "output: x\noptimizer:\n")
+    assert load(Recipe, path, ["optimizer.warmup=3"]).optimizer.warmup == 3
+
+
+def test_empty_value_is_none() -> None:
+    assert load(Recipe, None, ["output=x", "optimizer.warmup="]).optimizer.warmup is None
+
+
+# (recipe text, overrides, words of the message)
+REFUSED = [
+    ("output: x\nstpes: 3", [], ["unknown key 'stpes'", "did you mean 'steps'", "Known keys"]),
+    ("output: x\noptimizer: {learning_rat: 1}", [], ["optimizer", "did you mean 'learning_rate'"]),
+    ("output: x", ["optimizer.warm_up=1"], ["unknown key 'warm_up'", "did you mean 'warmup'"]),
+    ("output: x\non: 3", [], ["unknown key 'True'"]),
+    ("steps: 3", [], ["missing key output"]),
+    ("output: x\nsteps: many", [], ["steps", "expected int", "'many'"]),
+    ("output: x\nsteps: true", [], ["steps", "expected int", "True"]),
+    ("output: x\nsteps: 1.5", [], ["steps", "expected int", "1.5"]),
+    ("output: x\nresume: 1", [], ["resume", "expected bool"]),
+    ("output: x\nstyle: thinking", [], ["expected one of answer, think", "did you mean 'think'"]),
+    ("output: x\nnames: bell", [], ["names", "expected a list", "'bell'"]),
+    ("output: x\nnames: [bell, 3]", [], ["names[1]", "expected str", "3"]),
+    ("output: x\nweights: {bell: loud}", [], ["weights.bell", "expected float", "'loud'"]),
+    ("output: x\noptimizer: adam", [], ["optimizer", "expected a group of keys", "'adam'"]),
+    ("output: x\noptimizer: {betas: [0.9]}", [], ["betas", "expected 2 values, found 1"]),
+    ("output: x\noptimizer: {warmup: soon}", [], ["warmup", "expected int"]),
+    ("output: x\nsteps: -1", [], ["recipe.yaml", "expected at least 0", "-1"]),
+    ("output: x\noutput: y", [], ["given twice", "line 2"]),
+    ("- output", [], ["expected a mapping", "list"]),
+    ("output: [x", [], ["not valid YAML", "line"]),
+    ("output: x", ["steps"], ["expected key=value"]),
+    ("output: x", ["=3"], ["expected key=value"]),
+    ("output: x", ["steps.more=3"], ["steps", "expected int"]),
+    ("output: x\nsteps: 3", ["steps.more=3"], ["'steps' is a value"]),
+    ("output: x", ["names=[a"], ["names=[a", "not valid YAML"]),
+]
+
+
+@pytest.mark.parametrize(("text", "overrides", "words"), REFUSED)
+def test_refused_with_one_clear_line(tmp_path: Path, text: str, overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(Recipe, recipe(tmp_path, text), overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(Recipe, tmp_path / "absent.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(Recipe, tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00output")
+    with pytest.raises(ConfigError, match="not text"):
+        load(Recipe, tmp_path / "binary.yaml")
+
+
+finite = st.floats(allow_nan=False)
+# Surrogates cannot be written to a file at all.
+words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+recipes = st.builds(
+    Recipe,
+    output=st.from_regex(r"[a-z0-9.][a-z0-9./ -]{0,20}", fullmatch=True).map(Path),
+    steps=st.integers(0, 10**12),
+    style=st.sampled_from(["answer", "think"]),
+    resume=st.booleans(),
+    seed=st.integers(-5, 5) | finite,
+    names=st.lists(words, max_size=3),
+    weights=st.dictionaries(words, finite, max_size=3),
+    layers=st.lists(st.integers(), max_size=3).map(tuple),
+    optimizer=st.builds(Optimizer, finite, st.tuples(finite, finite), st.none() | st.integers()),
+    anything=st.none() | st.booleans() | st.integers() | words | st.lists(st.integers() | words, max_size=3),
+)
+
+
+@given(recipes)
+def test_dump_and_load_are_inverse(tmp_path_factory: pytest.TempPathFactory, config: Recipe) -> None:
+    path = tmp_path_factory.mktemp("recipe") / "resolved.yaml"
+    dump(config, path)
+    assert load(Recipe, path) == config
+
+
+@given(recipes)
+def test_build_agrees_with_plain_construction(config: Recipe) -> None:
+    tree = yaml.safe_load(
+        yaml.safe_dump(
+            {
+                **dataclasses.asdict(config),
+                "output": str(config.output),
+                "layers": list(config.layers),
+                "optimizer": {**dataclasses.asdict(config.optimizer), "betas": list(config.optimizer.betas)},
+            }
+        )
+    )
+    assert build(Recipe, tree) == config
