@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 LOG_FLOOR = 1e-10  # 10*log10 of it is the -100 dB that silence has
+_ENERGY_FLOOR = 1e-16  # under the energy of one 16-bit step, so that ratios of energies do not depend on the gain
 _MEL_BREAK_HZ = 1000.0  # the Slaney scale: linear below (200/3 Hz a mel), logarithmic above (27 mels per factor 6.4)
 _MEL_HZ = 200.0 / 3.0
 _MEL_LOG_STEP = math.log(6.4) / 27.0
@@ -106,16 +107,17 @@ def weighted_phase(spectrum: Tensor, magnitude: Tensor, bank: Tensor) -> Tensor:
     cross = spectrum[:, 1] * spectrum[:, 0].conj()
     energy = (magnitude[:, 0] * magnitude[:, 1]) @ bank
     planes = torch.stack((cross.real, cross.imag), dim=1) @ bank
-    return planes / energy.clamp(min=LOG_FLOOR)[:, None]
+    return planes / energy.clamp(min=_ENERGY_FLOOR)[:, None]
 
 
 def intensity(spectrum: Tensor, bank: Tensor) -> Tensor:
     """Active intensity of first-order ambisonics per mel band, in the order x, y, z (Perotin et al. 2019).
 
-    `spectrum` complex ``(batch, 4, frames, bins)``, ACN order W Y Z X, SN3D → ``(batch, 3, frames, mels)``. Divided by the energy density, so that one plane wave gives the unit vector towards its source.
+    `spectrum` complex ``(batch, 4, frames, bins)``, ACN order W Y Z X, SN3D → ``(batch, 3, frames, mels)``.
+    Divided by the energy density, so that one plane wave gives the unit vector towards its source.
     """
     omni, y, z, x = spectrum.unbind(dim=1)
     velocity = torch.stack((x, y, z), dim=1)
     active = (omni.conj()[:, None] * velocity).real @ bank
     density = 0.5 * (spectrum.real.square() + spectrum.imag.square()).sum(dim=1) @ bank
-    return active / density.clamp(min=LOG_FLOOR)[:, None]
+    return active / density.clamp(min=_ENERGY_FLOOR)[:, None]

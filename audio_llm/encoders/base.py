@@ -116,7 +116,7 @@ def build_encoder(config: dict[str, Any]) -> AudioEncoder:
             hint = nearest(str(preset), kind.presets)
             raise ConfigError(f"encoder {name}: no preset '{preset}'{hint}. Known: {known}.")
         fields = {**kind.presets[preset], **fields}
-    return kind(recipes.build(kind.config_class, fields, where=f"encoder {name}"))  # type: ignore[call-arg]
+    return kind(recipes.build(kind.config_class, fields, where=f"encoder {name}"))
 
 
 def encoder_config(encoder: AudioEncoder) -> dict[str, Any]:

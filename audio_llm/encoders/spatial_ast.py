@@ -203,6 +203,7 @@ class SpatialAST(AudioEncoder):
         self.num_channels, self._levels, planes, self.layouts = _LAYOUTS[config.layout]
         self.grid = config.grid
         self.augment: Callable[[Tensor], Tensor] | None = None  # on (batch, stem, frames, mels), in training only
+        self.pos_embed: Tensor
         self.register_buffer("pos_embed", sincos_positions(config.hidden_size, config.grid))
         self.cls_tokens = nn.Parameter(torch.empty(1, NUM_CLS, config.hidden_size))
         self.bn = nn.BatchNorm2d(planes if config.normalize == "all" else self._levels, affine=False)
@@ -281,8 +282,8 @@ class SpatialAST(AudioEncoder):
         if self.training:
             head = self.bn(planes[:, :count])
         else:  # written out so that a model cast to bfloat16 still standardises in float32
-            mean, variance = (stat.float().view(1, -1, 1, 1) for stat in (self.bn.running_mean, self.bn.running_var))
-            head = (planes[:, :count] - mean) * torch.rsqrt(variance + self.bn.eps)
+            mean, variance = self.bn.get_buffer("running_mean").float(), self.bn.get_buffer("running_var").float()
+            head = (planes[:, :count] - mean.view(-1, 1, 1)) * torch.rsqrt(variance + self.bn.eps).view(-1, 1, 1)
         return torch.cat((head, planes[:, count:]), dim=1)
 
     def _stretch(self, planes: Tensor) -> Tensor:
