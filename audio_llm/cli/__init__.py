@@ -33,7 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     verb = verbs[argv[0]].load()
     parser = argparse.ArgumentParser(prog=f"audio-llm {argv[0]}", description=verb.HELP)
     verb.add_arguments(parser)
-    args = parser.parse_args(argv[1:])
+    # What follows a bare `--` belongs to the program behind the verb (`serve`: vLLM); argparse would mix it up with ours.
+    end = argv.index("--") if getattr(verb, "PASSES_ON", False) and "--" in argv else len(argv)
+    args = parser.parse_args(argv[1:end])
+    args.passed_on = argv[end + 1 :]
     try:
         return int(verb.run(args) or 0)
     except AudioLLMError as error:
