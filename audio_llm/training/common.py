@@ -21,12 +21,9 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from audio_llm.checkpoints.export import LANGUAGE_MODEL_LINEARS
 from audio_llm.errors import ConfigError, TrainingError, describe
 
-# Served adapters must touch the language model only. An encoder may have layers of the same names, hence the full path.
-LANGUAGE_MODEL_LINEARS = (
-    r"model\.language_model\.layers\.\d+\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)"
-)
 ENCODER, PROJECTOR, LANGUAGE_MODEL = "model.audio_encoder", "model.projector", "model.language_model"
 COMPLETE = "complete.json"  # the last file of a checkpoint: without it, the checkpoint was cut off while being written
 
@@ -39,7 +36,7 @@ class LoRARecipe:
     """Low-rank adapters (Hu et al. 2021) on the attention and MLP linears of the language model."""
 
     rank: int = 16
-    alpha: float = 32.0
+    alpha: int = 32
     dropout: float = 0.0
     rank_stabilized: bool = False
 
@@ -73,52 +70,38 @@ def resolve_precision(precision: Precision) -> Literal["fp32", "bf16"]:
 def load_model(recipe: ModelRecipe, output: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """The model and processor a recipe names; parts are assembled once into ``output/start``.
 
-    Raises :class:`ConfigError` when the recipe names neither a checkpoint nor all parts.
+    Raises :class:`ConfigError` when the recipe names neither a checkpoint nor all parts, :class:`CheckpointError` when
+    the folder is none.
     """
-    from transformers import AutoModelForCausalLM, AutoProcessor
+    from audio_llm.checkpoints import build
 
-    import audio_llm
-
-    audio_llm.register()
     folder = recipe.path or assemble(recipe, output / "start")
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            describe(
-                f"model.path {folder}", "a checkpoint folder with config.json", "none", "Check the path in the recipe."
-            )
-        )
-    processor = AutoProcessor.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=recipe.attention)
-    return model, processor
+    model = build.load_model(folder, dtype=dtype, attn_implementation=recipe.attention)
+    return model, build.load_processor(folder)
 
 
 def assemble(recipe: ModelRecipe, folder: Path) -> Path:
     """Build the starting checkpoint from the parts; the first process builds, the others wait for it."""
     from accelerate import PartialState
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from audio_llm.checkpoints.build import build_checkpoint
+    from audio_llm.encoders import load_encoder
 
-    if not (recipe.encoder and recipe.language_model):
-        raise ConfigError("model: expected 'path', or 'encoder' and 'language_model' to assemble; found neither.")
     for part, value in (("encoder", recipe.encoder), ("language_model", recipe.language_model)):
-        if "path" not in value:
-            raise ConfigError(f"model.{part}: missing key path.")
+        if not value or "path" not in value:
+            raise ConfigError(f"model: expected 'path', or parts to assemble; {part}.path is missing.")
     with PartialState().main_process_first():
         if not (folder / "config.json").is_file():
+            encoder, language_model = dict(recipe.encoder or {}), dict(recipe.language_model or {})
             build_checkpoint(
-                encoder=recipe.encoder["path"],
-                language_model=recipe.language_model["path"],
-                output=folder,
-                projector=recipe.projector or {},
+                folder,
+                encoder=load_encoder(encoder["path"]),
+                language_model=AutoModelForCausalLM.from_pretrained(language_model["path"]),
+                tokenizer=AutoTokenizer.from_pretrained(language_model["path"]),
+                projector=recipe.projector,
             )
     return folder
-
-
-def freeze(module: nn.Module) -> None:
-    """No gradients, and evaluation mode that survives ``model.train()`` (trainers call it before every step)."""
-    module.requires_grad_(False)
-    module.eval()
-    module.register_forward_pre_hook(lambda frozen, _: frozen.eval() if frozen.training else None)
 
 
 def encoder_linears(model: nn.Module) -> list[str]:
@@ -171,10 +154,9 @@ def make_trainable(
     """
     if encoder == "lora" and lora is None:
         raise ConfigError("encoder: lora needs a 'lora' group in the recipe.")
-    if encoder == "frozen":
-        freeze(model.get_submodule(ENCODER))
-    if projector == "frozen":
-        freeze(model.get_submodule(PROJECTOR))
+    # The model itself keeps an encoder without trained parameters in evaluation mode and outside of the graph.
+    model.get_submodule(ENCODER).requires_grad_(encoder != "frozen")
+    model.get_submodule(PROJECTOR).requires_grad_(projector == "full")
     if lora is not None:
         from peft import get_peft_model
 

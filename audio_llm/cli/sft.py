@@ -1,0 +1,35 @@
+"""``audio-llm sft RECIPE [key=value …]``: supervised fine-tuning."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "teach the model from questions with answers (supervised fine-tuning)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="YAML recipe, for instance recipes/quickstart/sft.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. data.workers=2")
+    parser.add_argument(
+        "--expect-processes", type=int, metavar="N", help="stop unless N processes train (recipe key: processes)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from audio_llm import config
+    from audio_llm.errors import require
+
+    for package in ("accelerate", "peft"):
+        require(package, "audio-llm sft", "train")
+    from audio_llm.training import sft
+
+    recipe = config.load(sft.SFTRecipe, args.recipe, args.overrides)
+    if args.expect_processes is not None:
+        recipe.processes = args.expect_processes
+    result = sft.run(recipe)
+    exported = ", ".join(result["exported"].values())
+    print(
+        f"{result['steps']} steps, {result['samples']} samples, {result['seconds']} s"
+        + (f"; wrote {exported}" if exported else "")
+    )
+    return 0

@@ -1,0 +1,511 @@
+"""Supervised fine-tuning: the Transformers ``Trainer`` on shards of questions with answers.
+
+One optimizer step sees the same samples however the batch is laid out (processes × accumulation × batch size), and the
+loss is the mean over the supervised tokens of the whole step, so that the layout does not change the learning curve.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from transformers import Trainer, TrainingArguments
+
+from audio_llm import audio, config, prompts
+from audio_llm.errors import AudioLLMError, ConfigError, ShardError, TrainingError, describe
+from audio_llm.shards.reader import ShardDataset, epoch_order
+from audio_llm.training import common
+from audio_llm.training.common import EncoderTraining, LoRARecipe, ModelRecipe, Precision, ProjectorTraining
+
+IGNORED = -100  # the label torch's cross entropy leaves out
+MAX_REPLACEMENTS = 64  # so many bad samples in a row are no accident: the data as a whole does not fit
+
+
+@dataclass
+class DataRecipe:
+    """Shard folders, and how a sample becomes tokens. `max_length` counts tokens, audio placeholders included."""
+
+    train: list[Path]
+    validation: list[Path] = field(default_factory=list)
+    validation_samples: int | None = None
+    style: Literal["answer", "think", "think_semantics"] = "think"
+    max_length: int = 4096
+    max_reject_share: float = 0.01
+    workers: int = 0
+
+
+@dataclass
+class SFTRecipe:
+    """A supervised fine-tuning run. Its length is the smallest of `steps`, `epochs` and `seconds` that are given."""
+
+    output: Path
+    model: ModelRecipe
+    data: DataRecipe
+    lora: LoRARecipe | None = field(default_factory=LoRARecipe)
+    encoder: EncoderTraining = "frozen"
+    projector: ProjectorTraining = "full"
+    steps: int | None = None
+    epochs: float | None = None
+    seconds: float | None = None
+    batch_size: int = 8
+    gradient_accumulation: int = 1
+    learning_rate: float = 1e-4
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: Precision = "auto"
+    gradient_checkpointing: bool = False
+    log_steps: int = 1
+    eval_steps: int | None = None
+    save_steps: int | None = None
+    keep_checkpoints: int = 2
+    resume: str = "auto"
+    record_order: bool = False
+    export: list[Literal["merged", "adapter"]] = field(default_factory=lambda: ["merged", "adapter"])
+    processes: int | None = None
+    seed: int = 0
+
+
+# ------------------------------------------------------------------------------------------------ samples to batches
+
+
+@dataclass
+class Encoded:
+    """One sample as tokens: `input_ids` and `labels` (n,), its windows (windows, channels, time) and their lengths."""
+
+    id: str
+    input_ids: Tensor
+    labels: Tensor
+    input_audio: Tensor | None
+    audio_lengths: Tensor | None
+    rejects: list[tuple[str, str]] = field(default_factory=list)
+
+
+class SFTCollator:
+    """Samples → a right-padded batch whose labels cover the assistant's turn only.
+
+    ``encode`` does one sample (``audio-llm inspect`` shows its result), the call pads and joins. The items are what
+    ``ShardDataset`` gives, or already :class:`Encoded`.
+    """
+
+    def __init__(self, processor: Any, style: str = "think", max_length: int | None = None):
+        self.processor, self.style, self.max_length = processor, style, max_length
+        tokenizer = processor.tokenizer
+        self.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.special = set(tokenizer.all_special_ids) | {tokenizer.eos_token_id}
+
+    def encode(self, item: Mapping[str, Any]) -> Encoded:
+        """Tokens of one sample. Raises :class:`AudioLLMError` for a sample that cannot be learnt from as it is."""
+        sample, waveform = item["sample"], item.get("waveform")
+        if sample.question is None or sample.answer is None:
+            raise ShardError(describe(f"sample '{sample.id}'", "a question with an answer", "none to learn from"))
+        extractor = self.processor.feature_extractor
+        if waveform is not None:
+            audio.check(waveform, layouts=extractor.layouts, sample_rate=extractor.sampling_rate, name=sample.id)
+        audios = [] if waveform is None else [waveform.samples]
+        ask, told = (
+            prompts.conversation(sample, audios=len(audios)),
+            prompts.conversation(sample, style=self.style, audios=len(audios)),
+        )
+        prompt, whole = self.processor.render(ask, generate=True), self.processor.render(told)
+        if not whole.startswith(prompt):
+            raise TrainingError(
+                describe(
+                    "chat template", "the prompt to be a prefix of the conversation", f"{prompt!r} against {whole!r}"
+                )
+            )
+        features = self.processor(text=[prompt], audio=[audios] if audios else None)
+        reply = self._reply_ids(whole[len(prompt) :])
+        prompt_ids = features["input_ids"][0]
+        encoded = Encoded(
+            id=sample.id,
+            input_ids=torch.cat([prompt_ids, reply]),
+            labels=torch.cat([torch.full_like(prompt_ids, IGNORED), reply]),
+            input_audio=features.get("input_audio"),
+            audio_lengths=features.get("audio_lengths"),
+        )
+        self._check(encoded, hears=waveform is not None)
+        return encoded
+
+    def _reply_ids(self, reply: str) -> Tensor:
+        """Ids of the assistant's turn up to the token that ends it; the template's line break after it is not learnt."""
+        ids = self.processor.tokenizer(reply, add_special_tokens=False)["input_ids"]
+        ends = [position for position, token in enumerate(ids) if token in self.special]
+        if ends:
+            ids = ids[: ends[-1] + 1]
+        else:  # a format without an end-of-turn token: the end of the text is the end of the turn
+            ids = self.processor.tokenizer(reply.rstrip(), add_special_tokens=False)["input_ids"]
+            ids.append(self.processor.tokenizer.eos_token_id)
+        return torch.tensor(ids, dtype=torch.long)
+
+    def _check(self, encoded: Encoded, hears: bool) -> None:
+        placeholders = int((encoded.input_ids == self.processor.audio_token_id).sum())
+        windows = 0 if encoded.input_audio is None else encoded.input_audio.shape[0]
+        if hears and not (placeholders and windows):
+            raise TrainingError(
+                describe(
+                    f"sample '{encoded.id}', which has audio",
+                    "audio placeholders and windows in the batch",
+                    f"{placeholders} placeholders and {windows} windows",
+                    "Training on it would teach the model to guess without listening.",
+                )
+            )
+        if self.max_length is not None and len(encoded.input_ids) > self.max_length:
+            raise ShardError(
+                describe(
+                    f"sample '{encoded.id}'",
+                    f"at most {self.max_length} tokens",
+                    f"{len(encoded.input_ids)}",
+                    "Raise data.max_length; nothing is cut.",
+                )
+            )
+
+    def __call__(self, items: Sequence[Mapping[str, Any] | Encoded]) -> dict[str, Any]:
+        """-> input_ids, attention_mask, labels (batch, n); input_audio (windows, channels, time), audio_lengths
+        (windows,) in prompt order; `ids` of the samples and the `rejects` they replace."""
+        rows = [item if isinstance(item, Encoded) else self.encode(item) for item in items]
+        length = max(len(row.input_ids) for row in rows)
+
+        def pad(tensors: list[Tensor], value: int) -> Tensor:
+            return torch.stack([torch.nn.functional.pad(t, (0, length - len(t)), value=value) for t in tensors])
+
+        batch: dict[str, Any] = {
+            "input_ids": pad([row.input_ids for row in rows], self.pad_token_id),
+            "attention_mask": pad([torch.ones_like(row.input_ids) for row in rows], 0),
+            "labels": pad([row.labels for row in rows], IGNORED),
+            "ids": [row.id for row in rows],
+            "rejects": [reject for row in rows for reject in row.rejects],
+        }
+        windows = [window for row in rows if row.input_audio is not None for window in row.input_audio]
+        if windows:
+            time_steps = max(window.shape[-1] for window in windows)
+            padded = [torch.nn.functional.pad(window, (0, time_steps - window.shape[-1])) for window in windows]
+            batch["input_audio"] = torch.stack(padded)
+            batch["audio_lengths"] = torch.cat([row.audio_lengths for row in rows if row.audio_lengths is not None])
+        return batch
+
+
+class SupervisedDataset(Dataset):
+    """Encoded samples of a ``ShardDataset``. A sample that cannot be read is replaced by the next good one (so the
+    order stays the same in every run and layout) and named in the `rejects` of its replacement."""
+
+    def __init__(self, shards: ShardDataset, collator: SFTCollator, limit: int | None = None):
+        self.shards, self.collator = shards, collator
+        self.size = len(shards) if limit is None else min(limit, len(shards))
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Encoded:
+        rejects: list[tuple[str, str]] = []
+        for offset in range(min(MAX_REPLACEMENTS, self.size)):
+            position = (index + offset) % self.size
+            try:
+                encoded = self.collator.encode(self.shards[position])
+            except TrainingError:
+                raise
+            except AudioLLMError as error:
+                rejects.append((str(position), str(error)))
+                continue
+            encoded.rejects = rejects
+            return encoded
+        raise TrainingError(f"{len(rejects)} samples in a row cannot be used; the first: {rejects[0][1]}")
+
+
+class RunSampler(Sampler[int]):
+    """Indices of the whole run, epoch after epoch without a seam: a step never is cut short by the end of an epoch."""
+
+    def __init__(self, shards: ShardDataset, seed: int, samples: int):
+        self.shards, self.seed, self.samples = shards, seed, samples
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __iter__(self) -> Iterator[int]:
+        left, epoch = self.samples, 0
+        while left > 0:
+            order = epoch_order(self.shards, self.seed, epoch)[:left]
+            yield from order.tolist()
+            left, epoch = left - len(order), epoch + 1
+
+
+# --------------------------------------------------------------------------------------------------------- the trainer
+
+
+class Rejects:
+    """Counts samples that could not be used, lists them in ``rejects.jsonl``, stops the run beyond a stated share."""
+
+    def __init__(self, path: Path, dataset_size: int, max_share: float):
+        self.path, self.limit = path, max_share * dataset_size
+        self.seen = {record["index"] for record in common.read_lines(path)}
+
+    def add(self, rejects: Sequence[tuple[str, str]]) -> None:
+        """Record new rejects. Raises :class:`TrainingError` beyond the bound."""
+        for index, reason in rejects:
+            if index in self.seen:
+                continue
+            self.seen.add(index)
+            common.append_line(self.path, {"index": index, "reason": reason})
+            if len(self.seen) > self.limit:
+                raise TrainingError(
+                    describe(
+                        "rejected samples",
+                        f"at most {self.limit:g} (data.max_reject_share)",
+                        f"{len(self.seen)}, the last: {reason}",
+                        f"They are listed in {self.path}. Mend the shards, or raise data.max_reject_share.",
+                    )
+                )
+
+
+class SFTTrainer(Trainer):
+    """``Trainer`` with our sample order, rejects, an evaluation weighted by tokens, and a schedule that knows the clock."""
+
+    def __init__(
+        self,
+        *,
+        sampler: RunSampler,
+        rejects: Rejects,
+        budget: common.TimeBudget | None = None,
+        order: Path | None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.sampler, self.rejects, self.budget, self.order = sampler, rejects, budget, order
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        return self.sampler
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As Trainer's; under a time budget the rate decays with the time used, whichever of time and steps is ahead."""
+        if self.budget is None or self.args.lr_scheduler_type == "constant_with_warmup":
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, lambda step: self._budget_rate(step, num_training_steps)
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _budget_rate(self, step: int, steps: int) -> float:
+        assert self.budget is not None
+        warmup = min(1.0, (step + 1) / self.args.warmup_steps) if self.args.warmup_steps else 1.0
+        progress = max(step / steps, self.budget.progress)
+        decay = 0.5 * (1 + math.cos(math.pi * progress)) if self.args.lr_scheduler_type == "cosine" else 1 - progress
+        return warmup * decay
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        ids, rejects = inputs.pop("ids", []), inputs.pop("rejects", [])
+        self.rejects.add(rejects)
+        if self.order is not None and model.training:
+            common.append_line(self.order, {"step": self.state.global_step + 1, "ids": ids})
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Mean loss per supervised token over the validation set, every sample once (Trainer's is a mean of batches)."""
+        loader = self.get_eval_dataloader(eval_dataset)
+        self.model.eval()
+        sums = torch.zeros(2, dtype=torch.float64)
+        for batch in loader:
+            batch = self._prepare_inputs(batch)
+            labels = batch["labels"][:, 1:]
+            inputs = {key: value for key, value in batch.items() if isinstance(value, Tensor) and key != "labels"}
+            with self.accelerator.autocast():
+                logits = self.model(**inputs).logits[:, :-1]
+            losses = torch.nn.functional.cross_entropy(
+                logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+            )
+            rows = torch.stack([losses.sum(1), (labels != IGNORED).sum(1).float()], dim=1)
+            sums += self.accelerator.gather_for_metrics(rows).double().sum(0).cpu()
+        metrics = {f"{metric_key_prefix}_loss": float(sums[0] / sums[1]), f"{metric_key_prefix}_tokens": int(sums[1])}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+# ------------------------------------------------------------------------------------------------------------- the run
+
+
+def planned_steps(recipe: SFTRecipe, dataset_size: int, samples_per_step: int) -> int:
+    """Optimizer steps of the run: the smaller of `steps` and `epochs`; with `seconds` alone, as many as may ever fit."""
+    limits = []
+    if recipe.steps is not None:
+        limits.append(recipe.steps)
+    if recipe.epochs is not None:
+        limits.append(math.ceil(recipe.epochs * dataset_size / samples_per_step))
+    if not limits and recipe.seconds is None:
+        raise ConfigError("recipe: expected steps, epochs or seconds; found none, so the run would have no end.")
+    return min(limits) if limits else 10**6
+
+
+def training_arguments(recipe: SFTRecipe, steps: int) -> TrainingArguments:
+    """The recipe in Trainer's words. Built before the model: it sets up the process group and DeepSpeed."""
+    bf16 = common.resolve_precision(recipe.precision) == "bf16"
+    schedule = "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
+    return TrainingArguments(
+        output_dir=str(recipe.output),
+        max_steps=steps,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=schedule,
+        warmup_steps=recipe.warmup_steps,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=bf16,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.gradient_checkpointing else None,
+        logging_steps=recipe.log_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if recipe.eval_steps and recipe.data.validation else "no",
+        eval_steps=recipe.eval_steps,
+        save_strategy="steps" if recipe.save_steps else "no",
+        save_steps=recipe.save_steps or 1,
+        seed=recipe.seed,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_num_workers=recipe.data.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_persistent_workers=recipe.data.workers > 0,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        label_names=["labels"],
+        report_to=[],
+    )
+
+
+def stream_position(recipe: SFTRecipe, shards: ShardDataset, samples_per_step: int) -> dict[str, Any]:
+    """What decides which samples a step sees; a checkpoint carries it, and a resumed run must agree."""
+    sizes = hashlib.sha256()
+    for folder in recipe.data.train:
+        sizes.update((folder / "sizes.json").read_bytes())
+    return {
+        "data": sizes.hexdigest()[:16],
+        "samples": len(shards),
+        "samples_per_step": samples_per_step,
+        "seed": recipe.seed,
+        "style": recipe.data.style,
+        "max_length": recipe.data.max_length,
+    }
+
+
+def run(recipe: SFTRecipe) -> dict[str, Any]:
+    """Train, evaluate, export; returns what ``result.json`` holds. Resumes by itself (``resume: auto``).
+
+    The run folder gets ``recipe.yaml``, ``trainable.json``, ``metrics.jsonl``, ``rejects.jsonl``, ``checkpoint-N/``,
+    ``result.json`` and the exported ``merged/`` or ``base/`` + ``adapter/``.
+    """
+    from transformers import set_seed
+
+    from audio_llm.checkpoints.export import export_trained
+
+    common.prepare_torch()
+    shards = ShardDataset(recipe.data.train)
+    arguments = training_arguments(recipe, steps=1)
+    common.check_launch(arguments.world_size, recipe.processes)
+    samples_per_step = recipe.batch_size * recipe.gradient_accumulation * arguments.world_size
+    arguments.max_steps = planned_steps(recipe, len(shards), samples_per_step)
+    position = stream_position(recipe, shards, samples_per_step)
+    checkpoint = common.find_resume(recipe.output, recipe.resume, position)
+    main = arguments.process_index == 0
+    if main:
+        recipe.output.mkdir(parents=True, exist_ok=True)
+        config.dump(recipe, recipe.output / "recipe.yaml")
+
+    set_seed(recipe.seed)
+    full_precision = arguments.fsdp or recipe.lora is None or not arguments.bf16
+    model, processor = common.load_model(
+        recipe.model, recipe.output, torch.float32 if full_precision else torch.bfloat16
+    )
+    model = common.make_trainable(model, lora=recipe.lora, encoder=recipe.encoder, projector=recipe.projector)
+    trainable = common.trainable_map(model)
+    if main:
+        common.write_json(recipe.output / "trainable.json", trainable)
+        common.print_trainable(trainable)
+
+    trainer = build_trainer(recipe, arguments, model, processor, shards, position)
+    if main and checkpoint:
+        print(f"resuming from {checkpoint}")
+    started = time.monotonic()
+    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    result: dict[str, Any] = {
+        "steps": trainer.state.global_step,
+        "samples": trainer.state.global_step * samples_per_step,
+        "epochs": trainer.state.global_step * samples_per_step / len(shards),
+        "seconds": round(time.monotonic() - started, 2),
+        "train_loss": outcome.training_loss,
+        "rejects": len(trainer.rejects.seen),
+        "processes": arguments.world_size,
+    }
+    if recipe.data.validation:
+        result |= trainer.evaluate()
+    result["exported"] = {
+        form: str(folder) for form, folder in export_trained(trainer, processor, recipe.output, recipe.export).items()
+    }
+    if main:
+        common.write_json(recipe.output / "result.json", result)
+    return result
+
+
+def build_trainer(
+    recipe: SFTRecipe,
+    arguments: TrainingArguments,
+    model: Any,
+    processor: Any,
+    shards: ShardDataset,
+    position: Mapping[str, Any],
+) -> SFTTrainer:
+    """The trainer of a run with its data, callbacks and files."""
+    collator = SFTCollator(processor, recipe.data.style, recipe.data.max_length)
+    warn_if_endless(collator, model)
+    train = SupervisedDataset(shards, collator)
+    validation = None
+    if recipe.data.validation:
+        validation = SupervisedDataset(
+            ShardDataset(recipe.data.validation), collator, limit=recipe.data.validation_samples
+        )
+    samples_per_step = position["samples_per_step"]
+    budget = common.TimeBudget(recipe.seconds) if recipe.seconds is not None else None
+    callbacks = [
+        common.MetricsFile(recipe.output / "metrics.jsonl", samples_per_step, len(shards)),
+        common.Checkpoints(recipe.output, recipe.keep_checkpoints, position),
+        common.StopOnNaN(),
+        *([budget] if budget else []),
+    ]
+    order = recipe.output / f"order-{arguments.process_index}.jsonl" if recipe.record_order else None
+    return SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=collator,
+        callbacks=callbacks,
+        sampler=RunSampler(shards, recipe.seed, arguments.max_steps * samples_per_step),
+        rejects=Rejects(recipe.output / "rejects.jsonl", len(shards), recipe.data.max_reject_share),
+        budget=budget,
+        order=order,
+    )
+
+
+def warn_if_endless(collator: SFTCollator, model: Any) -> None:
+    """A model that learns to end its turn with a token that generation does not stop at talks on for ever."""
+    stops = model.generation_config.eos_token_id
+    stops = set(stops) if isinstance(stops, (list, tuple)) else {stops}
+    end = int(collator._reply_ids(collator.processor.render([{"role": "assistant", "content": "x"}]))[-1])
+    if end not in stops:
+        warnings.warn(
+            f"the turn ends with token {end}, but generation stops at {sorted(map(str, stops))}", stacklevel=2
+        )
