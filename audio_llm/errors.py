@@ -56,5 +56,6 @@ def require(module: str, feature: str, extra: str) -> None:
 
     if importlib.util.find_spec(module) is None:
         raise PrerequisiteError(
-            f"{feature} needs the package '{module}', which is not installed. Install it with: pip install 'audio-llm[{extra}]'"
+            f"{feature} needs the package '{module}', which is not installed. "
+            f"Install it with: pip install 'audio-llm[{extra}]'"
         )

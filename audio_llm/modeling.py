@@ -52,16 +52,11 @@ class AudioLLMModel(AudioLLMPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
-    def train(self, mode: bool = True) -> AudioLLMModel:
-        """A frozen encoder stays in evaluation mode: its batch statistics and stochastic depth must not move."""
-        super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.audio_encoder.parameters()):
-            self.audio_encoder.eval()
-        return self
-
     def encode_audio(self, input_audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encoder tokens (windows, n, encoder hidden) and their mask (windows, n)."""
         trainable = any(parameter.requires_grad for parameter in self.audio_encoder.parameters())
+        if not trainable:  # whenever it was frozen: batch statistics and stochastic depth must not move
+            self.audio_encoder.eval()
         with torch.set_grad_enabled(torch.is_grad_enabled() and trainable):
             return self.audio_encoder(input_audio.float(), audio_lengths)
 

@@ -146,8 +146,8 @@ class Reply:
 
 # Words that turn the mention after them into a denial ("not rain", "rather than a dog").
 _NEGATORS = re.compile(
-    r"\b(?:not|no|never|neither|nor|without|except|excluding|instead of|rather than|isn't|wasn't|aren't|isnt|cannot|can't|"
-    r"doesn't|don't|didn't|unlike)\s+(?:\w+\s+){0,2}$"
+    r"\b(?:not|no|never|neither|nor|without|except|excluding|instead of|rather than|unlike|"
+    r"isn't|wasn't|aren't|isnt|cannot|can't|doesn't|don't|didn't)\s+(?:\w+\s+){0,2}$"
 )
 _LETTER_ONLY = re.compile(
     r"^[\s\"'*]*(?:option|choice|answer)?\s*[:(\[]*\s*([A-Za-z])\s*[)\].:,\"'*]*\s*$", re.IGNORECASE

@@ -16,7 +16,7 @@ from typing import Any
 
 from audio_llm import config as recipes
 from audio_llm.errors import ConfigError
-from audio_llm.prompts import AUDIO_TOKEN, STYLES, chat_template, conversation, question_text, target_text
+from audio_llm.prompts import AUDIO_TOKEN, STYLES, chat_template, question_text, target_text
 
 
 @dataclass
@@ -149,9 +149,8 @@ def train(recipe: LanguageModelRecipe) -> Path:
         raise ConfigError(f"style: expected one of {', '.join(STYLES)}, found '{recipe.style}'.")
     samples = read_text(recipe.text)
     if len(samples) <= recipe.validation + recipe.batch_size:
-        raise ConfigError(
-            f"text {recipe.text}: expected more than {recipe.validation + recipe.batch_size} lines, found {len(samples)}."
-        )
+        needed = recipe.validation + recipe.batch_size
+        raise ConfigError(f"text {recipe.text}: expected more than {needed} lines, found {len(samples)}.")
     texts = [described(sample, recipe.style) for sample in samples]
     tokenizer = train_tokenizer((part for text in texts for part in text), recipe.vocabulary)
     rows = [

@@ -1,0 +1,146 @@
+"""Prompts and replies: what is written can be read back, nothing is guessed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from string import ascii_uppercase
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from audio_llm.prompts import (
+    STYLES,
+    TURN_MARKERS,
+    chat_template,
+    conversation,
+    normalise,
+    question_text,
+    read_reply,
+    resolve_option,
+    target_text,
+)
+from tests.conftest import SHARED
+
+DOGS = ["A cat meowing", "A dog barking", "A dog growling", "Rain"]
+
+
+@dataclass
+class Item:
+    question: str = "Which sound is heard?"
+    choices: list[str] = field(default_factory=lambda: list(DOGS))
+    answer: str | None = "A dog barking"
+    thinking: str | None = "Short barks."
+    semantic_elements: dict[str, Any] | None = field(default_factory=lambda: {"who": ["dog"], "how": "barks"})
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("A dog barking", 1),
+        ("a dog barking.", 1),
+        ("B", 1),
+        ("b", 1),
+        ("(B)", 1),
+        ("Option B", 1),
+        ("The answer is B.", 1),
+        ("B. A dog barking", 1),
+        ("**B) A dog barking**", 1),
+        ("The sound is a dog barking.", 1),
+        ("It is a dog barking, not a cat meowing.", 1),
+        ("<think>Could be rain, but no.</think><answer>A dog barking</answer>", 1),
+        ("Answer: (D) Rain", 3),
+        ("A dog growling", 2),
+        ("(B) rain", None),  # letter and text contradict
+        ("B. Rain", None),
+        ("not a dog barking", None),
+        ("It is not rain.", None),
+        ("rain or a dog barking", None),
+        ("(A) dog", None),
+        ("E", None),
+        ("", None),
+        ("<think>First, I listen to the rain", None),  # cut before an answer
+        ("<answer>Rain</answer><answer>A dog barking</answer>", None),
+        ("<answer>Rain</answer><answer>(D)</answer>", 3),
+        ("A and B", None),
+    ],
+)
+def test_replies_resolve_to_the_option_they_name(text: str, expected: int | None) -> None:
+    assert read_reply(text, DOGS).choice == expected
+
+
+def test_keys_and_initials_are_texts_before_they_are_labels() -> None:
+    assert resolve_option("C", ["G", "D", "E", "C"]).index == 3
+    assert resolve_option("B", ["A major", "B minor"]).index == 1
+    assert resolve_option("F# minor", ["F minor", "F# minor"]).index == 1
+    assert resolve_option("No", ["Yes", "No"]).index == 1
+    assert resolve_option("twenty-one", ["twenty", "twenty-one"]).index == 1
+
+
+@pytest.mark.skipif(not (SHARED / "data/mmau").exists(), reason="needs ../shared/data/mmau")
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda letter, gold: gold,
+        lambda letter, gold: f"{letter}. {gold}",
+        lambda letter, gold: f"({letter}) {gold}",
+        lambda letter, gold: f"<think>Hm.</think><answer>({letter}) {gold}</answer>",
+        lambda letter, gold: gold.upper(),
+        lambda letter, gold: gold + ".",
+    ],
+)
+def test_every_way_of_giving_the_right_answer_counts_on_mmau(form) -> None:
+    items = json.loads((SHARED / "data/mmau/mmau-test-mini.json").read_text())
+    for item in items:
+        index = item["choices"].index(item["answer"])
+        choice = read_reply(form(ascii_uppercase[index], item["answer"]), item["choices"]).choice
+        assert choice is not None and normalise(item["choices"][choice]) == normalise(item["answer"]), item
+
+
+@pytest.mark.skipif(not (SHARED / "data/mmau").exists(), reason="needs ../shared/data/mmau")
+def test_contradictions_and_denials_earn_nothing_on_mmau() -> None:
+    for item in json.loads((SHARED / "data/mmau/mmau-test-mini.json").read_text()):
+        options = [normalise(choice) for choice in item["choices"]]
+        gold = options.index(normalise(item["answer"]))
+        wrong = next(i for i, option in enumerate(options) if option != options[gold])
+        for text in (f"({ascii_uppercase[wrong]}) {item['answer']}", f"not {item['answer']}", ""):
+            assert read_reply(text, item["choices"]).choice is None, (text, item)
+
+
+def test_a_target_is_read_back_as_it_was_meant() -> None:
+    for style in STYLES:
+        reply = read_reply(target_text(Item(), style), DOGS)
+        assert (reply.choice, reply.how, reply.problem) == (1, "both", None)
+        assert (reply.thinking is None) == (style == "answer")
+        assert (reply.semantic_elements is None) == (style != "think_semantics")
+
+
+WORDS = st.text(alphabet="abcdefghij KLMNOP", min_size=3, max_size=20).map(normalise).filter(lambda text: len(text) > 2)
+
+
+@given(st.lists(WORDS, min_size=2, max_size=6, unique=True), st.data())
+def test_round_trip_of_any_choice(choices: list[str], data) -> None:
+    gold = data.draw(st.integers(0, len(choices) - 1))
+    item = Item(choices=choices, answer=choices[gold])
+    assert read_reply(target_text(item, "think"), choices).choice == gold
+    assert f"({ascii_uppercase[gold]}) {choices[gold]}" in question_text(item.question, choices)
+
+
+@given(st.text(max_size=60), st.lists(st.text(max_size=10), max_size=5))
+def test_reading_never_fails(text: str, choices: list[str]) -> None:
+    choice = read_reply(text, choices).choice
+    assert choice is None or 0 <= choice < len(choices)
+
+
+@pytest.mark.parametrize("marker", list(TURN_MARKERS))
+def test_template_removes_a_typed_placeholder_and_opens_the_turn(marker: str) -> None:
+    from jinja2 import Environment
+
+    template = Environment().from_string(chat_template(marker))
+    messages = conversation(Item(question="Is <|audio|> this?"), audios=2)
+    prompt = template.render(messages=messages, add_generation_prompt=True)
+    assert prompt.count("<|audio|>") == 2
+    full = template.render(messages=conversation(Item(question="Is <|audio|> this?"), audios=2, style="think"))
+    assert full.startswith(prompt), "the prompt must be a prefix of prompt and reply, or the loss mask is wrong"
