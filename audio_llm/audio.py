@@ -239,7 +239,7 @@ def encode(waveform: Waveform, format: str = "flac", subtype: str = "PCM_16") ->
 
 
 def limit_peak(waveform: Waveform, peak: float = 1.0) -> Waveform:
-    """The same waveform, scaled down by one gain for all channels where its peak exceeds `peak` (levels stay related)."""
+    """The same waveform, scaled down where its peak exceeds `peak`, by one gain for all channels."""
     found = float(np.abs(waveform.samples).max(initial=0.0))
     if found <= peak:
         return waveform
@@ -324,7 +324,7 @@ def swap_channels(waveform: Waveform) -> Waveform:
 
 
 def select_channel(waveform: Waveform, channel: int | str) -> Waveform:
-    """One channel as mono, by index or by name: ``left``/``right`` (stereo, binaural), ``W``/``Y``/``Z``/``X`` (FOA)."""
+    """One channel as mono, by index or name: ``left``/``right`` (stereo, binaural), ``W``/``Y``/``Z``/``X`` (FOA)."""
     names: dict[str, Sequence[str]] = {"stereo": ("left", "right"), "binaural": ("left", "right"), "foa": FOA_CHANNELS}
     known = names.get(waveform.layout, ("mono",))
     index: Any = known.index(channel) if isinstance(channel, str) and channel in known else channel

@@ -1,0 +1,1 @@
+"""WebDataset shards: sample schema, writer, index, resumable reader."""

@@ -1,0 +1,309 @@
+"""Where every sample lies: one scan of the tar headers, cached beside the shards as ``index.npz``.
+
+The scan reads and validates every JSON member and the place of every audio member. What cannot be used (a shard cut
+in the middle, wrong JSON, a duplicate key, a missing member) is counted and listed in ``index-rejects.jsonl``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import tarfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from audio_llm.audio import LAYOUT_CHANNELS
+from audio_llm.errors import ShardError, describe
+from audio_llm.shards.schema import Sample
+
+AUDIO_SUFFIXES = ("flac", "wav", "ogg", "opus", "mp3")
+CACHE = "index.npz"
+INDEX_REJECTS = "index-rejects.jsonl"
+CACHE_VERSION = 1
+LAYOUTS = tuple(LAYOUT_CHANNELS)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample: its shard, its key, byte ranges of both members, and what the JSON says of the audio.
+
+    ``layout`` is None, and rate and seconds 0, where the JSON has no ``audio`` field.
+    """
+
+    shard: str
+    key: str
+    json_offset: int
+    json_size: int
+    audio_offset: int
+    audio_size: int
+    layout: str | None = None
+    sample_rate: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Reject:
+    """`count` samples of a shard that cannot be used, and why; `key` is None when they cannot be named."""
+
+    shard: str
+    key: str | None
+    reason: str
+    count: int = 1
+
+
+@dataclass
+class Scan:
+    """What one shard holds."""
+
+    rows: list[Row] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+
+
+def read_sizes(folder: Path) -> dict[str, dict[str, Any]]:
+    """The shard entries of ``sizes.json``; empty without the file. Plain ``{name: count}`` files are understood too."""
+    path = folder / "sizes.json"
+    if not path.exists():
+        return {}
+    try:
+        tree = json.loads(path.read_bytes())
+        shards = tree.get("shards", tree)
+        return {name: {"samples": int(e)} if isinstance(e, int) else {**e} for name, e in shards.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ShardError(
+            describe(str(path), "JSON with an entry per shard", f"something else ({error})")
+            + " Delete the file to read the folder without its counts and checksums."
+        ) from error
+
+
+def scan_shard(path: Path) -> Scan:
+    """Scan one tar: complete samples become rows, everything else rejects. Raises :class:`ShardError` if unreadable."""
+    scan = Scan()
+    members: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        with open(path, "rb") as stream:
+            cut = _scan_members(stream, members, scan, path.name)
+            for key, parts in members.items():
+                _add_row(stream, path.name, key, parts, scan, cut)
+    except OSError as error:
+        raise ShardError(describe(str(path), "a readable shard", error.strerror or str(error))) from error
+    if cut and not any(reject.reason == cut for reject in scan.rejects):
+        scan.rejects.append(Reject(path.name, None, cut))
+    return scan
+
+
+def _scan_members(stream: io.BufferedReader, members: dict[str, Any], scan: Scan, shard: str) -> str | None:
+    """Fill ``members[key][suffix] = (offset, size)``; returns why the shard ends too early, or None if it does not."""
+    size = os.fstat(stream.fileno()).st_size
+    end = 0
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            for member in tar:
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                key, _, suffix = member.name.partition(".")
+                if not member.isfile() or not suffix or member.offset_data + member.size > size:
+                    continue
+                parts = members.setdefault(key, {})
+                if suffix in parts:
+                    scan.rejects.append(Reject(shard, key, f"duplicate member '{member.name}'"))
+                else:
+                    parts[suffix] = (member.offset_data, member.size)
+    except tarfile.TarError as error:
+        return f"cut in the middle, or not a tar file ({error})"
+    if size < end + 2 * tarfile.BLOCKSIZE:  # a tar ends with two blocks of zeros
+        return f"cut in the middle: {size} bytes without an end of archive"
+    return None
+
+
+def _add_row(
+    stream: io.BufferedReader, shard: str, key: str, parts: dict[str, Any], scan: Scan, cut: str | None
+) -> None:
+    audio = next((parts[suffix] for suffix in AUDIO_SUFFIXES if suffix in parts), None)
+    if "json" not in parts or audio is None:
+        missing = "json" if "json" not in parts else "audio"
+        found = ", ".join(f"{key}.{suffix}" for suffix in parts)
+        reason = cut or f"no {missing} member (found {found})"
+        scan.rejects.append(Reject(shard, key, reason))
+        return
+    offset, size = parts["json"]
+    try:
+        sample = Sample.from_json(os.pread(stream.fileno(), size, offset), where=f"{shard}: {key}")
+        if sample.id != key:
+            raise ShardError(describe(f"{shard}: {key}", f"id '{key}'", f"'{sample.id}'"))
+    except ShardError as error:
+        scan.rejects.append(Reject(shard, key, str(error)))
+        return
+    info = sample.audio
+    described = (info.layout, info.sample_rate, info.seconds) if info else (None, 0, 0.0)
+    scan.rows.append(Row(shard, key, offset, size, audio[0], audio[1], *described))
+
+
+class ShardIndex:
+    """The rows of one folder as columns, small enough to be copied into every worker of a loader."""
+
+    def __init__(self, folder: Path, rows: list[Row], rejects: list[Reject]) -> None:
+        self.folder = folder
+        self.rejects = rejects
+        self.shards: list[str] = sorted({row.shard for row in rows})
+        number = {shard: i for i, shard in enumerate(self.shards)}
+        self.shard_of = np.array([number[row.shard] for row in rows], np.int32)
+        self.keys = np.array([row.key.encode() for row in rows], np.bytes_)
+        ranges = [(r.json_offset, r.json_size, r.audio_offset, r.audio_size) for r in rows]
+        self.ranges = np.array(ranges, np.int64).reshape(len(rows), 4)
+        self.layouts = np.array([LAYOUTS.index(r.layout) if r.layout else -1 for r in rows], np.int8)
+        self.sample_rates = np.array([row.sample_rate for row in rows], np.int32)
+        self.seconds = np.array([row.seconds for row in rows], np.float64)
+
+    def __len__(self) -> int:
+        return len(self.shard_of)
+
+    @property
+    def rows(self) -> list[Row]:
+        return [self.row(i) for i in range(len(self))]
+
+    def row(self, i: int) -> Row:
+        layout = LAYOUTS[self.layouts[i]] if self.layouts[i] >= 0 else None
+        shard, key = self.shards[self.shard_of[i]], self.keys[i].decode()
+        json_offset, json_size, audio_offset, audio_size = self.ranges[i].tolist()
+        rate, seconds = int(self.sample_rates[i]), float(self.seconds[i])
+        return Row(shard, key, json_offset, json_size, audio_offset, audio_size, layout, rate, seconds)
+
+    @property
+    def reject_count(self) -> int:
+        return sum(reject.count for reject in self.rejects)
+
+    @classmethod
+    def load(cls, folder: str | Path, verify: bool = False, max_reject_share: float = 0.01) -> ShardIndex:
+        """The index of a folder, from the cache when names, sizes and times of the shards are those it was made from.
+
+        `verify` reads every byte and compares the SHA-256 of ``sizes.json``. Raises :class:`ShardError` for a folder
+        without shards or not finished, for shards that ``sizes.json`` does not know, for wrong checksums, and when
+        more than `max_reject_share` of the samples cannot be used.
+        """
+        folder = Path(folder)
+        paths = _shard_paths(folder)
+        sizes = read_sizes(folder)
+        _check_names(folder, paths, sizes)
+        if verify:
+            _check_sums(folder, paths, sizes)
+        fingerprint = json.dumps(
+            [CACHE_VERSION, [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in paths], sizes], sort_keys=True
+        )
+        index = cls._from_cache(folder, fingerprint)
+        if index is None:
+            index = cls._scan(folder, paths, sizes)
+            index._to_cache(fingerprint)
+        index._check_share(max_reject_share)
+        return index
+
+    @classmethod
+    def _scan(cls, folder: Path, paths: list[Path], sizes: dict[str, dict[str, Any]]) -> ShardIndex:
+        rows: list[Row] = []
+        rejects: list[Reject] = []
+        seen: set[str] = set()
+        scans = {path.name: scan_shard(path) for path in paths}
+        for name in sorted(scans.keys() | sizes.keys()):
+            scan = scans.get(name, Scan())
+            rejects += scan.rejects
+            for row in scan.rows:
+                if row.key in seen:
+                    rejects.append(Reject(name, row.key, f"duplicate key '{row.key}'"))
+                else:
+                    seen.add(row.key)
+                    rows.append(row)
+            lost = sizes.get(name, {}).get("samples", 0) - len(scan.rows) - sum(r.count for r in scan.rejects)
+            if lost > 0:
+                reason = "missing from a shard that is cut" if name in scans else "the whole shard is missing"
+                rejects.append(Reject(name, None, reason, lost))
+        return cls(folder, rows, rejects)
+
+    def _check_share(self, max_reject_share: float) -> None:
+        total = len(self) + self.reject_count
+        if total == 0 or self.reject_count > max_reject_share * total:
+            first = self.rejects[0] if self.rejects else Reject("", None, "no samples in the shards")
+            name = f"{first.shard}: {first.key}" if first.key else first.shard
+            raise ShardError(
+                describe(
+                    str(self.folder),
+                    f"at most {max_reject_share:.1%} unusable samples",
+                    f"{self.reject_count} of {total}",
+                    f"First one: {name}: {first.reason.rstrip('.')}. All are in {INDEX_REJECTS}; "
+                    "write those shards again or raise max_reject_share.",
+                )
+            )
+
+    def _to_cache(self, fingerprint: str) -> None:
+        """Best effort: a folder that cannot be written is scanned again next time."""
+        columns = ("shard_of", "keys", "ranges", "layouts", "sample_rates", "seconds")
+        head = json.dumps(
+            {"fingerprint": fingerprint, "shards": self.shards, "rejects": [asdict(r) for r in self.rejects]}
+        )
+        temporary = self.folder / f".{CACHE}.{os.getpid()}"
+        listing = self.folder / INDEX_REJECTS
+        try:
+            with open(temporary, "wb") as stream:
+                np.savez(stream, head=np.array(head), **{name: getattr(self, name) for name in columns})
+            os.replace(temporary, self.folder / CACHE)
+            if self.rejects:
+                lines = [json.dumps(asdict(r), ensure_ascii=False) for r in self.rejects]
+                temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+                os.replace(temporary, listing)
+            else:
+                listing.unlink(missing_ok=True)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def _from_cache(cls, folder: Path, fingerprint: str) -> ShardIndex | None:
+        try:
+            with np.load(folder / CACHE, allow_pickle=False) as cache:
+                head = json.loads(str(cache["head"]))
+                if head["fingerprint"] != fingerprint:
+                    return None
+                index = cls(folder, [], [Reject(**reject) for reject in head["rejects"]])
+                index.shards = head["shards"]
+                for name in ("shard_of", "keys", "ranges", "layouts", "sample_rates", "seconds"):
+                    setattr(index, name, cache[name])
+                return index
+        except Exception:  # a cache that cannot be read, for whatever reason, is a cache to make again
+            return None
+
+
+def _shard_paths(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise ShardError(describe(str(folder), "a folder of shards", "no such folder"))
+    paths = sorted(folder.glob("*.tar"))
+    if not paths:
+        raise ShardError(describe(str(folder), "*.tar shards", "none", "Make them with audio-llm prep."))
+    return paths
+
+
+def _check_names(folder: Path, paths: list[Path], sizes: dict[str, dict[str, Any]]) -> None:
+    if (folder / ".writing").exists():
+        raise ShardError(
+            describe(str(folder), "a finished folder", "one whose writing stopped")
+            + " Run the same command again to finish it, or delete .writing in it to use what is there."
+        )
+    unknown = [path.name for path in paths if sizes and path.name not in sizes]
+    if unknown:
+        raise ShardError(
+            describe(str(folder), "the shards of sizes.json", f"also {', '.join(unknown[:3])}")
+            + " Move them to a folder of their own, or delete sizes.json to accept the folder as it is."
+        )
+
+
+def _check_sums(folder: Path, paths: list[Path], sizes: dict[str, dict[str, Any]]) -> None:
+    from audio_llm.shards.writer import describe_shard
+
+    if not sizes:
+        raise ShardError(describe(str(folder), "a sizes.json with checksums", "none, so nothing can be verified"))
+    for path in paths:
+        known = sizes[path.name].get("sha256")
+        if known is None or describe_shard(path, 0)["sha256"] != known:
+            found = "no checksum" if known is None else "other bytes: the shard was changed or damaged"
+            raise ShardError(describe(str(path), "the SHA-256 of sizes.json", found, "Write or copy it again."))
