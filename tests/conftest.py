@@ -113,7 +113,8 @@ def make_shards(folder: Path, count: int = 24, channels: int = 2, seed: int = 0,
     import numpy as np
 
     from audio_llm.audio import Waveform, sha256
-    from audio_llm.shards import AudioInfo, Event, Sample, ShardWriter, Source
+    from audio_llm.shards.schema import AudioInfo, Event, Sample, Source
+    from audio_llm.shards.writer import ShardWriter
 
     rng = np.random.default_rng(seed)
     with ShardWriter(folder, samples_per_shard=8) as writer:

@@ -82,7 +82,7 @@ def train_tokenizer(corpus: Iterable[str], vocabulary: int = 1024) -> Any:
 
 def read_text(path: Path) -> list[Any]:
     """Samples of a JSON-lines file."""
-    from audio_llm.shards import Sample
+    from audio_llm.shards.schema import Sample
 
     try:
         lines = path.read_text().splitlines()
