@@ -131,20 +131,6 @@ def silent(waveform: Waveform) -> Waveform:
     return Waveform(np.zeros_like(waveform.samples), waveform.sample_rate, waveform.layout)
 
 
-def mirrored(waveform: Waveform) -> Waveform | None:
-    """The sound field with left and right exchanged; None for mono, which has no sides.
-
-    Two channels change places; in first-order ambisonics (ACN: W Y Z X) the left-right component Y changes its sign.
-    """
-    if waveform.layout == "mono":
-        return None
-    if waveform.layout == "foa":
-        samples = waveform.samples * np.array([[1], [-1], [1], [1]], dtype=waveform.samples.dtype)
-    else:
-        samples = np.ascontiguousarray(waveform.samples[::-1])
-    return Waveform(samples, waveform.sample_rate, waveform.layout)
-
-
 def audio_of_others(clips: Sequence[str], seed: int) -> list[int | None]:
     """For every item the index of another item whose clip it hears instead: seeded, and never its own clip.
 
@@ -153,8 +139,14 @@ def audio_of_others(clips: Sequence[str], seed: int) -> list[int | None]:
     """
     count = len(clips)
     order = np.random.default_rng(seed).permutation(count)
-    named = np.array(clips, dtype=object)[order]
-    best = min(range(1, count), key=lambda step: (int((np.roll(named, -step) == named).sum()), step), default=0)
+    named = np.unique(np.asarray(clips, dtype=str), return_inverse=True)[1][order] if count else np.zeros(0, int)
+    best, fewest = 0, count + 1
+    for step in range(1, count):
+        same = int((np.roll(named, -step) == named).sum())
+        if same < fewest:
+            best, fewest = step, same
+        if same == 0:
+            break
     partner: list[int | None] = [None] * count
     for place, index in enumerate(order):
         other = int(order[(place + best) % count])

@@ -109,7 +109,9 @@ def answer_kind(row: Prediction) -> str:
 def _score_choice(row: Prediction) -> Score:
     reply = read_reply(row.raw, row.choices)
     if row.gold not in row.choices:
-        return Score(row.id, row.question_type, 0.0, None, f"the gold answer '{row.gold}' is not among the choices", False)
+        return Score(
+            row.id, row.question_type, 0.0, None, f"the gold answer '{row.gold}' is not among the choices", False
+        )
     gold = row.choices.index(row.gold)
     if reply.choice is None:
         return Score(row.id, row.question_type, 0.0, None, f"unresolved: {reply.problem}; gold '{row.gold}'", False)
@@ -156,7 +158,9 @@ def _score_yes_no(row: Prediction, answer: str) -> Score:
     if len(words) != 1:
         return Score(row.id, row.question_type, 0.0, None, f"neither yes nor no in {answer!r}", False)
     said = words.pop()
-    return Score(row.id, row.question_type, float(said == normalise(row.gold)), said, f"said {said}, gold {row.gold}", True)
+    return Score(
+        row.id, row.question_type, float(said == normalise(row.gold)), said, f"said {said}, gold {row.gold}", True
+    )
 
 
 def _score_distance(row: Prediction, answer: str) -> Score:
@@ -172,7 +176,9 @@ def _score_direction(row: Prediction, answer: str) -> Score:
     said, gold = read_directions(answer), read_directions(row.gold)
     parts = {axis: float(said.get(axis) == word) for axis, word in gold.items()}
     if not said:
-        return Score(row.id, row.question_type, 0.0, None, f"no direction word in {answer!r}, gold {row.gold}", False, parts)
+        return Score(
+            row.id, row.question_type, 0.0, None, f"no direction word in {answer!r}, gold {row.gold}", False, parts
+        )
     text = ", ".join(said.values())
     wrong = [axis for axis, right in parts.items() if not right] + sorted(set(said) - set(gold))
     note = f"wrong on {', '.join(wrong)}; gold {', '.join(gold.values())}" if wrong else "every direction word right"
@@ -180,7 +186,7 @@ def _score_direction(row: Prediction, answer: str) -> Score:
 
 
 def _score_place(row: Prediction, answer: str) -> Score:
-    """Direction words, then a distance: the value is that of the directions (BAT's DoA accuracy), the rest are parts."""
+    """Direction words, then a distance: the value is that of the words (BAT's DoA accuracy), the rest parts."""
     direction, distance = _score_direction(row, answer), _score_distance(row, answer)
     parts = {**direction.parts, "distance": distance.value}
     said = "; ".join(part for part in (direction.answer, distance.answer) if part) or None
@@ -293,5 +299,7 @@ def flips(greedy: Iterable[Prediction], swapped: Iterable[Prediction]) -> Flips:
     stuck = 0
     for row in rows:
         found = score(row)
-        stuck += found is not None and found.answer is not None and normalise(found.answer) == normalise(old_gold[row.id])
+        stuck += (
+            found is not None and found.answer is not None and normalise(found.answer) == normalise(old_gold[row.id])
+        )
     return Flips(proportion(values), int(values.sum()), stuck)

