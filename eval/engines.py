@@ -102,9 +102,14 @@ def open_engine(
     return TransformersEngine(model, adapter, style=style, batch_size=batch_size or 16)
 
 
+def user_turn(item: Any) -> list[dict[str, Any]]:
+    """The chat messages that ask `item` (an :class:`Item`; any object with a question and choices will do)."""
+    return prompts.conversation(item)
+
+
 def render(tokenizer: Any, item: Item, style: str | None) -> str:
     """The prompt as the model reads it, assistant's turn opened (and begun, where a style is asked for)."""
-    messages = prompts.conversation(item)
+    messages = user_turn(item)
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return str(text) + OPENINGS.get(style or "", "")
 
@@ -301,7 +306,7 @@ class HttpEngine:
                     future.cancel()
 
     def _ask(self, request: Request) -> Answer:
-        messages = prompts.conversation(request.item)
+        messages = user_turn(request.item)
         opening = OPENINGS.get(self._style or "", "")
         digest = prompts.prompt_hash(json.dumps(messages, ensure_ascii=False) + opening)
         wave = base64.b64encode(encode(limit_peak(request.waveform), "wav")).decode()

@@ -6,7 +6,6 @@ Evaluation uses it, and whatever else wants many answers without a server. Promp
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from audio_llm.audio import Waveform
-from audio_llm.errors import CheckpointError, require
-
-# vLLM builds its adapter buffers for one of these ranks.
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+from audio_llm.checkpoints.validate import check_adapter, check_checkpoint
+from audio_llm.errors import CheckpointError, describe
+from audio_llm.vllm.launcher import LORA_RANKS, cpu_build, server_environment
+from audio_llm.vllm.plugin import present_cpu_build_as_vllm
 
 
 @dataclass(frozen=True)
@@ -62,18 +61,18 @@ class OfflineEngine:
         max_audios: int = 4,
         seed: int = 0,
     ) -> None:
-        require("vllm", "the vLLM engine", "vllm")
-        on_cpu = _prepare_environment()
+        on_cpu = cpu_build()
+        config = check_checkpoint(model)
+        _prepare_environment(on_cpu)
         from vllm import LLM
 
         options: dict[str, Any] = {"enforce_eager": True, "block_size": 32} if on_cpu else {}
-        if adapter is not None:
-            options |= {"enable_lora": True, "max_lora_rank": lora_rank(Path(adapter)), "max_loras": 1}
+        options |= _adapter_options(adapter, config)
         try:
             self._llm = LLM(
                 str(model),
                 dtype="float32" if dtype == "auto" and on_cpu else dtype,  # type: ignore[arg-type]
-                max_model_len=max_model_len or _default_length(Path(model)),
+                max_model_len=max_model_len or _default_length(config),
                 max_num_seqs=max_num_seqs,
                 limit_mm_per_prompt={"audio": max_audios},
                 seed=seed,
@@ -85,7 +84,7 @@ class OfflineEngine:
             raise CheckpointError(f"model {model}: vLLM cannot load it ({_first_line(error)}).") from error
         self._lora = _lora_request(adapter)
         self._tokenizer = self._llm.get_tokenizer()
-        self._audio_token_id = int(self._llm.model_config.hf_config.audio_token_id)
+        self._audio_token_id = int(config["audio_token_id"])
         self._in_flight = 2 * max_num_seqs  # a full waiting queue keeps every decoding slot taken
 
     @property
@@ -136,7 +135,7 @@ class OfflineEngine:
 
         prompt: dict[str, Any] = {"prompt_token_ids": self._tokenizer.encode(request.prompt, add_special_tokens=False)}
         if request.audios:
-            prompt["multi_modal_data"] = {"audio": [(audio.samples, audio.sample_rate) for audio in request.audios]}
+            prompt["multi_modal_data"] = {"audio": list(request.audios)}
         params = SamplingParams(
             temperature=request.temperature,
             max_tokens=request.max_tokens,
@@ -152,17 +151,15 @@ class OfflineEngine:
         return names[0].partition("-")[0], ""  # outputs carry the name without vLLM's random suffix
 
 
-def lora_rank(adapter: Path) -> int:
-    """The smallest rank vLLM can be built for that holds the adapter's. Raises :class:`CheckpointError`."""
-    path = adapter / "adapter_config.json"
-    try:
-        rank = int(json.loads(path.read_text())["r"])
-    except (OSError, KeyError, ValueError) as error:
-        raise CheckpointError(f"adapter {adapter}: expected PEFT's adapter_config.json with r, found none.") from error
-    fitting = [size for size in LORA_RANKS if size >= rank]
+def _adapter_options(adapter: str | Path | None, config: dict[str, Any]) -> dict[str, Any]:
+    """What vLLM must be built with to hold the adapter. Raises :class:`CheckpointError` where it cannot."""
+    if adapter is None:
+        return {}
+    info = check_adapter(Path(adapter), config)
+    fitting = [rank for rank in LORA_RANKS if rank >= info.rank]
     if not fitting:
-        raise CheckpointError(f"adapter {adapter}: rank {rank} is above the largest that vLLM takes, {LORA_RANKS[-1]}.")
-    return fitting[0]
+        raise CheckpointError(describe(f"adapter {adapter}", f"a rank of at most {LORA_RANKS[-1]}", str(info.rank)))
+    return {"enable_lora": True, "max_lora_rank": fitting[0], "max_loras": 1}
 
 
 def _lora_request(adapter: str | Path | None) -> Any:
@@ -173,28 +170,16 @@ def _lora_request(adapter: str | Path | None) -> Any:
     return LoRARequest("adapter", 1, str(Path(adapter).resolve()))
 
 
-def _prepare_environment() -> bool:
-    """What vLLM reads at import; values that the user has set stay. Returns whether there is no GPU."""
-    import torch
-
-    on_cpu = not torch.cuda.is_available()
-    settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-    if on_cpu:
-        # One GiB of key-value cache is asked for by name: the default is a share of all memory, required to be free.
-        # Eager mode needs no compiler; without this switch the log-probability path still asks for g++.
-        settings |= {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_COMPILE_DISABLE": "1"}
-    for name, value in settings.items():
+def _prepare_environment(on_cpu: bool) -> None:
+    """What vLLM reads at import: as for the server, but in this process. Values that are set already stay."""
+    for name, value in (server_environment(on_cpu) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}).items():
         os.environ.setdefault(name, value)
-    return on_cpu
+    present_cpu_build_as_vllm()
 
 
-def _default_length(model: Path) -> int | None:
-    """At most 4096 positions: a longer model would ask for a cache that evaluation never fills."""
-    try:
-        config = json.loads((model / "config.json").read_text())
-    except (OSError, ValueError):
-        return None
-    positions = (config.get("text_config") or config).get("max_position_embeddings")
+def _default_length(config: dict[str, Any]) -> int | None:
+    """At most 4096 positions: a longer model would ask for a cache that short questions never fill."""
+    positions = (config.get("text_config") or {}).get("max_position_embeddings")
     return min(int(positions), 4096) if positions else None
 
 
