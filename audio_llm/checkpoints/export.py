@@ -1,9 +1,9 @@
-"""From a trained model to checkpoint folders that are served: ``merged``, or ``base`` with a language-model ``adapter``.
+"""From a trained model to checkpoint folders to serve: ``merged``, or ``base`` with a language-model ``adapter``.
 
 During training PEFT holds the adapters of the language model (and of the encoder, if it has any) and the modules that
 are trained in full. A served adapter may touch the language model only, so everything else is folded into the base.
-The work is done on tensors, never on the live model: ``merge_adapter`` and ``unmerge_adapter`` on bfloat16 weights leave
-a rounding error in the frozen ones at every call.
+The work is done on tensors, never on the live model: ``merge_adapter`` and ``unmerge_adapter`` on bfloat16 weights
+leave a rounding error in the frozen ones at every call.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def export_weights(
 
 
 def scale_of(peft_config: Any) -> float:
-    """What the product B A is multiplied by: alpha / rank, or alpha / √rank when rank-stabilised (Kalajdzievski 2023)."""
+    """The factor of B A: alpha / rank, or alpha / √rank when rank-stabilised (Kalajdzievski 2023)."""
     rank = peft_config.r
     return peft_config.lora_alpha / (rank**0.5 if peft_config.use_rslora else rank)
 

@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
+from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer_callback import ExportableState, ProgressCallback
 
 from audio_llm.checkpoints.export import LANGUAGE_MODEL_LINEARS
 from audio_llm.errors import ConfigError, TrainingError, describe
@@ -67,17 +67,19 @@ def resolve_precision(precision: Precision) -> Literal["fp32", "bf16"]:
 # ---------------------------------------------------------------------------------------------------------- the model
 
 
-def load_model(recipe: ModelRecipe, output: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """The model and processor a recipe names; parts are assembled once into ``output/start``.
+def starting_folder(recipe: ModelRecipe, output: Path) -> Path:
+    """The checkpoint folder a recipe starts from; parts are assembled once into ``output/start``.
 
-    Raises :class:`ConfigError` when the recipe names neither a checkpoint nor all parts, :class:`CheckpointError` when
-    the folder is none.
+    Raises :class:`ConfigError` when the recipe names neither a checkpoint nor all parts.
     """
+    return recipe.path or assemble(recipe, output / "start")
+
+
+def load_model(folder: Path, recipe: ModelRecipe, dtype: torch.dtype = torch.float32) -> Any:
+    """The model in `folder`, with the attention the recipe asks for."""
     from audio_llm.checkpoints import build
 
-    folder = recipe.path or assemble(recipe, output / "start")
-    model = build.load_model(folder, dtype=dtype, attn_implementation=recipe.attention)
-    return model, build.load_processor(folder)
+    return build.load_model(folder, dtype=dtype, attn_implementation=recipe.attention)
 
 
 def assemble(recipe: ModelRecipe, folder: Path) -> Path:
@@ -282,6 +284,13 @@ def forget_after(path: Path, step: int) -> None:
         os.replace(temporary, path)
 
 
+def quiet(trainer: Any) -> None:
+    """Replace Trainer's printing by :class:`Progress`; the numbers go to ``metrics.jsonl``."""
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(Progress())
+
+
 class MetricsFile(TrainerCallback):
     """``metrics.jsonl``: one line per logged step, full precision, with samples seen and seconds of training."""
 
@@ -302,6 +311,18 @@ class MetricsFile(TrainerCallback):
         record = {"step": state.global_step, "samples": samples, "epoch": samples / max(self.dataset_size, 1)}
         record |= {key: value for key, value in logs.items() if key != "epoch"}
         append_line(self.path, record | {"seconds": round(time.monotonic() - self.started, 3)})
+
+
+class Progress(ProgressCallback):
+    """One bar with the newest loss beside it; Trainer's own prints a line per logged step."""
+
+    SHOWN = ("loss", "eval_loss", "learning_rate", "reward", "kl")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and self.training_bar is not None:
+            shown = {key: f"{value:.4g}" for key, value in (logs or {}).items() if key in self.SHOWN}
+            if shown:
+                self.training_bar.set_postfix(shown)
 
 
 class Checkpoints(TrainerCallback):

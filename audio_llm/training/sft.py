@@ -138,7 +138,7 @@ class SFTCollator:
         return encoded
 
     def _reply_ids(self, reply: str) -> Tensor:
-        """Ids of the assistant's turn up to the token that ends it; the template's line break after it is not learnt."""
+        """Ids of the assistant's turn up to the token that ends it, without the template's line break after that."""
         ids = self.processor.tokenizer(reply, add_special_tokens=False)["input_ids"]
         ends = [position for position, token in enumerate(ids) if token in self.special]
         if ends:
@@ -215,7 +215,8 @@ class SupervisedDataset(Dataset):
             except TrainingError:
                 raise
             except AudioLLMError as error:
-                rejects.append((str(position), str(error)))
+                folder, row = self.shards.locate(position)
+                rejects.append((f"{folder}/{row.shard}: {row.key}", str(error)))
                 continue
             encoded.rejects = rejects
             return encoded
@@ -247,15 +248,15 @@ class Rejects:
 
     def __init__(self, path: Path, dataset_size: int, max_share: float):
         self.path, self.limit = path, max_share * dataset_size
-        self.seen = {record["index"] for record in common.read_lines(path)}
+        self.seen = {record["sample"] for record in common.read_lines(path)}
 
     def add(self, rejects: Sequence[tuple[str, str]]) -> None:
         """Record new rejects. Raises :class:`TrainingError` beyond the bound."""
-        for index, reason in rejects:
-            if index in self.seen:
+        for sample, reason in rejects:
+            if sample in self.seen:
                 continue
-            self.seen.add(index)
-            common.append_line(self.path, {"index": index, "reason": reason})
+            self.seen.add(sample)
+            common.append_line(self.path, {"sample": sample, "reason": reason})
             if len(self.seen) > self.limit:
                 raise TrainingError(
                     describe(
@@ -268,7 +269,7 @@ class Rejects:
 
 
 class SFTTrainer(Trainer):
-    """``Trainer`` with our sample order, rejects, an evaluation weighted by tokens, and a schedule that knows the clock."""
+    """``Trainer`` with our sample order, rejects, evaluation weighted by tokens, and a schedule by the clock."""
 
     def __init__(
         self,
@@ -286,7 +287,7 @@ class SFTTrainer(Trainer):
         return self.sampler
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """As Trainer's; under a time budget the rate decays with the time used, whichever of time and steps is ahead."""
+        """As Trainer's; under a time budget the rate decays with steps or time, whichever is ahead."""
         if self.budget is None or self.args.lr_scheduler_type == "constant_with_warmup":
             return super().create_scheduler(num_training_steps, optimizer)
         if self.lr_scheduler is None:
@@ -314,11 +315,12 @@ class SFTTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Mean loss per supervised token over the validation set, every sample once (Trainer's is a mean of batches)."""
+        """Mean loss per supervised token, every sample once (Trainer's is a mean over batches)."""
         loader = self.get_eval_dataloader(eval_dataset)
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64)
         for batch in loader:
+            self.rejects.add(batch.pop("rejects"))
             batch = self._prepare_inputs(batch)
             labels = batch["labels"][:, 1:]
             inputs = {key: value for key, value in batch.items() if isinstance(value, Tensor) and key != "labels"}
@@ -339,7 +341,7 @@ class SFTTrainer(Trainer):
 
 
 def planned_steps(recipe: SFTRecipe, dataset_size: int, samples_per_step: int) -> int:
-    """Optimizer steps of the run: the smaller of `steps` and `epochs`; with `seconds` alone, as many as may ever fit."""
+    """Optimizer steps of the run: the smaller of `steps` and `epochs`; with `seconds` alone, more than ever fit."""
     limits = []
     if recipe.steps is not None:
         limits.append(recipe.steps)
@@ -350,13 +352,24 @@ def planned_steps(recipe: SFTRecipe, dataset_size: int, samples_per_step: int) -
     return min(limits) if limits else 10**6
 
 
-def training_arguments(recipe: SFTRecipe, steps: int) -> TrainingArguments:
-    """The recipe in Trainer's words. Built before the model: it sets up the process group and DeepSpeed."""
+def open_shards(folders: Sequence[Path], processor: Any, max_reject_share: float) -> ShardDataset:
+    """Shards that fit the encoder: another layout or rate is an error before training, not in the middle of it."""
+    extractor = processor.feature_extractor
+    return ShardDataset(
+        folders,
+        layouts=extractor.layouts,
+        sample_rate=extractor.sampling_rate,
+        max_reject_share=max_reject_share,
+    )
+
+
+def training_arguments(recipe: SFTRecipe) -> TrainingArguments:
+    """The recipe in Trainer's words, but for ``max_steps``. Building it sets up the process group and DeepSpeed."""
     bf16 = common.resolve_precision(recipe.precision) == "bf16"
     schedule = "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
     return TrainingArguments(
         output_dir=str(recipe.output),
-        max_steps=steps,
+        max_steps=1,
         per_device_train_batch_size=recipe.batch_size,
         per_device_eval_batch_size=recipe.batch_size,
         gradient_accumulation_steps=recipe.gradient_accumulation,
@@ -410,26 +423,28 @@ def run(recipe: SFTRecipe) -> dict[str, Any]:
     """
     from transformers import set_seed
 
+    from audio_llm.checkpoints.build import load_processor
     from audio_llm.checkpoints.export import export_trained
 
     common.prepare_torch()
-    shards = ShardDataset(recipe.data.train)
-    arguments = training_arguments(recipe, steps=1)
+    arguments = training_arguments(recipe)
     common.check_launch(arguments.world_size, recipe.processes)
+    main = arguments.process_index == 0
+    start = common.starting_folder(recipe.model, recipe.output)
+    processor = load_processor(start)
+    shards = open_shards(recipe.data.train, processor, recipe.data.max_reject_share)
     samples_per_step = recipe.batch_size * recipe.gradient_accumulation * arguments.world_size
     arguments.max_steps = planned_steps(recipe, len(shards), samples_per_step)
     position = stream_position(recipe, shards, samples_per_step)
     checkpoint = common.find_resume(recipe.output, recipe.resume, position)
-    main = arguments.process_index == 0
     if main:
         recipe.output.mkdir(parents=True, exist_ok=True)
         config.dump(recipe, recipe.output / "recipe.yaml")
 
     set_seed(recipe.seed)
-    full_precision = arguments.fsdp or recipe.lora is None or not arguments.bf16
-    model, processor = common.load_model(
-        recipe.model, recipe.output, torch.float32 if full_precision else torch.bfloat16
-    )
+    # FSDP shards weights of one dtype only, and without LoRA every weight is trained, that is float32.
+    mixed = arguments.bf16 and recipe.lora is not None and not arguments.fsdp
+    model = common.load_model(start, recipe.model, torch.bfloat16 if mixed else torch.float32)
     model = common.make_trainable(model, lora=recipe.lora, encoder=recipe.encoder, projector=recipe.projector)
     trainable = common.trainable_map(model)
     if main:
@@ -451,7 +466,9 @@ def run(recipe: SFTRecipe) -> dict[str, Any]:
         "processes": arguments.world_size,
     }
     if recipe.data.validation:
-        result |= trainer.evaluate()
+        last = next((log for log in reversed(trainer.state.log_history) if "eval_loss" in log), None)
+        fresh = last if last and last["step"] == trainer.state.global_step else trainer.evaluate()
+        result |= {key: fresh[key] for key in ("eval_loss", "eval_tokens")}
     result["exported"] = {
         form: str(folder) for form, folder in export_trained(trainer, processor, recipe.output, recipe.export).items()
     }
@@ -475,7 +492,9 @@ def build_trainer(
     validation = None
     if recipe.data.validation:
         validation = SupervisedDataset(
-            ShardDataset(recipe.data.validation), collator, limit=recipe.data.validation_samples
+            open_shards(recipe.data.validation, processor, recipe.data.max_reject_share),
+            collator,
+            limit=recipe.data.validation_samples,
         )
     samples_per_step = position["samples_per_step"]
     budget = common.TimeBudget(recipe.seconds) if recipe.seconds is not None else None
@@ -486,7 +505,7 @@ def build_trainer(
         *([budget] if budget else []),
     ]
     order = recipe.output / f"order-{arguments.process_index}.jsonl" if recipe.record_order else None
-    return SFTTrainer(
+    trainer = SFTTrainer(
         model=model,
         args=arguments,
         train_dataset=train,
@@ -498,6 +517,8 @@ def build_trainer(
         budget=budget,
         order=order,
     )
+    common.quiet(trainer)
+    return trainer
 
 
 def warn_if_endless(collator: SFTCollator, model: Any) -> None:
