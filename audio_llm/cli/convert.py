@@ -1,0 +1,94 @@
+"""``audio-llm convert``: put checkpoint folders together and take them apart."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from audio_llm.errors import CheckpointError, describe
+
+HELP = "assemble, merge and export checkpoint folders"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+
+    build = kinds.add_parser("build", help="encoder + fresh Q-Former + language model -> checkpoint")
+    build.add_argument("--encoder", type=Path, required=True, metavar="DIR", help="folder written by 'audio-llm train'")
+    build.add_argument("--language-model", type=Path, required=True, metavar="DIR", help="a Transformers causal model")
+    build.add_argument("--queries", type=int, help="query tokens per window (default: the projector's own)")
+    build.add_argument("--max-windows", type=int, default=4, help="longest audio, in encoder windows (default: 4)")
+    build.add_argument("--seed", type=int, default=0, help="seed of the projector's first weights (default: 0)")
+
+    merge = kinds.add_parser("merge", help="checkpoint + LoRA adapter -> one plain checkpoint")
+    merge.add_argument("base", type=Path, help="the checkpoint folder that the adapter was trained on")
+    merge.add_argument("adapter", type=Path, help="the adapter folder, as PEFT saves it")
+
+    language_model = kinds.add_parser("lm", help="checkpoint -> its language model alone, for text or embeddings")
+    language_model.add_argument("model", type=Path, help="a checkpoint folder")
+
+    for kind in (build, merge, language_model):
+        kind.add_argument("out", type=Path, help="the folder to write; it appears whole or not at all")
+        kind.add_argument("--force", action="store_true", help="replace an existing folder")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises :class:`CheckpointError` for parts that are missing or do not fit, before anything is loaded."""
+    if args.out.exists() and not args.force:
+        raise CheckpointError(
+            describe(f"output {args.out}", "a new folder", "an existing one", "Give --force to replace it.")
+        )
+    {"build": _build, "merge": _merge, "lm": _language_model}[args.kind](args)
+    print(f"wrote {args.out}")
+    return 0
+
+
+def _build(args: argparse.Namespace) -> None:
+    _expect(args.encoder, ("config.json", "encoder.safetensors"), "an encoder folder", "Train one: audio-llm train.")
+    cure = "Give a folder with model and tokenizer, as save_pretrained writes it."
+    _expect(args.language_model, ("config.json", "tokenizer_config.json"), "a language model", cure)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from audio_llm.checkpoints.build import build_checkpoint
+    from audio_llm.checkpoints.encoder import load_encoder
+
+    build_checkpoint(
+        args.out,
+        encoder=load_encoder(args.encoder),
+        language_model=AutoModelForCausalLM.from_pretrained(args.language_model),
+        tokenizer=AutoTokenizer.from_pretrained(args.language_model),
+        projector={"num_query_tokens": args.queries} if args.queries else None,
+        max_windows=args.max_windows,
+        seed=args.seed,
+    )
+
+
+def _merge(args: argparse.Namespace) -> None:
+    from audio_llm.checkpoints.validate import check_adapter, check_checkpoint
+
+    check_adapter(args.adapter, check_checkpoint(args.base))
+    from peft import PeftModel
+
+    from audio_llm.checkpoints.build import atomic_folder, load_model, load_processor
+    from audio_llm.checkpoints.export import merge, save_weights, scale_of, split_state
+
+    plain = load_model(args.base, dtype="auto")
+    model = PeftModel.from_pretrained(plain, args.adapter)
+    weights = merge(split_state(model.state_dict()), scale_of(model.peft_config["default"]))
+    with atomic_folder(args.out) as folder:
+        save_weights(plain.config, plain.generation_config, weights, load_processor(args.base), folder)
+
+
+def _language_model(args: argparse.Namespace) -> None:
+    from audio_llm.checkpoints.validate import check_checkpoint
+
+    check_checkpoint(args.model)
+    from audio_llm.checkpoints.build import export_language_model, load_model, load_processor
+
+    export_language_model(load_model(args.model, dtype="auto"), load_processor(args.model).tokenizer, args.out)
+
+
+def _expect(folder: Path, files: tuple[str, ...], kind: str, cure: str) -> None:
+    for name in files:
+        if not (folder / name).is_file():
+            raise CheckpointError(describe(str(folder), f"{kind} with {name}", "no such file", cure))
