@@ -75,9 +75,13 @@ class AudioLLMModel(AudioLLMPreTrainedModel):
         input_audio: Tensor | None = None,
         audio_lengths: Tensor | None = None,
         audio_embeddings: Tensor | None = None,
+        audio_tokens: tuple[Tensor, Tensor] | None = None,
+        audio_index: Tensor | None = None,
     ) -> Tensor:
         """Embeddings (batch, n, hidden) with the audio in place of its placeholder ids.
 
+        The audio is given as samples, as `audio_tokens` (what :meth:`encode_audio` returns) or projected. With
+        `audio_index` (windows in prompt order,) it is given once per distinct window, however many rows share it.
         Raises ``ValueError`` when placeholders and audio do not match: the model refuses to be deaf.
         """
         embeddings = self.get_input_embeddings()(input_ids)
@@ -87,6 +91,10 @@ class AudioLLMModel(AudioLLMPreTrainedModel):
             if audio_lengths is None:
                 raise ValueError("input_audio came without audio_lengths (valid samples per window)")
             audio_embeddings = self.get_audio_features(input_audio, audio_lengths)
+        if audio_embeddings is None and audio_tokens is not None:
+            audio_embeddings = self.project_audio(*audio_tokens)
+        if audio_embeddings is not None and audio_index is not None:
+            audio_embeddings = audio_embeddings[audio_index]
         if audio_embeddings is None:
             if expected:
                 raise ValueError(
@@ -114,16 +122,19 @@ class AudioLLMModel(AudioLLMPreTrainedModel):
         input_audio: Tensor | None = None,
         audio_lengths: Tensor | None = None,
         audio_embeddings: Tensor | None = None,
+        audio_tokens: tuple[Tensor, Tensor] | None = None,
+        audio_index: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """input_ids or inputs_embeds, and the audio of all rows in prompt order (`input_audio`, or already projected
-        `audio_embeddings` (windows, queries, hidden))."""
+        """input_ids or inputs_embeds, and the audio of all rows in prompt order (see :meth:`embed`)."""
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("expected input_ids or inputs_embeds, found neither")
-            inputs_embeds = self.embed(input_ids, input_audio, audio_lengths, audio_embeddings)
-        elif input_audio is not None or audio_embeddings is not None:
+            inputs_embeds = self.embed(
+                input_ids, input_audio, audio_lengths, audio_embeddings, audio_tokens, audio_index
+            )
+        elif input_audio is not None or audio_embeddings is not None or audio_tokens is not None:
             raise ValueError("inputs_embeds already hold the audio; input_audio beside them would be ignored")
         output = self.language_model(
             inputs_embeds=inputs_embeds,
