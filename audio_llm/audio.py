@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -157,9 +158,7 @@ def _decode_pcm16(data: bytes, name: str, max_seconds: float) -> tuple[np.ndarra
             count = (present if streamed else size) // (2 * channels)
             _check_length(count, sample_rate, name, max_seconds)
             frames = np.frombuffer(data, "<i2", count * channels, body).reshape(count, channels)
-            samples = np.empty((channels, count), np.float32)
-            np.multiply(frames.T, np.float32(1 / INT16_SCALE), out=samples)
-            return samples, sample_rate
+            return _int16_to_float(frames), sample_rate
         position = body + size + (size & 1)
     return None
 
@@ -171,7 +170,9 @@ def _decode_libsndfile(data: bytes, name: str, max_seconds: float) -> tuple[np.n
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             promised, sample_rate, subtype = file.frames, file.samplerate, file.subtype
             _check_length(promised, sample_rate, name, max_seconds)
-            frames = file.read(dtype="float32", always_2d=True)  # (time, channels)
+            # 16-bit samples are scaled here: libsndfile's own conversion to float takes a fifth of the decoding time
+            dtype = "int16" if subtype == "PCM_16" else "float32"
+            frames = file.read(dtype=dtype, always_2d=True)  # (time, channels)
     except (soundfile.LibsndfileError, RuntimeError, MemoryError) as error:
         reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
         raise AudioError(
@@ -179,9 +180,28 @@ def _decode_libsndfile(data: bytes, name: str, max_seconds: float) -> tuple[np.n
         ) from error
     if len(frames) < promised:
         raise AudioError(describe(name, f"{promised} samples per channel", f"{len(frames)}: the file is cut short"))
+    if subtype == "PCM_16":
+        return _int16_to_float(frames), sample_rate
     if subtype in _FLOAT_SUBTYPES:
         _check_finite(frames, name)
     return np.ascontiguousarray(frames.T), sample_rate
+
+
+def _int16_to_float(frames: np.ndarray) -> np.ndarray:
+    """``(time, channels)`` int16 → ``(channels, time)`` float32 in [-1, 1), exactly.
+
+    Two channels are pulled apart as halves of 32-bit words, which numpy vectorises; a strided copy takes twice as long.
+    """
+    if frames.shape[1] == 2 and sys.byteorder == "little":
+        samples = np.empty((2, len(frames)), np.float32)
+        pairs = frames.view("<i4")[:, 0]
+        samples[0] = pairs << 16
+        samples[1] = pairs & np.int32(-65536)
+        samples *= np.float32(1 / INT16_SCALE / 65536)
+        return samples
+    samples = frames.T.astype(np.float32, order="C")
+    samples *= np.float32(1 / INT16_SCALE)
+    return samples
 
 
 def _check_finite(samples: np.ndarray, name: str) -> None:
