@@ -86,27 +86,23 @@ def conversation(
     return messages
 
 
-def answer_text(item: Question) -> str:
-    """The answer as the model should write it: ``(B) rain`` for a choice question, else the answer itself."""
-    if item.answer is None:
-        raise ValueError(f"question {item.question!r} has no answer to learn from")
-    choices = list(item.choices or ())
-    if item.answer in choices:
-        return f"({ascii_uppercase[choices.index(item.answer)]}) {item.answer}"
-    return item.answer
-
-
 def target_text(item: Question, style: str) -> str:
-    """The assistant's turn in one of ``STYLES``; parts that the item lacks are left out."""
+    """The assistant's turn in one of ``STYLES``; parts that the item lacks are left out.
+
+    The answer is the option's text without its letter: it is what MMAU's rule and the open formats match, and a model
+    that answers in words does not care where the option stood.
+    """
     if style not in STYLES:
         raise ValueError(f"style {style!r}: expected one of {', '.join(STYLES)}")
+    if item.answer is None:
+        raise ValueError(f"question {item.question!r} has no answer to learn from")
     parts = []
     if style != "answer" and item.thinking:
         parts.append(f"<think>{item.thinking}</think>")
     if style == "think_semantics" and item.semantic_elements:
         elements = "; ".join(f"{key}: {_flat(value)}" for key, value in item.semantic_elements.items())
         parts.append(f"<semantic_elements>{elements}</semantic_elements>")
-    parts.append(f"<answer>{answer_text(item)}</answer>")
+    parts.append(f"<answer>{item.answer}</answer>")
     return "\n".join(parts)
 
 

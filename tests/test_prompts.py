@@ -112,7 +112,7 @@ def test_contradictions_and_denials_earn_nothing_on_mmau() -> None:
 def test_a_target_is_read_back_as_it_was_meant() -> None:
     for style in STYLES:
         reply = read_reply(target_text(Item(), style), DOGS)
-        assert (reply.choice, reply.how, reply.problem) == (1, "both", None)
+        assert (reply.choice, reply.how, reply.problem) == (1, "text", None)
         assert (reply.thinking is None) == (style == "answer")
         assert (reply.semantic_elements is None) == (style != "think_semantics")
 
