@@ -1,0 +1,213 @@
+#!/usr/bin/env bash
+# From sounds to a served, evaluated, reasoning audio model on one machine. Stages whose command, inputs and code have
+# not changed are reused, so the second run takes seconds. See docs/quickstart.md.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+usage: bash scripts/quickstart.sh [options]
+
+  --sounds DIR   your own labelled sounds (ESC-50 or UrbanSound8K layout, or class/file); default: built-in sounds
+  --folds SPEC   with --sounds: which folds train and which are held out, for instance train=1,2,3:test=4
+  --out DIR      where everything goes (default: runs/quickstart; with --sounds: runs/NAME_OF_DIR)
+  --seed N       seed of scenes, splits and training (default: 0)
+  --fresh        run every stage again
+  --help         this text
+TEXT
+}
+
+SOUNDS="" FOLDS="" OUT="" SEED=0 FRESH=""
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --sounds | --folds | --out | --seed)
+            [ $# -ge 2 ] || { echo "quickstart: $1 needs a value" >&2; exit 2; }
+            case "$1" in --sounds) SOUNDS="$2" ;; --folds) FOLDS="$2" ;; --out) OUT="$2" ;; --seed) SEED="$2" ;; esac
+            shift 2
+            ;;
+        --fresh) FRESH=1; shift ;;
+        -h | --help) usage; exit 0 ;;
+        *) echo "quickstart: unknown option '$1'" >&2; usage >&2; exit 2 ;;
+    esac
+done
+[ -z "$SOUNDS" ] || [ -d "$SOUNDS" ] || { echo "quickstart: --sounds $SOUNDS: no such folder" >&2; exit 2; }
+[[ "$SEED" =~ ^[0-9]+$ ]] || { echo "quickstart: --seed expects a whole number, found '$SEED'" >&2; exit 2; }
+[ -z "$SOUNDS" ] || SOUNDS="$(cd "$SOUNDS" && pwd)"
+cd "$(dirname "$0")/.."
+if [ -z "$OUT" ]; then OUT="runs/quickstart"; [ -z "$SOUNDS" ] || OUT="runs/$(basename "$SOUNDS")"; fi
+mkdir -p "$OUT/.stages" "$OUT/logs"
+
+. scripts/setup.sh
+BEGIN=$SECONDS
+RECIPES=recipes/quickstart
+DATA="$OUT/data"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}" TOKENIZERS_PARALLELISM=false
+CODE="$(find audio_llm data_prep eval -name '*.py' -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16)"
+
+# stage NAME OUTPUT INPUTS COMMAND...: runs COMMAND unless its stamp says that it ran with the same command, code and
+# inputs. A stage that was cut off resumes; one whose inputs have changed starts over, its OUTPUT ("-": none) removed.
+# INPUTS are comma-separated: files, or names of earlier stages.
+stage() {
+    local name="$1" output="$2" inputs="$3" mark="$OUT/.stages/$1" key begin=$SECONDS
+    shift 3
+    key="$({ echo "$CODE" "$@"; digest "$inputs"; } | sha256sum | cut -c1-32)"
+    if [ -z "$FRESH" ] && [ "$(cat "$mark.done" 2>/dev/null)" = "$key" ]; then
+        printf '   %-16s reused\n' "$name"
+        echo reused >"$mark.seconds"
+        return
+    fi
+    if [ -e "$mark.begun" ] && [ "$output" != - ] && { [ -n "$FRESH" ] || [ "$(cat "$mark.begun")" != "$key" ]; }; then
+        rm -rf "${output:?}"
+    fi
+    rm -f "$mark.done"
+    echo "$key" >"$mark.begun"
+    printf '>> %-16s log: %s\n' "$name" "$OUT/logs/$name.log"
+    if ! "$@" >"$OUT/logs/$name.log" 2>&1; then
+        printf '\nquickstart: stage %s failed: %s\n' "$name" "$*" >&2
+        tail -n 20 "$OUT/logs/$name.log" >&2
+        printf 'The whole log is %s. The same command goes on from here.\n' "$OUT/logs/$name.log" >&2
+        return 1
+    fi
+    echo $((SECONDS - begin)) >"$mark.seconds"
+    echo "$key" >"$mark.done"
+    printf '   %-16s %d s\n' "$name" $((SECONDS - begin))
+}
+
+digest() {
+    local input
+    for input in ${1//,/ }; do
+        if [ -f "$input" ]; then cat "$input"; else cat "$OUT/.stages/$input.done"; fi
+    done
+}
+
+# both FIRST SECOND: two functions side by side, each in a process group of its own with half of the cores.
+both() {
+    local threads=$(($(nproc) / 2)) first second failed=0
+    [ "$threads" -ge 1 ] || threads=1
+    set -m
+    (export OMP_NUM_THREADS=$threads; "$1") & first=$!
+    (export OMP_NUM_THREADS=$threads; "$2") & second=$!
+    set +m
+    wait $first || failed=1
+    wait $second || failed=1
+    return $failed
+}
+
+end_jobs() {
+    local job
+    for job in $(jobs -p); do kill -- "-$job" 2>/dev/null || true; done
+}
+trap end_jobs EXIT
+trap 'exit 130' INT TERM
+
+# Serve the model, ask one question about one held-out clip over HTTP, stop the server.
+ask_once() {
+    local model="$1" clip="$OUT/question.flac" question port server failed=0
+    question="$(python - "$DATA/test" "$clip" <<'PY'
+import sys
+from pathlib import Path
+
+from audio_llm.audio import encode
+from audio_llm.prompts import question_text
+from audio_llm.shards import ShardDataset
+
+item = ShardDataset(sys.argv[1])[0]
+Path(sys.argv[2]).write_bytes(encode(item["waveform"]))
+print(question_text(item["sample"].question, item["sample"].choices))
+PY
+    )"
+    port="$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
+    set -m
+    audio-llm serve "$model" --port "$port" >"$OUT/logs/server.log" 2>&1 & server=$!
+    set +m
+    await "$port" "$server" || { tail -n 20 "$OUT/logs/server.log"; return 1; }
+    printf '%s\n\n' "$question"
+    audio-llm ask "$clip" "$question" --url "http://127.0.0.1:$port" || failed=1
+    kill "$server"
+    wait "$server" || true
+    return $failed
+}
+
+# await PORT PID: until the server on PORT is healthy; fails when it dies or takes more than two minutes.
+await() {
+    local _
+    for _ in $(seq 240); do
+        kill -0 "$2" 2>/dev/null || return 1
+        python -c "import urllib.request as u; u.urlopen('http://127.0.0.1:$1/health', timeout=2)" 2>/dev/null && return 0
+        sleep 0.5
+    done
+    return 1
+}
+
+# ------------------------------------------------------------------------------------------------------- the stages
+
+rm -f "$OUT"/.stages/*.seconds
+NAMES=(prep encoder language_model sft grpo more_sft eval_start eval_sft eval_grpo eval_more_sft serve report)
+
+prepare() {
+    local options=("seed=$SEED")
+    [ -z "$SOUNDS" ] || options+=("sounds=$SOUNDS")
+    [ -z "$FOLDS" ] || options+=("folds=$FOLDS")
+    stage prep "$DATA" "$RECIPES/scenes.yaml" audio-llm prep "$RECIPES/scenes.yaml" "$DATA" "${options[@]}"
+}
+
+train_encoder() {
+    stage encoder "$OUT/encoder" "$RECIPES/encoder.yaml,prep" audio-llm train "$RECIPES/encoder.yaml" \
+        "train=[$DATA/train]" "validation=$DATA/validation" "output=$OUT/encoder" "seed=$SEED"
+}
+
+train_language_model() {
+    stage language_model "$OUT/language_model" "$RECIPES/language_model.yaml,prep" audio-llm train \
+        "$RECIPES/language_model.yaml" "text=$DATA/text.jsonl" "output=$OUT/language_model" "seed=$SEED"
+}
+
+sft() {
+    stage sft "$OUT/sft" "$RECIPES/sft.yaml,encoder,language_model" audio-llm sft "$RECIPES/sft.yaml" \
+        "data.train=[$DATA/train]" "model.encoder.path=$OUT/encoder" "model.language_model.path=$OUT/language_model" \
+        "output=$OUT/sft" "seed=$SEED"
+}
+
+grpo() {
+    stage grpo "$OUT/grpo" "$RECIPES/grpo.yaml,sft" audio-llm grpo "$RECIPES/grpo.yaml" \
+        "data.train=[$DATA/train]" "model.path=$OUT/sft/merged" "output=$OUT/grpo" "seed=$SEED"
+}
+
+# The control of GRPO: its time spent on more SFT, from the same start, side by side on the same machine.
+more_sft() {
+    stage more_sft "$OUT/more_sft" "$RECIPES/more_sft.yaml,sft" audio-llm sft "$RECIPES/more_sft.yaml" \
+        "data.train=[$DATA/train]" "model.path=$OUT/sft/merged" "output=$OUT/more_sft" "seed=$SEED"
+}
+
+evaluate() { # evaluate NAME STAGE MODEL OPTIONS...
+    local name="$1" after="$2" model="$3"
+    shift 3
+    stage "eval_$name" "$OUT/eval/$name" "$after,prep" audio-llm eval "$model" "$DATA/test" --out "$OUT/eval/$name" \
+        --seed "$SEED" "$@"
+}
+
+audio-llm doctor --quiet
+prepare
+both train_encoder train_language_model
+sft
+both grpo more_sft
+evaluate start sft "$OUT/sft/start" --controls none
+evaluate sft sft "$OUT/sft/merged" --controls silence,swap --temperature 0,1
+evaluate grpo grpo "$OUT/grpo/merged" --controls silence,swap --temperature 0,1
+evaluate more_sft more_sft "$OUT/more_sft/merged" --controls none --temperature 0,1
+stage serve - "grpo,prep" ask_once "$OUT/grpo/merged"
+stage report - "eval_start,eval_sft,eval_grpo,eval_more_sft" audio-llm report "$OUT/eval/start" "$OUT/eval/sft" \
+    "$OUT/eval/more_sft" "$OUT/eval/grpo" --out "$OUT/report.html"
+
+printf '\n%-16s %10s\n' stage seconds
+for name in "${NAMES[@]}"; do printf '%-16s %10s\n' "$name" "$(cat "$OUT/.stages/$name.seconds")"; done
+printf '%-16s %10s   (installation not counted)\n\n' total $((SECONDS - BEGIN))
+cat "$OUT/logs/serve.log"
+cat <<TEXT
+
+Next:
+  open $OUT/report.html
+  . ${VIRTUAL_ENV#"$PWD"/}/bin/activate
+  audio-llm serve $OUT/grpo/merged --port 8000
+  audio-llm ask YOUR.wav "On which side is the sound?" --url http://localhost:8000
+  bash scripts/quickstart.sh --sounds /path/to/labelled/sounds
+  recipes/standard/ has the full mix of questions at a GPU's size.
+TEXT
