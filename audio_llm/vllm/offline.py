@@ -78,6 +78,7 @@ class OfflineEngine:
                 seed=seed,
                 logprobs_mode="processed_logprobs",
                 disable_log_stats=True,
+                use_tqdm_on_load=False,
                 **options,
             )
         except (ValueError, OSError, RuntimeError) as error:
