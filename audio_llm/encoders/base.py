@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -35,6 +36,8 @@ class AudioEncoder(nn.Module):
     hidden_size: int
     window_seconds: float
     gradient_checkpointing: bool = False
+    grid: tuple[int, int] | None = None  # patch tokens along time and frequency, where an encoder has such a grid
+    augment: Callable[[Tensor], Tensor] | None = None  # on feature maps (batch, maps, frames, bins), in training only
 
     @property
     def window_samples(self) -> int:
@@ -51,6 +54,10 @@ class AudioEncoder(nn.Module):
 
     def encode(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`forward`, on ``(batch, channels, window_samples)`` that is zero after each clip's length."""
+        raise NotImplementedError
+
+    def patches(self, tokens: Tensor) -> Tensor:
+        """The patch tokens on their `grid`: ``(batch, n, hidden)`` → ``(batch, time, frequency, hidden)``."""
         raise NotImplementedError
 
     def prepare(self, waveform: Tensor, lengths: Tensor) -> Tensor:

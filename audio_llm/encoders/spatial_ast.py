@@ -8,7 +8,6 @@ published file carries are constants of the configuration here and not part of t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -201,8 +200,7 @@ class SpatialAST(AudioEncoder):
         self.sample_rate, self.window_seconds = config.sample_rate, config.window_seconds
         self.hidden_size = config.hidden_size
         self.num_channels, self._levels, planes, self.layouts = _LAYOUTS[config.layout]
-        self.grid = config.grid
-        self.augment: Callable[[Tensor], Tensor] | None = None  # on (batch, stem, frames, mels), in training only
+        self.grid: tuple[int, int] = config.grid
         self.pos_embed: Tensor
         self.register_buffer("pos_embed", sincos_positions(config.hidden_size, config.grid))
         self.cls_tokens = nn.Parameter(torch.empty(1, NUM_CLS, config.hidden_size))
@@ -233,7 +231,6 @@ class SpatialAST(AudioEncoder):
         return NUM_CLS + self.grid[0] * self.grid[1]
 
     def patches(self, tokens: Tensor) -> Tensor:
-        """The patch tokens on their grid: ``(batch, n, hidden)`` → ``(batch, time, freq, hidden)``."""
         return tokens[:, NUM_CLS:].unflatten(1, self.grid)
 
     def encode(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

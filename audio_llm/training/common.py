@@ -88,7 +88,7 @@ def assemble(recipe: ModelRecipe, folder: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from audio_llm.checkpoints.build import build_checkpoint
-    from audio_llm.encoders import load_encoder
+    from audio_llm.checkpoints.encoder import load_encoder
 
     for part, value in (("encoder", recipe.encoder), ("language_model", recipe.language_model)):
         if not value or "path" not in value:

@@ -1,0 +1,106 @@
+"""A trained encoder on disk: ``encoder.safetensors`` (encoder and heads) and ``config.json`` beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from audio_llm.encoders import AudioEncoder, build_encoder, encoder_config
+from audio_llm.errors import CheckpointError, ConfigError, describe
+from audio_llm.heads import EventHead, SpatialHeads
+
+CONFIG, WEIGHTS = "config.json", "encoder.safetensors"
+VERSION = 1
+
+
+def save_encoder(
+    folder: str | Path, encoder: AudioEncoder, spatial: SpatialHeads, events: EventHead, labels: list[str]
+) -> Path:
+    """Write both files atomically; the weights come last, so that a folder which has them is whole."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {"encoder": encoder, "spatial": spatial, "events": events}
+    state = {
+        f"{part}.{key}": value.detach().cpu().contiguous()
+        for part, module in parts.items()
+        for key, value in module.state_dict().items()
+    }
+    config = {"version": VERSION, "encoder": encoder_config(encoder), "labels": labels}
+    temporary = folder / f".{CONFIG}.tmp"
+    temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    os.replace(temporary, folder / CONFIG)
+    temporary = folder / f".{WEIGHTS}.tmp"
+    save_file(state, temporary, metadata={"format": "pt"})
+    os.replace(temporary, folder / WEIGHTS)
+    return folder
+
+
+def load_encoder(folder: str | Path) -> AudioEncoder:
+    """The encoder of a folder written by :func:`save_encoder`, in evaluation mode. Strict: every key must fit."""
+    config, state = _read(Path(folder))
+    try:
+        encoder = build_encoder(config["encoder"])
+    except ConfigError as error:
+        raise CheckpointError(f"encoder folder {folder}: {error}") from error
+    load_strictly(encoder, part_of(state, "encoder"), f"{folder}/{WEIGHTS}")
+    return encoder.eval()
+
+
+def load_heads(folder: str | Path) -> tuple[SpatialHeads, EventHead, list[str]]:
+    """The heads of a folder written by :func:`save_encoder`, in evaluation mode, and the names of their classes."""
+    config, state = _read(Path(folder))
+    labels = list(config["labels"])
+    hidden_size = state["events.norm.weight"].shape[0]
+    spatial, events = SpatialHeads(hidden_size, len(labels)), EventHead(hidden_size, len(labels))
+    load_strictly(spatial, part_of(state, "spatial"), f"{folder}/{WEIGHTS}")
+    load_strictly(events, part_of(state, "events"), f"{folder}/{WEIGHTS}")
+    return spatial.eval(), events.eval(), labels
+
+
+def part_of(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The entries under ``part.``, without that prefix."""
+    return {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Load every key or raise :class:`CheckpointError` with the missing, unexpected and misshapen ones."""
+    wanted = module.state_dict()
+    problems = [f"missing {key} {tuple(wanted[key].shape)}" for key in wanted if key not in state]
+    problems += [f"unexpected {key} {tuple(state[key].shape)}" for key in state if key not in wanted]
+    problems += [
+        f"{key}: expected {tuple(wanted[key].shape)}, found {tuple(state[key].shape)}"
+        for key in wanted
+        if key in state and wanted[key].shape != state[key].shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise CheckpointError(
+            f"checkpoint {name}: {len(problems)} entries do not fit {type(module).__name__}: {shown}."
+        )
+    module.load_state_dict(dict(state))
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            cure = "Train one with 'audio-llm train recipes/quickstart/encoder.yaml' or convert a published checkpoint."
+            raise CheckpointError(describe(f"encoder folder {folder}", f"a file {name}", "none", cure))
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        version = config["version"]
+        state = load_file(folder / WEIGHTS)
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"encoder folder {folder}: cannot be read ({type(error).__name__}: {error}).") from error
+    if version != VERSION:
+        raise CheckpointError(describe(f"encoder folder {folder}", f"version {VERSION}", repr(version)))
+    return config, state

@@ -1,0 +1,44 @@
+"""``audio-llm train``: an encoder on scenes with events, or a small language model on the text of a corpus."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "train an audio encoder, or a small language model, by a recipe (task: encoder | language_model)"
+
+_TASKS = {"encoder": "audio_llm.training.supervised", "language_model": "audio_llm.training.language_model"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="YAML file; its key 'task' says what is trained")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a value of the recipe")
+
+
+def run(args: argparse.Namespace) -> int:
+    import importlib
+
+    importlib.import_module(_TASKS[task_of(args.recipe, args.overrides)]).run(args.recipe, args.overrides)
+    return 0
+
+
+def task_of(recipe: str, overrides: list[str]) -> str:
+    """The recipe's task, or the override's."""
+    import yaml
+
+    from audio_llm.errors import ConfigError, describe, nearest
+
+    try:
+        with open(recipe) as file:
+            tree = yaml.safe_load(file)
+    except OSError as error:
+        raise ConfigError(f"recipe {recipe}: cannot be read ({error.strerror}).") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {recipe}: not valid YAML ({str(error).splitlines()[0]}).") from error
+    task = tree.get("task") if isinstance(tree, dict) else None
+    for override in overrides:
+        if override.startswith("task="):
+            task = override.removeprefix("task=")
+    if task not in _TASKS:
+        found = "none" if task is None else f"'{task}'{nearest(str(task), _TASKS)}"
+        raise ConfigError(describe(f"recipe {recipe}", f"task: {' or '.join(_TASKS)}", found))
+    return task

@@ -1,0 +1,278 @@
+"""Clips with events for supervised training: windows of the encoder, kept in memory when small, and augmented."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audio_llm import audio
+from audio_llm.encoders import AudioEncoder
+from audio_llm.errors import AudioLLMError, TrainingError, describe
+from audio_llm.shards.reader import ShardDataset
+from audio_llm.shards.schema import Event
+
+_INT16 = 32767.0
+
+
+@dataclasses.dataclass
+class Augmentation:
+    """Switches; zero or false is off. All draws depend on (seed, step, rank) only."""
+
+    swap: bool = True  # mirror left and right with probability 1/2, azimuths with it
+    gain_db: float = 6.0  # uniform in ± this
+    shift_seconds: float = 0.0  # uniform in ± this, as far as no event leaves the window
+    frequency_mask: int = 0  # SpecAugment: widest mask in mel bands ...
+    time_mask: int = 0  # ... and in frames
+
+
+class Clip(NamedTuple):
+    """One window of the encoder: samples ``(channels, length)`` float32 and the events in it, times from its start."""
+
+    samples: np.ndarray
+    events: list[Event]
+
+
+class Batch(NamedTuple):
+    waveform: Tensor  # (batch, channels, window) float32
+    lengths: Tensor  # (batch,) int64
+    events: list[list[Event]]
+
+
+class ClipStore:
+    """Random access to the windows of all samples of some shard folders.
+
+    Samples are decoded once and kept as 16-bit integers if that takes at most `memory_gib`, else at every access.
+    A sample that cannot be used is left out and listed in `rejects`; more than `max_rejects` of them (a share) is a
+    :class:`TrainingError`, as are folders in which no sample has events.
+    """
+
+    def __init__(
+        self, folders: Sequence[Path], encoder: AudioEncoder, *, memory_gib: float = 2.0, max_rejects: float = 0.02
+    ) -> None:
+        self.dataset = ShardDataset(list(folders))
+        self.name = ", ".join(str(folder) for folder in folders)
+        self.sample_rate, self.layouts = encoder.sample_rate, encoder.layouts
+        self.window, self.channels = encoder.window_samples, encoder.num_channels
+        self.max_rejects = max_rejects
+        self.rejects: list[dict[str, str]] = []
+        self._index: list[tuple[int, int, list[Event]]] = []  # (sample, window, events)
+        for number in range(len(self.dataset)):
+            self._add(number)
+        self._check()
+        self._lengths = np.zeros(len(self._index), dtype=np.int64)
+        self._scales = np.ones(len(self._index), dtype=np.float32)
+        self._cache: np.ndarray | None = None
+        if len(self._index) * self.channels * self.window * 2 <= memory_gib * 2**30:
+            self._fill()
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def labels(self) -> set[str]:
+        return {event.label for _, _, events in self._index for event in events}
+
+    def __getitem__(self, number: int) -> Clip:
+        sample, window, events = self._index[number]
+        if self._cache is not None:
+            stored = self._cache[number, :, : self._lengths[number]]
+            return Clip(stored.astype(np.float32) * (self._scales[number] / _INT16), events)
+        return Clip(self._decode(sample)[window], events)
+
+    def _add(self, number: int) -> None:
+        """Index the windows of sample `number` from its JSON alone."""
+        try:
+            sample = self.dataset.load_sample(number)
+        except AudioLLMError as error:
+            self.rejects.append({"sample": str(number), "reason": str(error)})
+            return
+        if not sample.events or sample.audio is None:
+            self.rejects.append({"sample": sample.id, "reason": "no events"})
+            return
+        seconds = self.window / self.sample_rate
+        for window in range(max(1, math.ceil(sample.audio.seconds / seconds - 1e-4))):
+            self._index.append((number, window, events_between(sample.events, window * seconds, seconds)))
+
+    def _check(self) -> None:
+        total = len(self.dataset)
+        if not self._index or len(self.rejects) > self.max_rejects * total:
+            reason = f"{len(self.rejects)} of {total} unusable"
+            if self.rejects:
+                reason += f", the first: {self.rejects[0]['sample']}: {self.rejects[0]['reason']}"
+            cure = "Supervised training needs 'events' in the samples' JSON; 'audio-llm inspect' shows what is there."
+            raise TrainingError(describe(self.name, "samples with events", reason, cure))
+
+    def _decode(self, number: int) -> list[np.ndarray]:
+        waveform = self.dataset.load_waveform(number)
+        name = f"{self.name}: sample {number}"
+        audio.check(waveform, layouts=self.layouts, name=name)
+        waveform = audio.resample(waveform, self.sample_rate)
+        return audio.windows(waveform.samples, self.window, 10**6, name=name)
+
+    def _fill(self) -> None:
+        """Decode everything, in threads (libsndfile and soxr release the interpreter lock)."""
+        from tqdm import tqdm
+
+        cache = np.zeros((len(self._index), self.channels, self.window), dtype=np.int16)
+        rows: dict[int, list[tuple[int, int]]] = {}
+        for row, (sample, window, _) in enumerate(self._index):
+            rows.setdefault(sample, []).append((row, window))
+
+        def decode(sample: int) -> str | None:
+            try:
+                pieces = self._decode(sample)
+            except AudioLLMError as error:
+                return str(error)
+            for row, window in rows[sample]:
+                if window >= len(pieces):
+                    return f"audio shorter than its JSON says (window {window})"
+                piece = pieces[window]
+                self._lengths[row] = piece.shape[1]
+                self._scales[row] = max(1.0, float(np.abs(piece).max()))
+                cache[row, :, : piece.shape[1]] = np.rint(piece * (_INT16 / self._scales[row]))
+            return None
+
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            outcomes = pool.map(decode, rows)
+            for sample, reason in zip(rows, tqdm(outcomes, total=len(rows), desc="decode", leave=False), strict=True):
+                if reason is not None:
+                    self.rejects.append({"sample": str(sample), "reason": reason})
+        kept = np.flatnonzero(self._lengths)
+        self._index = [self._index[row] for row in kept]
+        if len(kept) < len(cache):
+            cache, self._lengths, self._scales = cache[kept], self._lengths[kept], self._scales[kept]
+        self._cache = cache
+        self._check()
+
+
+def events_between(events: Iterable[Event], start: float, seconds: float) -> list[Event]:
+    """The parts of `events` within a window, with times counted from its start."""
+    inside = []
+    for event in events:
+        onset = max((event.onset or 0.0) - start, 0.0)
+        offset = min((math.inf if event.offset is None else event.offset) - start, seconds)
+        if offset > onset:
+            inside.append(dataclasses.replace(event, onset=onset, offset=offset))
+    return inside
+
+
+def mirror(samples: np.ndarray, events: list[Event]) -> tuple[np.ndarray, list[Event]]:
+    """The scene seen in a mirror: left and right swapped (two channels) or Y negated (FOA); azimuths change sign."""
+    if samples.shape[0] == 2:
+        samples = samples[::-1]
+    elif samples.shape[0] == 4:
+        samples = samples * np.array([[1], [-1], [1], [1]], dtype=np.float32)
+    flipped = [
+        event if event.azimuth is None else dataclasses.replace(event, azimuth=-event.azimuth) for event in events
+    ]
+    return samples, flipped
+
+
+def shift(samples: np.ndarray, events: list[Event], offset: int, sample_rate: int) -> tuple[np.ndarray, list[Event]]:
+    """Move the scene by `offset` samples within its length; what moves in is silence."""
+    moved = np.zeros_like(samples)
+    if offset >= 0:
+        moved[:, offset:] = samples[:, : samples.shape[1] - offset]
+    else:
+        moved[:, :offset] = samples[:, -offset:]
+    delta = offset / sample_rate
+    return moved, [
+        dataclasses.replace(event, onset=(event.onset or 0.0) + delta, offset=(event.offset or 0.0) + delta)
+        for event in events
+    ]
+
+
+def augment(clip: Clip, switches: Augmentation, rng: np.random.Generator, sample_rate: int) -> Clip:
+    """Mirror, gain and shift; the same number of draws for every clip, so that one switch does not move the others."""
+    samples, events = clip
+    flip, gain, where = rng.random(3)
+    if switches.swap and flip < 0.5 and samples.shape[0] > 1:
+        samples, events = mirror(samples, events)
+    if switches.gain_db:
+        samples = samples * np.float32(10 ** ((2 * gain - 1) * switches.gain_db / 20))
+    if switches.shift_seconds and events and all(event.offset is not None for event in events):
+        end = samples.shape[1] / sample_rate
+        low = max(-switches.shift_seconds, -min(event.onset or 0.0 for event in events))
+        high = min(switches.shift_seconds, end - max(event.offset or end for event in events))
+        if high > low:
+            samples, events = shift(samples, events, round((low + where * (high - low)) * sample_rate), sample_rate)
+    return Clip(samples, events)
+
+
+def collate(clips: Sequence[Clip], channels: int, window: int) -> Batch:
+    """Zero-pad to the window."""
+    waveform = np.zeros((len(clips), channels, window), dtype=np.float32)
+    for row, clip in enumerate(clips):
+        waveform[row, :, : clip.samples.shape[1]] = clip.samples
+    lengths = torch.tensor([clip.samples.shape[1] for clip in clips])
+    return Batch(torch.from_numpy(waveform), lengths, [clip.events for clip in clips])
+
+
+class BatchPlan:
+    """Which clips are in which step: a seeded permutation per epoch, cut into global batches that may cross epochs.
+
+    Everything is a function of (seed, step, rank), so a resumed run needs the step and nothing else.
+    """
+
+    def __init__(self, store: ClipStore, switches: Augmentation, *, batch_size: int, seed: int, rank: int, world: int):
+        if batch_size % world:
+            raise TrainingError(describe("batch_size", f"a multiple of {world} processes", str(batch_size)))
+        self.store, self.switches = store, switches
+        self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def indices(self, step: int) -> list[int]:
+        """This rank's clips of global batch `step`."""
+        first = step * self.batch_size
+        return [self._clip(position) for position in range(first + self.rank, first + self.batch_size, self.world)]
+
+    def _clip(self, position: int) -> int:
+        epoch, place = divmod(position, len(self.store))
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.store))
+        return int(self._order[place])
+
+    def batch(self, step: int) -> Batch:
+        rng = np.random.default_rng([self.seed, step, self.rank, 1])
+        clips = [augment(self._load(i), self.switches, rng, self.store.sample_rate) for i in self.indices(step)]
+        return collate(clips, self.store.channels, self.store.window)
+
+    def _load(self, number: int) -> Clip:
+        """The clip, or the next one that can be read: a sample that turns out corrupt is counted and passed over."""
+        for attempt in range(len(self.store)):
+            try:
+                return self.store[(number + attempt) % len(self.store)]
+            except AudioLLMError as error:
+                self.store.rejects.append({"sample": str(number + attempt), "reason": str(error)})
+                self.store._check()
+        raise TrainingError(describe(self.store.name, "a readable sample", "none"))
+
+
+def spec_augment(switches: Augmentation) -> Any:
+    """SpecAugment (Park et al. 2019) on ``(batch, maps, frames, mels)``: one mask each way per clip, filled with 0."""
+
+    def mask(maps: Tensor) -> Tensor:
+        batch, _, frames, mels = maps.shape
+        draws = torch.rand(4, batch, 1, device=maps.device)
+        keep = torch.ones(batch, 1, frames, mels, dtype=torch.bool, device=maps.device)
+        for size, widest, width, start, axis in (
+            (frames, switches.time_mask, draws[0], draws[1], -1),
+            (mels, switches.frequency_mask, draws[2], draws[3], -2),
+        ):
+            length = width * widest
+            first = start * (size - length)
+            place = torch.arange(size, device=maps.device)
+            keep &= ~((place >= first) & (place < first + length)).unsqueeze(1).unsqueeze(axis)
+        return maps * keep
+
+    return mask if switches.frequency_mask or switches.time_mask else None

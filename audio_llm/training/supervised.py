@@ -1,0 +1,444 @@
+"""Supervised training of an audio encoder on scenes with known events: which sound, where, how far, and when.
+
+One loop on accelerate, for one process or several. Every draw is a function of (seed, step, rank), so a checkpoint
+needs weights, optimizer and step, and a run that was killed repeats what the uninterrupted one would have done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from audio_llm import config as recipes
+from audio_llm.checkpoints.encoder import WEIGHTS, load_encoder, load_strictly, save_encoder
+from audio_llm.encoders import AudioEncoder, build_encoder
+from audio_llm.errors import CheckpointError, ConfigError, TrainingError, describe
+from audio_llm.heads import (
+    ClipTargets,
+    EventHead,
+    EventTargets,
+    LossWeights,
+    SpatialHeads,
+    clip_losses,
+    clip_targets,
+    event_losses,
+    event_targets,
+    total_loss,
+)
+from audio_llm.training.clips import Augmentation, Batch, BatchPlan, ClipStore, collate, spec_augment
+from audio_llm.training.common import append_line, check_launch, forget_after, prepare_torch, write_json
+from audio_llm.training.localisation import Observations, observe, summarise
+
+T = TypeVar("T", bound=tuple)
+CHECKPOINT, METRICS, SUMMARY = "checkpoint.pt", "metrics.jsonl", "summary.json"
+# What may differ between a checkpoint and the run that goes on from it: none of it changes the weights.
+_FREE_KEYS = {"output", "resume", "log_every", "save_every", "memory_gib", "eval_batch_size"}
+
+
+@dataclasses.dataclass
+class EncoderRecipe:
+    """Recipe of ``audio-llm train`` with ``task: encoder``."""
+
+    train: list[Path]  # shard folders whose samples have events
+    output: Path
+    validation: Path | None = None  # shard folder of unseen recordings and rooms; decides which weights are kept
+    task: str = "encoder"
+    encoder: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "spatial_ast", "preset": "tiny"})
+    init: Path | None = None  # encoder folder to start from; its configuration replaces `encoder`
+    labels: list[str] | None = None  # classes in order; by default the sorted labels of the training events
+    steps: int | None = None  # either a number of updates ...
+    seconds: float | None = None  # ... or a wall-clock budget for the loop, validation included
+    batch_size: int = 32  # clips per update, over all processes
+    learning_rate: float = 1e-3
+    minimum_rate: float = 0.02  # share of learning_rate that is left at the end of the cosine
+    warmup: float = 0.05  # share of the run
+    weight_decay: float = 0.01
+    layer_decay: float = 1.0  # learning rate factor per layer from the top (0.75 when fine-tuning a published model)
+    clip_norm: float = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False
+    weights: LossWeights = dataclasses.field(default_factory=lambda: LossWeights(azimuth_smoothing=8.0))
+    augment: Augmentation = dataclasses.field(default_factory=Augmentation)
+    seed: int = 0
+    log_every: int = 20
+    eval_every: int = 0  # updates between validations; 0: at the end only
+    eval_batch_size: int = 64
+    save_every: int = 200  # updates between checkpoints
+    memory_gib: float = 2.0  # decoded clips are kept in memory up to this size
+    max_rejects: float = 0.02  # share of unusable samples beyond which the run stops
+    processes: int | None = None  # stated number of processes; a launch with fewer is an error
+    resume: Literal["auto", "never"] = "auto"
+
+    def check(self) -> None:
+        """:class:`ConfigError` for values that cannot be trained with."""
+        if (self.steps is None) == (self.seconds is None):
+            raise ConfigError(describe("recipe", "either 'steps' or 'seconds'", "both" if self.steps else "neither"))
+        for name in ("batch_size", "learning_rate", "eval_batch_size", "log_every"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(describe(name, "a positive number", repr(getattr(self, name))))
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(describe("warmup", "a share of the run in [0, 1)", repr(self.warmup)))
+
+
+class SupervisedModel(nn.Module):
+    """Encoder and heads as one module, so that data-parallel training sees a single forward."""
+
+    def __init__(self, encoder: AudioEncoder, num_classes: int, weights: LossWeights) -> None:
+        super().__init__()
+        if encoder.grid is None:
+            raise ConfigError(
+                describe(
+                    f"encoder '{encoder.name}'",
+                    "an encoder with clip tokens and a patch grid",
+                    "none",
+                    "Use spatial_ast.",
+                )
+            )
+        self.encoder = encoder
+        self.spatial = SpatialHeads(encoder.hidden_size, num_classes)
+        self.events = EventHead(encoder.hidden_size, num_classes)
+        self.weights = weights
+
+    def predict(self, waveform: Tensor, lengths: Tensor) -> tuple[Any, Any]:
+        tokens, _ = self.encoder(waveform, lengths)
+        return self.spatial(tokens), self.events(self.encoder.patches(tokens))
+
+    def forward(
+        self, waveform: Tensor, lengths: Tensor, clip: ClipTargets, event: EventTargets
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        logits, output = self.predict(waveform, lengths)
+        parts = {**clip_losses(logits, clip, self.weights), **event_losses(output, event)}
+        return total_loss(parts, self.weights), {name: value.detach() for name, value in parts.items()}
+
+
+def parameter_groups(model: SupervisedModel, recipe: EncoderRecipe) -> list[dict[str, Any]]:
+    """AdamW groups: vectors, positions and cls tokens are not decayed; deeper layers may learn faster."""
+    blocks = getattr(model.encoder, "blocks", None)
+    depth = len(blocks) if isinstance(blocks, nn.ModuleList) else 0
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer = depth + 1
+        if name.startswith("encoder.blocks."):
+            layer = int(name.split(".")[2]) + 1
+        elif name.startswith("encoder.") and "cls_tokens" not in name:
+            layer = 0
+        plain = parameter.ndim < 2 or "cls_tokens" in name
+        groups.setdefault((layer, plain), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "scale": recipe.layer_decay ** (depth + 1 - layer),
+            "weight_decay": 0.0 if plain else recipe.weight_decay,
+        }
+        for (layer, plain), parameters in sorted(groups.items())
+    ]
+
+
+def rate_at(progress: float, recipe: EncoderRecipe) -> float:
+    """Learning rate at a share of the run: linear warm-up, then half a cosine down to ``minimum_rate``."""
+    if progress < recipe.warmup:
+        return recipe.learning_rate * max(progress / recipe.warmup, 1e-3)
+    share = min((progress - recipe.warmup) / (1.0 - recipe.warmup), 1.0)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * share))
+    return recipe.learning_rate * (recipe.minimum_rate + (1.0 - recipe.minimum_rate) * cosine)
+
+
+def _on_cpu(group: T) -> T:
+    """A named tuple of tensors, moved; float32 where it was half precision."""
+    return type(group)(*(part.float().cpu() if part.is_floating_point() else part.cpu() for part in group))
+
+
+class Trainer:
+    """One run. `fit` trains and validates; the folder then holds the best encoder, its heads and the metrics."""
+
+    def __init__(self, recipe: EncoderRecipe) -> None:
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedType
+
+        recipe.check()
+        prepare_torch()
+        self.recipe = recipe
+        self.accelerator = Accelerator(mixed_precision="bf16" if recipe.precision == "bf16" else "no")
+        if self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+            raise ConfigError(
+                describe("launch of encoder training", "plain data parallel", str(self.accelerator.distributed_type))
+            )
+        check_launch(self.accelerator.num_processes, recipe.processes)
+        torch.manual_seed(recipe.seed)
+        encoder = load_encoder(recipe.init) if recipe.init else build_encoder(recipe.encoder)
+        encoder.gradient_checkpointing = recipe.gradient_checkpointing
+        self.store = self._store(recipe.train, encoder)
+        self.validation = self._store([recipe.validation], encoder) if recipe.validation else None
+        names = recipe.labels or sorted(self.store.labels)
+        self.labels = {name: index for index, name in enumerate(names)}
+        self._check_labels()
+        encoder.augment = spec_augment(recipe.augment)
+        self.plan = BatchPlan(
+            self.store,
+            recipe.augment,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )
+        self.raw = SupervisedModel(encoder, len(names), recipe.weights)
+        optimizer = torch.optim.AdamW(parameter_groups(self.raw, recipe), lr=recipe.learning_rate)
+        self.model, self.optimizer = self.accelerator.prepare(self.raw, optimizer)
+        self.step, self.elapsed, self.best = 0, 0.0, -math.inf
+        self._started = 0.0
+
+    def _store(self, folders: list[Path], encoder: AudioEncoder) -> ClipStore:
+        recipe = self.recipe
+        return ClipStore(folders, encoder, memory_gib=recipe.memory_gib, max_rejects=recipe.max_rejects)
+
+    def _check_labels(self) -> None:
+        for store in filter(None, (self.store, self.validation)):
+            unknown = sorted(store.labels - set(self.labels))
+            if unknown:
+                cure = "Give the full list as 'labels' in the recipe."
+                raise TrainingError(
+                    describe(store.name, f"labels among {len(self.labels)} known", f"'{unknown[0]}'", cure)
+                )
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that decides the weights: the recipe and which samples there are."""
+        tree = {key: value for key, value in dataclasses.asdict(self.recipe).items() if key not in _FREE_KEYS}
+        tree["clips"] = len(self.store)
+        tree["labels"] = list(self.labels)
+        return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()
+
+    # -------------------------------------------------------------------------------------------------- the loop
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the end of the budget, from the last checkpoint on; returns the scores of the kept weights."""
+        from tqdm import tqdm
+
+        recipe, main = self.recipe, self.accelerator.is_main_process
+        finished = self._resume()
+        if finished is not None:
+            return finished
+        if main:
+            recipes.dump(recipe, recipe.output / "recipe.yaml")
+        total = recipe.steps if recipe.steps is not None else None
+        bar = tqdm(total=total, initial=self.step, desc="encoder", unit="step", disable=not main)
+        self._started = time.monotonic() - self.elapsed
+        sums: dict[str, float] = {}
+        with ThreadPoolExecutor(1) as ahead:
+            upcoming = ahead.submit(self.plan.batch, self.step)
+            while (progress := self._progress()) < 1.0:
+                batch, upcoming = upcoming.result(), ahead.submit(self.plan.batch, self.step + 1)
+                for name, value in self._update(batch, progress).items():
+                    sums[name] = sums.get(name, 0.0) + value
+                self.step += 1
+                bar.update()
+                if self.step % recipe.log_every == 0:
+                    self._log(sums, bar)
+                    sums = {}
+                if recipe.eval_every and self.step % recipe.eval_every == 0:
+                    self._validate()
+                if recipe.save_every and self.step % recipe.save_every == 0:
+                    self._save()
+        bar.close()
+        return self._finish()
+
+    def _progress(self) -> float:
+        """Share of the run that is done; a wall-clock budget follows the clock of the first process."""
+        if self.recipe.steps is not None:
+            return self.step / self.recipe.steps
+        from accelerate.utils import broadcast_object_list
+
+        clock = [time.monotonic() - self._started]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(clock)
+        self.elapsed = clock[0]
+        return self.elapsed / (self.recipe.seconds or 1.0)
+
+    def _update(self, batch: Batch, progress: float) -> dict[str, float]:
+        seeds = np.random.SeedSequence([self.recipe.seed, self.step, self.accelerator.process_index, 2])
+        torch.manual_seed(int(seeds.generate_state(1)[0]))  # stochastic depth and SpecAugment
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_at(progress, self.recipe) * group["scale"]
+        self.model.train()
+        device = self.accelerator.device
+        clip, event = self._targets(batch)
+        loss, parts = self.model(batch.waveform.to(device), batch.lengths.to(device), clip, event)
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        values = {"loss": float(loss), "gradient_norm": float(norm)}
+        if not math.isfinite(values["loss"]):
+            cure = "Lower learning_rate, or use precision=fp32."
+            raise TrainingError(describe(f"step {self.step}", "a finite loss", str(values["loss"]), cure))
+        return values | {name: float(value) for name, value in parts.items()}
+
+    def _targets(self, batch: Batch) -> tuple[ClipTargets, EventTargets]:
+        encoder = self.raw.encoder
+        assert encoder.grid is not None  # SupervisedModel has asked
+        columns = encoder.grid[0]
+        seconds = encoder.window_seconds / columns
+        clip = clip_targets(batch.events, self.labels)
+        event = event_targets(batch.events, self.labels, columns, seconds)
+        device = self.accelerator.device
+        return ClipTargets(*(part.to(device) for part in clip)), EventTargets(*(part.to(device) for part in event))
+
+    def _log(self, sums: dict[str, float], bar: Any) -> None:
+        mean = {name: value / self.recipe.log_every for name, value in sums.items()}
+        if self.accelerator.is_main_process:
+            bar.set_postfix(loss=f"{mean['loss']:.3f}")
+            seconds = round(time.monotonic() - self._started, 3)
+            rate = self.optimizer.param_groups[-1]["lr"]
+            append_line(
+                self.recipe.output / METRICS,
+                {"step": self.step, "samples": self.step * self.recipe.batch_size, "seconds": seconds, "rate": rate}
+                | mean,
+            )
+
+    # ------------------------------------------------------------------------------------------------ validation
+
+    def evaluate(self) -> dict[str, Any]:
+        """Scores on the validation folder; every process takes its share of the clips."""
+        from accelerate.utils import gather_object
+
+        if self.validation is None:
+            return {}
+        self.raw.eval()
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        mine = range(rank, len(self.validation), world)
+        parts: list[Observations] = []
+        for start in range(0, len(mine), self.recipe.eval_batch_size):
+            numbers = mine[start : start + self.recipe.eval_batch_size]
+            clips = [self.validation[number] for number in numbers]
+            parts.append(self._observe(collate(clips, self.validation.channels, self.validation.window)))
+        return summarise(gather_object(parts) if world > 1 else parts)
+
+    def _observe(self, batch: Batch) -> Observations:
+        device = self.accelerator.device
+        with torch.inference_mode(), self.accelerator.autocast():
+            logits, output = self.raw.predict(batch.waveform.to(device), batch.lengths.to(device))
+        clip, event = self._targets(batch)
+        return observe(_on_cpu(logits), _on_cpu(output), _on_cpu(clip), _on_cpu(event), batch.events, self.labels)
+
+    def _validate(self) -> dict[str, Any]:
+        """Validate; keep the weights when they are the best so far (always, without a validation folder)."""
+        scores = self.evaluate()
+        if scores and self.accelerator.is_main_process:
+            append_line(
+                self.recipe.output / METRICS,
+                {"step": self.step} | {f"validation_{name}": value for name, value in scores.items()},
+            )
+        score = scores.get("score", math.inf)
+        if score >= self.best:
+            self.best = score
+            if self.accelerator.is_main_process:
+                raw = self.raw
+                save_encoder(self.recipe.output, raw.encoder, raw.spatial, raw.events, list(self.labels))
+        return scores
+
+    # -------------------------------------------------------------------------------------------- saving, resuming
+
+    def _save(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "model": self.raw.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "elapsed": time.monotonic() - self._started,
+            "best": self.best,
+            "fingerprint": self.fingerprint,
+        }
+        temporary = self.recipe.output / f".{CHECKPOINT}.tmp"
+        torch.save(state, temporary)
+        os.replace(temporary, self.recipe.output / CHECKPOINT)
+
+    def _resume(self) -> dict[str, Any] | None:
+        """Restore the last checkpoint. Returns the summary when the run of this recipe is already complete."""
+        output = self.recipe.output
+        output.mkdir(parents=True, exist_ok=True)
+        fresh = self.recipe.resume == "never" or not (
+            (output / CHECKPOINT).is_file() or (output / SUMMARY).is_file() or (output / METRICS).is_file()
+        )
+        self.accelerator.wait_for_everyone()
+        if fresh:
+            if self.accelerator.is_main_process:
+                for name in (CHECKPOINT, SUMMARY, METRICS, WEIGHTS):
+                    (output / name).unlink(missing_ok=True)
+            self.accelerator.wait_for_everyone()
+            return None
+        if (output / SUMMARY).is_file() and (output / WEIGHTS).is_file():
+            summary = json.loads((output / SUMMARY).read_text())
+            self._same(summary["fingerprint"], output / SUMMARY)
+            return summary["scores"]
+        if (output / CHECKPOINT).is_file():
+            self._restore(output / CHECKPOINT)
+        if self.accelerator.is_main_process:
+            forget_after(output / METRICS, self.step)
+        self.accelerator.wait_for_everyone()
+        return None
+
+    def _restore(self, path: Path) -> None:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            cure = "Set resume=never to start over."
+            raise CheckpointError(describe(str(path), "a checkpoint", f"{type(error).__name__}", cure)) from error
+        self._same(state["fingerprint"], path)
+        load_strictly(self.raw, state["model"], str(path))
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.elapsed, self.best = state["step"], state["elapsed"], state["best"]
+
+    def _same(self, fingerprint: str, path: Path) -> None:
+        if fingerprint != self.fingerprint:
+            cure = "Set resume=never to start over, or choose another output folder."
+            raise ConfigError(describe(str(path), "the recipe and data it was made with", "others", cure))
+
+    def _finish(self) -> dict[str, Any]:
+        scores = self._validate()
+        kept = scores if scores.get("score", math.inf) >= self.best else {"score": self.best}
+        if self.accelerator.is_main_process:
+            output = self.recipe.output
+            summary = {
+                "fingerprint": self.fingerprint,
+                "steps": self.step,
+                "samples": self.step * self.recipe.batch_size,
+                "seconds": round(time.monotonic() - self._started, 1),
+                "parameters": sum(parameter.numel() for parameter in self.raw.parameters()),
+                "scores": kept,
+                "last_scores": scores,
+            }
+            write_json(output / SUMMARY, summary)
+            (output / CHECKPOINT).unlink(missing_ok=True)
+            for reject in self.store.rejects:
+                append_line(output / "rejects.jsonl", reject)
+        self.accelerator.wait_for_everyone()
+        return kept
+
+
+def run(config_path: str | Path | None, overrides: list[str] | None = None) -> dict[str, Any]:
+    """Train by a recipe file and ``key=value`` overrides; returns the scores of the kept weights."""
+    recipe = recipes.load(EncoderRecipe, config_path, overrides)
+    trainer = Trainer(recipe)
+    if trainer.accelerator.is_main_process:
+        clips, rejects = len(trainer.store), len(trainer.store.rejects)
+        print(f"{clips} clips of {len(trainer.labels)} classes ({rejects} rejected), output {recipe.output}")
+    scores = trainer.fit()
+    if trainer.accelerator.is_main_process:
+        for name, value in scores.items():
+            print(f"  {name:<24} {value:.3f}")
+    trainer.accelerator.end_training()
+    return scores
