@@ -8,6 +8,7 @@ A reply is ``<think>…</think>``, optionally ``<semantic_elements>…</semantic
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from typing import Any, Protocol
 AUDIO_TOKEN = "<|audio|>"
 STYLES = ("answer", "think", "think_semantics")
 TAGS = ("think", "semantic_elements", "answer")
+# A style is asked for by writing the first words of the reply: the model goes on from there.
+OPENINGS = {"answer": "<answer>", "think": "<think>", "think_semantics": "<think>"}
 
 # (opens the user's turn, closes a turn, opens the assistant's turn) by the marker a tokenizer already knows.
 # The last row needs no special token: it serves base models without a chat format.
@@ -68,8 +71,12 @@ def question_text(question: str, choices: Sequence[str] = ()) -> str:
     """The user's words: the question, then one lettered line per choice."""
     if not choices:
         return question
-    lines = [f"({letter}) {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False)]
-    return "\n".join([question, "Choices:", *lines])
+    return "\n".join([question, "Choices:", *lettered(choices)])
+
+
+def lettered(choices: Sequence[str]) -> list[str]:
+    """``(A) …``, ``(B) …``: how a choice is offered, and how it is answered."""
+    return [f"({letter}) {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False)]
 
 
 def conversation(
@@ -104,6 +111,20 @@ def target_text(item: Question, style: str) -> str:
         parts.append(f"<semantic_elements>{elements}</semantic_elements>")
     parts.append(f"<answer>{item.answer}</answer>")
     return "\n".join(parts)
+
+
+def reply_grammar(choices: Sequence[str], style: str) -> str:
+    """GBNF grammar of the replies in `style` that answer with one of `choices`; the words in between stay free."""
+    options = " | ".join(_literal(option) for option in lettered(choices))
+    parts = [f"{_literal('<answer>')} ({options}) {_literal('</answer>')}"]
+    for tag in reversed(TAGS[: STYLES.index(style)]):
+        parts.insert(0, f"{_literal(f'<{tag}>')} [^<]+ {_literal(f'</{tag}>' + chr(10))}")
+    return "root ::= " + " ".join(parts)
+
+
+def _literal(text: str) -> str:
+    """`text` as a GBNF string, whose escapes are those of JSON."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _flat(value: Any) -> str:

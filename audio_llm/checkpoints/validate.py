@@ -43,7 +43,9 @@ def check_checkpoint(folder: str | Path) -> dict[str, Any]:
     config = _read_json(folder, "config.json", "a checkpoint folder")
     if config.get("model_type") != MODEL_TYPE:
         cure = "'audio-llm convert' makes a checkpoint of ours from published weights."
-        raise CheckpointError(describe(f"checkpoint {folder}", f"model_type {MODEL_TYPE}", str(config.get("model_type")), cure))
+        raise CheckpointError(
+            describe(f"checkpoint {folder}", f"model_type {MODEL_TYPE}", str(config.get("model_type")), cure)
+        )
     if config.get("architectures") != [ARCHITECTURE]:
         raise CheckpointError(
             describe(f"checkpoint {folder}", f"architectures [{ARCHITECTURE}]", str(config.get("architectures")))
@@ -74,7 +76,9 @@ def check_adapter(
     if not isinstance(rank, int) or rank < 1:
         raise CheckpointError(describe(item, "a rank r of 1 or more", str(rank)))
     if max_rank is not None and rank > max_rank:
-        raise CheckpointError(describe(item, f"a rank of at most {max_rank}", str(rank), "Start the server with --max-lora-rank."))
+        raise CheckpointError(
+            describe(item, f"a rank of at most {max_rank}", str(rank), "Start the server with --max-lora-rank.")
+        )
     shapes = _tensor_shapes(folder, "adapter_model")
     text = (checkpoint or {}).get("text_config") or {}
     for key, shape in shapes.items():
@@ -86,7 +90,7 @@ def check_adapter(
 
 
 _UNSUPPORTED = {
-    "modules_to_save": "A trained projector or encoder belongs into the base checkpoint; save it there and train LoRA alone.",
+    "modules_to_save": "A trained projector or encoder belongs into the base checkpoint; save it there.",
     "rank_pattern": "Ranks per layer are scaled wrongly when served; use one rank.",
     "alpha_pattern": "Scales per layer are ignored when served; use one lora_alpha.",
     "use_dora": "DoRA adapters cannot be served; merge the adapter into the checkpoint.",

@@ -17,11 +17,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--name", help="model name in requests (default: the folder's name)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on CPU, the checkpoint's on GPU")
-    parser.add_argument("--lora", action="append", default=[], metavar="NAME=DIR", help="serve a PEFT adapter as model NAME; repeatable")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on CPU, the checkpoint's on GPU"
+    )
+    parser.add_argument(
+        "--lora", action="append", default=[], metavar="NAME=DIR", help="serve a PEFT adapter as model NAME; repeatable"
+    )
     parser.add_argument("--allow-adapter-updates", action="store_true", help="let clients load and unload adapters")
-    parser.add_argument("--max-lora-rank", type=int, help="largest adapter rank (default: the largest given, 64 with updates)")
-    parser.add_argument("--allow-files", type=Path, metavar="DIR", help="let clients name audio files under DIR (file: URLs)")
+    parser.add_argument(
+        "--max-lora-rank", type=int, help="largest adapter rank (default: the largest given, 64 with updates)"
+    )
+    parser.add_argument(
+        "--allow-files", type=Path, metavar="DIR", help="let clients name audio files under DIR (file: URLs)"
+    )
     parser.add_argument("--max-audios", type=int, default=4, help="audios per request (default 4)")
     parser.add_argument("--max-tokens", type=int, help="prompt and reply together (default: what fits into memory)")
     parser.epilog = "What follows -- is passed to 'vllm serve' as it is, for instance: -- --tensor-parallel-size 2"

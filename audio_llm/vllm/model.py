@@ -169,7 +169,10 @@ class AudioLLMMultiModalProcessor(BaseMultiModalProcessor[AudioLLMProcessingInfo
         return self.info.get_hf_processor(**hf_kwargs)(**hf_data)
 
     def _postprocess_hf_mm_data(
-        self, mm_inputs: Mapping[str, object], hf_processor_mm_kwargs: Mapping[str, object], processed_data: BatchFeature
+        self,
+        mm_inputs: Mapping[str, object],
+        hf_processor_mm_kwargs: Mapping[str, object],
+        processed_data: BatchFeature,
     ) -> BatchFeature:
         """Give each audio its own windows, without the padding of its neighbours: items are cached one by one."""
         if "input_audio" in processed_data:
