@@ -34,70 +34,14 @@ done
 [ -z "$SOUNDS" ] || SOUNDS="$(cd "$SOUNDS" && pwd)"
 cd "$(dirname "$0")/.."
 if [ -z "$OUT" ]; then OUT="runs/quickstart"; [ -z "$SOUNDS" ] || OUT="runs/$(basename "$SOUNDS")"; fi
-mkdir -p "$OUT/.stages" "$OUT/logs"
+mkdir -p "$OUT"
 
 . scripts/setup.sh
 BEGIN=$SECONDS
 RECIPES=recipes/quickstart
 DATA="$OUT/data"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}" TOKENIZERS_PARALLELISM=false
-CODE="$(find audio_llm data_prep eval -name '*.py' -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16)"
-
-# stage NAME OUTPUT INPUTS COMMAND...: runs COMMAND unless its stamp says that it ran with the same command, code and
-# inputs. A stage that was cut off resumes; one whose inputs have changed starts over, its OUTPUT ("-": none) removed.
-# INPUTS are comma-separated: files, or names of earlier stages.
-stage() {
-    local name="$1" output="$2" inputs="$3" mark="$OUT/.stages/$1" key begin=$SECONDS
-    shift 3
-    key="$({ echo "$CODE" "$@"; digest "$inputs"; } | sha256sum | cut -c1-32)"
-    if [ -z "$FRESH" ] && [ "$(cat "$mark.done" 2>/dev/null)" = "$key" ]; then
-        printf '   %-16s reused\n' "$name"
-        echo reused >"$mark.seconds"
-        return
-    fi
-    if [ -e "$mark.begun" ] && [ "$output" != - ] && { [ -n "$FRESH" ] || [ "$(cat "$mark.begun")" != "$key" ]; }; then
-        rm -rf "${output:?}"
-    fi
-    rm -f "$mark.done"
-    echo "$key" >"$mark.begun"
-    printf '>> %-16s log: %s\n' "$name" "$OUT/logs/$name.log"
-    if ! "$@" >"$OUT/logs/$name.log" 2>&1; then
-        printf '\nquickstart: stage %s failed: %s\n' "$name" "$*" >&2
-        tail -n 20 "$OUT/logs/$name.log" >&2
-        printf 'The whole log is %s. The same command goes on from here.\n' "$OUT/logs/$name.log" >&2
-        return 1
-    fi
-    echo $((SECONDS - begin)) >"$mark.seconds"
-    echo "$key" >"$mark.done"
-    printf '   %-16s %d s\n' "$name" $((SECONDS - begin))
-}
-
-digest() {
-    local input
-    for input in ${1//,/ }; do
-        if [ -f "$input" ]; then cat "$input"; else cat "$OUT/.stages/$input.done"; fi
-    done
-}
-
-# both FIRST SECOND: two functions side by side, each in a process group of its own with half of the cores.
-both() {
-    local threads=$(($(nproc) / 2)) first second failed=0
-    [ "$threads" -ge 1 ] || threads=1
-    set -m
-    (export OMP_NUM_THREADS=$threads; "$1") & first=$!
-    (export OMP_NUM_THREADS=$threads; "$2") & second=$!
-    set +m
-    wait $first || failed=1
-    wait $second || failed=1
-    return $failed
-}
-
-end_jobs() {
-    local job
-    for job in $(jobs -p); do kill -- "-$job" 2>/dev/null || true; done
-}
-trap end_jobs EXIT
-trap 'exit 130' INT TERM
+. scripts/stages.sh
 
 # Serve the model, ask one question about one held-out clip over HTTP, stop the server.
 ask_once() {
@@ -114,7 +58,7 @@ item = ShardDataset(sys.argv[1])[0]
 Path(sys.argv[2]).write_bytes(encode(item["waveform"]))
 print(question_text(item["sample"].question, item["sample"].choices))
 PY
-    )"
+    )" || return 1
     port="$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
     set -m
     audio-llm serve "$model" --port "$port" >"$OUT/logs/server.log" 2>&1 & server=$!
@@ -147,16 +91,16 @@ prepare() {
     local options=("seed=$SEED")
     [ -z "$SOUNDS" ] || options+=("sounds=$SOUNDS")
     [ -z "$FOLDS" ] || options+=("folds=$FOLDS")
-    stage prep "$DATA" "$RECIPES/scenes.yaml" audio-llm prep "$RECIPES/scenes.yaml" "$DATA" "${options[@]}"
+    stage prep "$DATA" "$RECIPES/scenes.yaml,data_prep" audio-llm prep "$RECIPES/scenes.yaml" "$DATA" "${options[@]}"
 }
 
 train_encoder() {
-    stage encoder "$OUT/encoder" "$RECIPES/encoder.yaml,prep" audio-llm train "$RECIPES/encoder.yaml" \
+    stage encoder "$OUT/encoder" "$RECIPES/encoder.yaml,prep,audio_llm" audio-llm train "$RECIPES/encoder.yaml" \
         "train=[$DATA/train]" "validation=$DATA/validation" "output=$OUT/encoder" "seed=$SEED"
 }
 
 train_language_model() {
-    stage language_model "$OUT/language_model" "$RECIPES/language_model.yaml,prep" audio-llm train \
+    stage language_model "$OUT/language_model" "$RECIPES/language_model.yaml,prep,audio_llm" audio-llm train \
         "$RECIPES/language_model.yaml" "text=$DATA/text.jsonl" "output=$OUT/language_model" "seed=$SEED"
 }
 
@@ -180,7 +124,7 @@ more_sft() {
 evaluate() { # evaluate NAME STAGE MODEL OPTIONS...
     local name="$1" after="$2" model="$3"
     shift 3
-    stage "eval_$name" "$OUT/eval/$name" "$after,prep" audio-llm eval "$model" "$DATA/test" --out "$OUT/eval/$name" \
+    stage "eval_$name" "$OUT/eval/$name" "$after,prep,eval" audio-llm eval "$model" "$DATA/test" --out "$OUT/eval/$name" \
         --seed "$SEED" "$@"
 }
 
@@ -194,7 +138,7 @@ evaluate sft sft "$OUT/sft/merged" --controls silence,swap --temperature 0,1
 evaluate grpo grpo "$OUT/grpo/merged" --controls silence,swap --temperature 0,1
 evaluate more_sft more_sft "$OUT/more_sft/merged" --controls none --temperature 0,1
 stage serve - "grpo,prep" ask_once "$OUT/grpo/merged"
-stage report - "eval_start,eval_sft,eval_grpo,eval_more_sft" audio-llm report "$OUT/eval/start" "$OUT/eval/sft" \
+stage report - "eval_start,eval_sft,eval_grpo,eval_more_sft,eval" audio-llm report "$OUT/eval/start" "$OUT/eval/sft" \
     "$OUT/eval/more_sft" "$OUT/eval/grpo" --out "$OUT/report.html"
 
 printf '\n%-16s %10s\n' stage seconds

@@ -1,0 +1,65 @@
+# Stages of a longer job in bash: run once, reuse, resume, side by side. To be sourced, with OUT set to the output folder
+# (and FRESH to anything, to run everything again).
+mkdir -p "$OUT/.stages" "$OUT/logs"
+
+# stage NAME OUTPUT INPUTS COMMAND...: runs COMMAND unless its stamp says that it ran with the same command, code and
+# inputs. A stage that was cut off resumes; one whose inputs have changed starts over, its OUTPUT ("-": none) removed.
+# INPUTS are comma-separated: files, folders (their Python code counts), or names of earlier stages.
+stage() {
+    local name="$1" output="$2" inputs="$3" mark="$OUT/.stages/$1" key begin=$SECONDS
+    shift 3
+    key="$({ echo "$@"; digest "$inputs"; } | sha256sum | cut -c1-32)"
+    if [ -z "$FRESH" ] && [ "$(cat "$mark.done" 2>/dev/null)" = "$key" ]; then
+        printf '   %-16s reused\n' "$name"
+        echo reused >"$mark.seconds"
+        return
+    fi
+    if [ -e "$mark.begun" ] && [ "$output" != - ] && { [ -n "$FRESH" ] || [ "$(cat "$mark.begun")" != "$key" ]; }; then
+        rm -rf "${output:?}"
+    fi
+    rm -f "$mark.done"
+    echo "$key" >"$mark.begun"
+    printf '>> %-16s log: %s\n' "$name" "$OUT/logs/$name.log"
+    if ! "$@" >"$OUT/logs/$name.log" 2>&1; then
+        printf '\nquickstart: stage %s failed: %s\n' "$name" "$*" >&2
+        tail -n 20 "$OUT/logs/$name.log" >&2
+        printf 'The whole log is %s. The same command goes on from here.\n' "$OUT/logs/$name.log" >&2
+        return 1
+    fi
+    echo $((SECONDS - begin)) >"$mark.seconds"
+    echo "$key" >"$mark.done"
+    printf '   %-16s %d s\n' "$name" $((SECONDS - begin))
+}
+
+digest() {
+    local input
+    for input in ${1//,/ }; do
+        if [ -f "$input" ]; then
+            cat "$input"
+        elif [ -d "$input" ]; then
+            find "$input" -name '*.py' -print0 | sort -z | xargs -0 sha256sum
+        else
+            cat "$OUT/.stages/$input.done"
+        fi
+    done
+}
+
+# both FIRST SECOND: two functions side by side, each in a process group of its own with half of the cores.
+both() {
+    local threads=$(($(nproc) / 2)) first second failed=0
+    [ "$threads" -ge 1 ] || threads=1
+    set -m
+    (export OMP_NUM_THREADS=$threads; "$1") & first=$!
+    (export OMP_NUM_THREADS=$threads; "$2") & second=$!
+    set +m
+    wait $first || failed=1
+    wait $second || failed=1
+    return $failed
+}
+
+end_jobs() {
+    local job
+    for job in $(jobs -p); do kill -- "-$job" 2>/dev/null || true; done
+}
+trap end_jobs EXIT
+trap 'exit 130' INT TERM
