@@ -42,7 +42,9 @@ def _band(rng: np.random.Generator, n: int, rate: int, low: float, high: float, 
     return signal.sosfilt(signal.butter(order, edges, "bandpass", fs=rate, output="sos"), rng.standard_normal(n))
 
 
-def _strikes(rng: np.random.Generator, n: int, rate: int, per_second: float, jitter: float, make: Callable[[], Array]) -> Array:
+def _strikes(
+    rng: np.random.Generator, n: int, rate: int, per_second: float, jitter: float, make: Callable[[], Array]
+) -> Array:
     """Repeat `make()` about `per_second` times a second; the first one starts at once."""
     out = np.zeros(n)
     start = 0.0
@@ -120,7 +122,9 @@ def _frog(rng: np.random.Generator, n: int, rate: int) -> Array:
 def _rain(rng: np.random.Generator, n: int, rate: int) -> Array:
     drops = np.where(rng.random(n) < 600 / rate, rng.exponential(1.0, n), 0)
     hiss = _band(rng, n, rate, rng.uniform(1500, 2500), 7500, 1)
-    return hiss / hiss.std() + 0.6 * signal.sosfilt(signal.butter(1, 2500, "highpass", fs=rate, output="sos"), drops) * 4
+    return (
+        hiss / hiss.std() + 0.6 * signal.sosfilt(signal.butter(1, 2500, "highpass", fs=rate, output="sos"), drops) * 4
+    )
 
 
 def _wind(rng: np.random.Generator, n: int, rate: int) -> Array:
@@ -141,9 +145,9 @@ def _drum(rng: np.random.Generator, n: int, rate: int) -> Array:
 
     def hit() -> Array:
         fall = base * (1 + 0.8 * _decay(length, rate, 0.03))
-        return _tone(fall, length, rate) * _decay(length, rate, 0.1) + 0.2 * _band(rng, length, rate, 300, 4000) * _decay(
-            length, rate, 0.02
-        )
+        return _tone(fall, length, rate) * _decay(length, rate, 0.1) + 0.2 * _band(
+            rng, length, rate, 300, 4000
+        ) * _decay(length, rate, 0.02)
 
     return _strikes(rng, n, rate, rng.uniform(2.5, 4.5), 0.1, hit)
 
@@ -169,7 +173,9 @@ def _phone(rng: np.random.Generator, n: int, rate: int) -> Array:
 def _glass(rng: np.random.Generator, n: int, rate: int) -> Array:
     def shard() -> Array:
         length, frequency = int(0.12 * rate), rng.uniform(2500, 6800)
-        return sum(_tone(frequency * f, length, rate) for f in (1.0, 1.07)) * _decay(length, rate, rng.uniform(0.01, 0.04))  # type: ignore
+        return sum(_tone(frequency * f, length, rate) for f in (1.0, 1.07)) * _decay(
+            length, rate, rng.uniform(0.01, 0.04)
+        )  # type: ignore
 
     return _strikes(rng, n, rate, rng.uniform(14, 24), 0.8, shard)
 

@@ -199,20 +199,21 @@ def _overlap(rng: np.random.Generator, world: World, config: QuestionsConfig, ta
 def _duration(rng: np.random.Generator, world: World, config: QuestionsConfig, target: Target) -> Draft | None:
     """Which of two sounds is longer. Only classes with recordings long enough for either answer are asked about."""
     (which,) = target
-    longest = min(world.events.seconds[1], (world.seconds - world.events.gap) * 0.62)
-    shortest = world.events.seconds[0] if world.events.seconds[0] * world.margins.longer < longest else 0.5 * longest
-    able = [label for label in world.labels if world.longest[label] >= longest]
+    ratio = world.margins.longer
+    longest = min(world.events.seconds[1], (world.seconds - world.events.gap) / (1 + 1 / ratio))
+    long, short = (0.85 * longest, longest), (0.3 * longest, 0.85 * longest / ratio)
+    able = [label for label in world.labels if world.longest[label] >= long[0]]
     if len(able) < 2:
         raise ConfigError("questions: 'duration' needs two classes with long recordings; take it out of the mix.")
     first, second = (able[int(index)] for index in rng.permutation(len(able))[:2])
-    ratio = world.margins.longer
-    long, short = (ratio * shortest, longest), (min(shortest, longest / ratio) * 0.8, shortest)
     answer = first if which == "first" else second
     lengths = [long, short] if which == "first" else [short, long]
-    placed = world.scene(rng, [Wish(first), Wish(second)], timing="free" if rng.random() < 0.5 else "sequence", lengths=lengths)
-    if placed is None or placed[which != "first"].seconds < ratio * placed[which == "first"].seconds:
+    placed = world.scene(rng, [Wish(first), Wish(second)], lengths=lengths)
+    if placed is None:
         return None
-    question = _pick(rng, f"Which lasts longer, the {first} or the {second}?", f"Is the {first} or the {second} longer?")
+    question = _pick(
+        rng, f"Which lasts longer, the {first} or the {second}?", f"Is the {first} or the {second} longer?"
+    )
     seconds = {item.clip.label: item.seconds for item in placed}
     thinking = f"The {first} lasts {seconds[first]:.1f} s, the {second} {seconds[second]:.1f} s."
     return Draft(placed, question, answer, thinking, [first, second])
@@ -223,8 +224,10 @@ def _relation(rng: np.random.Generator, world: World, config: QuestionsConfig, t
     (side,) = target
     first, second = world.others(rng, [], 2)
     placed = world.scene(rng, [Wish(first), Wish(second)], pair=_beyond(world, side))
-    question = _pick(rng, f"On which side of the {second} is the {first}?", f"Is the {first} left or right of the {second}?")
-    return placed and Draft(placed, question, side, _two_places(world, placed), list(SIDES))
+    question = _pick(
+        rng, f"On which side of the {second} is the {first}?", f"Is the {first} left or right of the {second}?"
+    )
+    return placed and Draft(placed, question, side, f"The {first} is {PHRASE[side]} the {second}.", list(SIDES))
 
 
 def _nearer(rng: np.random.Generator, world: World, config: QuestionsConfig, target: Target) -> Draft | None:
@@ -313,7 +316,9 @@ def _doa_thinking(label: str, target: Target) -> str:
     return f"I hear the {label} {', '.join(target[:3])}, about {metres(target[3])} away."
 
 
-def _single_classification(rng: np.random.Generator, world: World, config: QuestionsConfig, target: Target) -> Draft | None:
+def _single_classification(
+    rng: np.random.Generator, world: World, config: QuestionsConfig, target: Target
+) -> Draft | None:
     (label,) = target
     (other,) = world.others(rng, [label], 1)
     octant = OCTANTS[int(rng.integers(len(OCTANTS)))]
@@ -356,12 +361,16 @@ def _mixup_direction(rng: np.random.Generator, world: World, config: QuestionsCo
 def _mixup_distance(rng: np.random.Generator, world: World, config: QuestionsConfig, target: Target) -> Draft | None:
     word, answer = target
     first, second = world.others(rng, [], 2)
-    placed = world.scene(rng, [Wish(first), Wish(second)], pair=_ratio(world, nearer=(word == "closer") == (answer == "Yes")))
+    placed = world.scene(
+        rng, [Wish(first), Wish(second)], pair=_ratio(world, nearer=(word == "closer") == (answer == "Yes"))
+    )
     question = f"Is the sound of the {first} {word} than the sound of the {second}?"
     return placed and Draft(placed, question, answer, _two_distances(world, placed))
 
 
-def _nonbinary_distance(rng: np.random.Generator, world: World, config: QuestionsConfig, target: Target) -> Draft | None:
+def _nonbinary_distance(
+    rng: np.random.Generator, world: World, config: QuestionsConfig, target: Target
+) -> Draft | None:
     (apart,) = target
     first, second = world.others(rng, [], 2)
     placed = world.scene(rng, [Wish(first), Wish(second)], pair=_separation(world, apart))
@@ -369,7 +378,11 @@ def _nonbinary_distance(rng: np.random.Generator, world: World, config: Question
     return placed and Draft(placed, question, half_metres(apart), _two_places(world, placed))
 
 
-RELATIONS = {**{word: f"{PHRASE[word]} the other" for word in AXIS}, "closer": "closer to you", "farther": "farther from you"}
+RELATIONS = {
+    **{word: f"{PHRASE[word]} the other" for word in AXIS},
+    "closer": "closer to you",
+    "farther": "farther from you",
+}
 
 
 def _nonbinary_source(rng: np.random.Generator, world: World, config: QuestionsConfig, target: Target) -> Draft | None:
@@ -381,7 +394,9 @@ def _nonbinary_source(rng: np.random.Generator, world: World, config: QuestionsC
     return placed and Draft(placed, question, label, f"The {label} is {RELATIONS[relation]}, the {other} is not.")
 
 
-def _nonbinary_direction(rng: np.random.Generator, world: World, config: QuestionsConfig, target: Target) -> Draft | None:
+def _nonbinary_direction(
+    rng: np.random.Generator, world: World, config: QuestionsConfig, target: Target
+) -> Draft | None:
     (word,) = target
     first, second = world.others(rng, [], 2)
     placed = world.scene(rng, [Wish(first), Wish(second)], pair=_mostly(world, word))
@@ -424,7 +439,16 @@ KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind("identity", _labels, _identity, None, _EVENT, "easy", "audio tagging", "Information Extraction"),
-        Kind("presence", _labels_with("yes", "no"), _presence, 2, _EVENT, "easy", "sound detection", "Information Extraction"),
+        Kind(
+            "presence",
+            _labels_with("yes", "no"),
+            _presence,
+            2,
+            _EVENT,
+            "easy",
+            "sound detection",
+            "Information Extraction",
+        ),
         Kind("side", _each(*SIDES), _side, 2, _SPACE, "easy"),
         Kind("direction", _each(*SECTORS), _direction, 4, _SPACE, "medium"),
         Kind("distance", lambda world, config: [(value,) for value in config.metres], _distance, 0, _SPACE, "medium"),
@@ -472,7 +496,9 @@ def check_config(config: QuestionsConfig) -> None:
     ):
         for kind, weight in mix.items():
             if kind not in known:
-                raise ConfigError(f"questions.{name}: no type '{kind}'{nearest(kind, known)}. Known types: {', '.join(known)}.")
+                raise ConfigError(
+                    f"questions.{name}: no type '{kind}'{nearest(kind, known)}. Known types: {', '.join(known)}."
+                )
             if not isinstance(weight, (int, float)) or weight < 0:
                 raise ConfigError(f"questions.{name}.{kind}: expected a weight of 0 or more, found {weight!r}.")
     if config.choices < 2 or len(set(config.metres)) < 2:
@@ -529,14 +555,20 @@ def possible_targets(config: QuestionsConfig, world: World, name: str) -> list[T
     """The answers of type `name` for which this world has a scene (a small bank may lack, say, 7 m)."""
     kind = KINDS[name]
     found = [
-        target for target in kind.targets(world, config) if _try(kind, world, config, target, "probe", name, target) is not None
+        target
+        for target in kind.targets(world, config)
+        if _try(kind, world, config, target, "probe", name, target) is not None
     ]
     if not found:
-        raise ConfigError(f"questions: no scene of this recipe fits any question of type '{name}'; widen rooms or margins.")
+        raise ConfigError(
+            f"questions: no scene of this recipe fits any question of type '{name}'; widen rooms or margins."
+        )
     return found
 
 
-def _deal(config: QuestionsConfig, world: World, name: str, rng: np.random.Generator) -> Iterator[tuple[Target, int | None]]:
+def _deal(
+    config: QuestionsConfig, world: World, name: str, rng: np.random.Generator
+) -> Iterator[tuple[Target, int | None]]:
     targets = possible_targets(config, world, name)
     choices = choice_count(KINDS[name], config)
     deck = [(target, position) for target in targets for position in (range(choices) if choices else (None,))]
@@ -558,7 +590,9 @@ def draft_of(ask: Ask, world: World, config: QuestionsConfig, *seed: object) -> 
     """The question and scene of `ask` with its choices in order. Depends on `ask` and `seed` alone."""
     draft = _try(KINDS[ask.kind], world, config, ask.target, "draft", *seed, ask.index)
     if draft is None:
-        raise ConfigError(f"questions: no scene found for '{ask.kind}' with answer {ask.target}; widen rooms or margins.")
+        raise ConfigError(
+            f"questions: no scene found for '{ask.kind}' with answer {ask.target}; widen rooms or margins."
+        )
     if ask.position is None:
         return draft, []
     rng = seeded("choices", *seed, ask.index)
@@ -569,7 +603,15 @@ def draft_of(ask: Ask, world: World, config: QuestionsConfig, *seed: object) -> 
 
 
 def sample_of(
-    ask: Ask, draft: Draft, choices: list[str], world: World, *, key: str, dataset: str, split: str, licence: str | None = None
+    ask: Ask,
+    draft: Draft,
+    choices: list[str],
+    world: World,
+    *,
+    key: str,
+    dataset: str,
+    split: str,
+    licence: str | None = None,
 ) -> Sample:
     """The :class:`Sample` of a question, without audio."""
     events = world.events_of(draft.placed)

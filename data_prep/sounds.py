@@ -93,7 +93,13 @@ def _tidy(label: str) -> str:
 def _esc50(root: Path) -> list[Clip]:
     rows = _rows(root / "meta" / "esc50.csv", ("filename", "fold", "category", "src_file"))
     return [
-        Clip(_tidy(row["category"]), row["src_file"], row["filename"], fold=row["fold"], path=str(root / "audio" / row["filename"]))
+        Clip(
+            _tidy(row["category"]),
+            row["src_file"],
+            row["filename"],
+            fold=row["fold"],
+            path=str(root / "audio" / row["filename"]),
+        )
         for row in rows
     ]
 
@@ -115,7 +121,8 @@ def _urbansound8k(root: Path) -> list[Clip]:
 def _class_folders(root: Path) -> list[Clip]:
     files = sorted(path for path in root.glob("*/*") if path.suffix.lower() in SUFFIXES)
     return [
-        Clip(_tidy(path.parent.name), f"{path.parent.name}/{path.stem}", str(path.relative_to(root)), path=str(path)) for path in files
+        Clip(_tidy(path.parent.name), f"{path.parent.name}/{path.stem}", str(path.relative_to(root)), path=str(path))
+        for path in files
     ]
 
 
@@ -125,7 +132,9 @@ def _fingerprint(clips: list[Clip]) -> str:
     digest = hashlib.sha256()
     for clip in clips:
         size = os.path.getsize(clip.path) if clip.path and os.path.exists(clip.path) else -1
-        digest.update(f"{clip.label}\0{clip.recording}\0{clip.name}\0{clip.fold}\0{clip.seed}\0{clip.seconds:.6f}\0{size}\n".encode())
+        digest.update(
+            f"{clip.label}\0{clip.recording}\0{clip.name}\0{clip.fold}\0{clip.seed}\0{clip.seconds:.6f}\0{size}\n".encode()
+        )
     return digest.hexdigest()[:16]
 
 
@@ -135,7 +144,9 @@ def builtin(classes: list[str] | None, recordings: int, seconds: tuple[float, fl
     for name in names:
         if name not in procedural.CLASSES:
             known = ", ".join(procedural.CLASSES)
-            raise ConfigError(f"sounds.classes: no built-in class '{name}'{nearest(name, procedural.CLASSES)}. Known: {known}.")
+            raise ConfigError(
+                f"sounds.classes: no built-in class '{name}'{nearest(name, procedural.CLASSES)}. Known: {known}."
+            )
     rng = np.random.default_rng(seed)
     clips = []
     for label in sorted(names):
@@ -178,7 +189,9 @@ def _scan_one(path: str) -> tuple[float, float] | str:
         return str(error)
 
 
-def scan(library: Library, executor: Executor, *, shortest: float, progress: Callable[[Iterable[Any], int], Iterable[Any]]) -> Library:
+def scan(
+    library: Library, executor: Executor, *, shortest: float, progress: Callable[[Iterable[Any], int], Iterable[Any]]
+) -> Library:
     """Open every file once and fill in its audible part; unreadable, silent and too short files are listed as rejects."""
     files = [clip for clip in library.clips if clip.path]
     found = progress(executor.map(_scan_one, [clip.path or "" for clip in files], chunksize=8), len(files))
@@ -187,7 +200,9 @@ def scan(library: Library, executor: Executor, *, shortest: float, progress: Cal
         if isinstance(result, str):
             rejects.append({"item": clip.name, "reason": result})
         elif result[1] < shortest:
-            rejects.append({"item": clip.name, "reason": f"audible for {result[1]:.2f} s, needed at least {shortest} s"})
+            rejects.append(
+                {"item": clip.name, "reason": f"audible for {result[1]:.2f} s, needed at least {shortest} s"}
+            )
         else:
             clips.append(Clip(**{**clip.__dict__, "start": round(result[0], 4), "seconds": round(result[1], 4)}))
     return Library(library.dataset, clips, library.fingerprint, library.licence, rejects)

@@ -82,7 +82,9 @@ class StructuralHead:
         travel = self.radius / SPEED_OF_SOUND
         delay = travel * np.where(incidence < np.pi / 2, -np.cos(incidence), incidence - np.pi / 2)
         omega = 2 * np.pi * frequencies[None]
-        alpha = (1 + self.ALPHA_MIN / 2) + (1 - self.ALPHA_MIN / 2) * np.cos(incidence / np.radians(self.THETA_MIN) * np.pi)
+        alpha = (1 + self.ALPHA_MIN / 2) + (1 - self.ALPHA_MIN / 2) * np.cos(
+            incidence / np.radians(self.THETA_MIN) * np.pi
+        )
         beta = 2 / travel
         shadow = (beta + 1j * alpha * omega) / (beta + 1j * omega)
         table = _pinna_table(tuple(frequencies.tolist()))

@@ -50,7 +50,9 @@ class RoomsConfig:
         if not 0.02 <= self.absorption[0] <= self.absorption[1] <= 1.0:
             raise ConfigError(f"rooms.absorption: expected values from 0.02 to 1, found {list(self.absorption)}.")
         if self.distance[0] < 0.3:
-            raise ConfigError(f"rooms.distance: expected at least 0.3 m (a head is in the way), found {self.distance[0]}.")
+            raise ConfigError(
+                f"rooms.distance: expected at least 0.3 m (a head is in the way), found {self.distance[0]}."
+            )
         if min(self.length[0], self.width[0], self.height[0]) < 2.0:
             raise ConfigError("rooms: a room needs at least 2 m in every direction.")
 
@@ -135,7 +137,9 @@ def image_sources(room: Room, listener: Listener, config: RoomsConfig) -> list[I
 
     banded = len(room.absorption) > 1
     material = (
-        pyroomacoustics.Material(energy_absorption={"coeffs": room.absorption.tolist(), "center_freqs": BAND_CENTRES.tolist()})
+        pyroomacoustics.Material(
+            energy_absorption={"coeffs": room.absorption.tolist(), "center_freqs": BAND_CENTRES.tolist()}
+        )
         if banded
         else pyroomacoustics.Material(float(room.absorption[0]))
     )
@@ -201,7 +205,9 @@ def impulse_response(images: Images, head: Head, rate: int, seconds: float, *, k
     use = np.flatnonzero(delay < length - 1)
     frequencies = np.fft.rfftfreq(taps, 1 / rate)
     whole = np.floor(delay[use]).astype(int)
-    phase = np.exp(-2j * np.pi * (delay[use] - whole + taps // 4)[:, None] * np.arange(len(frequencies)) / taps) * lowpass
+    phase = (
+        np.exp(-2j * np.pi * (delay[use] - whole + taps // 4)[:, None] * np.arange(len(frequencies)) / taps) * lowpass
+    )
     gains = images.gains[:, use] / np.maximum(distance[use], 0.1)
     spectral = gains.T if len(gains) == 1 else gains.T @ _band_weights(tuple(frequencies.tolist()))
     spectrum = head.transfer(images.vectors[use] / distance[use, None], frequencies) * (phase * spectral)[:, None]
@@ -211,7 +217,9 @@ def impulse_response(images: Images, head: Head, rate: int, seconds: float, *, k
     return np.stack(channels)
 
 
-def add_tail(response: Array, room: Room, config: RoomsConfig, head: Head, rate: int, rng: np.random.Generator) -> Array:
+def add_tail(
+    response: Array, room: Room, config: RoomsConfig, head: Head, rate: int, rng: np.random.Generator
+) -> Array:
     """Carry on where the image sources end: diffuse noise that fills up to the energy of the statistical field.
 
     The field of a unit source decays as 4πc/V · exp(−13.8 t / T60), T60 by Eyring (Kuttruff, Room Acoustics, §5);
@@ -234,7 +242,9 @@ def add_tail(response: Array, room: Room, config: RoomsConfig, head: Head, rate:
     return response + head.diffuse(rng, length) * missing
 
 
-def response_of(room: Room, listener: Listener, images: Images, index: int, config: RoomsConfig, head: Head, rate: int) -> Array:
+def response_of(
+    room: Room, listener: Listener, images: Images, index: int, config: RoomsConfig, head: Head, rate: int
+) -> Array:
     """The finished response (channels, time) float32 of source `index`."""
     response = impulse_response(images, head, rate, config.seconds, keep_delay=config.keep_delay)
     if config.tail:

@@ -93,6 +93,7 @@ class World:
         self.places = [(room.name, number * counts[0] + k) for room, number, _ in listeners for k in range(counts[0])]
         self._masks: dict[tuple[object, ...], Array] = {}
         self._indices: dict[tuple[object, ...], Array] = {}
+        self._long_enough: dict[tuple[str, float], list[Clip]] = {}
         self.longest = {label: max(clip.seconds for clip in found) for label, found in self.by_label.items()}
         if not self.labels:
             raise ConfigError("sounds: no class is left with recordings in every split; add recordings.")
@@ -171,19 +172,23 @@ class World:
         return chosen
 
     def clip(self, rng: np.random.Generator, label: str, at_least: float = 0.0) -> Clip | None:
-        """A clip of `label`, each recording equally likely whatever the number of its clips is not: each clip is."""
-        clips = self.by_label[label]
-        for _ in range(40):
-            found = clips[int(rng.integers(len(clips)))]
-            if found.seconds >= at_least:
-                return found
-        return None
+        """A clip of `label` that is audible for `at_least` seconds, uniformly.
+
+        It never fails for some draws only: how often a class can be drawn must not depend on the answer asked for.
+        """
+        key = (label, round(at_least, 2))
+        if key not in self._long_enough:
+            self._long_enough[key] = [clip for clip in self.by_label[label] if clip.seconds >= key[1]]
+        clips = self._long_enough[key]
+        return clips[int(rng.integers(len(clips)))] if clips else None
 
     def others(self, rng: np.random.Generator, taken: Sequence[str], count: int) -> list[str]:
         """`count` different classes that are not in `taken`, uniformly. Raises :class:`ConfigError` with too few."""
         free = [label for label in self.labels if label not in taken]
         if len(free) < count:
-            raise ConfigError(f"sounds: this question needs {len(taken) + count} classes, there are {len(self.labels)}.")
+            raise ConfigError(
+                f"sounds: this question needs {len(taken) + count} classes, there are {len(self.labels)}."
+            )
         return [free[int(index)] for index in rng.permutation(len(free))[:count]]
 
     def scene(
@@ -220,7 +225,9 @@ class World:
         if onsets is None:
             return None
         return [
-            Placed(clip, source, round(onset, 3), round(length, 3), round(float(rng.uniform(0, clip.seconds - length)), 3))
+            Placed(
+                clip, source, round(onset, 3), round(length, 3), round(float(rng.uniform(0, clip.seconds - length)), 3)
+            )
             for clip, source, onset, length in zip(clips, sources, onsets, seconds, strict=True)
         ]
 

@@ -1,0 +1,53 @@
+"""``audio-llm prep``: make scenes with questions from any labelled sound folder, or from built-in sounds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+HELP = "make spatial scenes with questions, as shards"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE.yaml", help="for instance recipes/quickstart/scenes.yaml")
+    parser.add_argument("out", metavar="OUT", help="folder to make (one shard folder per subset)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override recipe values, for instance seed=1")
+    parser.add_argument(
+        "--sounds", metavar="FOLDER", help="labelled sounds: ESC-50 or UrbanSound8K layout, or class/file"
+    )
+    parser.add_argument("--folds", nargs="+", metavar="SPLIT=FOLDS", help="use the corpus's folds: train=1,2,3 test=4")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a dataset that another recipe made in OUT")
+    parser.add_argument("--plot", action="store_true", help="draw maps and spectrograms into OUT/figures")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def run(args: argparse.Namespace) -> int:
+    import dataclasses
+
+    from audio_llm import config as recipes
+    from data_prep import sounds
+    from data_prep.scenes import simulate
+
+    # `--folds train=1 test=2 seed=3` is read as folds by argparse: what does not name a split is an override.
+    folds = [text for text in args.folds or [] if text.partition("=")[0] in sounds.SPLITS]
+    overrides = args.overrides + [text for text in args.folds or [] if text not in folds]
+    config = recipes.load(simulate.SceneConfig, args.recipe, overrides)
+    if args.sounds:
+        config = dataclasses.replace(config, sounds=dataclasses.replace(config.sounds, folder=args.sounds))
+    if folds:
+        config = dataclasses.replace(config, folds=sounds.parse_folds(folds))
+    out = Path(args.out)
+    summary = simulate.prepare(config, out, workers=args.workers, overwrite=args.overwrite, quiet=args.quiet)
+    if args.plot:
+        from data_prep.scenes import figures
+
+        for path in figures.draw(out):
+            print(f"drawn: {path}", file=sys.stderr)
+    state = "made" if summary.fresh else "up to date"
+    counts = ", ".join(f"{name} {entry['samples']}" for name, entry in summary.manifest["subsets"].items())
+    print(f"{state}: {out} ({counts}; text {summary.manifest['text']}; rejected sounds {summary.manifest['rejects']})")
+    for row in summary.biased:
+        print(f"warning: '{row.question_type}' can be answered without audio ({row.predictor})", file=sys.stderr)
+    return 1 if summary.biased else 0

@@ -1,0 +1,97 @@
+"""Worker processes for rendering: results in order, a bounded number in flight, no orphans."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from audio_llm.errors import AudioLLMError
+
+_worker: Any = None  # the object whose methods this process runs
+
+
+def _die_with_parent() -> None:
+    """A worker of a killed parent waits for work for ever; leave as soon as the parent is gone."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _start(kind: Any, args: tuple[Any, ...]) -> None:
+    global _worker
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    _die_with_parent()
+    _worker = kind(*args)
+
+
+def _call(method: str, job: Any) -> Any:
+    return getattr(_worker, method)(job)
+
+
+class Jobs:
+    """Runs methods of a worker object, in this process (one worker) or in several."""
+
+    def __init__(self, executor: Executor | None, worker: Any, workers: int) -> None:
+        self.executor, self.worker, self.workers = executor, worker, workers
+
+    def run(self, method: str, jobs: Sequence[Any]) -> Iterator[Any]:
+        """Results of ``worker.method(job)`` in the order of `jobs`; at most three jobs per worker are in flight."""
+        if self.executor is None:
+            yield from (getattr(self.worker, method)(job) for job in jobs)
+            return
+        waiting: deque[Future[Any]] = deque()
+        try:
+            for job in jobs:
+                waiting.append(self.executor.submit(_call, method, job))
+                if len(waiting) >= 3 * self.workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise AudioLLMError(
+                "a worker process died (out of memory?). Finished shards are intact; run again, with --workers 1 if it repeats."
+            ) from error
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@contextlib.contextmanager
+def open_pool(workers: int, kind: Any, args: tuple[Any, ...]) -> Iterator[Jobs]:
+    """A pool whose processes each hold one ``kind(*args)``; `kind` and `args` must be picklable."""
+    if workers <= 1:
+        yield Jobs(None, kind(*args), 1)
+        return
+    with plain_pool(workers, _start, (kind, args)) as executor:
+        yield Jobs(executor, None, workers)
+
+
+@contextlib.contextmanager
+def plain_pool(workers: int, initializer: Any = None, args: tuple[Any, ...] = ()) -> Iterator[Executor]:
+    """A process pool by spawn (forking a process that has threads may hang), cancelled on the way out."""
+    executor = ProcessPoolExecutor(
+        max(1, workers), multiprocessing.get_context("spawn"), initializer or _die_with_parent, args
+    )
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def bar(items: Iterable[Any], total: int, label: str, quiet: bool) -> Iterable[Any]:
+    """A progress bar over `items`; silent when `quiet` or when the error stream is no terminal and short."""
+    from tqdm import tqdm
+
+    return tqdm(items, total=total, desc=label, disable=quiet, mininterval=1.0, leave=False)

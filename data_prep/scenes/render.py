@@ -1,0 +1,180 @@
+"""Sound: a bank of room responses on disk, and scenes mixed from dry clips, responses and noise."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from audio_llm.audio import Waveform
+from audio_llm.errors import AudioError, ConfigError
+from audio_llm.shards.writer import write_atomically
+from data_prep import sounds
+from data_prep.scenes import rooms
+from data_prep.scenes.heads import Head, unit_vectors
+from data_prep.scenes.world import Placed, World
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class AudioConfig:
+    """Format and levels of the scenes."""
+
+    sample_rate: int = 16_000
+    seconds: float = 2.56
+    layout: str = "binaural"
+    level_db: float = -32.0  # dBFS (RMS) of a dry event heard from 1 m without a room: leaves headroom at 0.7 m
+    level_jitter_db: float = 0.0  # events differ by up to this; 0 keeps loudness a pure cue of distance
+    snr_db: tuple[float, float] = (25.0, 40.0)  # mixed events (over their own time) against diffuse pink noise
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` for a format that cannot be."""
+        if not 4_000 <= self.sample_rate <= 192_000:
+            raise ConfigError(f"audio.sample_rate: expected 4000 to 192000 Hz, found {self.sample_rate}.")
+        if not 0.5 <= self.seconds <= 600:
+            raise ConfigError(f"audio.seconds: expected 0.5 to 600, found {self.seconds}.")
+        if len(self.snr_db) != 2 or self.snr_db[0] > self.snr_db[1]:
+            raise ConfigError(f"audio.snr_db: expected [lowest, highest], found {list(self.snr_db)}.")
+
+
+# ------------------------------------------------------------------------------------------------ the bank
+
+
+def render_room(folder: Path, room: rooms.Room, config: rooms.RoomsConfig, head: Head, rate: int) -> int:
+    """Write the responses of one room as ``<room>/<n>.npy`` (channels, time) float32, then ``<room>.json``.
+
+    The JSON is written last: a room with it is finished, and is not rendered again. Returns the number of responses.
+    """
+    place = folder / room.name
+    done = place / f"{room.name}.json"
+    count = sum(len(listener.azimuth) for listener in room.listeners)
+    if done.is_file():
+        return count
+    place.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for number, listener in enumerate(room.listeners):
+        for k, images in enumerate(rooms.image_sources(room, listener, config)):
+            index = number * len(listener.azimuth) + k
+            response = rooms.response_of(room, listener, images, k, config, head, rate)
+            _save(place / f"{index}.npy", response)
+            entries.append(_entry(room, listener, k, f"{room.name}/{index}.npy"))
+    write_atomically(done, json.dumps({"data": entries}) + "\n")
+    return count
+
+
+def _save(path: Path, array: Array) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as stream:
+        np.save(stream, array)
+    os.replace(temporary, path)
+
+
+def _entry(room: rooms.Room, listener: rooms.Listener, k: int, name: str) -> dict[str, Any]:
+    """One row of SpatialSoundQA's reverberation metadata (axes of SoundSpaces: +x right, +y up, −z ahead).
+
+    Positions are turned so that the listener looks along −z, because the published labels are read off
+    source − sensor alone. Our own angles stand beside them.
+    """
+    azimuth, elevation, distance = (float(v[k]) for v in (listener.azimuth, listener.elevation, listener.distance))
+    ahead, left, up = (distance * unit_vectors(azimuth, elevation)).tolist()
+    sensor = (0.0, listener.position[2], 0.0)
+    source = (sensor[0] - left, sensor[1] + up, sensor[2] - ahead)
+    return {
+        "fname": name,
+        "agent_position": "0.0,0.0,0.0",
+        "sensor_position": ",".join(f"{value:.5f}" for value in sensor),
+        "source_position": ",".join(f"{value:.5f}" for value in source),
+        "room": room.name,
+        "room_size": [round(value, 3) for value in room.size],
+        "absorption": [round(float(value), 4) for value in room.absorption],
+        "azimuth": round(azimuth, 3),
+        "elevation": round(elevation, 3),
+        "distance": round(distance, 4),
+    }
+
+
+def write_bank_index(folder: Path, layout: str, split: str, names: Sequence[str]) -> None:
+    """``<split>_reverberation.json`` beside the layout's folder: the rows of all rooms of a split."""
+    entries = []
+    for name in names:
+        entries += json.loads((folder / layout / name / f"{name}.json").read_text())["data"]
+    write_atomically(folder / f"{split}_reverberation.json", json.dumps({"data": entries}) + "\n")
+
+
+# ------------------------------------------------------------------------------------------------ scenes
+
+FADE_SECONDS = 0.01
+PEAK = 0.999
+
+
+def dry_event(placed: Placed, rate: int) -> Array:
+    """The dry event (time,) float64 at unit RMS, faded at both ends.
+
+    Where the cut would fall into a pause of the recording (more than 6 dB below its mean), the loudest cut of the same
+    length is taken, so that every event in the ground truth can be heard.
+    """
+    whole = sounds.load(placed.clip, rate).astype(np.float64)
+    length = min(round(placed.seconds * rate), len(whole))
+    energy = np.concatenate([[0.0], np.cumsum(np.square(whole))])
+    power = (energy[length:] - energy[:-length]) / length  # of the cut at every start
+    start = min(round(placed.skip * rate), len(whole) - length)
+    if power[start] < 0.25 * energy[-1] / len(whole):
+        start = int(np.argmax(power))
+    if power[start] <= 1e-14:
+        raise AudioError(f"{placed.clip.name}: the clip is silent")
+    part = whole[start : start + length] / np.sqrt(power[start])
+    ramp = min(round(FADE_SECONDS * rate), length // 2)
+    fade = np.sin(np.linspace(0, np.pi / 2, ramp)) ** 2
+    part[:ramp] *= fade
+    part[length - ramp :] *= fade[::-1]
+    return part
+
+
+def pink(noise: Array) -> Array:
+    """Shape white noise (channels, time) to a power spectrum of 1/f above 40 Hz, unit power kept."""
+    spectrum = np.fft.rfft(noise, axis=1)
+    shape = 1 / np.sqrt(np.maximum(np.arange(spectrum.shape[1]) / spectrum.shape[1] * 200, 1.0))
+    return np.fft.irfft(spectrum * shape / np.sqrt(np.mean(shape**2)), noise.shape[1], axis=1)
+
+
+def render_scene(
+    placed: Sequence[Placed], world: World, bank: Path, head: Head, config: AudioConfig, *seed: object
+) -> tuple[Waveform, dict[str, Any]]:
+    """Mix one scene. Returns it and what was done: SNR in dB, events' gains, and the gain against clipping (if any)."""
+    from scipy.signal import oaconvolve
+
+    rng = rooms.seeded("render", *seed)
+    rate, total = config.sample_rate, round(config.seconds * config.sample_rate)
+    mixed, active = None, np.zeros(total, dtype=bool)
+    gains = []
+    for item in placed:
+        room, index = world.places[item.source]
+        response = np.load(bank / room / f"{index}.npy").astype(np.float64)
+        gain = config.level_db + float(rng.uniform(-1, 1)) * config.level_jitter_db
+        wet = oaconvolve(dry_event(item, rate)[None] * 10 ** (gain / 20), response, axes=1)
+        if mixed is None:
+            mixed = np.zeros((len(response), total))
+        start = round(item.onset * rate)
+        stop = min(total, start + wet.shape[1])
+        mixed[:, start:stop] += wet[:, : stop - start]
+        active[start : min(total, start + round(item.seconds * rate))] = True
+        gains.append(round(gain, 2))
+    assert mixed is not None
+    snr = float(rng.uniform(*config.snr_db))
+    signal_power = float(np.square(mixed[:, active]).mean())
+    noise = pink(head.diffuse(rng, total))
+    mixed += noise * np.sqrt(signal_power / np.square(noise).mean() * 10 ** (-snr / 10))
+    meta: dict[str, Any] = {"snr_db": round(snr, 1)}
+    if config.level_jitter_db:
+        meta["level_db"] = gains
+    peak = float(np.abs(mixed).max())
+    if peak > PEAK:
+        mixed *= PEAK / peak
+        meta["clip_gain_db"] = round(20 * np.log10(PEAK / peak), 2)
+    return Waveform(mixed.astype(np.float32), rate, config.layout), meta
