@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 
 from audio_llm.errors import AudioError, describe, nearest
 
@@ -163,16 +164,19 @@ def _decode_pcm16(data: bytes, name: str, max_seconds: float) -> tuple[np.ndarra
     return None
 
 
-def _decode_libsndfile(data: bytes, name: str, max_seconds: float) -> tuple[np.ndarray, int]:
-    import soundfile
+class _Sequential(soundfile.SoundFile):
+    """A file read once from start to end. soundfile seeks after every read of a seekable file; FLAC pays 5 % for it."""
 
+    def seekable(self) -> bool:
+        return False
+
+
+def _decode_libsndfile(data: bytes, name: str, max_seconds: float) -> tuple[np.ndarray, int]:
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with _Sequential(io.BytesIO(data)) as file:
             promised, sample_rate, subtype = file.frames, file.samplerate, file.subtype
             _check_length(promised, sample_rate, name, max_seconds)
-            # 16-bit samples are scaled here: libsndfile's own conversion to float takes a fifth of the decoding time
-            dtype = "int16" if subtype == "PCM_16" else "float32"
-            frames = file.read(dtype=dtype, always_2d=True)  # (time, channels)
+            frames = file.read(promised, dtype="float32", always_2d=True)  # (time, channels)
     except (soundfile.LibsndfileError, RuntimeError, MemoryError) as error:
         reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
         raise AudioError(
@@ -180,8 +184,6 @@ def _decode_libsndfile(data: bytes, name: str, max_seconds: float) -> tuple[np.n
         ) from error
     if len(frames) < promised:
         raise AudioError(describe(name, f"{promised} samples per channel", f"{len(frames)}: the file is cut short"))
-    if subtype == "PCM_16":
-        return _int16_to_float(frames), sample_rate
     if subtype in _FLOAT_SUBTYPES:
         _check_finite(frames, name)
     return np.ascontiguousarray(frames.T), sample_rate
@@ -238,8 +240,6 @@ def encode(waveform: Waveform, format: str = "flac", subtype: str = "PCM_16") ->
     subtype that libsndfile does not know. For ogg/mp3 pass their own `subtype` (``VORBIS``, ``OPUS``,
     ``MPEG_LAYER_III``).
     """
-    import soundfile
-
     bits = {"PCM_16": 16, "PCM_24": 24}.get(subtype)
     frames: np.ndarray
     if bits is None:

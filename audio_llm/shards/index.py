@@ -13,7 +13,7 @@ import os
 import tarfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,8 +28,7 @@ CACHE_VERSION = 1
 LAYOUTS = tuple(LAYOUT_CHANNELS)
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One sample: its shard, its key, byte ranges of both members, and what the JSON says of the audio.
 
     ``layout`` is None, and rate and seconds 0, where the JSON has no ``audio`` field.

@@ -28,7 +28,7 @@ MAX_SECONDS = 600.0  # of a clip whose JSON does not state its length
 class ShardDataset(Dataset[dict[str, Any]]):
     """Map-style samples of one or several shard folders, read by ``os.pread`` of their byte ranges.
 
-    ``dataset[i]`` is ``{"sample": Sample, "waveform": Waveform, "coordinates": {"index", "folder", "shard", "key"}}``;
+    ``dataset[i]`` is ``{"sample": Sample, "waveform": Waveform, "coordinates": {"index", "shard", "key"}}``;
     without `decode` there is no waveform. `layouts` and `sample_rate` are an encoder's: a sample that does not fit is
     an :class:`AudioError` naming both sides when the dataset is made, not in the middle of a run. Pickles into workers
     (fork and spawn); open files stay behind.
@@ -52,45 +52,50 @@ class ShardDataset(Dataset[dict[str, Any]]):
         self.sample_rate = sample_rate
         self.indexes = [ShardIndex.load(folder, verify, max_reject_share) for folder in listed]
         self._starts = np.cumsum([0] + [len(index) for index in self.indexes])
-        self._descriptors: dict[Path, int] = {}
+        # Columns over all folders: reading a sample must cost less than decoding it, so it builds no index rows.
+        firsts = np.cumsum([0] + [len(index.shards) for index in self.indexes])
+        self._paths = [str(index.folder / shard) for index in self.indexes for shard in index.shards]
+        self.shard_ids = np.concatenate(
+            [index.shard_of.astype(np.int64) + first for index, first in zip(self.indexes, firsts, strict=False)]
+        )  # (samples,) the shard of every sample, counted over all folders
+        self._ranges = np.concatenate([index.ranges for index in self.indexes])
+        self._descriptors: dict[int, int] = {}
         self._check_formats()
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self.shard_ids)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        folder, row = self.locate(i)
-        sample = self._sample(folder, row)
-        item: dict[str, Any] = {
-            "sample": sample,
-            "coordinates": {"index": int(i) % len(self), "folder": str(folder), "shard": row.shard, "key": row.key},
-        }
-        if self.decode:
-            item["waveform"] = self._waveform(folder, row, sample)
-        return item
+        i = self._position(i)
+        sample = self.load_sample(i)
+        path = self._paths[self.shard_ids[i]]
+        coordinates = {"index": i, "shard": path, "key": sample.id}
+        if not self.decode:
+            return {"sample": sample, "coordinates": coordinates}
+        return {"sample": sample, "waveform": self._waveform(i, sample), "coordinates": coordinates}
 
     def load_sample(self, i: int) -> Sample:
         """The JSON of sample `i`; the audio is not touched."""
-        return self._sample(*self.locate(i))
+        i = self._position(i)
+        shard = int(self.shard_ids[i])
+        offset, size = self._ranges[i, :2].tolist()
+        return Sample.from_trusted_json(self._read(shard, offset, size), self._paths[shard])
 
     def load_waveform(self, i: int) -> Waveform:
         """The decoded audio of sample `i`, checked against what its JSON says of rate, layout and length."""
-        folder, row = self.locate(i)
-        return self._waveform(folder, row, self._sample(folder, row))
+        return self._waveform(self._position(i), self.load_sample(i))
 
     def load_audio_bytes(self, i: int) -> bytes:
         """The audio member of sample `i` as it is stored."""
-        folder, row = self.locate(i)
-        return self._read(folder, row.shard, row.audio_offset, row.audio_size)
+        i = self._position(i)
+        offset, size = self._ranges[i, 2:].tolist()
+        return self._read(int(self.shard_ids[i]), offset, size)
 
-    def locate(self, i: int) -> tuple[Path, Row]:
-        """Folder and index row of sample `i` (negative counts from the end)."""
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"sample {i} of {len(self)}")
-        i = int(i) % len(self)
+    def row(self, i: int) -> Row:
+        """The index row of sample `i`."""
+        i = self._position(i)
         which = int(np.searchsorted(self._starts, i, side="right")) - 1
-        index = self.indexes[which]
-        return index.folder, index.row(i - int(self._starts[which]))
+        return self.indexes[which].row(i - int(self._starts[which]))
 
     def find(self, key: str) -> int:
         """The position of the sample with this id; :class:`ShardError` if there is none."""
@@ -100,14 +105,6 @@ class ShardDataset(Dataset[dict[str, Any]]):
                 return int(start + hits[0])
         folders = ", ".join(str(index.folder) for index in self.indexes)
         raise ShardError(describe(folders, f"a sample '{key}'", f"{len(self)} samples, none with that id"))
-
-    @property
-    def shard_ids(self) -> np.ndarray:
-        """``(samples,)`` int64: the shard of every sample, counted over all folders."""
-        offsets = np.cumsum([0] + [len(index.shards) for index in self.indexes])
-        return np.concatenate(
-            [index.shard_of.astype(np.int64) + int(start) for index, start in zip(self.indexes, offsets, strict=False)]
-        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_descriptors": {}}
@@ -122,13 +119,14 @@ class ShardDataset(Dataset[dict[str, Any]]):
         if getattr(self, "_descriptors", None):
             self.close()
 
-    def _sample(self, folder: Path, row: Row) -> Sample:
-        text = self._read(folder, row.shard, row.json_offset, row.json_size)
-        return Sample.from_json(text, where=f"{folder / row.shard}: {row.key}")
+    def _position(self, i: int) -> int:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)}")
+        return int(i) % len(self)
 
-    def _waveform(self, folder: Path, row: Row, sample: Sample) -> Waveform:
-        name = f"{folder / row.shard}: {row.key}"
-        data = self._read(folder, row.shard, row.audio_offset, row.audio_size)
+    def _waveform(self, i: int, sample: Sample) -> Waveform:
+        name = f"{self._paths[self.shard_ids[i]]}: {sample.id}"
+        data = self.load_audio_bytes(i)
         info = sample.audio
         if info is None:
             waveform = decode(data, name=name, max_seconds=MAX_SECONDS)
@@ -142,19 +140,19 @@ class ShardDataset(Dataset[dict[str, Any]]):
             raise AudioError(describe(name, expected, f"{waveform.seconds:.6f} s at {waveform.sample_rate} Hz"))
         return waveform
 
-    def _read(self, folder: Path, shard: str, offset: int, size: int) -> bytes:
-        path = folder / shard
+    def _read(self, shard: int, offset: int, size: int) -> bytes:
         try:
-            descriptor = self._descriptors.get(path)
+            descriptor = self._descriptors.get(shard)
             if descriptor is None:
                 if len(self._descriptors) >= MAX_OPEN_SHARDS:
                     os.close(self._descriptors.pop(next(iter(self._descriptors))))
-                descriptor = self._descriptors[path] = os.open(path, os.O_RDONLY)
+                descriptor = self._descriptors[shard] = os.open(self._paths[shard], os.O_RDONLY)
             data = os.pread(descriptor, size, offset)
         except OSError as error:
-            raise ShardError(describe(str(path), "a readable shard", error.strerror or str(error))) from error
+            raise ShardError(describe(self._paths[shard], "a readable shard", error.strerror or str(error))) from error
         if len(data) != size:
-            raise ShardError(describe(str(path), f"{size} bytes at {offset}", f"{len(data)}: the shard became shorter"))
+            found = f"{len(data)}: the shard became shorter"
+            raise ShardError(describe(self._paths[shard], f"{size} bytes at {offset}", found))
         return data
 
     def _check_formats(self) -> None:
