@@ -130,7 +130,9 @@ def confusion(labels: Sequence[str], counts: np.ndarray, *, cell: int = 58) -> s
             parts.append(
                 f'<g><title>{escape(tip)}</title><rect x="{x}" y="{y}" width="{cell - 2}" height="{cell - 2}" rx="3" '
                 f'fill="{colour(0)}" fill-opacity="{0.06 + 0.94 * share:.3f}"/>'
-                + _text(x + cell / 2 - 1, y + cell / 2 + 4, f"{100 * share:.0f}", "on" if share > 0.5 else "cell", "middle")
+                + _text(
+                    x + cell / 2 - 1, y + cell / 2 + 4, f"{100 * share:.0f}", "on" if share > 0.5 else "cell", "middle"
+                )
                 + "</g>"
             )
     return _svg(left + columns * cell + 6, top + rows * cell + 6, "".join(parts), "True and answered direction")
@@ -144,8 +146,9 @@ def compass(sectors: Sequence[tuple[float, float, float, int]], *, size: int = 3
         if n == 0:
             continue
         tip = f"azimuth {centre:.0f}°: {100 * accuracy:.1f} % of {n} right"
+        outline = _wedge(middle, radius * accuracy, centre, width)
         parts.append(
-            f'<path fill="{colour(0)}" fill-opacity="0.8" stroke="var(--page)" d="{_wedge(middle, radius * accuracy, centre, width)}">'
+            f'<path fill="{colour(0)}" fill-opacity="0.8" stroke="var(--page)" d="{outline}">'
             f"<title>{escape(tip)}</title></path>"
         )
     for name, x, y, anchor in (

@@ -103,7 +103,11 @@ def _measure(check: Expectation, runs: Mapping[str, RunSummary]) -> tuple[float,
         return accuracy.value, accuracy.low, f"{accuracy} %"
     if check.measure == "above_chance":
         above = accuracy.value - cell.chance
-        return above, accuracy.low - cell.chance, f"{100 * above:+.1f} points ({accuracy} %, chance {100 * cell.chance:.1f})"
+        return (
+            above,
+            accuracy.low - cell.chance,
+            f"{100 * above:+.1f} points ({accuracy} %, chance {100 * cell.chance:.1f})",
+        )
     share = cell.parse_failures / accuracy.n
     return share, share, f"{100 * share:.1f} % ({cell.parse_failures} of {accuracy.n})"
 
@@ -137,6 +141,7 @@ def print_findings(findings: list[Finding]) -> None:
     """A table of passed and failed checks."""
     width = max((len(finding.name) for finding in findings), default=0)
     for finding in findings:
-        print(f"  {'PASS' if finding.passed else 'FAIL'}  {finding.name:<{width}}  {finding.found}   wanted: {finding.wanted}")
+        verdict = "PASS" if finding.passed else "FAIL"
+        print(f"  {verdict}  {finding.name:<{width}}  {finding.found}   wanted: {finding.wanted}")
     failed = sum(not finding.passed for finding in findings)
     print(f"  {len(findings) - failed} of {len(findings)} expectations met")

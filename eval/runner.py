@@ -297,7 +297,7 @@ def build_manifest(
         "adapter": adapter,
         "adapter_sha256": _sha256(Path(adapter) / "adapter_model.safetensors") if adapter else "",
         "engine": engine,
-        "data": [str(folder) for folder in questions.folders],
+        "data": [str(folder.resolve()) for folder in questions.folders],
         "data_sha256": questions.fingerprint(),
         "settings": dataclasses.asdict(settings),
         "scorer": {"name": SCORER, "version": SCORER_VERSION},

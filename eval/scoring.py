@@ -11,6 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -207,17 +208,27 @@ OPEN_SCORERS: dict[str, Callable[[Prediction, str], Score]] = {
 
 
 def chance_levels(rows: list[Prediction]) -> dict[tuple[str, str, float, int], float]:
-    """What guessing reaches, per row: one over the number of choices; for an open question, the share of the most
-    common gold answer of its type in these rows, the best that an answer without listening can do."""
-    open_golds: dict[str, Counter[str]] = defaultdict(Counter)
+    """What guessing reaches, per row: one over the number of choices; for an open question, what the best constant
+    answer scores on the questions of its type in these rows, the most that is to be had without listening."""
+    golds: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for row in rows:
         if not row.choices:
-            open_golds[row.question_type][normalise(row.gold)] += 1
-    levels = {}
-    for row in rows:
-        golds = open_golds[row.question_type]
-        levels[row.key] = 1 / len(row.choices) if row.choices else golds.most_common(1)[0][1] / golds.total()
-    return levels
+            golds[row.question_type, answer_kind(row)][normalise(row.gold)] += 1
+    best = {group: _best_constant(group[1], counts) for group, counts in golds.items()}
+    return {row.key: 1 / len(row.choices) if row.choices else best[row.question_type, answer_kind(row)] for row in rows}
+
+
+def _best_constant(kind: str, golds: Counter[str], candidates: int = 40) -> float:
+    """Share that one and the same answer scores on `golds`; the most frequent ones are tried."""
+    tried = [answer for answer, _ in golds.most_common(candidates)]
+    return max(
+        sum(count * _constant_score(kind, answer, gold) for gold, count in golds.items()) for answer in tried
+    ) / (golds.total())
+
+
+@lru_cache(maxsize=100_000)
+def _constant_score(kind: str, answer: str, gold: str) -> float:
+    return OPEN_SCORERS[kind](Prediction("", "", "", "", [], gold), answer).value
 
 
 def summarise(rows: Iterable[Prediction], *, seed: int = 0) -> Cell:

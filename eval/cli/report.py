@@ -1,0 +1,43 @@
+"""``audio-llm report``: one HTML file about one or several runs, and the limits they are held to."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "write one self-contained HTML page about evaluation runs; check them against limits"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders of audio-llm eval, FOLDER or NAME=FOLDER")
+    parser.add_argument("--out", default="report.html", help="the HTML file (default report.html)")
+    parser.add_argument(
+        "--training",
+        nargs="+",
+        default=[],
+        metavar="RUNDIR",
+        help="training folders with metrics.jsonl (NAME=FOLDER too)",
+    )
+    parser.add_argument("--check", metavar="YAML", help="limits to hold the runs to; exit code 1 where one is not met")
+    parser.add_argument("--title", default="Evaluation")
+
+
+def run(args: argparse.Namespace) -> int:
+    import os
+    from pathlib import Path
+
+    from eval import report
+    from eval.expectations import print_findings, read_expectations, verify
+
+    expectations = read_expectations(args.check) if args.check else None
+    runs = report.load_runs(args.runs)
+    findings = verify(expectations, {run.name: run.summary for run in runs}) if expectations else []
+    page = report.build(runs, args.training, findings, title=args.title)
+    out = Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, out)
+    print(f"{out}: {len(runs)} runs, {len(page) / 1e6:.1f} MB")
+    if findings:
+        print_findings(findings)
+    return 0 if all(finding.passed for finding in findings) else 1
