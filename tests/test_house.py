@@ -28,6 +28,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("checkpoints",),
     ("training",),
     ("vllm",),
+    ("asking",),
     ("cli",),
 )
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}

@@ -33,19 +33,30 @@ def main(argv: list[str] | None = None) -> int:
     verb = verbs[argv[0]].load()
     parser = argparse.ArgumentParser(prog=f"audio-llm {argv[0]}", description=verb.HELP)
     verb.add_arguments(parser)
-    # What follows a bare `--` belongs to the program behind the verb (`serve`: vLLM); argparse would mix it up with ours.
+    # What follows a bare `--` belongs to the program behind the verb (`serve`: vLLM), not to argparse.
     end = argv.index("--") if getattr(verb, "PASSES_ON", False) and "--" in argv else len(argv)
     args = parser.parse_args(argv[1:end])
     args.passed_on = argv[end + 1 :]
     try:
         return int(verb.run(args) or 0)
-    except AudioLLMError as error:
-        print(f"audio-llm {argv[0]}: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # unwritable output, full disk: the path and the reason are all a person needs
-        place = f" '{error.filename}'" if error.filename else ""
-        print(f"audio-llm {argv[0]}: error:{place} {error.strerror or error}.", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(f"audio-llm {argv[0]}: interrupted; the same command resumes.", file=sys.stderr)
         return 130
+    except Exception as error:
+        message = _message(error)
+        if message is None:
+            raise
+        print(f"audio-llm {argv[0]}: error: {message}", file=sys.stderr)
+        return 2
+
+
+def _message(error: Exception) -> str | None:
+    """What to tell a person about `error`; None for a defect of ours, whose traceback is wanted."""
+    if isinstance(error, AudioLLMError):
+        return str(error)
+    # safetensors and torch report a full disk by errors of their own types, the latter without its reason.
+    if "No space left on device" in str(error) or "PytorchStreamWriter failed writing" in str(error):
+        return "No space left on device. Finished work is kept; free some space and give the same command again."
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror or error}."
+    return None

@@ -215,8 +215,8 @@ class SupervisedDataset(Dataset):
             except TrainingError:
                 raise
             except AudioLLMError as error:
-                folder, row = self.shards.locate(position)
-                rejects.append((f"{folder}/{row.shard}: {row.key}", str(error)))
+                row = self.shards.row(position)
+                rejects.append((f"{row.shard}: {row.key}", str(error)))
                 continue
             encoded.rejects = rejects
             return encoded
