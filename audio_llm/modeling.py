@@ -226,10 +226,15 @@ class AudioLLMForConditionalGeneration(AudioLLMPreTrainedModel, GenerationMixin)
         )
 
     def prepare_inputs_for_generation(
-        self, *args: Any, is_first_iteration: bool = False, **kwargs: Any
+        self, *args: Any, inputs_embeds: Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
-        """Audio goes in once: later steps continue from the key-value cache, where it already is."""
-        inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+        """Audio goes in once: later steps continue from the key-value cache, where it already is.
+
+        `inputs_embeds` is named because ``generate`` looks for it before it accepts a prompt of embeddings.
+        """
+        inputs = super().prepare_inputs_for_generation(
+            *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in ("input_audio", "audio_lengths", "audio_embeddings"):
                 inputs[name] = None

@@ -97,7 +97,7 @@ def _angles(text: str) -> tuple[float | None, float | None]:
 
 
 def read_direction(text: str) -> Vector | None:
-    """Unit vector (front, left, up) of the direction stated in `text`; None without one, or where it contradicts itself.
+    """Unit vector (front, left, up) of the direction stated in `text`; None without one, or if it contradicts itself.
 
     Understands the SpatialSoundQA grammar ('left, front, below; 2.5m'; Zheng et al. 2024), any subset of its
     words, and degrees, where azimuth is counter-clockwise as everywhere in this package. Degrees win over words, since
@@ -237,7 +237,7 @@ def _graded(
     error: Callable[[Any, Any], float],
     zero_at: float,
 ) -> Rewards:
-    """1 − error / `zero_at`, at least 0; None where the reference states no such quantity, 0 where the reply does not."""
+    """1 − error / `zero_at`, at least 0; None where the reference states no quantity, 0 where the reply does not."""
     rewards: Rewards = []
     for row in _rows(completions, columns):
         truth = None if row.reference is None else read(row.reference)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,31 @@ from torch import Tensor, nn
 FORBIDDEN_BIAS = -100.0
 
 LANGUAGE_MODEL = "model.language_model."
+
+
+SyncMode = Literal["auto", "merged", "adapter"]
+
+
+@dataclass
+class EngineRecipe:
+    """Which engine samples, and how. ``auto`` is vLLM in this process where it is installed, else Transformers.
+
+    `sync` is how vLLM follows the policy: merged weights, or an adapter that is swapped (``auto``: adapter on a GPU).
+    `url` names a running server for ``vllm_http``; without it one is started. `shared_folder` is where weights are
+    handed to that server. `max_model_len` bounds prompt and completion (None: the model's positions, at most 4096).
+    `block_size` is that of the key-value cache: with vLLM's 128 on CPU short prompts would never share a prefix.
+    """
+
+    backend: Literal["auto", "vllm", "vllm_http", "transformers"] = "auto"
+    sync: SyncMode = "auto"
+    url: str | None = None
+    shared_folder: Path | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    gpu_memory_utilization: float = 0.3
+    prefix_caching: bool = True
+    block_size: int = 32
+    batch_size: int | None = None  # Transformers only: sequences decoded together
 
 
 @dataclass(frozen=True)
@@ -92,12 +117,6 @@ class RolloutEngine(Protocol):
         """For every prompt (tokens, hidden), `group_sizes[i]` completions."""
         ...
 
-    def score(
-        self, prompt_embeddings: Sequence[Tensor], completions: Sequence[Sequence[int]], sampling: Sampling
-    ) -> list[list[float]]:
-        """Log-probability of every token of one given completion per prompt."""
-        ...
-
     def close(self) -> None:
         """Free the engine's memory and processes; a second call does nothing."""
         ...
@@ -106,22 +125,22 @@ class RolloutEngine(Protocol):
 # --- weights -------------------------------------------------------------------------------------------------------
 
 
-def merged_language_model_weights(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def merged_language_model_weights(base: Any) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of the plain causal language model inside `base`, with LoRA folded in.
 
     The live weights are only read: merging and unmerging in place rounds twice per update, which in bfloat16 moves the
     frozen weights (and with them the reference policy) a little at every step. A merged tensor is a new one, made when
     the iterator reaches it, so that one matrix at a time is held twice.
     """
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora import Linear
 
     merged: list[str] = []
     with torch.no_grad():
         for name, module in base.named_modules():
-            if not (name.startswith(LANGUAGE_MODEL) and isinstance(module, LoraLayer)):
+            if not (name.startswith(LANGUAGE_MODEL) and isinstance(module, Linear)):
                 continue
             merged.append(f"{name}.")
-            layer = module.get_base_layer()
+            layer: Any = module.base_layer
             weight = layer.weight.detach()
             active = [] if module.disable_adapters else [a for a in module.active_adapters if a in module.lora_A]
             for adapter in active:
@@ -129,7 +148,7 @@ def merged_language_model_weights(base: nn.Module) -> Iterator[tuple[str, Tensor
             yield _plain_name(f"{name}.weight"), weight
             if getattr(layer, "bias", None) is not None:
                 yield _plain_name(f"{name}.bias"), layer.bias.detach()
-        tied = bool(getattr(base.config.get_text_config(), "tie_word_embeddings", False))  # type: ignore[union-attr, operator]
+        tied = bool(getattr(base.config.get_text_config(), "tie_word_embeddings", False))
         for name, parameter in base.named_parameters():
             if name.startswith(LANGUAGE_MODEL) and not name.startswith(tuple(merged)):
                 yield _plain_name(name), parameter.detach()
@@ -196,7 +215,7 @@ def forbid_tokens(model: Any, token_ids: Sequence[int]) -> None:
 
 @torch.no_grad()
 def prompt_embeddings(policy: PolicyWeights, prompts: Sequence[tuple[Sequence[int], Tensor | None]]) -> list[Tensor]:
-    """(tokens, hidden) of every (ids, projected audio (windows, queries, hidden) or None), by the policy's own table."""
+    """(tokens, hidden) of every (ids, projected audio (windows, queries, hidden) or None), by the policy's table."""
     base = policy.base
     table = base.get_input_embeddings()
     with policy.gather(list(table.parameters())):
@@ -229,7 +248,7 @@ class TransformersRollouts:
 
     def _live(self) -> PolicyWeights:
         if self.policy is None:
-            raise RuntimeError("generate or score before the first sync")
+            raise RuntimeError("generate before the first sync")
         return self.policy
 
     @contextlib.contextmanager
@@ -265,31 +284,9 @@ class TransformersRollouts:
             done += size
         return groups
 
-    def score(
-        self, prompt_embeddings: Sequence[Tensor], completions: Sequence[Sequence[int]], sampling: Sampling
-    ) -> list[list[float]]:
-        """See :class:`RolloutEngine`."""
-        scores = []
-        with self._evaluating() as base:
-            for embeddings, ids in zip(prompt_embeddings, completions, strict=True):
-                tokens = torch.tensor([list(ids)], device=embeddings.device)
-                inputs = torch.cat([embeddings[None], base.get_input_embeddings()(tokens)], dim=1)
-                logits = base(inputs_embeds=inputs, use_cache=False, logits_to_keep=len(ids) + 1).logits[:, :-1]
-                logprobs = _biased(logits, sampling).log_softmax(-1)
-                scores.append(logprobs.gather(-1, tokens[..., None])[0, :, 0].tolist())
-        return scores
-
     def close(self) -> None:
         """See :class:`RolloutEngine`."""
         self.policy = None
-
-
-def _biased(logits: Tensor, sampling: Sampling) -> Tensor:
-    """float32 logits with the forbidden tokens taken out and the temperature applied."""
-    logits = logits.float()
-    if sampling.forbidden_token_ids:
-        logits[..., list(sampling.forbidden_token_ids)] += FORBIDDEN_BIAS
-    return logits / sampling.temperature if sampling.temperature > 0 else logits
 
 
 def _sample(base: Any, rows: Sequence[Tensor], sampling: Sampling) -> list[Completion]:
@@ -322,14 +319,13 @@ def _sample(base: Any, rows: Sequence[Tensor], sampling: Sampling) -> list[Compl
             else {}
         ),
     )
-    bias = [[[token], FORBIDDEN_BIAS] for token in sampling.forbidden_token_ids]
+    bias: list[Any] = [[[token], FORBIDDEN_BIAS] for token in sampling.forbidden_token_ids]
     processors = LogitsProcessorList([SequenceBiasLogitsProcessor(bias)] if bias else [])
     output = base.generate(
         inputs_embeds=embeddings,
         attention_mask=mask,
         generation_config=config,
         logits_processor=processors,
-        use_model_defaults=False,
     )
     ids = output.sequences[:, -len(output.scores) :]
     logprobs = torch.stack(
