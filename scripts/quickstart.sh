@@ -8,7 +8,7 @@ usage() {
 usage: bash scripts/quickstart.sh [options]
 
   --sounds DIR   your own labelled sounds (ESC-50 or UrbanSound8K layout, or class/file); default: built-in sounds
-  --folds SPEC   with --sounds: which folds train and which are held out, for instance train=1,2,3:test=4
+  --folds SPEC.. with --sounds: which folds train and which are held out, for instance --folds train=1,2,3 test=4
   --out DIR      where everything goes (default: runs/quickstart; with --sounds: runs/NAME_OF_DIR)
   --seed N       seed of scenes, splits and training (default: 0)
   --fresh        run every stage again
@@ -16,13 +16,18 @@ usage: bash scripts/quickstart.sh [options]
 TEXT
 }
 
-SOUNDS="" FOLDS="" OUT="" SEED=0 FRESH=""
+SOUNDS="" FOLDS=() OUT="" SEED=0 FRESH=""
 while [ $# -gt 0 ]; do
     case "$1" in
-        --sounds | --folds | --out | --seed)
+        --sounds | --out | --seed)
             [ $# -ge 2 ] || { echo "quickstart: $1 needs a value" >&2; exit 2; }
-            case "$1" in --sounds) SOUNDS="$2" ;; --folds) FOLDS="$2" ;; --out) OUT="$2" ;; --seed) SEED="$2" ;; esac
+            case "$1" in --sounds) SOUNDS="$2" ;; --out) OUT="$2" ;; --seed) SEED="$2" ;; esac
             shift 2
+            ;;
+        --folds)
+            shift
+            while [[ "${1:-}" == *=* ]]; do FOLDS+=("$1"); shift; done
+            [ ${#FOLDS[@]} -gt 0 ] || { echo "quickstart: --folds needs values such as train=1,2,3 test=4" >&2; exit 2; }
             ;;
         --fresh) FRESH=1; shift ;;
         -h | --help) usage; exit 0 ;;
@@ -45,27 +50,27 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}" TOKENIZERS_PARALLELISM=fal
 
 # Serve the model, ask one question about one held-out clip over HTTP, stop the server.
 ask_once() {
-    local model="$1" clip="$OUT/question.flac" question port server failed=0
-    question="$(python - "$DATA/test" "$clip" <<'PY'
+    local model="$1" clip="$OUT/question.flac" lines port server failed=0
+    mapfile -t lines < <(python - "$DATA/test" "$clip" <<'PY'
 import sys
 from pathlib import Path
 
 from audio_llm.audio import encode
-from audio_llm.prompts import question_text
 from audio_llm.shards import ShardDataset
 
 item = ShardDataset(sys.argv[1])[0]
 Path(sys.argv[2]).write_bytes(encode(item["waveform"]))
-print(question_text(item["sample"].question, item["sample"].choices))
+print(item["sample"].question, *(item["sample"].choices or []), sep="\n")
 PY
-    )" || return 1
+    )
+    [ ${#lines[@]} -gt 0 ] || return 1
     port="$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
     set -m
     audio-llm serve "$model" --port "$port" >"$OUT/logs/server.log" 2>&1 & server=$!
     set +m
     await "$port" "$server" || { tail -n 20 "$OUT/logs/server.log"; return 1; }
-    printf '%s\n\n' "$question"
-    audio-llm ask "$clip" "$question" --url "http://127.0.0.1:$port" || failed=1
+    printf 'question: %s\n' "${lines[@]:0:1}"
+    audio-llm ask "$clip" "${lines[0]}" --choices "${lines[@]:1}" --url "http://127.0.0.1:$port" || failed=1
     kill "$server"
     wait "$server" || true
     return $failed
@@ -89,14 +94,14 @@ NAMES=(prep encoder language_model sft grpo more_sft eval_start eval_sft eval_gr
 
 prepare() {
     local options=("seed=$SEED")
-    [ -z "$SOUNDS" ] || options+=("sounds=$SOUNDS")
-    [ -z "$FOLDS" ] || options+=("folds=$FOLDS")
+    [ -z "$SOUNDS" ] || options+=(--sounds "$SOUNDS")
+    [ ${#FOLDS[@]} -eq 0 ] || options+=(--folds "${FOLDS[@]}")
     stage prep "$DATA" "$RECIPES/scenes.yaml,data_prep" audio-llm prep "$RECIPES/scenes.yaml" "$DATA" "${options[@]}"
 }
 
 train_encoder() {
     stage encoder "$OUT/encoder" "$RECIPES/encoder.yaml,prep,audio_llm" audio-llm train "$RECIPES/encoder.yaml" \
-        "train=[$DATA/train]" "validation=$DATA/validation" "output=$OUT/encoder" "seed=$SEED"
+        "train=[$DATA/encoder]" "validation=$DATA/validation" "output=$OUT/encoder" "seed=$SEED"
 }
 
 train_language_model() {
@@ -106,19 +111,19 @@ train_language_model() {
 
 sft() {
     stage sft "$OUT/sft" "$RECIPES/sft.yaml,encoder,language_model" audio-llm sft "$RECIPES/sft.yaml" \
-        "data.train=[$DATA/train]" "model.encoder.path=$OUT/encoder" "model.language_model.path=$OUT/language_model" \
+        "data.train=[$DATA/sft]" "model.encoder.path=$OUT/encoder" "model.language_model.path=$OUT/language_model" \
         "output=$OUT/sft" "seed=$SEED"
 }
 
 grpo() {
     stage grpo "$OUT/grpo" "$RECIPES/grpo.yaml,sft" audio-llm grpo "$RECIPES/grpo.yaml" \
-        "data.train=[$DATA/train]" "model.path=$OUT/sft/merged" "output=$OUT/grpo" "seed=$SEED"
+        "data.train=[$DATA/rl]" "model.path=$OUT/sft/merged" "output=$OUT/grpo" "seed=$SEED"
 }
 
 # The control of GRPO: its time spent on more SFT, from the same start, side by side on the same machine.
 more_sft() {
     stage more_sft "$OUT/more_sft" "$RECIPES/more_sft.yaml,sft" audio-llm sft "$RECIPES/more_sft.yaml" \
-        "data.train=[$DATA/train]" "model.path=$OUT/sft/merged" "output=$OUT/more_sft" "seed=$SEED"
+        "data.train=[$DATA/sft,$DATA/rl]" "model.path=$OUT/sft/merged" "output=$OUT/more_sft" "seed=$SEED"
 }
 
 evaluate() { # evaluate NAME STAGE MODEL OPTIONS...
@@ -138,8 +143,9 @@ evaluate sft sft "$OUT/sft/merged" --controls silence,swap --temperature 0,1
 evaluate grpo grpo "$OUT/grpo/merged" --controls silence,swap --temperature 0,1
 evaluate more_sft more_sft "$OUT/more_sft/merged" --controls none --temperature 0,1
 stage serve - "grpo,prep" ask_once "$OUT/grpo/merged"
-stage report - "eval_start,eval_sft,eval_grpo,eval_more_sft,eval" audio-llm report "$OUT/eval/start" "$OUT/eval/sft" \
-    "$OUT/eval/more_sft" "$OUT/eval/grpo" --out "$OUT/report.html"
+stage report - "eval_start,eval_sft,eval_grpo,eval_more_sft,eval" audio-llm report "before SFT=$OUT/eval/start" \
+    "SFT=$OUT/eval/sft" "more SFT=$OUT/eval/more_sft" "GRPO=$OUT/eval/grpo" --out "$OUT/report.html" --title "Quickstart" \
+    --training "encoder=$OUT/encoder" "SFT=$OUT/sft" "more SFT=$OUT/more_sft" "GRPO=$OUT/grpo"
 
 printf '\n%-16s %10s\n' stage seconds
 for name in "${NAMES[@]}"; do printf '%-16s %10s\n' "$name" "$(cat "$OUT/.stages/$name.seconds")"; done
