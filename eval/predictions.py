@@ -84,11 +84,19 @@ def read(path: str | Path) -> list[Prediction]:
         )
     rows = [
         Prediction.from_json(line, f"{path} line {number}")
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        for number, line in enumerate(_lines(path), start=1)
         if line.strip()
     ]
     _refuse_doubles(rows, path)
     return rows
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines by newline alone: a reply may hold other characters that Unicode counts as line ends."""
+    try:
+        return path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise PredictionsError(describe(str(path), "UTF-8 text", f"other bytes at {error.start}")) from error
 
 
 def mend(path: Path) -> list[Prediction]:
@@ -108,7 +116,8 @@ class PredictionWriter:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        # A lone surrogate in a reply becomes its JSON escape, which reads back as what it was.
+        self._file = path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
 
     def write(self, rows: Iterable[Prediction]) -> None:
         self._file.write("".join(row.to_json() + "\n" for row in rows))

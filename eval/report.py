@@ -30,17 +30,16 @@ DIRECTIONS = ("front", "left", "behind", "right")
 # Which logged quantities become curves, in this order; a name that matches none of them is left to metrics.jsonl.
 CURVES = (
     r"^loss$",
-    r"^eval_loss$",
-    r"^(eval_)?.*accuracy.*$",
-    r"^(eval_)?(map|mAP|er20|der|doa_error|distance_error|azimuth_error).*$",
+    r"^(train|eval|validation)[_/]loss$",
     r"^reward$",
     r"^rewards/.*mean$",
-    r"^.*(parity|logp_difference|logprob_difference|max_abs).*$",
+    r"^(eval|validation)[_/](.*accuracy|mean_ap|exact|left_right|front_back|direction_mae|frame_f1)$",
+    r"^.*(accuracy|parity|delta_logp|max_abs).*$",
     r"^(kl|entropy)$",
     r"^completions/mean_length$",
     r"^frac_reward_zero_std$",
 )
-MAX_CURVES = 9
+MAX_CURVES = 12
 
 
 @dataclass
@@ -125,13 +124,11 @@ def tiles(runs: Sequence[Run]) -> str:
     last = runs[-1].summary
     if last.main is None:
         return ""
+    accuracy, chance = last.main.accuracy, last.main.chance
+    above = f"95 % interval {100 * (accuracy.low - chance):+.1f} – {100 * (accuracy.high - chance):+.1f}"
     entries = [
-        (_percent(last.main.accuracy.value), f"{last.name}: right answers", f"chance {_percent(last.main.chance)}"),
-        (
-            f"{100 * (last.main.accuracy.value - last.main.chance):+.1f}",
-            "points above chance",
-            f"95 % interval {_interval(last.main.accuracy)}",
-        ),
+        (_percent(accuracy.value), f"{last.name}: right answers", f"chance {_percent(chance)}"),
+        (f"{100 * (accuracy.value - chance):+.1f}", "points above chance", above),
     ]
     if "silence" in last.controls:
         entries.append((_percent(last.controls["silence"].accuracy.value), "right in silence", "should be chance"))
@@ -191,7 +188,8 @@ def headline(runs: Sequence[Run]) -> str:
         "Accuracy in percent with its 95 % interval. <b>Chance</b>: one over the number of choices, and for open "
         "questions the best constant answer. <b>Silence</b>: the same questions with the sound taken away. <b>Swap "
         "follows</b>: of the right left/right answers, how many turn round when the channels are exchanged. "
-        "<b>Unread</b>: replies without a readable answer, counted as wrong. <b>Cut</b>: replies that reached the token limit. "
+        "<b>Unread</b>: replies without a readable answer, counted as wrong. <b>Cut</b>: replies that reached the "
+        "token limit. "
         "<b>Questions</b> is the denominator; those that could not be asked are not in it."
     )
     return charts.table(head, rows) + f'<p class="note">{note}</p>'
@@ -230,7 +228,7 @@ def differences(runs: Sequence[Run]) -> str:
                 css = "good" if found.difference.low > 0 else "bad" if found.difference.high < 0 else ""
                 test = found.mcnemar
                 cells.append(f'<span class="{css}">{_signed(found.difference)}</span>')
-                cells.append(f"{test.only_second} : {test.only_first}, p = {_p(test.p_value)}" if test else "–")
+                cells.append(f"{test.only_second} : {test.only_first}, p {_p(test.p_value)}" if test else "–")
             rows.append(cells)
     if not rows:
         return ""
@@ -307,8 +305,8 @@ def controls(runs: Sequence[Run]) -> str:
     )
     note = (
         '<p class="note"><b>Silence</b>: zeros of the same length. <b>Swap</b>: left and right exchanged, scored '
-        "against the mirrored truth, on questions whose answer turns on the side. <b>Other audio</b>: the sound of another "
-        "question. <b>Shuffled options</b>: the same sound, the choices in another order.</p>"
+        "against the mirrored truth, on questions whose answer turns on the side. <b>Other audio</b>: the sound of "
+        "another question. <b>Shuffled options</b>: the same sound, the choices in another order.</p>"
     )
     return charts.table(["control", "run", "right", "chance", "questions"], rows) + gap + note
 
@@ -578,7 +576,7 @@ def _percent(value: float) -> str:
 
 
 def _p(value: float) -> str:
-    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
+    return "< 0.0001" if value < 1e-4 else f"= {value:.4f}"
 
 
 def _e(text: Any) -> str:
