@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,7 @@ class Kind:
     difficulty: str
     dcase_type: str = "sound detection"
     category: str = "Reasoning"
+    answer: Callable[[Target], Any] = lambda target: target  # the part of a target that an open answer says
 
 
 # ------------------------------------------------------------------------------------------------ words
@@ -80,6 +82,12 @@ WHERE = {"front": "in front", "behind": "behind", "left": "on the left", "right"
 def sector_of(azimuth: float) -> str:
     """The nearest of front, left, behind and right."""
     return SECTORS[round((azimuth % 360) / 90) % 4]
+
+
+def octant_of(azimuth: float) -> str:
+    """The nearest of eight directions: ``front``, ``front left``, ``left``, ``behind left``, ..."""
+    eight = ("front", "front left", "left", "behind left", "behind", "behind right", "right", "front right")
+    return eight[round((azimuth % 360) / 45) % 8]
 
 
 def metres(distance: float) -> str:
@@ -462,8 +470,16 @@ KINDS: dict[str, Kind] = {
         Kind("DOA", _octants, _doa, 0, _SPACE, "medium"),
         Kind("MIXUP_SINGLE_CLASSIFICATION", _labels, _single_classification, 0, _SPACE, "hard"),
         Kind("MIXUP_SINGLE_DOA", _octants, _single_doa, 0, _SPACE, "hard"),
-        Kind("MIXUP_DIRECTION", _pairs(tuple(AXIS)), _mixup_direction, 0, _SCENE, "hard"),
-        Kind("MIXUP_DISTANCE_BOTH", _pairs(("closer", "farther")), _mixup_distance, 0, _SCENE, "hard"),
+        Kind("MIXUP_DIRECTION", _pairs(tuple(AXIS)), _mixup_direction, 0, _SCENE, "hard", answer=itemgetter(1)),
+        Kind(
+            "MIXUP_DISTANCE_BOTH",
+            _pairs(("closer", "farther")),
+            _mixup_distance,
+            0,
+            _SCENE,
+            "hard",
+            answer=itemgetter(1),
+        ),
         Kind(
             "MIXUP_NONBINARY_DISTANCE",
             lambda world, config: [(step,) for step in _steps(config)],
@@ -472,13 +488,20 @@ KINDS: dict[str, Kind] = {
             _SCENE,
             "hard",
         ),
-        Kind("MIXUP_NONBINARY_SOURCE", _labels_with(*RELATIONS), _nonbinary_source, 0, _SCENE, "hard"),
+        Kind(
+            "MIXUP_NONBINARY_SOURCE",
+            _labels_with(*RELATIONS),
+            _nonbinary_source,
+            0,
+            _SCENE,
+            "hard",
+            answer=itemgetter(0),
+        ),
         Kind("MIXUP_NONBINARY_DIRECTION", _each(*AXIS), _nonbinary_direction, 0, _SCENE, "hard"),
     )
 }
 CHOICE_KINDS = tuple(name for name in KINDS if not name.isupper())
 OPEN_KINDS = tuple(name for name in KINDS if name.isupper())
-# With the open-ended grammar of `distance`'s options taken from the recipe, its number of choices is known there only.
 
 
 def choice_count(kind: Kind, config: QuestionsConfig) -> int:
@@ -510,13 +533,14 @@ def check_config(config: QuestionsConfig) -> None:
 
 @dataclass(frozen=True)
 class Ask:
-    """Item `index` of a subset: its type, format, the answer it must have, the place of the answer among the choices."""
+    """Item `index` of a subset: type, format, the answer it must have, the answer's place among the choices, chance."""
 
     index: int
     kind: str
     format: str
     target: Target
     position: int | None
+    chance: float = 0.0
 
 
 def plan(config: QuestionsConfig, world: World, formats: dict[str, float], count: int, *seed: object) -> list[Ask]:
@@ -535,8 +559,7 @@ def plan(config: QuestionsConfig, world: World, formats: dict[str, float], count
     asks = []
     for index, which in enumerate(order):
         kind, name = wanted[int(which)]
-        target, position = next(decks[kind])
-        asks.append(Ask(index, kind, name, target, position))
+        asks.append(Ask(index, kind, name, *next(decks[kind])))
     return asks
 
 
@@ -568,13 +591,15 @@ def possible_targets(config: QuestionsConfig, world: World, name: str) -> list[T
 
 def _deal(
     config: QuestionsConfig, world: World, name: str, rng: np.random.Generator
-) -> Iterator[tuple[Target, int | None]]:
-    targets = possible_targets(config, world, name)
-    choices = choice_count(KINDS[name], config)
+) -> Iterator[tuple[Target, int | None, float]]:
+    """(target, position, chance) for ever, in shuffled rounds of all pairs."""
+    kind, targets = KINDS[name], possible_targets(config, world, name)
+    choices = choice_count(kind, config)
+    chance = 1 / (choices or len({kind.answer(target) for target in targets}))
     deck = [(target, position) for target in targets for position in (range(choices) if choices else (None,))]
     while True:
         for index in rng.permutation(len(deck)):
-            yield deck[int(index)]
+            yield (*deck[int(index)], chance)
 
 
 def _try(kind: Kind, world: World, config: QuestionsConfig, target: Target, *seed: object) -> Draft | None:
@@ -634,7 +659,7 @@ def sample_of(
             "category": kind.category,
             "sub_category": kind.sub_category,
             "difficulty": kind.difficulty,
-            "chance": round(1 / len(choices), 4) if choices else None,
+            "chance": round(ask.chance, 4),
             "room": room,
             "recordings": recordings,
         },
@@ -642,10 +667,10 @@ def sample_of(
 
 
 def semantic_elements(events: Sequence[Event]) -> dict[str, Any]:
-    """A few words of what and where, in order of onset (the groups of AudSemThinker that a simulated scene can fill)."""
+    """What and where in a few words, in order of onset (those groups of AudSemThinker that a simulated scene can fill)."""
     return {
         "what": [event.label for event in events],
-        "where": [sector_of(event.azimuth or 0.0) for event in events],
+        "where": [octant_of(event.azimuth or 0.0) for event in events],
     }
 
 

@@ -29,7 +29,7 @@ FLOOR_DB = -40.0  # frames this far below the loudest one are silence (ESC-50 pa
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip: `start` and `seconds` frame its audible part; `path` is None for a built-in sound (then `seed` counts)."""
+    """One clip: `start` and `seconds` frame its audible part; a built-in sound has no `path` but a `seed`."""
 
     label: str
     recording: str
@@ -192,7 +192,7 @@ def _scan_one(path: str) -> tuple[float, float] | str:
 def scan(
     library: Library, executor: Executor, *, shortest: float, progress: Callable[[Iterable[Any], int], Iterable[Any]]
 ) -> Library:
-    """Open every file once and fill in its audible part; unreadable, silent and too short files are listed as rejects."""
+    """Open every file once and fill in its audible part; unreadable, silent and too short files become rejects."""
     files = [clip for clip in library.clips if clip.path]
     found = progress(executor.map(_scan_one, [clip.path or "" for clip in files], chunksize=8), len(files))
     clips, rejects = [clip for clip in library.clips if not clip.path], list(library.rejects)
@@ -244,7 +244,7 @@ def split(
     """Clips by split (seeded hash of the recording, or the corpus's own folds) and the classes that had to be left out.
 
     With `folds`, a split without folds of its own (validation) takes its fraction of the train folds' recordings.
-    A class that lacks a recording on any side is left out: it could not be asked about in every split.
+    A class without a recording to train on or to test on is left out everywhere, so that both ask about the same classes.
     """
     from audio_llm.shards import schema
 
@@ -293,7 +293,7 @@ def _complete_classes(groups: dict[str, list[Clip]]) -> tuple[dict[str, list[Cli
             recordings[clip.label][name].add(clip.recording)
     rejects = []
     for label, sides in sorted(recordings.items()):
-        empty = [name for name in groups if not sides[name]]
+        empty = [name for name in groups if not sides[name] and name != "validation"]
         if empty:
             total = sum(len(found) for found in sides.values())
             reason = f"{total} recording{'s' if total > 1 else ''}, none of them in {', '.join(empty)}"

@@ -61,7 +61,8 @@ class Jobs:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
             raise AudioLLMError(
-                "a worker process died (out of memory?). Finished shards are intact; run again, with --workers 1 if it repeats."
+                "a worker process died (out of memory?). Finished shards are intact; run again, with --workers 1 "
+                "if it repeats."
             ) from error
         finally:
             for future in waiting:

@@ -136,11 +136,18 @@ def dry_event(placed: Placed, rate: int) -> Array:
     return part
 
 
-def pink(noise: Array) -> Array:
-    """Shape white noise (channels, time) to a power spectrum of 1/f above 40 Hz, unit power kept."""
-    spectrum = np.fft.rfft(noise, axis=1)
-    shape = 1 / np.sqrt(np.maximum(np.arange(spectrum.shape[1]) / spectrum.shape[1] * 200, 1.0))
-    return np.fft.irfft(spectrum * shape / np.sqrt(np.mean(shape**2)), noise.shape[1], axis=1)
+def pink_noise(head: Head, rng: np.random.Generator, samples: int) -> Array:
+    """Diffuse noise of the head, (channels, samples) float64, mean power 1, power spectrum 1/f above 40 Hz at 16 kHz.
+
+    The spectrum of white Gaussian noise is Gaussian too, so it is drawn directly.
+    """
+    from scipy import fft
+
+    bins = samples // 2 + 1
+    spectrum = head.diffuse(rng, bins) + 1j * head.diffuse(rng, bins)
+    spectrum /= np.sqrt(np.maximum(np.arange(bins) / bins * 200, 1.0))
+    noise = fft.irfft(spectrum.astype(np.complex64), samples, axis=1)
+    return noise / np.sqrt(np.mean(np.square(noise)))
 
 
 def render_scene(
@@ -168,8 +175,7 @@ def render_scene(
     assert mixed is not None
     snr = float(rng.uniform(*config.snr_db))
     signal_power = float(np.square(mixed[:, active]).mean())
-    noise = pink(head.diffuse(rng, total))
-    mixed += noise * np.sqrt(signal_power / np.square(noise).mean() * 10 ** (-snr / 10))
+    mixed += pink_noise(head, rng, total) * np.sqrt(signal_power * 10 ** (-snr / 10))
     meta: dict[str, Any] = {"snr_db": round(snr, 1)}
     if config.level_jitter_db:
         meta["level_db"] = gains

@@ -21,7 +21,7 @@ from typing import Any
 from audio_llm import config as recipes
 from audio_llm.audio import Waveform
 from audio_llm.errors import AudioLLMError, ConfigError, describe
-from audio_llm.shards.schema import AudioInfo, Sample
+from audio_llm.shards.schema import Sample
 from audio_llm.shards.writer import ShardWriter, write_atomically
 from data_prep import questions, sounds, text_check
 from data_prep.scenes import heads, pool, render, rooms
@@ -230,7 +230,6 @@ class Renderer:
                 }
                 for item in draft.placed
             ]
-            sample.audio = AudioInfo.of(waveform)
             found.append((sample, waveform, ""))
         return found
 
@@ -240,7 +239,7 @@ class Renderer:
 
 @dataclass
 class Summary:
-    """What a run did. `biased` lists text-only predictors above chance; `fresh` is False when nothing had to be done."""
+    """What a run did. `biased`: text-only predictors above chance; `fresh` is False when nothing had to be done."""
 
     out: Path
     manifest: dict[str, Any]
@@ -350,11 +349,11 @@ def _scan(config: SceneConfig, out: Path, library: sounds.Library, workers: int,
 
 
 def check_text(config: SceneConfig, worlds: dict[str, World]) -> list[text_check.Row]:
-    """Fit text-only predictors on the train subsets (4,000 items of each are enough), measure them on the test ones."""
+    """Fit text-only predictors on the train subsets (at most 20,000 items of each), measure them on the test ones."""
     sides: dict[str, list[Sample]] = {"train": [], "test": []}
     for name, part in config.parts.items():
         if part.split in sides:
-            count = min(part.count, 4000)
+            count = part.count if part.split == "test" else min(part.count, 20_000)
             sides[part.split] += scene_corpus(config, worlds[part.split], part.formats, count, name, split=part.split)
     return text_check.check(sides["train"], sides["test"])
 

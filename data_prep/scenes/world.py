@@ -36,8 +36,8 @@ class EventsConfig:
 class Margins:
     """How far from doubt the truth of a question must be. What lies nearer to a border is not asked about."""
 
-    side: float = 20.0  # degrees of azimuth from the median plane, for left or right
-    sector: float = 20.0  # degrees from the diagonal between two of front, left, behind, right
+    side: float = 25.0  # degrees of azimuth from the median plane, for left or right
+    sector: float = 23.0  # degrees from the diagonal between two of front, left, behind, right
     axis: float = 10.0  # degrees from each plane, for left/right and front/behind of an octant
     elevation: float = 5.0  # degrees from the horizon, for above or below
     distance: float = 0.12  # relative: "2 m" is 1.76 to 2.24 m
