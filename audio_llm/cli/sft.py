@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 HELP = "teach the model from questions with answers (supervised fine-tuning)"
 
@@ -27,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
     if args.expect_processes is not None:
         recipe.processes = args.expect_processes
     result = sft.run(recipe)
+    if int(os.environ.get("RANK", "0")) != 0:
+        return 0
     exported = ", ".join(result["exported"].values())
     print(
         f"{result['steps']} steps, {result['samples']} samples, {result['seconds']} s"

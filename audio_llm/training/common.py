@@ -6,7 +6,9 @@ the model before the trainer sees it, or a trainer callback.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 import re
 import shutil
@@ -22,9 +24,10 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState, ProgressCallback
 
 from audio_llm.checkpoints.export import LANGUAGE_MODEL_LINEARS
-from audio_llm.errors import ConfigError, TrainingError, describe
+from audio_llm.errors import AudioLLMError, ConfigError, PrerequisiteError, TrainingError, describe
 
 ENCODER, PROJECTOR, LANGUAGE_MODEL = "model.audio_encoder", "model.projector", "model.language_model"
+STALE_MINUTES = 30  # a build takes half a minute, a few on a very busy machine
 COMPLETE = "complete.json"  # the last file of a checkpoint: without it, the checkpoint was cut off while being written
 
 
@@ -164,7 +167,7 @@ def make_trainable(
 
         model = get_peft_model(model, lora_config(model, lora, encoder, projector))
     for parameter in model.parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and not hasattr(parameter, "ds_id"):  # DeepSpeed keeps its own float32 copies
             parameter.data = parameter.data.float()
     return model
 
@@ -206,6 +209,7 @@ def prepare_torch() -> None:
     if not getattr(torch.serialization, "_audio_llm_cpu_index", False):
         torch.serialization.register_package(5, lambda _: None, _restore_numbered_cpu)
         torch.serialization._audio_llm_cpu_index = True  # type: ignore[attr-defined]
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork of loader workers
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads and threads.isdigit():
         torch.set_num_threads(int(threads))
@@ -244,6 +248,27 @@ def check_launch(world_size: int, expected: int | None = None, environment: Mapp
     asked, source = launched_processes(environment)
     if asked is not None and asked > 1 and world_size == 1:
         raise TrainingError(describe("launch", f"several processes ({source})", "1", cure))
+
+
+def check_build_locks(environment: Mapping[str, str] | None = None) -> None:
+    """Raise :class:`PrerequisiteError` for the lock of a DeepSpeed build that was killed: torch would wait for ever."""
+    env = os.environ if environment is None else environment
+    if env.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+        return
+    root = Path(env.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
+    for lock in root.glob("**/deepspeed_*/lock"):
+        minutes = (time.time() - lock.stat().st_mtime) / 60
+        if minutes > STALE_MINUTES:
+            found = f"the lock of one begun {minutes:.0f} minutes ago"
+            raise PrerequisiteError(describe("DeepSpeed", "a finished build", found, f"Remove it: rm {lock}"))
+
+
+def plain_error(error: AudioLLMError) -> AudioLLMError:
+    """The message alone of an error that a loader worker raised: torch hands it over with the worker's traceback."""
+    text = str(error).strip()
+    if not text.startswith("Caught "):
+        return error
+    return type(error)(text.splitlines()[-1].partition(": ")[2])
 
 
 # ------------------------------------------------------------------------------------------------- logging and saving
@@ -343,6 +368,7 @@ class Checkpoints(TrainerCallback):
         newest = self.folder / f"checkpoint-{state.global_step}"
         write_json(newest / COMPLETE, {"step": state.global_step, **self.position})
         for old in complete_checkpoints(self.folder)[: -self.keep or None]:
+            (old / COMPLETE).unlink()  # first, so that a removal that is cut off does not look complete
             shutil.rmtree(old)
 
 
@@ -350,6 +376,19 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints that were written to the end, oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def finished(folder: Path, recipe: Any, position: Mapping[str, Any]) -> dict[str, Any] | None:
+    """``result.json`` of a run of the same recipe on the same data that came to its end, with all that it exported."""
+    import yaml
+
+    result, resolved = folder / "result.json", folder / "recipe.yaml"
+    if not (result.is_file() and resolved.is_file()):
+        return None
+    found = json.loads(result.read_text())
+    then, now = yaml.safe_load(resolved.read_text()), json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
+    same = {**then, "resume": None} == {**now, "resume": None} and found.get("position") == dict(position)
+    return found if same and all(Path(path).is_dir() for path in found.get("exported", {}).values()) else None
 
 
 def find_resume(folder: Path, resume: str, position: Mapping[str, Any]) -> Path | None:
@@ -415,6 +454,37 @@ class TimeBudget(TrainerCallback, ExportableState):
             control.should_training_stop = True
             control.should_save = args.save_strategy != "no"
         return control
+
+
+class BudgetedSchedule:
+    """A mix-in for Trainer: under a :class:`TimeBudget` the rate decays with steps or time, whichever is ahead."""
+
+    args: Any
+    optimizer: Any
+    lr_scheduler: Any
+    callback_handler: Any
+
+    def _time_budget(self) -> TimeBudget | None:
+        # looked up every time, because Trainer replaces its callbacks by new ones when it resumes
+        return next((found for found in self.callback_handler.callbacks if isinstance(found, TimeBudget)), None)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As Trainer's without a budget, and for a constant rate."""
+        if self._time_budget() is None or self.args.lr_scheduler_type == "constant_with_warmup":
+            return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
+        if self.lr_scheduler is None:
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, lambda step: self._budget_rate(step, num_training_steps)
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _budget_rate(self, step: int, steps: int) -> float:
+        budget = self._time_budget()
+        warmup = min(1.0, (step + 1) / self.args.warmup_steps) if self.args.warmup_steps else 1.0
+        progress = max(step / steps, budget.progress if budget else 0.0)
+        decay = 0.5 * (1 + math.cos(math.pi * progress)) if self.args.lr_scheduler_type == "cosine" else 1 - progress
+        return warmup * decay
 
 
 class StopOnNaN(TrainerCallback):

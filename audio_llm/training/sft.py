@@ -268,7 +268,7 @@ class Rejects:
                 )
 
 
-class SFTTrainer(Trainer):
+class SFTTrainer(common.BudgetedSchedule, Trainer):
     """``Trainer`` with our sample order, rejects, evaluation weighted by tokens, and a schedule by the clock."""
 
     def __init__(
@@ -276,33 +276,14 @@ class SFTTrainer(Trainer):
         *,
         sampler: RunSampler,
         rejects: Rejects,
-        budget: common.TimeBudget | None = None,
         order: Path | None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.sampler, self.rejects, self.budget, self.order = sampler, rejects, budget, order
+        self.sampler, self.rejects, self.order = sampler, rejects, order
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         return self.sampler
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """As Trainer's; under a time budget the rate decays with steps or time, whichever is ahead."""
-        if self.budget is None or self.args.lr_scheduler_type == "constant_with_warmup":
-            return super().create_scheduler(num_training_steps, optimizer)
-        if self.lr_scheduler is None:
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, lambda step: self._budget_rate(step, num_training_steps)
-            )
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
-
-    def _budget_rate(self, step: int, steps: int) -> float:
-        assert self.budget is not None
-        warmup = min(1.0, (step + 1) / self.args.warmup_steps) if self.args.warmup_steps else 1.0
-        progress = max(step / steps, self.budget.progress)
-        decay = 0.5 * (1 + math.cos(math.pi * progress)) if self.args.lr_scheduler_type == "cosine" else 1 - progress
-        return warmup * decay
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         ids, rejects = inputs.pop("ids", []), inputs.pop("rejects", [])
@@ -316,8 +297,9 @@ class SFTTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Mean loss per supervised token, every sample once (Trainer's is a mean over batches)."""
-        loader = self.get_eval_dataloader(eval_dataset)
-        self.model.eval()
+        loader, model = self.get_eval_dataloader(eval_dataset), self.model
+        assert model is not None and self.accelerator is not None
+        model.eval()
         sums = torch.zeros(2, dtype=torch.float64)
         for batch in loader:
             self.rejects.add(batch.pop("rejects"))
@@ -325,7 +307,7 @@ class SFTTrainer(Trainer):
             labels = batch["labels"][:, 1:]
             inputs = {key: value for key, value in batch.items() if isinstance(value, Tensor) and key != "labels"}
             with self.accelerator.autocast():
-                logits = self.model(**inputs).logits[:, :-1]
+                logits = model(**inputs).logits[:, :-1]
             losses = torch.nn.functional.cross_entropy(
                 logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
             )
@@ -421,12 +403,14 @@ def run(recipe: SFTRecipe) -> dict[str, Any]:
     The run folder gets ``recipe.yaml``, ``trainable.json``, ``metrics.jsonl``, ``rejects.jsonl``, ``checkpoint-N/``,
     ``result.json`` and the exported ``merged/`` or ``base/`` + ``adapter/``.
     """
+    from accelerate import PartialState
     from transformers import set_seed
 
     from audio_llm.checkpoints.build import load_processor
     from audio_llm.checkpoints.export import export_trained
 
     common.prepare_torch()
+    common.check_build_locks()
     arguments = training_arguments(recipe)
     common.check_launch(arguments.world_size, recipe.processes)
     main = arguments.process_index == 0
@@ -436,9 +420,13 @@ def run(recipe: SFTRecipe) -> dict[str, Any]:
     samples_per_step = recipe.batch_size * recipe.gradient_accumulation * arguments.world_size
     arguments.max_steps = planned_steps(recipe, len(shards), samples_per_step)
     position = stream_position(recipe, shards, samples_per_step)
+    if recipe.resume != "never" and (done := common.finished(recipe.output, recipe, position)):
+        return done
     checkpoint = common.find_resume(recipe.output, recipe.resume, position)
+    PartialState().wait_for_everyone()  # all have read the run folder before the first process changes it
     if main:
         recipe.output.mkdir(parents=True, exist_ok=True)
+        (recipe.output / "result.json").unlink(missing_ok=True)
         config.dump(recipe, recipe.output / "recipe.yaml")
 
     set_seed(recipe.seed)
@@ -455,7 +443,10 @@ def run(recipe: SFTRecipe) -> dict[str, Any]:
     if main and checkpoint:
         print(f"resuming from {checkpoint}")
     started = time.monotonic()
-    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except AudioLLMError as error:
+        raise common.plain_error(error) from None
     result: dict[str, Any] = {
         "steps": trainer.state.global_step,
         "samples": trainer.state.global_step * samples_per_step,
@@ -464,6 +455,7 @@ def run(recipe: SFTRecipe) -> dict[str, Any]:
         "train_loss": outcome.training_loss,
         "rejects": len(trainer.rejects.seen),
         "processes": arguments.world_size,
+        "position": position,
     }
     if recipe.data.validation:
         last = next((log for log in reversed(trainer.state.log_history) if "eval_loss" in log), None)
@@ -514,7 +506,6 @@ def build_trainer(
         callbacks=callbacks,
         sampler=RunSampler(shards, recipe.seed, arguments.max_steps * samples_per_step),
         rejects=Rejects(recipe.output / "rejects.jsonl", len(shards), recipe.data.max_reject_share),
-        budget=budget,
         order=order,
     )
     common.quiet(trainer)
