@@ -91,11 +91,16 @@ class ShardDataset(Dataset[dict[str, Any]]):
         offset, size = self._ranges[i, 2:].tolist()
         return self._read(int(self.shard_ids[i]), offset, size)
 
-    def row(self, i: int) -> Row:
-        """The index row of sample `i`."""
+    def locate(self, i: int) -> tuple[Path, Row]:
+        """The folder and the index row of sample `i`."""
         i = self._position(i)
         which = int(np.searchsorted(self._starts, i, side="right")) - 1
-        return self.indexes[which].row(i - int(self._starts[which]))
+        index = self.indexes[which]
+        return index.folder, index.row(i - int(self._starts[which]))
+
+    def row(self, i: int) -> Row:
+        """The index row of sample `i`."""
+        return self.locate(i)[1]
 
     def find(self, key: str) -> int:
         """The position of the sample with this id; :class:`ShardError` if there is none."""
