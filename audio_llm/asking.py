@@ -6,6 +6,7 @@ import base64
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,18 @@ TIMEOUT_SECONDS = 600.0  # a long reply of a large model on CPU takes minutes
 STARTS = "Start a server with: audio-llm serve MODEL"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Asked:
     """A question, its choices and the audio files it is about; the fields of a sample that a prompt is made of."""
 
     question: str
-    files: tuple[Path, ...] = ()
-    choices: tuple[str, ...] = ()
+    files: Sequence[Path] = ()
+    choices: Sequence[str] = ()
     style: str | None = None
     constrain: bool = False
-    answer: None = None
-    thinking: None = None
-    semantic_elements: None = None
+    answer: str | None = None
+    thinking: str | None = None
+    semantic_elements: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.style is not None and self.style not in prompts.STYLES:

@@ -18,17 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-# Before vLLM is imported: one process (the point is arithmetic, not transport), little memory, no compiler.
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
-os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault(
-    "VLLM_LOGGING_CONFIG_PATH", str(Path(__file__).parents[1] / "audio_llm" / "vllm" / "logging.json")
-)
-
 import numpy as np
+
+from audio_llm.vllm.launcher import NEVER_SAY_AUDIO, cpu_build, server_environment
 
 BOUND = 1e-4  # on |Δ log p| in float32; sums in another order give about 1e-6 on small models
 AUDIOS = (0, 1, 1, 2, 0, 3)
@@ -109,9 +101,11 @@ def start_engine(model: Path, **options: Any) -> Any:
     """vLLM in this process, float32, without compilation."""
     from vllm import LLM
 
-    defaults: dict[str, Any] = dict(dtype="float32", enforce_eager=True, max_num_seqs=16)
+    defaults: dict[str, Any] = dict(
+        dtype="float32", enforce_eager=True, max_num_seqs=16, logits_processors=[NEVER_SAY_AUDIO]
+    )
     defaults |= dict(limit_mm_per_prompt={"audio": max(AUDIOS)}, max_model_len=min(1024, _positions(model)))
-    if not _has_gpu():
+    if cpu_build():
         defaults["block_size"] = 32
     return LLM(str(model), **(defaults | options))
 
@@ -119,12 +113,6 @@ def start_engine(model: Path, **options: Any) -> Any:
 def _positions(model: Path) -> int:
     config = json.loads((model / "config.json").read_text())
     return int(config["text_config"].get("max_position_embeddings", 1024))
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def continuation(llm: Any, processor: Any, cases: Sequence[Case], tokens: int, batch: bool, lora: Any) -> list[Outcome]:
@@ -212,6 +200,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the table to this file")
     args = parser.parse_args(argv)
+    # One process, because the point is arithmetic and not transport. Before torch or vLLM is imported.
+    for name, value in (server_environment(cpu_build()) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}).items():
+        os.environ.setdefault(name, value)
     rows = run_parity(args.model, args.adapter, args.tokens, args.seed)
     print(f"{'':<24}{'same ids':>10}{'max |Δ log p|':>16}")
     for row in rows:

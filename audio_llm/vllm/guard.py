@@ -100,7 +100,7 @@ def _problem(check: Callable[[dict[str, Any]], None], body: bytes) -> str | None
 
 
 async def _read(receive: Receive) -> bytes:
-    parts = []
+    parts: list[bytes] = []
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":

@@ -23,6 +23,7 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can allocate for
 # A weak model asked for JSON would otherwise write white space until its tokens are used up.
 STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
 GUARD = "audio_llm.vllm.guard.Guard"
+NEVER_SAY_AUDIO = "audio_llm.vllm.sampling:NeverSayAudio"
 SERVER = "AUDIO_LLM_SERVER"  # environment variable: what the guard has to know, as JSON
 
 
@@ -94,7 +95,7 @@ def server_arguments(options: ServeOptions, adapters: dict[str, AdapterInfo], cp
     arguments += ["--max-model-len", str(options.max_tokens or -1)]
     arguments += ["--limit-mm-per-prompt", json.dumps({"audio": options.max_audios})]
     arguments += ["--structured-outputs-config", json.dumps(STRUCTURED_OUTPUTS)]
-    arguments += ["--middleware", GUARD]
+    arguments += ["--middleware", GUARD, "--logits-processors", NEVER_SAY_AUDIO]
     if cpu:
         # vLLM's default block of 128 tokens on CPU is longer than most prompts, so nothing would ever be reused.
         arguments += ["--enforce-eager", "--block-size", "32", "--max-num-seqs", "64"]

@@ -166,7 +166,8 @@ class AudioLLMMultiModalProcessor(BaseMultiModalProcessor[AudioLLMProcessingInfo
 
     def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]) -> BatchFeature:
         # Not through vLLM's helper, which casts to the model's dtype: a waveform in bfloat16 is noise at -50 dB.
-        return self.info.get_hf_processor(**hf_kwargs)(**hf_data)
+        processor: Any = self.info.get_hf_processor(**hf_kwargs)
+        return processor(**hf_data)
 
     def _postprocess_hf_mm_data(
         self,
@@ -233,6 +234,8 @@ def _collapse(prompt: list[int], token: int, lengths: list[int]) -> list[int] | 
 class AudioLLMForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLoRA, SupportsPP):
     """Encoder and projector as plain modules (replicated under tensor parallelism), language model from vLLM."""
 
+    language_model: Any  # whichever class vLLM has for the configuration
+
     packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
     # vLLM renames checkpoints and PEFT adapters alike through it.
     hf_to_vllm_mapper = WeightsMapper(
@@ -252,8 +255,8 @@ class AudioLLMForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLo
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
-        config: AudioLLMConfig = vllm_config.model_config.hf_config
-        text = config.text_config
+        config: Any = vllm_config.model_config.hf_config  # AudioLLMConfig
+        text: Any = config.text_config
         self.config = config
         self.multimodal_config = vllm_config.model_config.multimodal_config
         self.configure_mm_token_handling(vocab_size=text.vocab_size, mm_token_ids=[config.audio_token_id])
