@@ -280,7 +280,7 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        values = {"loss": float(loss), "gradient_norm": float(norm)}
+        values = {"loss": float(loss.detach()), "gradient_norm": float(norm)}
         if not math.isfinite(values["loss"]):
             cure = "Lower learning_rate, or use precision=fp32."
             raise TrainingError(describe(f"step {self.step}", "a finite loss", str(values["loss"]), cure))

@@ -13,6 +13,7 @@ import contextlib
 import io
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -78,7 +79,10 @@ def _model_length(policy: PolicyWeights, recipe: EngineRecipe) -> int:
 
 
 def _lora_rank(policy: PolicyWeights) -> int:
-    rank = policy.model.peft_config["default"].r  # type: ignore[union-attr, index]
+    return _fitting_rank(policy.model.peft_config["default"].r)  # type: ignore[union-attr, index]
+
+
+def _fitting_rank(rank: int) -> int:
     fitting = [size for size in LORA_RANKS if size >= rank]
     if not fitting:
         raise ConfigError(f"lora.rank: expected at most {LORA_RANKS[-1]} for sync: adapter, found {rank}.")
@@ -436,6 +440,23 @@ def server_command(
     if cpu_build():
         return [*command, "--enforce-eager"]
     return [*command, "--gpu-memory-utilization", str(recipe.gpu_memory_utilization)]
+
+
+def prepare_server(model: Path, output: Path, recipe: EngineRecipe, lora: Any, seed: int, port: int = 8000) -> str:
+    """Write the language model of checkpoint folder `model` and return the shell command that serves it for rollouts.
+
+    `lora` is the recipe's (None without): a server that swaps adapters must be built for their rank.
+    """
+    from audio_llm.checkpoints.build import load_model, load_processor
+
+    policy = PolicyWeights(load_model(model))
+    write_language_model(policy, output, load_processor(model).tokenizer)
+    swaps = recipe.sync == "adapter" or (recipe.sync == "auto" and torch.cuda.is_available())
+    rank = _fitting_rank(lora.rank) if lora is not None and swaps else None
+    dtype = str(policy.base.dtype).removeprefix("torch.")
+    command = server_command(output, dtype, recipe, _model_length(policy, recipe), rank, seed, port)
+    stated = {name: value for name, value in rollout_server_environment().items() if os.environ.get(name) != value}
+    return shlex.join(["env", *(f"{name}={value}" for name, value in stated.items()), *command])
 
 
 # A server started from a training process must not take itself for one of the ranks.

@@ -1,0 +1,47 @@
+"""``audio-llm grpo RECIPE [key=value …]``: reinforcement learning from verifiable rewards."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "improve the model by rewarding its answers (GRPO, rollouts by vLLM)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="YAML recipe, for instance recipes/quickstart/grpo.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. grpo.loss_type=cispo")
+    parser.add_argument(
+        "--expect-processes", type=int, metavar="N", help="stop unless N processes train (recipe key: processes)"
+    )
+    parser.add_argument(
+        "--server-command",
+        action="store_true",
+        help="write the language model for a rollout server, print the command that starts it, and stop",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from audio_llm import config
+    from audio_llm.errors import require
+
+    for package in ("trl", "accelerate", "peft"):
+        require(package, "audio-llm grpo", "train")
+    from audio_llm.training import common, grpo
+    from audio_llm.vllm import engine
+
+    recipe = config.load(grpo.GRPORecipe, args.recipe, args.overrides)
+    if args.expect_processes is not None:
+        recipe.processes = args.expect_processes
+    if args.server_command:
+        folder = common.starting_folder(recipe.model, recipe.output)
+        target = recipe.output / "rollout-model"
+        print(engine.prepare_server(folder, target, recipe.engine, recipe.lora, recipe.seed))
+        return 0
+    result = grpo.run(recipe, engine.build_engine)
+    exported = ", ".join(result["exported"].values())
+    print(
+        f"{result['steps']} steps, {result['prompts']} prompts, {result['seconds']} s, mean reward "
+        f"{result.get('reward_first', 0.0):.3f} -> {result.get('reward_last', 0.0):.3f} (first and last 10 steps)"
+        + (f"; wrote {exported}" if exported else "")
+    )
+    return 0

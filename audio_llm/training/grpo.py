@@ -1,0 +1,351 @@
+"""Group relative policy optimisation (Shao et al. 2024, "DeepSeekMath", §4) of an audio language model.
+
+A recipe names data, rewards, an engine that samples, and any of TRL's own settings under ``grpo:``. What makes it hear
+is in ``audio_llm.training.grpo_trainer``, what samples in ``audio_llm.training.rollouts`` and
+``audio_llm.vllm.engine``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from audio_llm import config
+from audio_llm.errors import ConfigError, nearest
+from audio_llm.training import common
+from audio_llm.training.common import EncoderTraining, LoRARecipe, ModelRecipe, Precision, ProjectorTraining
+from audio_llm.training.rewards import DEFAULT_WEIGHTS, build_rewards
+from audio_llm.training.rollouts import EngineRecipe, PolicyWeights, RolloutEngine
+
+BuildEngine = Callable[[EngineRecipe, PolicyWeights, Any, int], RolloutEngine]
+
+# Settings of TRL that a recipe states in its own words, because they must agree with something else in it.
+OWN_WORDS = {
+    "output_dir": "output",
+    "max_steps": "steps",
+    "num_train_epochs": "epochs",
+    "num_generations": "group_size",
+    "generation_batch_size": "prompts_per_step",
+    "per_device_train_batch_size": "micro_batch_size",
+    "gradient_accumulation_steps": "prompts_per_step and micro_batch_size",
+    "learning_rate": "learning_rate",
+    "lr_scheduler_type": "schedule",
+    "warmup_steps": "warmup_steps",
+    "max_grad_norm": "max_grad_norm",
+    "weight_decay": "weight_decay",
+    "bf16": "precision",
+    "fp16": "precision",
+    "gradient_checkpointing": "gradient_checkpointing",
+    "reward_weights": "rewards",
+    "use_vllm": "engine.backend",
+    "vllm_mode": "engine.backend",
+    "vllm_server_base_url": "engine.url",
+    "vllm_gpu_memory_utilization": "engine.gpu_memory_utilization",
+    "vllm_max_model_length": "engine.max_model_len",
+    "seed": "seed",
+    "save_steps": "save_steps",
+    "logging_steps": "log_steps",
+    "temperature": "temperature",
+    "max_completion_length": "max_completion_length",
+    "shuffle_dataset": "seed",
+    "resume_from_checkpoint": "resume",
+}
+# Other distributions than softmax(logits / temperature): the trainer scores under that one, so parity cannot hold.
+RESTRICTIONS = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
+
+
+@dataclass
+class GRPOData:
+    """Shard folders of questions with answers; their reasoning is not used. `style` is what the format reward asks."""
+
+    train: list[Path]
+    style: Literal["answer", "think", "think_semantics"] = "think"
+    max_reject_share: float = 0.01
+
+
+@dataclass
+class GRPORecipe:
+    """A GRPO run. Its length is the smallest of `steps`, `epochs` and `seconds` that are given.
+
+    Every step samples `group_size` replies to each of `prompts_per_step` prompts (over all processes) and makes one
+    update from them, in passes of `micro_batch_size` sequences per process (None: all at once). `parity_bound` is the
+    largest |Δ log p| between engine and trainer (``auto``: 1e-3 in float32, 1 in bfloat16, which rounds to 3 digits;
+    ``off`` only logs it).
+    """
+
+    output: Path
+    model: ModelRecipe
+    data: GRPOData
+    rewards: dict[str, Any] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
+    engine: EngineRecipe = field(default_factory=EngineRecipe)
+    lora: LoRARecipe | None = field(default_factory=LoRARecipe)
+    encoder: EncoderTraining = "frozen"
+    projector: ProjectorTraining = "full"
+    steps: int | None = None
+    epochs: float | None = None
+    seconds: float | None = None
+    prompts_per_step: int = 32
+    group_size: int = 8
+    micro_batch_size: int | None = None
+    max_completion_length: int = 256
+    temperature: float = 1.0
+    learning_rate: float = 1e-5
+    schedule: Literal["cosine", "linear", "constant"] = "linear"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: Precision = "auto"
+    gradient_checkpointing: bool = False
+    grpo: dict[str, Any] = field(default_factory=dict)
+    parity_bound: float | Literal["auto", "off"] = "auto"
+    completions_per_step: int = 4
+    log_steps: int = 1
+    save_steps: int | None = None
+    keep_checkpoints: int = 2
+    resume: str = "auto"
+    record_order: bool = False
+    export: list[Literal["merged", "adapter"]] = field(default_factory=lambda: ["merged", "adapter"])
+    processes: int | None = None
+    seed: int = 0
+
+
+def check_settings(settings: Mapping[str, Any], parity: bool) -> None:
+    """Refuse settings under ``grpo:`` that TRL does not know or that the recipe states elsewhere."""
+    from trl import GRPOConfig
+
+    known = {field.name for field in dataclasses.fields(GRPOConfig)}
+    for name, value in settings.items():
+        if name in OWN_WORDS:
+            raise ConfigError(f"grpo: '{name}' is set by the recipe's own key {OWN_WORDS[name]}.")
+        if name not in known:
+            raise ConfigError(f"grpo: unknown setting '{name}'{nearest(name, known)}; TRL's GRPOConfig lists them all.")
+        if parity and name in RESTRICTIONS and value != RESTRICTIONS[name]:
+            raise ConfigError(
+                f"grpo: {name}: {value} samples from another distribution than the one that is trained, so engine and "
+                "trainer cannot agree. Leave it out, or set parity_bound: off."
+            )
+
+
+def parity_bound(recipe: GRPORecipe) -> float | None:
+    """The bound of the parity gate, or None where it is off."""
+    if recipe.parity_bound == "off":
+        return None
+    if recipe.parity_bound == "auto":
+        return 1e-3 if common.resolve_precision(recipe.precision) == "fp32" else 1.0
+    return recipe.parity_bound
+
+
+def batch_layout(recipe: GRPORecipe, world_size: int) -> tuple[int, int]:
+    """(sequences per pass and process, passes per update). Raises :class:`ConfigError` where they do not divide."""
+    sequences = recipe.prompts_per_step * recipe.group_size
+    if recipe.group_size < 2:
+        raise ConfigError(f"group_size: expected at least 2 replies to compare, found {recipe.group_size}.")
+    if sequences % world_size:
+        raise ConfigError(
+            f"prompts_per_step × group_size: expected a multiple of {world_size} processes, found {sequences}."
+        )
+    local = sequences // world_size
+    micro = recipe.micro_batch_size or local
+    if local % micro:
+        raise ConfigError(f"micro_batch_size: expected a divisor of {local} sequences per process, found {micro}.")
+    return micro, local // micro
+
+
+def training_arguments(recipe: GRPORecipe, weights: list[float]) -> Any:
+    """The recipe in TRL's words, but for ``max_steps``. Building it sets up the process group and DeepSpeed."""
+    from trl import GRPOConfig
+
+    check_settings(recipe.grpo, parity_bound(recipe) is not None)
+    settings = dict(recipe.grpo)
+    if settings.get("loss_type") == "cispo":
+        settings.setdefault("epsilon_high", 5.0)  # without it TRL clamps the ratio to epsilon, a fifth of the gradient
+    if settings.get("loss_type") == "vespo":
+        settings.setdefault("vllm_importance_sampling_mode", "token_truncate")  # the only kind VESPO can use
+    settings.setdefault("disable_dropout", True)  # with dropout the policy that scores is not the one that sampled
+    settings.setdefault("ddp_find_unused_parameters", False)
+    micro, accumulation = batch_layout(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    return GRPOConfig(
+        output_dir=str(recipe.output),
+        max_steps=1,
+        num_generations=recipe.group_size,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        max_completion_length=recipe.max_completion_length,
+        temperature=recipe.temperature,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule,
+        warmup_steps=recipe.warmup_steps,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=common.resolve_precision(recipe.precision) == "bf16",
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.gradient_checkpointing else None,
+        logging_steps=recipe.log_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if recipe.save_steps else "no",
+        save_steps=recipe.save_steps or 1,
+        seed=recipe.seed,
+        reward_weights=weights,
+        use_vllm=False,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        report_to=[],
+        **settings,
+    )
+
+
+def check_resumable(recipe: GRPORecipe, arguments: Any) -> None:
+    """A checkpoint must fall where a generation batch is used up: TRL does not save the rest of one."""
+    passes = arguments.steps_per_generation * arguments.num_iterations
+    if recipe.save_steps and (recipe.save_steps * arguments.gradient_accumulation_steps) % passes:
+        updates = math.lcm(passes, arguments.gradient_accumulation_steps) // arguments.gradient_accumulation_steps
+        raise ConfigError(
+            f"save_steps: expected a multiple of {updates}, the updates made from one generation batch, "
+            f"found {recipe.save_steps}; a run resumed from there would not repeat itself."
+        )
+
+
+def stream_position(recipe: GRPORecipe, samples: int) -> dict[str, Any]:
+    """What decides which prompts a step sees; a checkpoint carries it, and a resumed run must agree."""
+    sizes = hashlib.sha256()
+    for folder in recipe.data.train:
+        sizes.update((folder / "sizes.json").read_bytes())
+    return {
+        "data": sizes.hexdigest()[:16],
+        "samples": samples,
+        "prompts_per_step": recipe.prompts_per_step,
+        "group_size": recipe.group_size,
+        "seed": recipe.seed,
+    }
+
+
+def run(recipe: GRPORecipe, build_engine: BuildEngine) -> dict[str, Any]:
+    """Train and export; returns what ``result.json`` holds. Resumes by itself (``resume: auto``).
+
+    `build_engine` makes the rollout engine (``audio_llm.vllm.engine.build_engine``). The run folder gets
+    ``recipe.yaml``, ``trainable.json``, ``metrics.jsonl``, ``completions.jsonl``, ``rejects.jsonl``, ``checkpoint-N/``,
+    ``result.json`` and the exported ``merged/`` or ``base/`` + ``adapter/``.
+    """
+    from transformers import set_seed
+
+    from audio_llm.checkpoints.build import load_processor
+    from audio_llm.checkpoints.export import export_trained
+    from audio_llm.training.sft import open_shards, planned_steps
+
+    common.prepare_torch()
+    functions, weights = build_rewards(recipe.rewards)
+    arguments = training_arguments(recipe, weights)
+    common.check_launch(arguments.world_size, recipe.processes)
+    check_resumable(recipe, arguments)
+    main = arguments.process_index == 0
+    start = common.starting_folder(recipe.model, recipe.output)
+    processor = load_processor(start)
+    shards = open_shards(recipe.data.train, processor, recipe.data.max_reject_share)
+    arguments.max_steps = planned_steps(recipe, len(shards), recipe.prompts_per_step)  # type: ignore[arg-type]
+    position = stream_position(recipe, len(shards))
+    checkpoint = common.find_resume(recipe.output, recipe.resume, position)
+    if main:
+        recipe.output.mkdir(parents=True, exist_ok=True)
+        config.dump(recipe, recipe.output / "recipe.yaml")
+
+    set_seed(recipe.seed)
+    mixed = arguments.bf16 and recipe.lora is not None
+    model = common.load_model(start, recipe.model, torch.bfloat16 if mixed else torch.float32)
+    model = common.make_trainable(model, lora=recipe.lora, encoder=recipe.encoder, projector=recipe.projector)
+    trainable = common.trainable_map(model)
+    if main:
+        common.write_json(recipe.output / "trainable.json", trainable)
+        common.print_trainable(trainable)
+    engine = build_engine(recipe.engine, PolicyWeights(model.to(arguments.device)), processor.tokenizer, recipe.seed)
+    try:
+        trainer = build_trainer(recipe, arguments, model, processor, shards, engine, functions, position)
+        if main:
+            print(f"rollouts by {engine.name}" + (f"; resuming from {checkpoint}" if checkpoint else ""))
+        if checkpoint:  # TRL counts micro-steps from zero after a resume
+            done = json.loads((checkpoint / common.COMPLETE).read_text())["step"]
+            trainer._step = done * arguments.gradient_accumulation_steps
+        started = time.monotonic()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        seconds = time.monotonic() - started
+    finally:
+        engine.close()
+    result: dict[str, Any] = {
+        "steps": trainer.state.global_step,
+        "prompts": trainer.state.global_step * recipe.prompts_per_step,
+        "seconds": round(seconds, 2),
+        "engine": engine.name,
+        "rejects": len(trainer.clips.rejects.seen),
+        "processes": arguments.world_size,
+    }
+    result |= reward_summary(trainer.state.log_history)
+    result["exported"] = {
+        form: str(folder) for form, folder in export_trained(trainer, processor, recipe.output, recipe.export).items()
+    }
+    if main:
+        common.write_json(recipe.output / "result.json", result)
+    return result
+
+
+def reward_summary(history: list[dict[str, Any]], window: int = 10) -> dict[str, float]:
+    """Mean reward over the first and the last `window` logged steps: one step's is mostly noise."""
+    rewards = [log["reward"] for log in history if log.get("reward") is not None]
+    if not rewards:
+        return {}
+    first, last = rewards[:window], rewards[-window:]
+    return {"reward_first": sum(first) / len(first), "reward_last": sum(last) / len(last)}
+
+
+def build_trainer(
+    recipe: GRPORecipe,
+    arguments: Any,
+    model: Any,
+    processor: Any,
+    shards: Any,
+    engine: RolloutEngine,
+    functions: list[Any],
+    position: Mapping[str, Any],
+) -> Any:
+    """The trainer of a run with its data, callbacks and files."""
+    from audio_llm.training.grpo_trainer import AudioGRPOTrainer, ClipSource, ForgetAfterResume
+    from audio_llm.training.sft import Rejects, RunSampler
+
+    if processor.tokenizer.pad_token_id is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    rejects = Rejects(recipe.output / "rejects.jsonl", len(shards), recipe.data.max_reject_share)
+    budget = common.TimeBudget(recipe.seconds) if recipe.seconds is not None else None
+    completions = recipe.output / "completions.jsonl"
+    trainer = AudioGRPOTrainer(
+        model=model,
+        args=arguments,
+        reward_funcs=functions,
+        processing_class=processor.tokenizer,
+        clips=ClipSource(shards, processor, recipe.data.style, rejects),
+        order=RunSampler(shards, recipe.seed, arguments.max_steps * recipe.prompts_per_step),
+        engine=engine,
+        parity_bound=parity_bound(recipe),
+        completions=completions,
+        completions_per_step=recipe.completions_per_step,
+        prompt_log=recipe.output / "order.jsonl" if recipe.record_order else None,
+        budget=budget,
+        callbacks=[
+            common.MetricsFile(recipe.output / "metrics.jsonl", recipe.prompts_per_step, len(shards)),
+            ForgetAfterResume(completions, recipe.output / "order.jsonl"),
+            common.Checkpoints(recipe.output, recipe.keep_checkpoints, position),
+            common.StopOnNaN(),
+            *([budget] if budget else []),
+        ],
+    )
+    common.quiet(trainer)
+    return trainer

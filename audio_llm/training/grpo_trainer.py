@@ -1,0 +1,507 @@
+"""TRL's ``GRPOTrainer`` (1.16) with audio in the prompt, in the rollout and in the log-probabilities.
+
+TRL carries images only: its scoring pass would drop audio silently and train a policy that guesses. Five of its methods
+are overridden here; they are private, so ``tests/test_grpo.py`` guards their signatures:
+
+``_generate_and_score_completions``  rows are references; each clip is decoded once and travels beside its rows
+``_tokenize_prompts``                the ids the processor made, placeholders expanded
+``_generate_single_turn``            rollouts by a :class:`~audio_llm.training.rollouts.RolloutEngine`
+``_get_per_token_logps_and_entropies``  the forward pass hears the clip
+``_compute_loss``                    hands the clips of a micro-batch to the one above
+
+and one of Trainer's, ``_get_train_sampler``, so that a run has one seamless, resumable order of prompts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import Sampler
+from transformers import TrainerCallback
+from trl import GRPOTrainer
+
+from audio_llm import audio, prompts
+from audio_llm.errors import AudioLLMError, ShardError, TrainingError, describe
+from audio_llm.shards import ShardDataset
+from audio_llm.training import common
+from audio_llm.training.rewards import completion_text
+from audio_llm.training.rollouts import (
+    LANGUAGE_MODEL,
+    PolicyWeights,
+    RolloutEngine,
+    Sampling,
+    forbid_tokens,
+    prompt_embeddings,
+    timed,
+)
+from audio_llm.training.sft import MAX_REPLACEMENTS, Rejects, RunSampler
+
+TIMES = ("load", "rollout", "reward", "logprob", "sync")  # what is measured; `update` is the rest of a step
+SAME_REWARD = 1e-9  # rewards are float32 sums of a few weighted parts; below this they differ by rounding alone
+
+
+@dataclass(eq=False)
+class Clip:
+    """One prompt: its place in the data, columns for the rewards, token ids, windows, and what a frozen encoder made.
+
+    Rows of a group share one clip object; identity (``is``) is what makes a group a group.
+    """
+
+    row: dict[str, Any]
+    ids: list[int]
+    input_audio: Tensor | None  # (windows, channels, time)
+    audio_lengths: Tensor | None  # (windows,)
+    tokens: tuple[Tensor, Tensor] | None = None  # (windows, n, hidden), (windows, n)
+
+    @property
+    def windows(self) -> int:
+        return 0 if self.input_audio is None else len(self.input_audio)
+
+
+class ClipSource:
+    """Samples of a ``ShardDataset`` as prompts. `decoded` counts how many clips were read.
+
+    A sample that cannot be used is replaced by the next good one and recorded in `rejects`.
+    """
+
+    def __init__(self, shards: ShardDataset, processor: Any, style: str, rejects: Rejects) -> None:
+        self.shards, self.processor, self.style, self.rejects = shards, processor, style, rejects
+        self.decoded = 0
+
+    def load(self, index: int) -> Clip:
+        """The clip at `index`, or the first usable one after it."""
+        refused: list[tuple[str, str]] = []
+        for offset in range(min(MAX_REPLACEMENTS, len(self.shards))):
+            position = (index + offset) % len(self.shards)
+            try:
+                clip = self._encode(position)
+            except TrainingError:
+                raise
+            except AudioLLMError as error:
+                folder, row = self.shards.locate(position)
+                refused.append((f"{folder}/{row.shard}: {row.key}", str(error)))
+                continue
+            self.rejects.add(refused)
+            return clip
+        raise TrainingError(f"{len(refused)} samples in a row cannot be used; the first: {refused[0][1]}")
+
+    def _encode(self, index: int) -> Clip:
+        item = self.shards[index]
+        self.decoded += 1
+        sample, waveform = item["sample"], item.get("waveform")
+        if sample.question is None or sample.answer is None:
+            raise ShardError(describe(f"sample '{sample.id}'", "a question with an answer to reward against", "none"))
+        if sample.choices and prompts.resolve_option(sample.answer, sample.choices).index is None:
+            raise ShardError(describe(f"sample '{sample.id}'", "an answer among its choices", repr(sample.answer)))
+        extractor = self.processor.feature_extractor
+        if waveform is not None:
+            audio.check(waveform, layouts=extractor.layouts, sample_rate=extractor.sampling_rate, name=sample.id)
+        audios = [] if waveform is None else [waveform.samples]
+        messages = prompts.conversation(sample, audios=len(audios))
+        features = self.processor(
+            text=[self.processor.render(messages, generate=True)], audio=[audios] if audios else None
+        )
+        clip = Clip(
+            row=self._columns(index, sample, messages),
+            ids=features["input_ids"][0].tolist(),
+            input_audio=features.get("input_audio"),
+            audio_lengths=features.get("audio_lengths"),
+        )
+        placeholders = clip.ids.count(self.processor.audio_token_id)
+        if audios and not (placeholders and clip.windows):
+            raise TrainingError(
+                describe(
+                    f"sample '{sample.id}', which has audio",
+                    "audio placeholders and windows in its prompt",
+                    f"{placeholders} placeholders and {clip.windows} windows",
+                    "The policy would be rewarded for guessing.",
+                )
+            )
+        return clip
+
+    def _columns(self, index: int, sample: Any, messages: list[dict[str, Any]]) -> dict[str, Any]:
+        """What a reward function is given, in TRL's terms: one dataset row."""
+        return {
+            "prompt": messages,
+            "folder": str(self.shards.locate(index)[0]),
+            "index": index,
+            "sample_id": sample.id,
+            "answer": sample.answer,
+            "choices": list(sample.choices) or None,
+            "events": [dataclasses.asdict(event) for event in sample.events],
+            "question_type": sample.meta.get("question_type"),
+            "style": self.style,
+        }
+
+
+def reference_dataset(size: int) -> Dataset:
+    """Rows that only say where a sample is: TRL fetches every row group size × accumulation times, uses them once."""
+    return Dataset.from_dict({"prompt": [[{"role": "user", "content": ""}]] * size, "index": list(range(size))})
+
+
+class GroupSampler(Sampler[int]):
+    """TRL's order of rows over our order of prompts: every prompt `group_size` times in a row, every generation batch
+    of `prompts_per_batch` prompts `repeats` times (TRL asks for it at every micro-step and uses it once)."""
+
+    def __init__(self, order: RunSampler, prompts_per_batch: int, group_size: int, repeats: int) -> None:
+        self.order, self.prompts_per_batch, self.group_size, self.repeats = (
+            order,
+            prompts_per_batch,
+            group_size,
+            repeats,
+        )
+
+    def __len__(self) -> int:
+        return len(self.order) // self.prompts_per_batch * self.prompts_per_batch * self.group_size * self.repeats
+
+    def __iter__(self) -> Iterator[int]:
+        batch: list[int] = []
+        for index in self.order:
+            batch.append(index)
+            if len(batch) == self.prompts_per_batch:
+                for _ in range(self.repeats):
+                    for prompt in batch:
+                        yield from [prompt] * self.group_size
+                batch = []
+
+
+class ForgetAfterResume(TrainerCallback):
+    """Drop the lines of JSONL logs that a resumed run will write again."""
+
+    def __init__(self, *paths: Path) -> None:
+        self.paths = paths
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            for path in self.paths:
+                common.forget_after(path, state.global_step)
+
+
+class AudioGRPOTrainer(common.BudgetedSchedule, GRPOTrainer):
+    """GRPO on prompts with audio. See the module's text; the arguments beyond TRL's are keyword only."""
+
+    def __init__(
+        self,
+        *,
+        clips: ClipSource,
+        order: RunSampler,
+        engine: RolloutEngine,
+        parity_bound: float | None,
+        completions: Path | None = None,
+        completions_per_step: int = 4,
+        prompt_log: Path | None = None,
+        budget: common.TimeBudget | None = None,
+        reward_funcs: Sequence[Any],
+        **kwargs: Any,
+    ) -> None:
+        self.clips, self.order, self.engine, self.budget = clips, order, engine, budget
+        self.parity_bound, self.completions, self.completions_per_step = parity_bound, completions, completions_per_step
+        self.prompt_log = prompt_log
+        self._clips: list[Clip] | None = None  # one per row of the batch that is being generated or scored
+        self._group: list[str] = []  # sample ids of the generation batch, all processes
+        self._seconds: dict[str, float] = {}
+        self._logged: tuple[float, int] | None = None  # time and step of the last log; set when training begins
+        self._generated_at = -1
+        self._scored: Tensor | None = None
+        rewards = [self._timed_reward(function) for function in reward_funcs]
+        super().__init__(reward_funcs=rewards, train_dataset=reference_dataset(len(clips.shards)), **kwargs)
+        model = self.accelerator.unwrap_model(self.model)
+        if "ref" in getattr(model, "peft_config", {}):
+            # TRL copies the adapter as reference policy. Ours starts at zero, so the base model is the reference.
+            model.delete_adapter("ref")
+        self.policy = PolicyWeights(model, self._dist.gather_params)
+        forbid_tokens(self.policy.base, [self.policy.base.config.audio_token_id])
+        # Set after construction: TRL builds no engine of its own, yet corrects for the engine's log-probabilities.
+        self.use_vllm = True
+
+    # ------------------------------------------------------------------------------------------------- TRL's methods
+
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler:
+        return GroupSampler(
+            self.order,
+            int(self.args.generation_batch_size or 0) // self._group_size("train"),
+            self._group_size("train"),
+            self.num_iterations * self.args.steps_per_generation,
+        )
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if self._logged is None:
+            self._logged = (time.perf_counter(), self.state.global_step)
+        mode = "train" if self.policy.model.training else "eval"
+        with timed(self._seconds, "load"):
+            before = self.clips.decoded
+            loaded = {index: self.clips.load(index) for index in dict.fromkeys(row["index"] for row in inputs)}
+            rows = [loaded[row["index"]] for row in inputs]
+            self._encode(list(loaded.values()))
+        self._check_groups(rows, self._group_size(mode))
+        self._metrics[mode]["audio/decoded_clips"].append(float(self.clips.decoded - before))
+        self._clips, self._generated_at = rows, self.state.global_step
+        try:
+            output = super()._generate_and_score_completions([dict(clip.row) for clip in rows])
+        finally:
+            self._clips = None
+        output["clips"] = rows  # a list of references: shuffled and split with the rows, never copied
+        if "old_per_token_logps" in output:
+            self._check_parity(output["old_per_token_logps"], output)
+        self._log_groups(mode)
+        return output
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [clip.ids for clip in self._current(len(prompts))], None, {}
+
+    def _generate_single_turn(
+        self,
+        prompt_ids: list[list[int]],
+        images: Any,
+        multimodal_fields: dict[str, Any],
+        num_generations: int,
+        has_tool_images: bool = False,
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        rows = self._current(len(prompt_ids))
+        with timed(self._seconds, "sync"):
+            self.engine.sync(self.policy, self.state.global_step)
+        counts = Counter(rows)
+        with timed(self._seconds, "rollout"):
+            groups = self.engine.generate(self._embed(list(counts)), list(counts.values()), self.sampling)
+        queues = {clip: iter(group) for clip, group in zip(counts, groups, strict=True)}
+        drawn = [next(queues[clip]) for clip in rows]
+        return [completion.token_ids for completion in drawn], [completion.logprobs for completion in drawn]
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **images: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        rows = self._current(len(input_ids))
+        step = batch_size or len(input_ids)
+        outputs = []
+        with timed(self._seconds if not torch.is_grad_enabled() else {}, "logprob"):
+            for start in range(0, len(input_ids), step):
+                part = slice(start, start + step)
+                mask = attention_mask[part]
+                labels = input_ids[part].masked_fill(mask == 0, -100)
+                labels[:, :-logits_to_keep] = -100
+                options = {"output_router_logits": True} if compute_aux_loss else {}
+                with self.accelerator.autocast():
+                    outputs.append(
+                        model(
+                            input_ids=input_ids[part],
+                            attention_mask=mask,
+                            labels=labels,
+                            fused_lm_head=True,
+                            **options,
+                            **self._audio(rows[part]),
+                        )
+                    )
+        logps = torch.cat([output.log_probs[:, -logits_to_keep:] for output in outputs])
+        entropies = torch.cat([output.entropy[:, -logits_to_keep:] for output in outputs]) if compute_entropy else None
+        aux_loss = torch.stack([output.aux_loss for output in outputs]).mean() if compute_aux_loss else None
+        self._scored = logps.detach()
+        return logps, entropies, aux_loss
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        self._clips = inputs["clips"]
+        try:
+            loss = super()._compute_loss(model, inputs)
+        finally:
+            self._clips = None
+        if "old_per_token_logps" not in inputs and self.state.global_step == self._generated_at:
+            # Without the correction TRL scores only here; before the first update it is still the policy that sampled.
+            assert self._scored is not None
+            self._check_parity(self._scored, inputs)
+        return loss
+
+    # --------------------------------------------------------------------------------------------------------- audio
+
+    @functools.cached_property
+    def sampling(self) -> Sampling:
+        """How completions are drawn, from TRL's settings."""
+        return Sampling(
+            max_tokens=int(self.max_completion_length or 0),
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p or 0.0,
+            repetition_penalty=self.repetition_penalty,
+            stop_token_ids=tuple(self.eos_token_ids),
+            forbidden_token_ids=(self.policy.base.config.audio_token_id,),
+        )
+
+    def _current(self, rows: int) -> list[Clip]:
+        """The clips of the rows at hand; never fewer, or some row would be scored without its audio."""
+        if self._clips is None or len(self._clips) != rows:
+            found = "none" if self._clips is None else str(len(self._clips))
+            raise TrainingError(describe(f"batch of {rows} rows", "a clip for every row", found))
+        return self._clips
+
+    @property
+    def _encoder_is_frozen(self) -> bool:
+        return not any(parameter.requires_grad for parameter in self.policy.base.model.audio_encoder.parameters())
+
+    @torch.no_grad()
+    def _encode(self, clips: Sequence[Clip]) -> None:
+        """Run a frozen encoder once per clip; its tokens then serve the rollout and every pass over the batch."""
+        hearing = [clip for clip in clips if clip.input_audio is not None]
+        if not hearing or not self._encoder_is_frozen:
+            return
+        encoder = self.policy.base.model.audio_encoder
+        samples, lengths = _join(hearing)
+        step = max(1, self.args.per_device_train_batch_size)
+        parts = []
+        with self.policy.gather(list(encoder.parameters())):
+            for start in range(0, len(samples), step):
+                part = slice(start, start + step)
+                device = self.accelerator.device
+                parts.append(self.policy.base.model.encode_audio(samples[part].to(device), lengths[part].to(device)))
+        tokens, mask = torch.cat([t for t, _ in parts]), torch.cat([m for _, m in parts])
+        done = 0
+        for clip in hearing:
+            clip.tokens = (tokens[done : done + clip.windows], mask[done : done + clip.windows])
+            done += clip.windows
+
+    def _audio(self, rows: Sequence[Clip]) -> dict[str, Any]:
+        """The audio of `rows` as arguments of the model: every distinct clip once, and which row hears which."""
+        hearing = [clip for clip in dict.fromkeys(rows) if clip.windows]
+        if not hearing:
+            return {}
+        device, first, done = self.accelerator.device, {}, 0
+        for clip in hearing:
+            first[clip] = done
+            done += clip.windows
+        index = [first[clip] + window for clip in rows if clip.windows for window in range(clip.windows)]
+        arguments: dict[str, Any] = {"audio_index": torch.tensor(index, device=device)}
+        cached = [clip.tokens for clip in hearing if clip.tokens is not None]
+        if len(cached) == len(hearing):
+            return arguments | {"audio_tokens": (torch.cat([t for t, _ in cached]), torch.cat([m for _, m in cached]))}
+        samples, lengths = _join(hearing)
+        return arguments | {"input_audio": samples.to(device), "audio_lengths": lengths.to(device)}
+
+    @torch.no_grad()
+    def _embed(self, clips: Sequence[Clip]) -> list[Tensor]:
+        """Prompt embeddings of distinct clips, by the policy's encoder, projector and embedding table."""
+        base, audio_of = self.policy.base, dict.fromkeys(clips)
+        hearing = [clip for clip in clips if clip.windows]
+        outside = [p for n, p in base.named_parameters() if not n.startswith((LANGUAGE_MODEL, "lm_head."))]
+        with self.policy.gather(outside), self.accelerator.autocast():
+            if hearing:
+                arguments = self._audio(hearing)
+                if "audio_tokens" in arguments:
+                    projected = base.model.project_audio(*arguments["audio_tokens"])
+                else:
+                    projected = base.get_audio_features(arguments["input_audio"], arguments["audio_lengths"])
+                audio_of |= dict(zip(hearing, projected.split([clip.windows for clip in hearing]), strict=True))
+            return prompt_embeddings(self.policy, [(clip.ids, audio_of[clip]) for clip in clips])
+
+    # -------------------------------------------------------------------------------------------- checks and records
+
+    def _check_groups(self, rows: Sequence[Clip], group_size: int) -> None:
+        """All members of a group answer the same prompt, also where a group is spread over processes."""
+        identities = gather_object([(clip.row["index"], clip.row["sample_id"], hash(tuple(clip.ids))) for clip in rows])
+        groups = [identities[i : i + group_size] for i in range(0, len(identities), group_size)]
+        for group in groups:
+            if len(group) != group_size or any(member != group[0] for member in group):
+                raise TrainingError(describe("group", f"{group_size} rows of one prompt", str(sorted(set(group)))))
+        self._group = [sample_id for _, sample_id, _ in identities]
+        if self.prompt_log is not None and self.accelerator.is_main_process:
+            record = {"step": self.state.global_step + 1, "ids": self._group[::group_size]}
+            common.append_line(self.prompt_log, record)
+
+    def _check_parity(self, ours: Tensor, batch: dict[str, Any]) -> None:
+        """Stop when the engine sampled from another distribution than the policy that is updated."""
+        difference = (ours - batch["sampling_per_token_logps"]).abs()[batch["completion_mask"].bool()]
+        local = difference.max() if difference.numel() else torch.zeros((), device=ours.device)
+        largest = float(self.accelerator.gather(local.float().reshape(1)).max())  # NaN stays NaN and stops the run
+        self._metrics["train"]["parity/max_abs_logp_difference"].append(largest)
+        if self.parity_bound is not None and not largest <= self.parity_bound:
+            raise TrainingError(
+                describe(
+                    f"step {self.state.global_step}, engine '{self.engine.name}'",
+                    f"log-probabilities within {self.parity_bound:g} of the trainer's (parity_bound)",
+                    f"a difference of {largest:.3g}",
+                    "The engine is out of step with the policy, or computes in another precision.",
+                )
+            )
+
+    def _group_size(self, mode: str) -> int:
+        return int((self.num_generations if mode == "train" else self.num_generations_eval) or 0)
+
+    def _log_groups(self, mode: str) -> None:
+        """Share of groups without any signal, counted from the rewards themselves, and a few completions."""
+        size, weights = self._group_size(mode), self.reward_weights.tolist()
+        parts = {name: list(self._logs["rewards"][name])[-len(self._group) :] for name in self.reward_func_names}
+        totals = [
+            sum(weight * value for weight, value in zip(weights, row, strict=True) if value == value)
+            for row in zip(*parts.values(), strict=True)
+        ]
+        groups = [totals[i : i + size] for i in range(0, len(totals), size)]
+        flat = sum(max(group) - min(group) <= SAME_REWARD for group in groups)
+        self._metrics[mode].pop("frac_reward_zero_std", None)  # TRL's misses groups whose float32 sums are not exact
+        self._metrics[mode]["groups/zero_variance_share"].append(flat / len(groups))
+        if mode != "train" or self.completions is None or not self.accelerator.is_main_process:
+            return
+        texts, advantages = (
+            list(self._logs["completion"])[-len(totals) :],
+            list(self._logs["advantages"])[-len(totals) :],
+        )
+        for i in range(0, len(totals), max(1, len(totals) // max(1, self.completions_per_step)))[
+            : self.completions_per_step
+        ]:
+            record = {
+                "step": self.state.global_step + 1,
+                "sample_id": self._group[i],
+                "text": completion_text(texts[i]),
+            }
+            rewards = {name: None if values[i] != values[i] else values[i] for name, values in parts.items()}
+            common.append_line(self.completions, record | {"rewards": rewards, "advantage": advantages[i]})
+
+    def _timed_reward(self, function: Any) -> Any:
+        if inspect.iscoroutinefunction(function):
+            return function
+
+        @functools.wraps(function)
+        def reward(*args: Any, **kwargs: Any) -> Any:
+            with timed(self._seconds, "reward"):
+                return function(*args, **kwargs)
+
+        return reward
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's, with the seconds per step that every part took since the last call."""
+        now = time.perf_counter()
+        if "loss" in logs and self._logged is not None and self.state.global_step > self._logged[1]:
+            steps = self.state.global_step - self._logged[1]
+            parts = {name: self._seconds.pop(name, 0.0) / steps for name in TIMES}
+            whole = (now - self._logged[0]) / steps
+            for name, seconds in (parts | {"update": whole - sum(parts.values()), "step": whole}).items():
+                self._metrics["train"][f"time/{name}"].append(seconds)
+            self._logged = (now, self.state.global_step)
+        super().log(logs, start_time)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: ``recipe.yaml`` beside the checkpoints says what a card would."""
+
+
+def _join(clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
+    """The windows of `clips`, padded to the longest: (windows, channels, time) and (windows,) valid samples."""
+    samples = [clip.input_audio for clip in clips if clip.input_audio is not None]
+    longest = max(part.shape[-1] for part in samples)
+    padded = [torch.nn.functional.pad(part, (0, longest - part.shape[-1])) for part in samples]
+    return torch.cat(padded), torch.cat([clip.audio_lengths for clip in clips if clip.audio_lengths is not None])
