@@ -1,0 +1,90 @@
+"""The published Spatial-AST checkpoint (``finetuned.pth``): safe unpickling, strict loading, one way.
+
+Its outer layout is ``{"model", "optimizer", "epoch", "scaler", "args"}``. `args` is an ``argparse.Namespace``, which
+torch's safe loader refuses unless it is allowed by name. The file also stores the STFT kernels and the mel matrix of
+its front end; they are compared with ours and then left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from audio_llm import features
+from audio_llm.checkpoints.encoder import load_strictly
+from audio_llm.encoders.spatial_ast import SpatialAST, SpatialASTConfig
+from audio_llm.errors import CheckpointError, describe
+from audio_llm.heads import SpatialHeads
+
+_KERNELS = ("spectrogram_extractor.conv_real.weight", "spectrogram_extractor.conv_imag.weight")
+_MEL = "logmel_extractor.melW"
+# The reference's inference encoder carries the sound head but none of the spatial ones.
+_HEADS = ("head.", "fc_norm.", "dis_norm.", "distance_head.", "doa_norm.", "azimuth_head.", "elevation_head.")
+_FRONT_END_TOLERANCE = 1e-5  # float32 rounding of window times cosine
+
+
+def load_published(path: str | Path, config: SpatialASTConfig | None = None) -> tuple[SpatialAST, SpatialHeads | None]:
+    """Encoder and heads (None where the file has none, or not all of them) in evaluation mode.
+
+    Raises :class:`CheckpointError` naming every key that is missing, unexpected or of another shape, and when the
+    file's own STFT or mel matrix is not that of `config` (by default the published configuration).
+    """
+    state = read_published(path)
+    config = config or SpatialASTConfig()
+    check_front_end(state, config, str(path))
+    heads = {key: value for key, value in state.items() if key.startswith(_HEADS)}
+    legacy = {*_KERNELS, _MEL}
+    encoder = SpatialAST(config)
+    rest = {key: value for key, value in state.items() if key not in heads and key not in legacy}
+    load_strictly(encoder, rest, str(path))
+    if "azimuth_head.weight" not in heads or "head.weight" not in heads:
+        return encoder.eval(), None
+    spatial = SpatialHeads(config.hidden_size, heads["head.weight"].shape[0])
+    load_strictly(spatial, heads, str(path))
+    return encoder.eval(), spatial.eval()
+
+
+def read_published(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a published file, whether wrapped in ``{"model": ...}`` or bare."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            tree = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path}: cannot be read ({error.strerror or error}).") from error
+    except Exception as error:  # unpickling raises many kinds for a damaged or an unsafe file
+        found = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise CheckpointError(describe(f"checkpoint {path}", "a PyTorch checkpoint of tensors", found)) from error
+    state = tree.get("model", tree) if isinstance(tree, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(
+            describe(f"checkpoint {path}", "a state dict, bare or under 'model'", type(tree).__name__)
+        )
+    return state
+
+
+def check_front_end(state: dict[str, Tensor], config: SpatialASTConfig, name: str) -> None:
+    """:class:`CheckpointError` when the STFT kernels or mel matrix in the file are not those of `config`."""
+    bins = config.n_fft // 2 + 1
+    angle = 2 * math.pi * torch.outer(torch.arange(bins), torch.arange(config.n_fft)).double() / config.n_fft
+    window = features.hann(config.n_fft)
+    bank = features.mel_bank(config.sample_rate, config.n_fft, config.n_mels, config.fmin, config.fmax)
+    expected = {
+        _KERNELS[0]: (angle.cos() * window).float()[:, None],
+        _KERNELS[1]: (-angle.sin() * window).float()[:, None],
+        _MEL: bank,
+    }
+    for key, value in expected.items():
+        if key not in state:
+            continue
+        found = state[key]
+        if found.shape != value.shape or not torch.allclose(found, value, rtol=0, atol=_FRONT_END_TOLERANCE):
+            difference = f"up to {float((found - value).abs().max()):.2g}" if found.shape == value.shape else "shape"
+            setting = f"{config.sample_rate} Hz, n_fft {config.n_fft}, {config.n_mels} mels"
+            cure = "Give the configuration the file was trained with."
+            raise CheckpointError(
+                describe(f"checkpoint {name}: {key}", f"the front end of {setting}", f"another ({difference})", cure)
+            )
