@@ -231,3 +231,49 @@ def test_relative_links_of_the_pages_lead_somewhere() -> None:
             if not (page.parent / target).exists():
                 broken.append(f"{page.relative_to(ROOT)} -> {target}")
     assert not broken, "\n".join(broken)
+
+
+# Which dataclass a recipe fills, by the beginning of its file's name: (module, class).
+RECIPES = {
+    "scenes": ("data_prep.scenes.simulate", "SceneConfig"),
+    "encoder": ("audio_llm.training.supervised", "EncoderRecipe"),
+    "language_model": ("audio_llm.training.language_model", "LanguageModelRecipe"),
+    "sft": ("audio_llm.training.sft", "SFTRecipe"),
+    "grpo": ("audio_llm.training.grpo", "GRPORecipe"),
+    "expect": ("eval.expectations", None),
+}
+
+
+def recipe_files() -> list[Path]:
+    return [path for path in sorted((ROOT / "recipes").glob("*/*.yaml")) if path.parent.name != "accelerate"]
+
+
+@pytest.mark.parametrize("path", recipe_files(), ids=lambda path: str(path.relative_to(ROOT / "recipes")))
+def test_every_recipe_loads(path: Path) -> None:
+    import importlib
+
+    from audio_llm import config
+
+    kinds = [kind for kind in RECIPES if path.stem.startswith(kind)]
+    assert kinds, f"{path.name}: name it after what it is for, one of {', '.join(RECIPES)}"
+    module, name = RECIPES[max(kinds, key=len)]
+    if name is None:
+        assert importlib.import_module(module).read_expectations(path)
+        return
+    kind = getattr(importlib.import_module(module), name)
+    recipe = config.load(kind, path)
+    if hasattr(recipe, "check"):
+        recipe.check()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_launch_configuration_loads(path: Path) -> None:
+    import json
+
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    loaded = load_config_from_file(str(path))
+    assert loaded.num_processes >= 1
+    file = (getattr(loaded, "deepspeed_config", None) or {}).get("deepspeed_config_file")
+    if file:
+        assert json.loads((ROOT / file).read_text())["zero_optimization"]["stage"] in (2, 3)
