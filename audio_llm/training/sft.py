@@ -134,7 +134,7 @@ class SFTCollator:
             input_audio=features.get("input_audio"),
             audio_lengths=features.get("audio_lengths"),
         )
-        self._check(encoded, hears=waveform is not None)
+        self._check(encoded, hears=waveform is not None or sample.audio is not None)
         return encoded
 
     def _reply_ids(self, reply: str) -> Tensor:
