@@ -667,7 +667,7 @@ def sample_of(
 
 
 def semantic_elements(events: Sequence[Event]) -> dict[str, Any]:
-    """What and where in a few words, in order of onset (those groups of AudSemThinker that a simulated scene can fill)."""
+    """What and where in a few words, in order of onset: the groups of AudSemThinker that a scene can fill."""
     return {
         "what": [event.label for event in events],
         "where": [octant_of(event.azimuth or 0.0) for event in events],

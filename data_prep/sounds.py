@@ -244,7 +244,7 @@ def split(
     """Clips by split (seeded hash of the recording, or the corpus's own folds) and the classes that had to be left out.
 
     With `folds`, a split without folds of its own (validation) takes its fraction of the train folds' recordings.
-    A class without a recording to train on or to test on is left out everywhere, so that both ask about the same classes.
+    A class without a recording to train on or to test on is left out everywhere: both ask about the same classes.
     """
     from audio_llm.shards import schema
 

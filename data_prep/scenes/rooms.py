@@ -94,7 +94,7 @@ def draw_room(config: RoomsConfig, split: str, index: int, seed: int) -> Room:
 
 
 def _draw_listener(config: RoomsConfig, size: tuple[float, ...], rng: np.random.Generator) -> Listener:
-    centre = np.array([rng.uniform(0.2, 0.8) * size[0], rng.uniform(0.2, 0.8) * size[1], rng.uniform(1.2, 1.7)])
+    centre = np.array([rng.uniform(0.15, 0.85) * size[0], rng.uniform(0.15, 0.85) * size[1], rng.uniform(1.2, 1.7)])
     heading = float(rng.uniform(-180, 180))
     sources = [_draw_source(config, size, centre, heading, rng) for _ in range(config.positions)]
     azimuth, elevation, distance = (np.array(column) for column in zip(*sources, strict=True))
@@ -104,16 +104,22 @@ def _draw_listener(config: RoomsConfig, size: tuple[float, ...], rng: np.random.
 def _draw_source(
     config: RoomsConfig, size: tuple[float, ...], centre: Array, heading: float, rng: np.random.Generator
 ) -> tuple[float, float, float]:
-    """Azimuth uniform, distance uniform in its logarithm, redrawn until inside the room; then pulled in."""
+    """Distance uniform in its logarithm, azimuth uniform, elevation within what floor and ceiling leave of its range.
+
+    A distance is kept for 40 directions, so that far sources are not rare merely because few directions have room for
+    them; then it is drawn anew, and at last pulled in.
+    """
     low, high = np.log(config.distance)
-    for attempt in range(60):
-        azimuth = float(rng.uniform(-180, 180))
-        elevation = float(rng.uniform(*config.elevation))
-        distance = float(np.exp(rng.uniform(low, high if attempt < 40 else low + 0.2 * (high - low))))
+    for attempt in range(200):
+        if attempt % 40 == 0:
+            distance = float(np.exp(rng.uniform(low, high if attempt < 160 else low)))
+            heights = np.clip((np.array([WALL_MARGIN, size[2] - WALL_MARGIN]) - centre[2]) / distance, -1, 1)
+            floor, ceiling = np.clip(np.degrees(np.arcsin(heights)), *config.elevation)
+        azimuth, elevation = float(rng.uniform(-180, 180)), float(rng.uniform(floor, ceiling))
         place = centre + distance * unit_vectors(azimuth + heading, elevation)
-        if np.all(place > WALL_MARGIN) and np.all(place < np.array(size) - WALL_MARGIN):
+        if np.all(place[:2] > WALL_MARGIN) and np.all(place[:2] < np.array(size[:2]) - WALL_MARGIN):
             return azimuth, elevation, distance
-    return azimuth, 0.0, config.distance[0]
+    raise ConfigError(f"rooms.distance: no place {config.distance[0]} m from a listener in a room of {size} m.")
 
 
 # ------------------------------------------------------------------------------------------------ impulse responses

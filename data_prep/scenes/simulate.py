@@ -95,6 +95,7 @@ class SceneConfig:
     def check(self) -> None:
         """Raise :class:`ConfigError` for values that contradict each other."""
         self.audio.check()
+        heads.build(self.audio.layout, sofa=self.head.sofa, radius=self.head.radius)
         self.rooms.check()
         questions.check_config(self.questions)
         if not self.subsets:
