@@ -37,7 +37,7 @@ CURVES = (
     r"^.*(accuracy|parity|delta_logp|max_abs).*$",
     r"^(kl|entropy)$",
     r"^completions/mean_length$",
-    r"^frac_reward_zero_std$",
+    r"^groups/zero_variance_share$",
 )
 MAX_CURVES = 12
 

@@ -43,7 +43,9 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Estimate:
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half), n)
+    low = centre - half if successes > 0 else 0.0
+    high = centre + half if successes < n else 1.0  # exactly: rounding must not leave 0.9999999999999998
+    return Estimate(share, low, high, n)
 
 
 def bootstrap_mean(values: np.ndarray, *, confidence: float = 0.95, seed: int = 0) -> Estimate:
