@@ -1,4 +1,4 @@
-"""WebDataset shards: sample schema, writer, index, resumable reader. Names load on first use: the reader needs torch."""
+"""WebDataset shards: sample schema, writer, index, resumable reader. Names load when used: the reader needs torch."""
 
 from __future__ import annotations
 

@@ -132,8 +132,10 @@ class ShardWriter:
     def abandon(self) -> None:
         """Drop the shard being filled and let go of the folder; finished shards stay and a later run goes on."""
         if self._stream is not None:
-            with contextlib.suppress(OSError):  # on a full disk closing flushes, and fails, once more
-                self._stream.close()
+            for part in (self._tar, self._stream):
+                if part is not None:
+                    with contextlib.suppress(OSError):  # on a full disk closing flushes, and fails, once more
+                        part.close()
             self._temporary.unlink(missing_ok=True)
         self._stream = self._tar = None
         self._current = set()
@@ -212,20 +214,26 @@ class ShardWriter:
                 self._finished |= self._current
                 self._current = set()
                 self._stream = self._tar = None
-            if self.rejects or (self.folder / REJECTS).exists():
-                lines = (json.dumps({"key": k, "reason": r}, ensure_ascii=False) for k, r in self.rejects.items())
+        self._write_rejects()
+
+    def _write_rejects(self) -> None:
+        if self.rejects or (self.folder / REJECTS).exists():
+            lines = (json.dumps({"key": k, "reason": r}, ensure_ascii=False) for k, r in self.rejects.items())
+            with self._disk_errors():
                 write_atomically(self.folder / REJECTS, "".join(line + "\n" for line in lines))
 
     def _check_rejects(self) -> None:
         offered = len(self) + len(self.rejects)
         if self.rejects and len(self.rejects) > self.max_reject_share * offered:
+            self._write_rejects()
             key, reason = next(reversed(self.rejects.items()))
             raise ShardError(
                 describe(
                     str(self.folder),
                     f"at most {self.max_reject_share:.1%} rejected samples",
                     f"{len(self.rejects)} of {offered}",
-                    f"Last one: {key}: {reason} All are in {REJECTS}; mend them or raise max_reject_share.",
+                    f"Last one: {key}: {reason.rstrip('.')}. All are in {REJECTS}; "
+                    "mend them or raise max_reject_share.",
                 )
             )
 

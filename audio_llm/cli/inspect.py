@@ -1,0 +1,47 @@
+"""``audio-llm inspect FOLDER``: what is in the shards, whether it is sound, and what a model is shown of a sample."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "show shards: counts, checks, one sample with its loss mask"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folders", nargs="+", metavar="FOLDER", help="folders of shards; several are compared for leakage"
+    )
+    parser.add_argument("--sample", metavar="N|KEY", help="the sample to show, by position or id (default: the first)")
+    parser.add_argument("--model", metavar="CHECKPOINT", help="show the prompt this model is given, with its loss mask")
+    parser.add_argument(
+        "--style", default="think", help="style of the reply in that prompt: answer, think, think_semantics"
+    )
+    parser.add_argument("--html", metavar="OUT", help="write a page with the sample's audio and spectrogram")
+    parser.add_argument("--verify", action="store_true", help="compare every shard with its checksum in sizes.json")
+    parser.add_argument(
+        "--max-reject-share", type=float, default=0.01, metavar="X", help="stop above this share of unusable samples"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from audio_llm.shards import inspection
+    from audio_llm.shards.reader import ShardDataset
+
+    dataset = ShardDataset(args.folders, verify=args.verify, max_reject_share=args.max_reject_share)
+    print(inspection.shard_table(dataset))
+    survey = inspection.Survey.of(dataset)
+    print("\n" + survey.text())
+    chosen = args.sample if args.sample is not None else "0"
+    position = inspection.find_sample(dataset, chosen)
+    shown = None
+    if args.model:
+        from audio_llm.training.rendering import rendered
+
+        shown = rendered(dataset, position, args.model, args.style)
+    print("\n" + inspection.sample_text(dataset, position, shown))
+    if args.html:
+        inspection.write_page(Path(args.html), dataset, survey, position, shown)
+        print(f"\nwrote {args.html}")
+    return 1 if survey.problems else 0

@@ -1,0 +1,241 @@
+"""What ``audio-llm inspect`` shows: tables, checks over whole folders, and one sample as text or as a web page."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from audio_llm.audio import Waveform, encode, limit_peak
+from audio_llm.errors import ShardError, describe
+from audio_llm.shards.index import LAYOUTS
+from audio_llm.shards.reader import ShardDataset
+from audio_llm.shards.schema import Sample
+from audio_llm.shards.writer import write_atomically
+
+MAX_SHOWN = 5  # examples per problem, lines per distribution × 4
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+Pieces = list[tuple[str, bool]]  # texts of a rendered conversation, and whether their tokens carry loss
+
+
+def shard_table(dataset: ShardDataset) -> str:
+    """One line per shard: samples, seconds, layouts, sample rates; rejects and totals per folder."""
+    lines = [f"{'shard':<32}{'samples':>9}{'seconds':>11}  layouts, sample rates"]
+    for index in dataset.indexes:
+        lines.append(f"{index.folder}/")
+        for number, shard in enumerate(index.shards):
+            mine = index.shard_of == number
+            lines.append(f"  {shard:<30}{mine.sum():>9}{index.seconds[mine].sum():>11.1f}  {_formats(index, mine)}")
+        total = f"  {'total':<30}{len(index):>9}{index.seconds.sum():>11.1f}"
+        lines.append(f"{total}  {_formats(index, np.ones(len(index), bool))}")
+        if index.rejects:
+            lines.append(f"  {index.reject_count} unusable, the first: {index.rejects[0].reason}")
+    return "\n".join(lines)
+
+
+def _formats(index: Any, mine: np.ndarray) -> str:
+    layouts = [LAYOUTS[i] if i >= 0 else "not stated" for i in np.unique(index.layouts[mine])]
+    return f"{' '.join(layouts)}, {' '.join(f'{rate} Hz' for rate in np.unique(index.sample_rates[mine]))}"
+
+
+@dataclass
+class Survey:
+    """Counts and problems over all samples of a dataset."""
+
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
+    problems: dict[str, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, dataset: ShardDataset) -> Survey:
+        """Read every JSON once. The folders of the dataset are taken as splits that must not share recordings."""
+        survey = cls()
+        seen: dict[str, str] = {}
+        homes: dict[str, set[str]] = {}
+        names = [str(index.folder) for index in dataset.indexes for _ in range(len(index))]
+        for i in tqdm(range(len(dataset)), desc="reading", unit=" samples", disable=None, leave=False):
+            sample = dataset.load_sample(i)
+            survey._count(sample)
+            if sample.id in seen:
+                survey._problem("duplicate ids", f"{sample.id} in {seen[sample.id]} and {names[i]}")
+            seen[sample.id] = names[i]
+            for recording in sample.recordings:
+                homes.setdefault(recording, set()).add(names[i])
+        for recording, folders in sorted(homes.items()):
+            if len(folders) > 1:
+                survey._problem("source recordings in several folders", f"{recording} in {', '.join(sorted(folders))}")
+        return survey
+
+    def _count(self, sample: Sample) -> None:
+        self._add("task", [sample.task])
+        self._add("question type", [str(sample.meta["question_type"])] if "question_type" in sample.meta else [])
+        self._add("choices", [str(len(sample.choices))] if sample.choices else [])
+        self._add("event label", [event.label for event in sample.events])
+        self._add("events per sample", [str(len(sample.events))] if sample.events else [])
+        self._add("source", [sample.source.dataset] if sample.source else [])
+        if not sample.choices or sample.answer is None:
+            return
+        if len(set(sample.choices)) < len(sample.choices):
+            self._problem("repeated choices", sample.id)
+        if sample.answer not in sample.choices:
+            self._problem("answers that are not among the choices", f"{sample.id}: {sample.answer!r}")
+            return
+        self._add("answer position", [LETTERS[sample.choices.index(sample.answer) % len(LETTERS)]])
+
+    def _add(self, name: str, values: Iterable[str]) -> None:
+        self.counts.setdefault(name, Counter()).update(values)
+
+    def _problem(self, kind: str, item: str) -> None:
+        self.problems.setdefault(kind, []).append(item)
+
+    def text(self) -> str:
+        """Distributions, then the checks."""
+        lines = []
+        for name, counts in self.counts.items():
+            if not counts:
+                continue
+            numbers = name in ("choices", "events per sample", "answer position")
+            pairs = sorted(counts.items()) if numbers else counts.most_common(4 * MAX_SHOWN)
+            more = f"  ... and {len(counts) - len(pairs)} more" if len(counts) > len(pairs) else ""
+            total = counts.total()
+            lines.append(f"{name}: " + "  ".join(f"{v} {n} ({n / total:.0%})" for v, n in pairs) + more)
+        checks = ("duplicate ids", "answers that are not among the choices", "repeated choices")
+        for kind in (*checks, "source recordings in several folders"):
+            items = self.problems.get(kind, [])
+            shown = "; ".join(items[:MAX_SHOWN]) + (" ..." if len(items) > MAX_SHOWN else "")
+            lines.append(f"check: {kind}: {len(items)}" + (f" ({shown})" if items else ""))
+        return "\n".join(lines)
+
+
+def find_sample(dataset: ShardDataset, chosen: str) -> int:
+    """A position from a number or a key. :class:`ShardError` if there is no such sample."""
+    if not re.fullmatch(r"-?\d+", chosen):
+        return dataset.find(chosen)
+    number = int(chosen)
+    if not -len(dataset) <= number < len(dataset):
+        raise ShardError(describe("--sample", f"a position from 0 to {len(dataset) - 1}, or a key", chosen))
+    return number % len(dataset)
+
+
+def sample_text(dataset: ShardDataset, position: int, shown: Pieces | None) -> str:
+    """One sample for the terminal; supervised text stands in ⟦double brackets⟧."""
+    lines = [f"{name}: {value}" for name, value in _facts(dataset, position)]
+    if shown is not None:
+        lines += ["", "prompt (what stands in ⟦ ⟧ carries loss):"]
+        lines.append("".join(f"⟦{text}⟧" if supervised else text for text, supervised in shown))
+    return "\n".join(lines)
+
+
+def _facts(dataset: ShardDataset, position: int) -> list[tuple[str, str]]:
+    sample, waveform = dataset.load_sample(position), dataset.load_waveform(position)
+    folder, row = dataset.locate(position)
+    levels = ", ".join(f"{20 * np.log10(max(_rms(channel), 1e-9)):.1f}" for channel in waveform.samples)
+    facts: list[tuple[str, Any]] = [
+        ("sample", f"{sample.id} (number {position}, {folder / row.shard})"),
+        ("audio", f"{waveform.layout}, {waveform.sample_rate} Hz, {waveform.seconds:.2f} s, level {levels} dBFS"),
+        ("task", sample.task),
+        ("question", sample.question),
+        ("choices", "  ".join(f"({LETTERS[i % 26]}) {choice}" for i, choice in enumerate(sample.choices))),
+        ("answer", sample.answer),
+        ("thinking", sample.thinking),
+        *((f"semantic element {name}", value) for name, value in sample.semantic_elements.items()),
+        *(("event", _event_text(event)) for event in sample.events),
+        ("source", sample.source and "/".join(filter(None, vars(sample.source).values()))),
+        *((f"meta {name}", value) for name, value in sample.meta.items()),
+    ]
+    return [(name, str(value)) for name, value in facts if value not in (None, "")]
+
+
+def _event_text(event: Any) -> str:
+    units = {"onset": "s", "offset": "s", "azimuth": "°", "elevation": "°", "distance": "m"}
+    known = ((name, getattr(event, name), unit) for name, unit in units.items())
+    return ", ".join([event.label, *(f"{name} {value:g} {unit}" for name, value, unit in known if value is not None)])
+
+
+def _rms(channel: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(channel.astype(np.float64) ** 2)))
+
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
+th {{ text-align: left; vertical-align: top; padding-right: 1rem; white-space: nowrap }}
+pre {{ white-space: pre-wrap; background: #f5f5f5; padding: 1rem }}
+mark {{ background: #b7e4c7 }} img {{ max-width: 100% }} audio {{ width: 100% }}
+</style>
+<h1>{title}</h1>
+<audio controls src="data:audio/wav;base64,{audio}"></audio>
+{heard}{figure}
+<table>{facts}</table>
+{prompt}
+<h2>The folder</h2><pre>{survey}</pre>
+</html>
+"""
+
+
+def write_page(path: Path, dataset: ShardDataset, survey: Survey, position: int, shown: Pieces | None) -> None:
+    """One self-contained HTML page: the sample to listen to and to read. Browsers play FOA as W and Y made stereo."""
+    waveform = dataset.load_waveform(position)
+    rows = (f"<tr><th>{html.escape(n)}</th><td>{html.escape(v)}</td></tr>" for n, v in _facts(dataset, position))
+    marked = ""
+    if shown is not None:
+        parts = (f"<mark>{html.escape(text)}</mark>" if loss else html.escape(text) for text, loss in shown)
+        marked = f"<h2>Prompt and reply</h2><p>Marked text carries loss.</p><pre>{''.join(parts)}</pre>"
+    playable, heard = _playable(waveform)
+    image = spectrogram_png(waveform)
+    page = PAGE.format(
+        title=html.escape(dataset.load_sample(position).id),
+        audio=base64.b64encode(encode(limit_peak(playable), "wav")).decode(),
+        heard=f"<p>{heard}</p>" if heard else "",
+        figure=f'<img alt="spectrogram" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
+        if image
+        else "",
+        facts="".join(rows),
+        prompt=marked,
+        survey=html.escape(shard_table(dataset) + "\n\n" + survey.text()),
+    )
+    write_atomically(path, page)
+
+
+def _playable(waveform: Waveform) -> tuple[Waveform, str]:
+    """What a browser can play: FOA becomes two cardioids that look to the left and to the right, (W ± Y) / 2."""
+    if waveform.layout != "foa":
+        return waveform, ""
+    omni, left_right = waveform.samples[0], waveform.samples[1]
+    pair = np.stack([omni + left_right, omni - left_right]) / 2
+    return Waveform(
+        pair, waveform.sample_rate, "stereo"
+    ), "To be heard in a browser: cardioids to the left and the right."
+
+
+def spectrogram_png(waveform: Waveform) -> bytes | None:
+    """Power spectrograms, one per channel, dB; None where matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        waveform.num_channels, 1, figsize=(9, 1 + 1.6 * waveform.num_channels), sharex=True, squeeze=False
+    )
+    size = min(512, waveform.num_samples)
+    for number, axis in enumerate(axes[:, 0]):
+        channel = waveform.samples[number] + 1e-9  # silence has no logarithm
+        axis.specgram(channel, NFFT=size, Fs=waveform.sample_rate, noverlap=size // 2, vmin=-140, vmax=-30)
+        axis.set_ylabel(f"{number}: Hz")
+    axes[-1, 0].set_xlabel("s")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80, bbox_inches="tight")
+    pyplot.close(figure)
+    return buffer.getvalue()
