@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -446,31 +447,34 @@ class AudioGRPOTrainer(common.BudgetedSchedule, GRPOTrainer):
     def _log_groups(self, mode: str) -> None:
         """Share of groups without any signal, counted from the rewards themselves, and a few completions."""
         size, weights = self._group_size(mode), self.reward_weights.tolist()
-        parts = {name: list(self._logs["rewards"][name])[-len(self._group) :] for name in self.reward_func_names}
+        logged: Any = self._logs
+        parts = {name: list(logged["rewards"][name])[-len(self._group) :] for name in self.reward_func_names}
         totals = [
-            sum(weight * value for weight, value in zip(weights, row, strict=True) if value == value)
+            sum(weight * value for weight, value in zip(weights, row, strict=True) if not math.isnan(value))
             for row in zip(*parts.values(), strict=True)
         ]
         groups = [totals[i : i + size] for i in range(0, len(totals), size)]
         flat = sum(max(group) - min(group) <= SAME_REWARD for group in groups)
         self._metrics[mode].pop("frac_reward_zero_std", None)  # TRL's misses groups whose float32 sums are not exact
         self._metrics[mode]["groups/zero_variance_share"].append(flat / len(groups))
-        if mode != "train" or self.completions is None or not self.accelerator.is_main_process:
-            return
-        texts, advantages = (
-            list(self._logs["completion"])[-len(totals) :],
-            list(self._logs["advantages"])[-len(totals) :],
-        )
-        for i in range(0, len(totals), max(1, len(totals) // max(1, self.completions_per_step)))[
-            : self.completions_per_step
-        ]:
+        if mode == "train" and self.completions is not None and self.accelerator.is_main_process:
+            self._write_completions(self.completions, parts)
+
+    def _write_completions(self, path: Path, parts: dict[str, list[float]]) -> None:
+        """Some completions of the generation batch, evenly spaced, so that they answer different prompts."""
+        logged: Any = self._logs
+        count = len(self._group)
+        texts, advantages = list(logged["completion"])[-count:], list(logged["advantages"])[-count:]
+        wanted = min(self.completions_per_step, count)
+        for i in (count * k // wanted for k in range(wanted)):
             record = {
                 "step": self.state.global_step + 1,
                 "sample_id": self._group[i],
                 "text": completion_text(texts[i]),
+                "rewards": {name: None if math.isnan(values[i]) else values[i] for name, values in parts.items()},
+                "advantage": advantages[i],
             }
-            rewards = {name: None if values[i] != values[i] else values[i] for name, values in parts.items()}
-            common.append_line(self.completions, record | {"rewards": rewards, "advantage": advantages[i]})
+            common.append_line(path, record)
 
     def _timed_reward(self, function: Any) -> Any:
         if inspect.iscoroutinefunction(function):
