@@ -35,7 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     verb.add_arguments(parser)
     # What follows a bare `--` belongs to the program behind the verb (`serve`: vLLM), not to argparse.
     end = argv.index("--") if getattr(verb, "PASSES_ON", False) and "--" in argv else len(argv)
-    args = parser.parse_intermixed_args(argv[1:end])  # key=value may stand before and after options
+    # key=value may stand before and after options; a verb with kinds of its own (`convert lm`) has none of these.
+    parse = parser.parse_args if parser._subparsers else parser.parse_intermixed_args
+    args = parse(argv[1:end])
     args.passed_on = argv[end + 1 :]
     try:
         return int(verb.run(args) or 0)

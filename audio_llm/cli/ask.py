@@ -23,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", help="adapter: a folder with --model, a served name with --url")
     parser.add_argument("--style", choices=prompts.STYLES, help="begin the reply in this form")
     parser.add_argument("--constrain", action="store_true", help="allow nothing but one of the choices (needs vLLM)")
-    parser.add_argument("--max-tokens", type=int, default=512)
+    parser.add_argument("--max-tokens", type=int, default=512, help="longest reply (default: 512)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: the most likely reply (default)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of sampling at a temperature above 0")
     parser.add_argument("--json", action="store_true", help="print the reply, taken apart, as one JSON object")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-HELP = "train an audio encoder, or a small language model, by a recipe (task: encoder | language_model)"
+HELP = "train an audio encoder, or a small language model, from a recipe"
 
 _TASKS = {"encoder": "audio_llm.training.supervised", "language_model": "audio_llm.training.language_model"}
 

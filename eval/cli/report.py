@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="training folders with metrics.jsonl (NAME=FOLDER too)",
     )
     parser.add_argument("--check", metavar="YAML", help="limits to hold the runs to; exit code 1 where one is not met")
-    parser.add_argument("--title", default="Evaluation")
+    parser.add_argument("--title", default="Evaluation", help="headline of the page")
 
 
 def run(args: argparse.Namespace) -> int:
