@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from audio_llm.checkpoints.build import load_processor
 from audio_llm.shards.inspection import Pieces
 from audio_llm.shards.reader import ShardDataset
+from audio_llm.training.sft import SFTCollator
 
 
 def rendered(dataset: ShardDataset, position: int, checkpoint: str, style: str) -> Pieces:
@@ -14,14 +16,7 @@ def rendered(dataset: ShardDataset, position: int, checkpoint: str, style: str) 
 
     A run of audio placeholders is written as ``<|audio|>×n``.
     """
-    from transformers import AutoProcessor
-
-    import audio_llm
-    from audio_llm.errors import CheckpointError, describe
-    from audio_llm.training.sft import SFTCollator
-
-    audio_llm.register()
-    processor = AutoProcessor.from_pretrained(checkpoint)
+    processor = load_processor(checkpoint)
     encoded = SFTCollator(processor, style=style).encode(dataset[position])
     return mask_pieces(encoded.input_ids.tolist(), encoded.labels.tolist(), processor)
 
