@@ -145,7 +145,7 @@ def evaluate(
 ) -> RunResult:
     """Ask everything that ``out/predictions.jsonl`` does not hold yet. Raises when another run's answers lie there."""
     out.mkdir(parents=True, exist_ok=True)
-    _claim(out, manifest)
+    claim(out, manifest)
     path = out / FILE_NAME
     done = {row.key for row in mend(path)}
     started = time.monotonic()
@@ -308,10 +308,10 @@ def build_manifest(
     }
 
 
-def _claim(out: Path, manifest: dict[str, Any]) -> None:
-    """Refuse to mix two runs in one folder."""
+def claim(out: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest of a new run. Raises :class:`ShardError` where another run's answers lie already."""
     old = read_manifest(out)
-    if not old:
+    if not old or not mend(out / FILE_NAME):
         write_json(out / MANIFEST_NAME, manifest)
         return
     for name in IDENTITY:

@@ -417,7 +417,7 @@ def test_an_endpoint_that_refuses_everything_stops_the_run_and_keeps_its_answers
     class Tired(Listener):
         def do_POST(self) -> None:
             type(self).calls += 1
-            if type(self).calls > 30:
+            if type(self).calls > 60:  # counted twice, here and there
                 self._reply(400, {"error": "no more"})
             else:
                 super().do_POST()
@@ -466,9 +466,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(checkpoint, shards, tmp_path
         "--temperature",
         "0,1",
         "--controls",
-        "all",
+        "swap",
     ]
-    common += ["--max-tokens", "12", "--seed", "3"]
+    common += ["--max-tokens", "8", "--seed", "3"]
     assert main(["eval", *common, "--out", str(tmp_path / "whole")]) == 0
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "audio_llm", "eval", *common, "--out", str(killed), "--batch-size", "4"]
@@ -513,6 +513,7 @@ def test_vllm_and_transformers_give_the_same_answers(checkpoint, shards, tmp_pat
     assert [entry.key for entry in ours] == [entry.key for entry in theirs]
     assert [entry.prompt_hash for entry in ours] == [entry.prompt_hash for entry in theirs]
     assert [entry.prompt_tokens for entry in ours] == [entry.prompt_tokens for entry in theirs]
+    assert [entry.finish_reason for entry in ours] == [entry.finish_reason for entry in theirs]
     same = np.mean([a.raw == b.raw for a, b in zip(ours, theirs, strict=True)])
     assert same >= 0.95  # a tie within 1e-6 may fall either way
     true, silent = (

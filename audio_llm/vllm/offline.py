@@ -78,6 +78,7 @@ class OfflineEngine:
                 seed=seed,
                 logprobs_mode="processed_logprobs",
                 disable_log_stats=True,
+                mm_processor_cache_gb=0,  # a request refused after it filled the cache would break the next one
                 use_tqdm_on_load=False,
                 **options,
             )
@@ -117,7 +118,7 @@ class OfflineEngine:
                         running[name] = entry[0]
                 for output in self._llm.llm_engine.step() if running else ():
                     if output.finished:
-                        done[running.pop(output.request_id)] = _completion(output)
+                        done[running.pop(output.request_id)] = _completion(output, self._tokenizer)
                 while following in done:
                     yield done.pop(following)
                     following += 1
@@ -142,6 +143,7 @@ class OfflineEngine:
             max_tokens=request.max_tokens,
             seed=request.seed,
             logprobs=0,
+            detokenize=False,  # vLLM's incremental decoder drops an unfinished character at the end; ours keeps it
             logit_bias={self._audio_token_id: -100.0},  # the placeholder is not a word the model may say
             structured_outputs=StructuredOutputsParams(choice=list(request.choices)) if request.choices else None,
         )
@@ -184,11 +186,11 @@ def _default_length(config: dict[str, Any]) -> int | None:
     return min(int(positions), 4096) if positions else None
 
 
-def _completion(output: Any) -> OfflineCompletion:
+def _completion(output: Any, tokenizer: Any) -> OfflineCompletion:
     choice = output.outputs[0]
     ids = tuple(int(token) for token in choice.token_ids)
     return OfflineCompletion(
-        text=choice.text,
+        text=tokenizer.decode(list(ids), skip_special_tokens=True),
         token_ids=ids,
         logprobs=tuple(float(row[token].logprob) for row, token in zip(choice.logprobs or (), ids, strict=False)),
         finish_reason=str(choice.finish_reason or ""),

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", default="0", help="one pass each, for instance 0,1; controls run at the first")
     parser.add_argument("--samples", type=int, default=1, help="answers per question at temperatures above 0")
     parser.add_argument("--limit", type=int, help="this many questions, drawn by the seed")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of sampling, --limit and controls (default: 0)")
     parser.add_argument("--max-tokens", type=int, default=256, help="longest reply; a longer one is cut and counted")
     parser.add_argument("--style", help="begin the reply for the model: answer, think or think_semantics")
     parser.add_argument("--batch-size", type=int, help="sequences decoded together (requests in flight over HTTP)")
@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if runner.is_complete(out, manifest):
         print(f"{out}: all {len(questions.items)} questions are answered already (--overwrite asks again).")
     else:
+        runner.claim(out, manifest)
         engine = open_engine(
             args.engine, args.model, args.adapter, style=args.style, batch_size=args.batch_size, seed=args.seed
         )
