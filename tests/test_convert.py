@@ -94,6 +94,7 @@ def test_wrong_parts_are_named_and_nothing_is_written(checkpoint, tmp_path: Path
         (["merge", str(tmp_path / "empty"), str(folder), str(out)], "config.json"),
         (["build", "--encoder", str(folder), "--language-model", str(folder), str(out)], "encoder.safetensors"),
     ]
+    capsys.readouterr()  # making the fixture shows progress bars
     for arguments, word in cases:
         assert main(["convert", *arguments]) == 2
         message = capsys.readouterr().err
