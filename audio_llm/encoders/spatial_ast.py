@@ -198,15 +198,16 @@ class SpatialAST(AudioEncoder):
             "fmax": 8000.0,
             "window_seconds": 2.56,
             "target_frames": 128,
-            "patch_size": [8, 16],
-            "hidden_size": 144,
-            "depth": 4,
+            "patch_size": [8, 64],  # a token is 0.16 s of the whole spectrum
+            "hidden_size": 128,
+            "depth": 3,
             "heads": 4,
             "mlp_ratio": 3.0,
             "drop_path": 0.0,
             "stem_channels": 8,
             "normalize": "all",
             "phase": "weighted",
+            "patch_embed": "convolutional",
         },
     }
 

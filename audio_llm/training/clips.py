@@ -78,6 +78,10 @@ class ClipStore:
         return len(self._index)
 
     @property
+    def cached(self) -> bool:
+        return self._cache is not None
+
+    @property
     def labels(self) -> set[str]:
         return {event.label for _, _, events in self._index for event in events}
 
@@ -244,7 +248,12 @@ class BatchPlan:
 
     def batch(self, step: int) -> Batch:
         rng = np.random.default_rng([self.seed, step, self.rank, 1])
-        clips = [augment(self._load(i), self.switches, rng, self.store.sample_rate) for i in self.indices(step)]
+        if self.store.cached:
+            clips = [self._load(index) for index in self.indices(step)]
+        else:
+            with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+                clips = list(pool.map(self._load, self.indices(step)))
+        clips = [augment(clip, self.switches, rng, self.store.sample_rate) for clip in clips]
         return collate(clips, self.store.channels, self.store.window)
 
     def _load(self, number: int) -> Clip:

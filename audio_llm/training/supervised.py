@@ -423,8 +423,8 @@ class Trainer:
             }
             write_json(output / SUMMARY, summary)
             (output / CHECKPOINT).unlink(missing_ok=True)
-            for reject in self.store.rejects:
-                append_line(output / "rejects.jsonl", reject)
+            lines = (json.dumps(reject, ensure_ascii=False) + "\n" for reject in self.store.rejects)
+            (output / "rejects.jsonl").write_text("".join(lines))
         self.accelerator.wait_for_everyone()
         return kept
 
