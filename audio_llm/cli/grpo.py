@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 HELP = "improve the model by rewarding its answers (GRPO, rollouts by vLLM)"
 
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
         print(engine.prepare_server(folder, target, recipe.engine, recipe.lora, recipe.seed))
         return 0
     result = grpo.run(recipe, engine.build_engine)
+    if int(os.environ.get("RANK", "0")) != 0:
+        return 0
     exported = ", ".join(result["exported"].values())
     print(
         f"{result['steps']} steps, {result['prompts']} prompts, {result['seconds']} s, mean reward "

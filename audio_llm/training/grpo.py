@@ -238,6 +238,7 @@ def run(recipe: GRPORecipe, build_engine: BuildEngine) -> dict[str, Any]:
     ``recipe.yaml``, ``trainable.json``, ``metrics.jsonl``, ``completions.jsonl``, ``rejects.jsonl``, ``checkpoint-N/``,
     ``result.json`` and the exported ``merged/`` or ``base/`` + ``adapter/``.
     """
+    from accelerate import PartialState
     from transformers import set_seed
 
     from audio_llm.checkpoints.build import load_processor
@@ -245,6 +246,7 @@ def run(recipe: GRPORecipe, build_engine: BuildEngine) -> dict[str, Any]:
     from audio_llm.training.sft import open_shards, planned_steps
 
     common.prepare_torch()
+    common.check_build_locks()
     functions, weights = build_rewards(recipe.rewards)
     arguments = training_arguments(recipe, weights)
     common.check_launch(arguments.world_size, recipe.processes)
@@ -255,9 +257,13 @@ def run(recipe: GRPORecipe, build_engine: BuildEngine) -> dict[str, Any]:
     shards = open_shards(recipe.data.train, processor, recipe.data.max_reject_share)
     arguments.max_steps = planned_steps(recipe, len(shards), recipe.prompts_per_step)  # type: ignore[arg-type]
     position = stream_position(recipe, len(shards))
+    if recipe.resume != "never" and (done := common.finished(recipe.output, recipe, position)):
+        return done
     checkpoint = common.find_resume(recipe.output, recipe.resume, position)
+    PartialState().wait_for_everyone()  # all have read the run folder before the first process changes it
     if main:
         recipe.output.mkdir(parents=True, exist_ok=True)
+        (recipe.output / "result.json").unlink(missing_ok=True)
         config.dump(recipe, recipe.output / "recipe.yaml")
 
     set_seed(recipe.seed)
@@ -274,8 +280,8 @@ def run(recipe: GRPORecipe, build_engine: BuildEngine) -> dict[str, Any]:
         if main:
             print(f"rollouts by {engine.name}" + (f"; resuming from {checkpoint}" if checkpoint else ""))
         if checkpoint:  # TRL counts micro-steps from zero after a resume
-            done = json.loads((checkpoint / common.COMPLETE).read_text())["step"]
-            trainer._step = done * arguments.gradient_accumulation_steps
+            updates = json.loads((checkpoint / common.COMPLETE).read_text())["step"]
+            trainer._step = updates * arguments.gradient_accumulation_steps
         started = time.monotonic()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = time.monotonic() - started
@@ -288,6 +294,7 @@ def run(recipe: GRPORecipe, build_engine: BuildEngine) -> dict[str, Any]:
         "engine": engine.name,
         "rejects": len(trainer.clips.rejects.seen),
         "processes": arguments.world_size,
+        "position": position,
     }
     result |= reward_summary(trainer.state.log_history)
     result["exported"] = {
@@ -324,7 +331,7 @@ def build_trainer(
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     rejects = Rejects(recipe.output / "rejects.jsonl", len(shards), recipe.data.max_reject_share)
-    budget = common.TimeBudget(recipe.seconds) if recipe.seconds is not None else None
+    budget = [common.TimeBudget(recipe.seconds)] if recipe.seconds is not None else []
     completions = recipe.output / "completions.jsonl"
     trainer = AudioGRPOTrainer(
         model=model,
@@ -338,13 +345,12 @@ def build_trainer(
         completions=completions,
         completions_per_step=recipe.completions_per_step,
         prompt_log=recipe.output / "order.jsonl" if recipe.record_order else None,
-        budget=budget,
         callbacks=[
             common.MetricsFile(recipe.output / "metrics.jsonl", recipe.prompts_per_step, len(shards)),
             ForgetAfterResume(completions, recipe.output / "order.jsonl"),
             common.Checkpoints(recipe.output, recipe.keep_checkpoints, position),
             common.StopOnNaN(),
-            *([budget] if budget else []),
+            *budget,
         ],
     )
     common.quiet(trainer)

@@ -203,11 +203,10 @@ class AudioGRPOTrainer(common.BudgetedSchedule, GRPOTrainer):
         completions: Path | None = None,
         completions_per_step: int = 4,
         prompt_log: Path | None = None,
-        budget: common.TimeBudget | None = None,
         reward_funcs: Sequence[Any],
         **kwargs: Any,
     ) -> None:
-        self.clips, self.order, self.engine, self.budget = clips, order, engine, budget
+        self.clips, self.order, self.engine = clips, order, engine
         self.parity_bound, self.completions, self.completions_per_step = parity_bound, completions, completions_per_step
         self.prompt_log = prompt_log
         self._clips: list[Clip] | None = None  # one per row of the batch that is being generated or scored
