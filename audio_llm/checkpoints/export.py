@@ -8,8 +8,9 @@ leave a rounding error in the frozen ones at every call.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,25 @@ LANGUAGE_MODEL_LINEARS = (
 )
 _ROOT = "base_model.model."  # what PEFT puts in front of every name
 _LANGUAGE_MODEL = "model.language_model."
+
+
+@contextlib.contextmanager
+def unpartitioned() -> Iterator[None]:
+    """Build modules whole under ZeRO-3; DeepSpeed partitions them when the engine is made.
+
+    Transformers would otherwise build the model inside ``deepspeed.zero.Init``, where an encoder cannot compute its
+    initial weights and position tables. Costs each process one whole copy in host memory while it loads.
+    """
+    from transformers.integrations import deepspeed
+
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    active = reference() if reference is not None else None
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if active is not None:
+            deepspeed.set_hf_deepspeed_config(active)
 
 
 @dataclass
@@ -173,6 +193,7 @@ def export_trained(trainer: Any, processor: Any, output: str | Path, forms: Sequ
     if accelerator.is_main_process and forms:
         model = accelerator.unwrap_model(trainer.model)
         state = {name.removeprefix("module."): tensor.detach().cpu() for name, tensor in state.items()}
-        folders = export_weights(model, state, processor, output, forms)
+        with unpartitioned():  # only this process builds a model here: a collective would wait for the others
+            folders = export_weights(model, state, processor, output, forms)
     accelerator.wait_for_everyone()
     return folders

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState, ProgressCallback
 
-from audio_llm.checkpoints.export import LANGUAGE_MODEL_LINEARS
+from audio_llm.checkpoints.export import LANGUAGE_MODEL_LINEARS, unpartitioned
 from audio_llm.errors import AudioLLMError, ConfigError, PrerequisiteError, TrainingError, describe
 
 ENCODER, PROJECTOR, LANGUAGE_MODEL = "model.audio_encoder", "model.projector", "model.language_model"
@@ -82,7 +83,8 @@ def load_model(folder: Path, recipe: ModelRecipe, dtype: torch.dtype = torch.flo
     """The model in `folder`, with the attention the recipe asks for."""
     from audio_llm.checkpoints import build
 
-    return build.load_model(folder, dtype=dtype, attn_implementation=recipe.attention)
+    with unpartitioned():
+        return build.load_model(folder, dtype=dtype, attn_implementation=recipe.attention)
 
 
 def assemble(recipe: ModelRecipe, folder: Path) -> Path:
@@ -210,6 +212,8 @@ def prepare_torch() -> None:
         torch.serialization.register_package(5, lambda _: None, _restore_numbered_cpu)
         torch.serialization._audio_llm_cpu_index = True  # type: ignore[attr-defined]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork of loader workers
+    # DeepSpeed calls collectives by their old names: a warning per step and process, which nobody here can act on.
+    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads and threads.isdigit():
         torch.set_num_threads(int(threads))
