@@ -110,15 +110,16 @@ def _draw_source(
     them; then it is drawn anew, and at last pulled in.
     """
     low, high = np.log(config.distance)
-    for attempt in range(200):
-        if attempt % 40 == 0:
-            distance = float(np.exp(rng.uniform(low, high if attempt < 160 else low)))
-            heights = np.clip((np.array([WALL_MARGIN, size[2] - WALL_MARGIN]) - centre[2]) / distance, -1, 1)
-            floor, ceiling = np.clip(np.degrees(np.arcsin(heights)), *config.elevation)
-        azimuth, elevation = float(rng.uniform(-180, 180)), float(rng.uniform(floor, ceiling))
-        place = centre + distance * unit_vectors(azimuth + heading, elevation)
-        if np.all(place[:2] > WALL_MARGIN) and np.all(place[:2] < np.array(size[:2]) - WALL_MARGIN):
-            return azimuth, elevation, distance
+    for attempt in range(5):
+        distance = float(np.exp(rng.uniform(low, high if attempt < 4 else low)))
+        heights = np.clip((np.array([WALL_MARGIN, size[2] - WALL_MARGIN]) - centre[2]) / distance, -1, 1)
+        floor, ceiling = np.clip(np.degrees(np.arcsin(heights)), *config.elevation)
+        azimuths, elevations = rng.uniform(-180, 180, 40), rng.uniform(floor, ceiling, 40)
+        places = centre[:2] + distance * unit_vectors(azimuths + heading, elevations)[:, :2]
+        inside = np.all((places > WALL_MARGIN) & (places < np.array(size[:2]) - WALL_MARGIN), axis=1)
+        if inside.any():
+            first = int(np.argmax(inside))
+            return float(azimuths[first]), float(elevations[first]), distance
     raise ConfigError(f"rooms.distance: no place {config.distance[0]} m from a listener in a room of {size} m.")
 
 
