@@ -1,6 +1,6 @@
 """Does vLLM compute what Transformers computes? Greedy ids must be equal, log-probabilities within a bound.
 
-    python -m benchmarks.parity MODEL [--adapter DIR] [--json FILE]
+    python -m benchmarks.parity MODEL... [--adapter DIR] [--json FILE]
 
 Prompts with 0 to 3 audios of a quarter window up to the longest allowed, one by one and as one batch; with an adapter
 also through LoRA, and merged into a copy of the checkpoint. Exit code 1 when anything differs.
@@ -9,6 +9,7 @@ also through LoRA, and merged into a copy of the checkpoint. Exit code 1 when an
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -194,8 +195,10 @@ def _stop(llm: Any) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=__doc__.split("\n")[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--adapter", type=Path)
+    parser.add_argument("models", type=Path, nargs="+", metavar="MODEL", help="checkpoint folder")
+    parser.add_argument(
+        "--adapter", type=Path, action="append", default=[], help="adapter of the first, second, … model"
+    )
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the table to this file")
@@ -203,13 +206,18 @@ def main(argv: list[str] | None = None) -> int:
     # One process, because the point is arithmetic and not transport. Before torch or vLLM is imported.
     for name, value in (server_environment(cpu_build()) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}).items():
         os.environ.setdefault(name, value)
-    rows = run_parity(args.model, args.adapter, args.tokens, args.seed)
-    print(f"{'':<24}{'same ids':>10}{'max |Δ log p|':>16}")
-    for row in rows:
-        print(f"{row.name:<24}{f'{row.same_ids}/{row.prompts}':>10}{row.max_difference:>16.1e}")
+    tables: dict[str, list[Row]] = {}
+    for model, adapter in itertools.zip_longest(args.models, args.adapter):
+        if model is None:
+            parser.error("more adapters than models")
+        tables[str(model)] = rows = run_parity(model, adapter, args.tokens, args.seed)
+        print(f"{str(model)[-40:]:<42}{'same ids':>10}{'max |Δ log p|':>16}")
+        for row in rows:
+            print(f"  {row.name:<40}{f'{row.same_ids}/{row.prompts}':>10}{row.max_difference:>16.1e}", flush=True)
     if args.json:
-        args.json.write_text(json.dumps([asdict(row) for row in rows]))
-    return int(any(row.same_ids != row.prompts or row.max_difference > BOUND for row in rows))
+        args.json.write_text(json.dumps({name: [asdict(row) for row in rows] for name, rows in tables.items()}))
+    everything = itertools.chain.from_iterable(tables.values())
+    return int(any(row.same_ids != row.prompts or row.max_difference > BOUND for row in everything))
 
 
 if __name__ == "__main__":

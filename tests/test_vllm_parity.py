@@ -1,6 +1,6 @@
 """vLLM and Transformers compute the same: greedy ids equal, |Δ log p| ≤ 1e-4 in float32.
 
-Each checkpoint gets a process of its own, because an engine in the test's process would leave its marks there (torch's
+The engines run in a process of their own, because an engine in the test's process would leave its marks there (torch's
 thread count, global seeds, environment). ``pytest -m slow tests/test_vllm_parity.py`` runs the whole matrix.
 """
 
@@ -23,43 +23,36 @@ pytestmark = pytest.mark.vllm
 ROOT = Path(__file__).parents[1]
 
 
-def parity(checkpoint: Path, adapter: Path | None, report: Path) -> dict[str, dict]:
-    """The table of ``python -m benchmarks.parity``, by name of the row."""
-    command = [sys.executable, "-m", "benchmarks.parity", str(checkpoint), "--json", str(report)]
-    command += ["--adapter", str(adapter)] if adapter else []
-    result = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
-    )
+def parity(models: list[Path], adapters: list[Path], report: Path) -> dict[str, dict[str, dict]]:
+    """The tables of ``python -m benchmarks.parity``: model → name of the row → row; every row is asserted equal."""
+    command = [sys.executable, "-m", "benchmarks.parity", *map(str, models), "--json", str(report)]
+    for adapter in adapters:
+        command += ["--adapter", str(adapter)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert report.is_file(), result.stderr[-3000:]
-    rows = {row["name"]: row for row in json.loads(report.read_text())}
-    assert result.returncode == 0, result.stdout
-    return rows
+    tables = json.loads(report.read_text())
+    for model, rows in tables.items():
+        for row in rows:
+            assert row["same_ids"] == row["prompts"], f"{model}: {row}"
+            assert row["max_difference"] <= BOUND, f"{model}: {row}"
+    assert result.returncode == 0
+    return {model: {row["name"]: row for row in rows} for model, rows in tables.items()}
 
 
-def assert_equal(rows: dict[str, dict]) -> None:
-    for name, row in rows.items():
-        assert row["same_ids"] == row["prompts"], name
-        assert row["max_difference"] <= BOUND, name
-
-
-def test_qwen2_binaural_with_lora_and_merged(checkpoint, tmp_path: Path) -> None:
-    model = checkpoint("qwen2", 2)
-    adapter = make_adapter(model, tmp_path / "adapter")
-    rows = parity(model, adapter, tmp_path / "report.json")
-    assert_equal(rows)
-    assert {"vLLM, single", "vLLM, batch", "vLLM + LoRA, single", "vLLM + LoRA, batch", "vLLM, merged"} <= set(rows)
+def test_three_families_and_channel_counts(checkpoint, tmp_path: Path) -> None:
+    models = [checkpoint("qwen2", 2), checkpoint("qwen3", 4), checkpoint("llama", 1)]
+    adapter = make_adapter(models[0], tmp_path / "adapter")
+    tables = parity(models, [adapter], tmp_path / "report.json")
+    assert len(tables) == 3
+    names = {"vLLM, single", "vLLM, batch", "vLLM + LoRA, single", "vLLM + LoRA, batch", "vLLM, merged"}
+    assert names <= set(tables[str(models[0])])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("channels", [1, 2, 4])
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
-def test_matrix(checkpoint, tmp_path: Path, family: str, channels: int, tie: bool) -> None:
-    model = checkpoint(family, channels, tie)
-    adapter = make_adapter(model, tmp_path / "adapter")
-    assert_equal(parity(model, adapter, tmp_path / "report.json"))
-
-
-@pytest.mark.parametrize(("family", "channels"), [("qwen3", 4), ("llama", 1)])
-def test_other_families_and_channel_counts(checkpoint, tmp_path: Path, family: str, channels: int) -> None:
-    assert_equal(parity(checkpoint(family, channels), None, tmp_path / "report.json"))
+def test_matrix(checkpoint, tmp_path: Path, family: str, channels: int) -> None:
+    models = [checkpoint(family, channels, tie) for tie in (False, True)]
+    adapters = [make_adapter(model, tmp_path / str(i)) for i, model in enumerate(models)]
+    parity(models, adapters, tmp_path / "report.json")

@@ -325,7 +325,21 @@ def test_structured_outputs(server: Server) -> None:
     content = [audio(server, "binaural.wav"), text()]
     status, reply = server.chat(content, structured_outputs={"choice": ["dog", "rain"]})
     assert status == 200 and reply["choices"][0]["message"]["content"] in ("dog", "rain")
+
+
+def test_a_refused_request_leaves_nothing_behind(server: Server) -> None:
+    """vLLM refuses a bad grammar after it has processed the audio; the same audio must still be heard afterwards."""
+    (server.files / "new.wav").write_bytes(encode(noise(2, 0.5, seed=7), "wav"))
+    content = [audio(server, "new.wav"), text()]
     assert server.chat(content, structured_outputs={"regex": "("})[0] == 400
+    assert_same(server.outcome(content), server.expected(samples(server, "new.wav")))
+
+
+def test_the_placeholder_is_never_sampled(server: Server) -> None:
+    token = server.processor.audio_token_id
+    found = server.outcome([text()], logit_bias={str(token): 100})
+    assert token not in found.ids
+    assert found.ids == server.expected().ids
 
 
 @pytest.mark.parametrize("style", [None, "think"])
@@ -386,5 +400,8 @@ def test_a_signal_ends_the_server_cleanly(checkpoint, tmp_path: Path, number: in
     family = descendants(process.pid)
     process.send_signal(number)
     process.wait(30)
+    deadline = time.monotonic() + 5
+    while any(map(alive, family)) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert not [pid for pid in family if alive(pid)]
-    assert "Traceback" not in log.read_text()
+    assert "Traceback" not in log.read_text() and "leaked" not in log.read_text()

@@ -7,6 +7,7 @@ and workers die with it (:func:`audio_llm.vllm.plugin.die_with_parent`).
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
@@ -85,6 +86,8 @@ def server_environment(cpu: bool) -> dict[str, str]:
             "OMP_NUM_THREADS": str(max(1, cores - 1)),
             "TORCH_COMPILE_DISABLE": "1",  # saves seconds at the first request, and the need for a C++ compiler
         }
+        if cores <= 4:  # pinned threads starve where every program is pinned to the same few cores
+            values["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     return values | dict(os.environ)
 
 
@@ -95,6 +98,9 @@ def server_arguments(options: ServeOptions, adapters: dict[str, AdapterInfo], cp
     arguments += ["--max-model-len", str(options.max_tokens or -1)]
     arguments += ["--limit-mm-per-prompt", json.dumps({"audio": options.max_audios})]
     arguments += ["--structured-outputs-config", json.dumps(STRUCTURED_OUTPUTS)]
+    # vLLM's processor cache spares nothing here (processing is cutting windows), and a request that is refused after it
+    # filled the cache makes the next one with the same audio fail with HTTP 500. Encoded audio is cached elsewhere.
+    arguments += ["--mm-processor-cache-gb", "0"]
     arguments += ["--middleware", GUARD, "--logits-processors", NEVER_SAY_AUDIO]
     if cpu:
         # vLLM's default block of 128 tokens on CPU is longer than most prompts, so nothing would ever be reused.
@@ -149,13 +155,25 @@ def _guard_facts(options: ServeOptions, adapters: dict[str, AdapterInfo], config
 
 
 def main() -> None:
-    """``vllm`` under the name of either distribution."""
+    """``vllm`` under the name of either distribution, without the reports of leaks that Triton prints at its end."""
     from audio_llm.vllm.plugin import present_cpu_build_as_vllm
 
     present_cpu_build_as_vllm()
     from vllm.entrypoints.cli.main import main as vllm_main
 
-    vllm_main()
+    code: object = 0
+    try:
+        vllm_main()
+    except SystemExit as error:
+        code = error.code
+    except KeyboardInterrupt:
+        code = 130
+    if isinstance(code, str):  # what `sys.exit` does with a message
+        print(code, file=sys.stderr)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 if __name__ == "__main__":
