@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable
 
 import numpy as np
-from scipy import signal
 
 Array = np.ndarray
 Synthesiser = Callable[[np.random.Generator, int, int], Array]
@@ -38,8 +37,18 @@ def _tone(frequency: Array | float, n: int, rate: int, phase: float = 0.0) -> Ar
 
 def _band(rng: np.random.Generator, n: int, rate: int, low: float, high: float, order: int = 2) -> Array:
     """Gaussian noise between `low` and `high` Hz."""
-    edges = [max(low, 20.0), min(high, 0.47 * rate)]
-    return signal.sosfilt(signal.butter(order, edges, "bandpass", fs=rate, output="sos"), rng.standard_normal(n))
+    return _filter(rng.standard_normal(n), rate, [max(low, 20.0), min(high, 0.47 * rate)], "bandpass", order)
+
+
+def _filter(samples: Array, rate: int, edges: list[float] | float, kind: str, order: int) -> Array:
+    from scipy import signal  # seconds to import, and a run that is up to date needs no sound
+
+    return signal.sosfilt(signal.butter(order, edges, kind, fs=rate, output="sos"), samples)
+
+
+def _gate(cycles: Array, duty: float = 0.5) -> Array:
+    """Whether a square wave is on, at `cycles` since the start."""
+    return cycles % 1.0 < duty
 
 
 def _strikes(
@@ -68,7 +77,7 @@ def _siren(rng: np.random.Generator, n: int, rate: int) -> Array:
 
 def _alarm(rng: np.random.Generator, n: int, rate: int) -> Array:
     frequency, speed = rng.uniform(1800, 2600), rng.uniform(4, 7)
-    gate = signal.square(2 * np.pi * speed * _times(n, rate)) > 0
+    gate = _gate(speed * _times(n, rate))
     return (_tone(frequency, n, rate) + _tone(3 * frequency, n, rate) / 3) * np.convolve(gate, np.ones(32) / 32, "same")
 
 
@@ -103,7 +112,7 @@ def _cricket(rng: np.random.Generator, n: int, rate: int) -> Array:
     t = _times(n, rate)
     carrier = _tone(rng.uniform(4600, 5600), n, rate)
     pulses = np.maximum(0, np.sin(2 * np.pi * rng.uniform(28, 40) * t)) ** 2
-    song = signal.square(2 * np.pi * rng.uniform(2.0, 3.0) * t, 0.6) > 0
+    song = _gate(rng.uniform(2.0, 3.0) * t, 0.6)
     return carrier * pulses * np.convolve(song, np.hanning(64) / 32, "same")
 
 
@@ -112,9 +121,8 @@ def _frog(rng: np.random.Generator, n: int, rate: int) -> Array:
     centre = rng.uniform(450, 900)
 
     def croak() -> Array:
-        train = signal.sawtooth(2 * np.pi * pulse * _times(length, rate))
-        sos = signal.butter(1, [0.8 * centre, 1.25 * centre], "bandpass", fs=rate, output="sos")
-        return signal.sosfilt(sos, train) * np.hanning(length)
+        train = 2 * (pulse * _times(length, rate) % 1.0) - 1
+        return _filter(train, rate, [0.8 * centre, 1.25 * centre], "bandpass", 1) * np.hanning(length)
 
     return _strikes(rng, n, rate, rng.uniform(1.8, 3.0), 0.15, croak)
 
@@ -122,9 +130,7 @@ def _frog(rng: np.random.Generator, n: int, rate: int) -> Array:
 def _rain(rng: np.random.Generator, n: int, rate: int) -> Array:
     drops = np.where(rng.random(n) < 600 / rate, rng.exponential(1.0, n), 0)
     hiss = _band(rng, n, rate, rng.uniform(1500, 2500), 7500, 1)
-    return (
-        hiss / hiss.std() + 0.6 * signal.sosfilt(signal.butter(1, 2500, "highpass", fs=rate, output="sos"), drops) * 4
-    )
+    return hiss / hiss.std() + 0.6 * _filter(drops, rate, 2500.0, "highpass", 1) * 4
 
 
 def _wind(rng: np.random.Generator, n: int, rate: int) -> Array:
@@ -164,9 +170,9 @@ def _clapping(rng: np.random.Generator, n: int, rate: int) -> Array:
 def _phone(rng: np.random.Generator, n: int, rate: int) -> Array:
     low, ratio, speed = rng.uniform(700, 850), rng.uniform(1.2, 1.3), rng.uniform(18, 24)
     t = _times(n, rate)
-    warble = signal.square(2 * np.pi * speed / 2 * t) > 0
+    warble = _gate(speed / 2 * t)
     frequency = np.where(warble, low, low * ratio)
-    ring = signal.square(2 * np.pi * rng.uniform(0.9, 1.3) * t, 0.65) > 0
+    ring = _gate(rng.uniform(0.9, 1.3) * t, 0.65)
     return sum(_tone(k * frequency, n, rate) / k for k in (1, 2, 3, 4)) * ring  # type: ignore[no-any-return]
 
 
