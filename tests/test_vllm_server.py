@@ -37,7 +37,7 @@ from tests.vllm_tools import alive, descendants, end, make_adapter
 pytestmark = pytest.mark.vllm
 TOKENS = 12
 QUESTION = "Which sound is heard?"
-STARTUP_SECONDS = 240  # 25 s on a calm machine with two cores
+STARTUP_SECONDS = 480  # 25 s on a calm machine with two cores
 
 
 @dataclass

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,11 +39,12 @@ def run(args: argparse.Namespace) -> int:
     *files, question = args.words
     asked = asking.Asked(question, tuple(map(Path, files)), tuple(args.choices), args.style, args.constrain)
     decoding = asking.Decoding(args.max_tokens, args.temperature, args.seed)
-    if args.url is not None:
-        text = asking.ask_server(asked, args.url, args.adapter, decoding)
-    else:
-        ask = asking.ask_vllm if args.engine == "vllm" else asking.ask_transformers
-        text = ask(asked, args.model, Path(args.adapter) if args.adapter else None, decoding)
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print while they load; standard output is the answer's
+        if args.url is not None:
+            text = asking.ask_server(asked, args.url, args.adapter, decoding)
+        else:
+            ask = asking.ask_vllm if args.engine == "vllm" else asking.ask_transformers
+            text = ask(asked, args.model, Path(args.adapter) if args.adapter else None, decoding)
     reply = prompts.read_reply(text, args.choices)
     print(json.dumps(asdict(reply), ensure_ascii=False) if args.json else _readable(reply, args.choices))
     return 1 if args.choices and reply.choice is None else 0
