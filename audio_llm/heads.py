@@ -22,6 +22,8 @@ AZIMUTH_CLASSES = 360
 ELEVATION_CLASSES = 180
 _FRONT_CLASS = 90  # the published azimuth class of straight ahead
 _EPS = 1e-6
+_START_ACTIVITY = -3.0  # logit of one cell in twenty
+_START_LOG_DISTANCE = 0.9  # 2.5 m
 # Order of the published cls tokens; `audio_llm.encoders.spatial_ast` emits them so.
 _DISTANCE_TOKEN, _DIRECTION_TOKEN, _SOUND_TOKEN = 0, 1, 2
 
@@ -167,6 +169,9 @@ class EventHead(nn.Module):
         self.num_classes = num_classes
         self.norm = nn.LayerNorm(hidden_size, eps=_EPS)
         self.linear = nn.Linear(hidden_size, self.OUTPUTS * num_classes)
+        with torch.no_grad():  # silence is the usual answer: start there instead of spending updates on finding out
+            self.linear.bias.view(num_classes, self.OUTPUTS)[:, 0] = _START_ACTIVITY
+            self.linear.bias.view(num_classes, self.OUTPUTS)[:, 4] = _START_LOG_DISTANCE
 
     def forward(self, patches: Tensor) -> EventOutput:
         """`patches` ``(batch, columns, rows, hidden)``."""
