@@ -28,12 +28,13 @@ class OfflineRequest:
     temperature: float = 0.0
     max_tokens: int = 256
     seed: int | None = None
+    logprobs: bool = False  # of the sampled ids; not free on a small model
     choices: tuple[str, ...] = ()  # restricts the reply to exactly one of these texts
 
 
 @dataclass(frozen=True)
 class OfflineCompletion:
-    """`logprobs` are those of the sampled ids; `error` tells why a request was refused, the rest is then empty."""
+    """`logprobs` are those of the sampled ids, where asked for; `error` tells why a request was refused, the rest is then empty."""
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
@@ -142,7 +143,7 @@ class OfflineEngine:
             temperature=request.temperature,
             max_tokens=request.max_tokens,
             seed=request.seed,
-            logprobs=0,
+            logprobs=0 if request.logprobs else None,
             detokenize=False,  # vLLM's incremental decoder drops an unfinished character at the end; ours keeps it
             logit_bias={self._audio_token_id: -100.0},  # the placeholder is not a word the model may say
             structured_outputs=StructuredOutputsParams(choice=list(request.choices)) if request.choices else None,
