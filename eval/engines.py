@@ -25,8 +25,7 @@ from audio_llm.audio import Waveform, check, encode, limit_peak, resample
 from audio_llm.errors import AudioLLMError, CheckpointError, ConfigError, describe
 from eval.controls import Item
 
-# A style is asked for by writing the first words of the reply: the model goes on from there.
-OPENINGS = {"answer": "<answer>", "think": "<think>", "think_semantics": "<think>"}
+OPENINGS = prompts.OPENINGS
 ENGINES = ("auto", "vllm", "transformers")
 RETRIES = 5  # 1 + 2 + 4 + 8 + 16 s: outlives a restarting server, not a dead one
 
