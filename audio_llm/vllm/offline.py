@@ -34,8 +34,8 @@ class OfflineRequest:
 
 @dataclass(frozen=True)
 class OfflineCompletion:
-    """`logprobs` are those of the sampled ids, where asked for. `error` tells why a request was refused; the rest is then
-    empty."""
+    """`logprobs` are those of the sampled ids, where asked for. `error` tells why a request was refused; the rest is
+    then empty."""
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
