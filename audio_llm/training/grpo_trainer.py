@@ -292,6 +292,7 @@ class AudioGRPOTrainer(common.BudgetedSchedule, GRPOTrainer):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         rows = self._current(len(input_ids))
         step = batch_size or len(input_ids)
+        self._declare_head_bias()
         outputs = []
         with timed(self._seconds if not torch.is_grad_enabled() else {}, "logprob"):
             for start in range(0, len(input_ids), step):
@@ -351,6 +352,13 @@ class AudioGRPOTrainer(common.BudgetedSchedule, GRPOTrainer):
             found = "none" if self._clips is None else str(len(self._clips))
             raise TrainingError(describe(f"batch of {rows} rows", "a clip for every row", found))
         return self._clips
+
+    def _declare_head_bias(self) -> None:
+        """Under ZeRO-3 TRL asks every tensor of the head whether it is partitioned; the constant bias never is."""
+        if self._dist.is_zero3:
+            from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+            self.policy.base.get_output_embeddings().bias.ds_status = ZeroParamStatus.AVAILABLE
 
     @property
     def _encoder_is_frozen(self) -> bool:
