@@ -285,21 +285,22 @@ def run(recipe: GRPORecipe, build_engine: BuildEngine) -> dict[str, Any]:
         started = time.monotonic()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = time.monotonic() - started
+        result: dict[str, Any] = {
+            "steps": trainer.state.global_step,
+            "prompts": trainer.state.global_step * recipe.prompts_per_step,
+            "seconds": round(seconds, 2),
+            "engine": engine.name,
+            "rejects": len(trainer.clips.rejects.seen),
+            "processes": arguments.world_size,
+            "position": position,
+        }
+        result |= reward_summary(trainer.state.log_history)
+        result["exported"] = {
+            form: str(folder)
+            for form, folder in export_trained(trainer, processor, recipe.output, recipe.export).items()
+        }
     finally:
-        engine.close()
-    result: dict[str, Any] = {
-        "steps": trainer.state.global_step,
-        "prompts": trainer.state.global_step * recipe.prompts_per_step,
-        "seconds": round(seconds, 2),
-        "engine": engine.name,
-        "rejects": len(trainer.clips.rejects.seen),
-        "processes": arguments.world_size,
-        "position": position,
-    }
-    result |= reward_summary(trainer.state.log_history)
-    result["exported"] = {
-        form: str(folder) for form, folder in export_trained(trainer, processor, recipe.output, recipe.export).items()
-    }
+        engine.close()  # last: vLLM takes the process group down with it
     if main:
         common.write_json(recipe.output / "result.json", result)
     return result
