@@ -31,7 +31,7 @@ class AudioLLMPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, QFormerProjector):
-            nn.init.normal_(module.query)
+            module.reset_parameters()
 
 
 class AudioLLMModel(AudioLLMPreTrainedModel):

@@ -20,7 +20,11 @@ from audio_llm.errors import ConfigError
 
 @dataclass
 class QFormerConfig:
-    """Sizes of the projector. The defaults are BAT's: 64 queries, 8 layers of BERT-base width."""
+    """Sizes of the projector. The defaults are BAT's: 64 queries, 8 layers of BERT-base width.
+
+    `token_norm` puts a layer norm on the encoder's tokens: the last block of a pre-norm encoder leaves them with a large
+    common offset, which saturates fresh attention. BAT has none, so published weights need it off.
+    """
 
     num_query_tokens: int = 64
     hidden_size: int = 768
@@ -29,6 +33,7 @@ class QFormerConfig:
     intermediate_size: int = 3072
     cross_attention_frequency: int = 2
     dropout: float = 0.0
+    token_norm: bool = False
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
@@ -141,12 +146,23 @@ class QFormerProjector(nn.Module):
     def __init__(self, config: QFormerConfig, encoder_size: int, output_size: int) -> None:
         super().__init__()
         self.config = config
+        self.token_norm = nn.LayerNorm(encoder_size) if config.token_norm else nn.Identity()
         self.query = nn.Parameter(torch.randn(1, config.num_query_tokens, config.hidden_size))
         self.qformer = QFormer(config, encoder_size)
         self.linear = nn.Linear(config.hidden_size, output_size)
         self.norm = nn.LayerNorm(output_size, eps=1e-5)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Variance-preserving weights. With the 0.02 that language models start from, what the queries hear would be
+        some hundredths of what they are, and would hardly reach the language model."""
+        nn.init.normal_(self.query)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                nn.init.zeros_(module.bias)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """tokens (windows, n, encoder), mask (windows, n) bool, True = valid -> (windows, queries, output)."""
-        hidden = self.qformer(self.query.expand(tokens.shape[0], -1, -1), tokens, mask)
+        hidden = self.qformer(self.query.expand(tokens.shape[0], -1, -1), self.token_norm(tokens), mask)
         return self.norm(self.linear(hidden))

@@ -28,6 +28,8 @@ SECTORS = ("front", "left", "behind", "right")
 OCTANTS = tuple(product(("left", "right"), ("front", "behind"), ("above", "below")))
 AXIS = {"left": (1, 1), "right": (1, -1), "front": (0, 1), "behind": (0, -1), "above": (2, 1), "below": (2, -1)}
 FORMATS = ("mmau", "dcase_aqa", "spatialsoundqa")
+# Types whose answer the description of the scene contains.
+DESCRIBED = ("identity", "presence", "side", "direction", "distance", "CLASSIFICATION")
 TRIES = 400  # draws of a scene before a target counts as impossible in this world
 
 
@@ -43,6 +45,7 @@ class QuestionsConfig:
     metres: list[float] = field(default_factory=lambda: [1.0, 2.0, 4.0, 7.0])
     steps: tuple[float, float] = (1.0, 5.0)  # distances that SpatialSoundQA questions ask for, in half-metre steps
     second_event: float = 0.5  # share of presence, side and nearby questions with another sound in the scene
+    describe_scene: bool = False  # simple questions: the thinking says what, where and how far of every event
 
 
 @dataclass
@@ -111,6 +114,17 @@ def _pick(rng: np.random.Generator, *texts: str) -> str:
 
 def _where(world: World, placed: Placed) -> str:
     return WHERE[sector_of(float(world.azimuth[placed.source]))]
+
+
+def describe_scene(events: Sequence[Event], distances: Sequence[float]) -> str:
+    """Every event in order of onset, its distance rounded (as a ratio) to one of `distances`:
+    ``dog on the left, 2.5 m; rain behind, 1 m.``"""
+
+    def words(event: Event) -> str:
+        near = min(distances, key=lambda value: abs(np.log(value / (event.distance or value))))
+        return f"{event.label} {WHERE[sector_of(event.azimuth or 0.0)]}, {metres(near)}"
+
+    return "; ".join(words(event) for event in sorted(events, key=lambda event: event.onset or 0.0)) + "."
 
 
 def _heard(placed: Sequence[Placed]) -> list[str]:
@@ -618,6 +632,8 @@ def draft_of(ask: Ask, world: World, config: QuestionsConfig, *seed: object) -> 
         raise ConfigError(
             f"questions: no scene found for '{ask.kind}' with answer {ask.target}; widen rooms or margins."
         )
+    if config.describe_scene and ask.kind in DESCRIBED:
+        draft.thinking = describe_scene(world.events_of(draft.placed), config.metres)
     if ask.position is None:
         return draft, []
     rng = seeded("choices", *seed, ask.index)
