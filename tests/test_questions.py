@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from audio_llm.errors import ConfigError
 from audio_llm.shards.schema import Sample
 from data_prep import questions, sounds, text_check
+from data_prep.questions import planning
 from data_prep.scenes import rooms
 from data_prep.scenes.world import EventsConfig, Margins, World
 
@@ -260,7 +261,7 @@ def test_positions_and_answers_are_dealt_evenly(train, name):
 
 @given(st.dictionaries(st.sampled_from("abcdef"), st.floats(0.01, 10), min_size=1), st.integers(0, 500))
 def test_shares_add_up_and_are_off_by_less_than_one(weights, count):
-    shares = questions._shares(weights, count)
+    shares = planning._shares(weights, count)
     assert sum(shares.values()) == count
     for name, weight in weights.items():
         assert abs(shares[name] - weight / sum(weights.values()) * count) < 1 + 1e-6
