@@ -24,7 +24,7 @@ class AudioLLMConfig(PreTrainedConfig):
     model_type = "audio_llm"
     sub_configs = {"text_config": AutoConfig}
 
-    text_config: dict | PreTrainedConfig | None = None
+    text_config: Any = None  # a dict in a file, a configuration once built
     encoder: dict | None = None
     projector: dict | None = None
     audio_token_id: int = 0

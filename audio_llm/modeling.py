@@ -39,14 +39,14 @@ class AudioLLMModel(AudioLLMPreTrainedModel):
 
     def __init__(self, config: AudioLLMConfig) -> None:
         super().__init__(config)
-        self.audio_encoder = build_encoder(config.encoder)
+        self.audio_encoder = build_encoder(config.encoder or {})
         self.projector = QFormerProjector(
             config.qformer, self.audio_encoder.hidden_size, config.text_config.hidden_size
         )
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -165,7 +165,7 @@ class AudioLLMForConditionalGeneration(AudioLLMPreTrainedModel, GenerationMixin)
         self.loss_type = "ForCausalLM"
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         return self.model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:

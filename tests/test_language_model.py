@@ -33,9 +33,16 @@ def test_it_learns_to_answer_what_the_words_say(tmp_path) -> None:
     text = write_text(tmp_path / "text.jsonl")
     size = ModelSize(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2)
     recipe = LanguageModelRecipe(
-        text=text, output=tmp_path / "lm", vocabulary=320, model=size, steps=120, batch_size=16, validation=64, warmup_steps=10,
+        text=text,
+        output=tmp_path / "lm",
+        vocabulary=320,
+        model=size,
+        steps=120,
+        batch_size=16,
+        validation=64,
+        warmup_steps=10,
         learning_rate=3e-3,
-    )  # fmt: skip
+    )
     folder = train(recipe)
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert metrics[-1]["validation/exact"] > 0.9 > metrics[-1]["loss"]

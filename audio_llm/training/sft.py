@@ -271,6 +271,8 @@ class Rejects:
 class SFTTrainer(common.BudgetedSchedule, Trainer):
     """``Trainer`` with our sample order, rejects, evaluation weighted by tokens, and a schedule by the clock."""
 
+    control: Any  # what the callbacks ask for, as Trainer keeps it
+
     def __init__(
         self,
         *,
