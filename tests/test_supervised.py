@@ -202,9 +202,12 @@ def recipe(scenes, output: Path, **changes) -> supervised.EncoderRecipe:
     return supervised.EncoderRecipe(**{**values, **changes})
 
 
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses(folder: Path) -> list[float]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
+    return [line["loss"] for line in metrics(folder) if "loss" in line]
 
 
 def test_it_learns_what_and_where(scenes, tmp_path):
@@ -341,3 +344,26 @@ def test_recipes_load():
         loaded = supervised.recipes.load(supervised.EncoderRecipe, path)
         loaded.check()
         supervised.build_encoder({**loaded.encoder, "depth": 1})
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_have_the_curve_of_one(scenes, tmp_path):
+    from tests.test_distributed import trained
+
+    still = clips.Augmentation(swap=False, gain_db=0.0)  # its draws differ from process to process
+    whole = recipe(scenes, tmp_path / "one", steps=3, augment=still)
+    supervised.Trainer(whole).fit()
+    path = tmp_path / "encoder.yaml"
+    supervised.recipes.dump(dataclasses.replace(whole, output=tmp_path / "two"), path)
+    trained("cpu_2", ["-m", "audio_llm", "train", str(path)])
+    # Batch statistics are each process's own, hence not to the last digit.
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=0.02)
+    alone = supervised.Trainer(recipe(scenes, tmp_path / "again", init=tmp_path / "two"))
+    alone.raw.spatial, alone.raw.events, _ = load_heads(tmp_path / "two")
+    found = metrics(tmp_path / "two")[-1]
+    for name, value in alone.evaluate().items():  # of all clips, gathered from both processes
+        assert found[f"validation_{name}"] == pytest.approx(value, abs=1e-4), name
+    before = metrics(tmp_path / "two")
+    trained("cpu_2", ["-m", "audio_llm", "train", str(path)])  # complete: nothing is done again
+    assert metrics(tmp_path / "two") == before

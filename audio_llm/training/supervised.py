@@ -171,7 +171,10 @@ class Trainer:
         recipe.check()
         prepare_torch()
         self.recipe = recipe
-        self.accelerator = Accelerator(mixed_precision="bf16" if recipe.precision == "bf16" else "no")
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if recipe.precision == "bf16" else "no",
+            cpu=not torch.cuda.is_available(),  # said aloud: without it, a launch on CPUs becomes single processes
+        )
         if self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
             raise ConfigError(
                 describe("launch of encoder training", "plain data parallel", str(self.accelerator.distributed_type))
@@ -297,7 +300,8 @@ class Trainer:
         return ClipTargets(*(part.to(device) for part in clip)), EventTargets(*(part.to(device) for part in event))
 
     def _log(self, sums: dict[str, float], bar: Any) -> None:
-        mean = {name: value / self.recipe.log_every for name, value in sums.items()}
+        shares = torch.tensor(list(sums.values()), device=self.accelerator.device) / self.recipe.log_every
+        mean = dict(zip(sums, self.accelerator.reduce(shares, "mean").tolist(), strict=True))  # over the processes
         if self.accelerator.is_main_process:
             bar.set_postfix(loss=f"{mean['loss']:.3f}")
             seconds = round(time.monotonic() - self._started, 3)
@@ -312,12 +316,14 @@ class Trainer:
 
     def evaluate(self) -> dict[str, Any]:
         """Scores on the validation folder; every process takes its share of the clips."""
-        from accelerate.utils import gather_object
+        from accelerate.utils import broadcast, gather_object
 
         if self.validation is None:
             return {}
         self.raw.eval()
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        for buffer in self.raw.buffers() if world > 1 else ():
+            broadcast(buffer)  # in place: batch statistics of the first process are those that are saved
         mine = range(rank, len(self.validation), world)
         parts: list[Observations] = []
         for start in range(0, len(mine), self.recipe.eval_batch_size):
