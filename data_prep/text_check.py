@@ -17,8 +17,8 @@ from typing import Any
 
 from audio_llm.shards.schema import Sample
 
-# Three standard errors (99.7 %): some forty comparisons are made at once, and at 95 % two of them would cry wolf.
-Z = 3.0
+# Three standard errors: some forty comparisons are made at once, and at 95 % two of them would cry wolf.
+CONFIDENCE = 0.9973
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,10 @@ class Row:
 Predictor = Callable[[Sample], str]
 
 
-def wilson(right: int, items: int, z: float = Z) -> tuple[float, float]:
-    """Wilson score interval of a share (Wilson 1927)."""
-    if not items:
-        return 0.0, 1.0
-    share = right / items
-    centre = (share + z * z / (2 * items)) / (1 + z * z / items)
-    half = z / (1 + z * z / items) * math.sqrt(share * (1 - share) / items + z * z / (4 * items * items))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def check(train: Iterable[Sample], test: Iterable[Sample], *, smallest: int = 50) -> list[Row]:
     """Rows for every type with at least `smallest` test items, in order of type and predictor."""
+    from scipy.stats import binomtest  # a second to import
+
     fitted, measured = _by_type(train), _by_type(test)
     rows = []
     for name in sorted(measured):
@@ -67,8 +59,9 @@ def check(train: Iterable[Sample], test: Iterable[Sample], *, smallest: int = 50
         for label, fit in predictors.items():
             predict = fit(examples)
             right = sum(predict(sample) == sample.answer for sample in items)
-            low, high = wilson(right, len(items))
-            rows.append(Row(name, label, len(items), chance, right / len(items), low, high, low > chance))
+            low, high = binomtest(right, len(items)).proportion_ci(CONFIDENCE, method="wilson")
+            biased = bool(low > chance)
+            rows.append(Row(name, label, len(items), chance, right / len(items), float(low), float(high), biased))
     return rows
 
 

@@ -344,10 +344,3 @@ def test_the_check_catches_an_open_prior(train, test):
 
     rows = text_check.check(mostly_yes(train), mostly_yes(test))
     assert {row.predictor for row in rows if row.biased} >= {"majority"}
-
-
-def test_wilson_interval_agrees_with_scipy():
-    stats = pytest.importorskip("scipy.stats")
-    for right, items in ((0, 10), (7, 10), (250, 1000)):
-        interval = stats.binomtest(right, items).proportion_ci(0.95, method="wilson")
-        np.testing.assert_allclose(text_check.wilson(right, items, stats.norm.ppf(0.975)), interval, atol=1e-12)
