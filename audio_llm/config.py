@@ -19,10 +19,15 @@ def load(kind: type[T], path: str | Path | None = None, overrides: list[str] | N
 
     Raises :class:`ConfigError` for an unreadable file, an unknown or repeated key or a value of the wrong type.
     """
+    return build(kind, read(path, overrides), where=str(path) if path else "overrides")
+
+
+def read(path: str | Path | None = None, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The plain mapping of a YAML file with its overrides: what :func:`load` fills a dataclass from."""
     tree = _read(Path(path)) if path is not None else {}
     for override in overrides or []:
         _override(tree, override)
-    return build(kind, tree, where=str(path) if path else "overrides")
+    return tree
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -23,22 +23,11 @@ def run(args: argparse.Namespace) -> int:
 
 def task_of(recipe: str, overrides: list[str]) -> str:
     """The recipe's task, or the override's."""
-    import yaml
-
+    from audio_llm import config
     from audio_llm.errors import ConfigError, describe, nearest
 
-    try:
-        with open(recipe) as file:
-            tree = yaml.safe_load(file)
-    except OSError as error:
-        raise ConfigError(f"recipe {recipe}: cannot be read ({error.strerror}).") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {recipe}: not valid YAML ({str(error).splitlines()[0]}).") from error
-    task = tree.get("task") if isinstance(tree, dict) else None
-    for override in overrides:
-        if override.startswith("task="):
-            task = override.removeprefix("task=")
+    task = config.read(recipe, overrides).get("task")
     if task not in _TASKS:
         found = "none" if task is None else f"'{task}'{nearest(str(task), _TASKS)}"
         raise ConfigError(describe(f"recipe {recipe}", f"task: {' or '.join(_TASKS)}", found))
-    return task
+    return str(task)
