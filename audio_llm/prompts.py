@@ -175,6 +175,8 @@ _LETTER_FIRST = re.compile(
 _LETTER_INSIDE = re.compile(
     r"\((?P<a>[A-Z])\)|\b(?:option|choice|answer)(?:\s+is)?\s*:?\s*\(?(?P<b>[A-Z])\b(?!\s+[a-z])", re.IGNORECASE
 )
+# A label that can only be one: bracketed, or marked and set off ("i.e.", "I, for one" and "X-ray" are none).
+_LABEL = re.compile(r"^[\s\"'*]*(?:\([A-Za-z]\)|\[[A-Za-z]\]|[A-Za-z]\s*[).:](?=[\s*]))")
 
 
 def normalise(text: str) -> str:
@@ -214,20 +216,33 @@ def resolve_option(text: str, choices: Sequence[str]) -> Resolution:
                 )
         elif inner.problem == "no option named" and match[4] is None and index < len(options) and not _denied(text):
             return Resolution(None, problem=f"letter {letter.upper()} beside words that are no option")
+        if index >= len(options) and _LABEL.match(text):
+            return _by_letter(letter, options)
     found = _resolve_words(wanted, options)
-    letters = {
-        (match["a"] or match["b"]).upper()
-        for match in _LETTER_INSIDE.finditer(text)
-        if not _NEGATORS.search(text[: match.start()])
-    }
-    letters = {letter for letter in letters if ascii_uppercase.index(letter) < len(options)}
+    letters, beyond = _letters_inside(text, options)
     if found.index is not None:
+        if beyond:
+            return _by_letter(min(beyond), options)
         if any(options[ascii_uppercase.index(letter)] != options[found.index] for letter in letters):
             return Resolution(None, problem="contradiction between letter and text")
         return Resolution(found.index, "both" if letters else "mention")
     if found.problem == "no option named" and len(letters) == 1:
         return _by_letter(letters.pop(), options)
     return found
+
+
+def _letters_inside(text: str, options: Sequence[str]) -> tuple[set[str], set[str]]:
+    """Letters of options that a text names and does not deny, and letters that it names beyond them."""
+    letters, beyond = set(), set()
+    for match in _LETTER_INSIDE.finditer(text):
+        letter = match["a"] or match["b"]
+        if _NEGATORS.search(text[: match.start()]):
+            continue
+        if ascii_uppercase.index(letter.upper()) < len(options):
+            letters.add(letter.upper())
+        elif letter.isupper() and not text[: match.start()][-1:].isalnum():  # "dog(s)" is a plural
+            beyond.add(letter)
+    return letters, beyond
 
 
 def _denied(text: str) -> bool:

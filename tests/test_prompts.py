@@ -60,6 +60,14 @@ class Item:
         ("rain or a dog barking", None),
         ("(A) dog", None),
         ("E", None),
+        ("(E) a dog barking", None),  # no such option, whatever the words say
+        ("E. A dog barking", None),
+        ("[E] a dog barking", None),
+        ("Answer: E, a dog barking", None),
+        ("I hear a dog barking", 1),
+        ("I, for one, hear a dog barking", 1),
+        ("i.e. a dog barking", 1),
+        ("The dog(s): a dog barking", 1),
         ("", None),
         ("<think>First, I listen to the rain", None),  # cut before an answer
         ("<answer>Rain</answer><answer>A dog barking</answer>", None),
@@ -77,6 +85,12 @@ def test_keys_and_initials_are_texts_before_they_are_labels() -> None:
     assert resolve_option("F# minor", ["F minor", "F# minor"]).index == 1
     assert resolve_option("No", ["Yes", "No"]).index == 1
     assert resolve_option("twenty-one", ["twenty", "twenty-one"]).index == 1
+
+
+@pytest.mark.parametrize("label", ["(E)", "[e]", "E)", "E.", "**E:**", "The answer is (E)", "Option E:"])
+def test_a_label_beyond_the_options_is_no_answer(label: str) -> None:
+    found = resolve_option(f"{label} dog barking", ["rain", "dog barking", "siren", "bell"])
+    assert found.index is None and found.problem == "letter E beyond the 4 options"
 
 
 @pytest.mark.skipif(not (SHARED / "data/mmau").exists(), reason="needs ../shared/data/mmau")
