@@ -17,8 +17,23 @@ check() { # check NAME COMMAND...: runs it, notes a failure, goes on, so that on
     printf '== %s: %d s\n' "$name" $((SECONDS - begin))
 }
 
+# DeepSpeed compiles its communicator when it is first loaded, and a test killed meanwhile would leave a lock on which
+# torch waits for ever: so it is built before the slow tests, once (about 20 s), where nothing kills it.
+build_deepspeed() {
+    ACCELERATE_USE_DEEPSPEED=true timeout 600 python - <<'PYTHON'
+from audio_llm.training.common import check_build_locks
+from deepspeed.accelerator import get_accelerator
+
+check_build_locks()  # says which file to remove
+builder = get_accelerator().create_op_builder("ShareMemCommBuilder")  # None on a GPU, which needs none
+if builder is not None:
+    builder.load(verbose=False)
+PYTHON
+}
+
 check ruff ruff check .
 check mypy mypy
+case " $* " in *slow*) command -v g++ >/dev/null && check "DeepSpeed's communicator" build_deepspeed ;; esac
 check pytest python -m pytest "$@"
 
 printf '\ntotal %d s' $((SECONDS - started))
