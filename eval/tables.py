@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from audio_llm.files import write_json
 from eval import scoring
 from eval.controls import CONTROLS
-from eval.predictions import Prediction, write_json
+from eval.predictions import Prediction
 from eval.scoring import Cell, Flips, by, compare, flips, score, summarise
 from eval.statistics import Estimate
 

@@ -24,7 +24,7 @@ for package in ("trl", "peft", "accelerate", "datasets"):
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 from trl.trainer.utils import RepeatSampler  # noqa: E402
 
-from audio_llm import config  # noqa: E402
+from audio_llm import config, files  # noqa: E402
 from audio_llm.checkpoints.build import load_model, load_processor  # noqa: E402
 from audio_llm.errors import ConfigError, TrainingError  # noqa: E402
 from audio_llm.training import common, grpo  # noqa: E402
@@ -509,11 +509,11 @@ def test_sigkill_and_resume(checkpoint, shards, tmp_path):
     subprocess.run([*command, write_recipe(whole, tmp_path / "w.yaml")], env=environment(), check=True, timeout=600)
     victim = subprocess.Popen([*command, write_recipe(killed, tmp_path / "k.yaml")], env=environment())
     deadline = time.monotonic() + 600
-    while time.monotonic() < deadline and len(common.read_lines(killed.output / "metrics.jsonl")) < 5:
+    while time.monotonic() < deadline and len(files.read_lines(killed.output / "metrics.jsonl")) < 5:
         time.sleep(0.02)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
-    assert 5 <= len(common.read_lines(killed.output / "metrics.jsonl")) < 12
+    assert 5 <= len(files.read_lines(killed.output / "metrics.jsonl")) < 12
     subprocess.run([*command, tmp_path / "k.yaml"], env=environment(), check=True, timeout=600)
     assert prompts_seen(whole.output) == prompts_seen(killed.output)
     for one, two in zip(metrics(whole.output), metrics(killed.output), strict=True):

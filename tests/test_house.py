@@ -16,7 +16,7 @@ ROOMS = ("audio_llm", "data_prep", "eval")
 
 # The rows of the table in docs/architecture.md, first to last: a module imports its own row and earlier ones.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("errors", "config"),
+    ("errors", "config", "files"),
     ("audio",),
     ("features",),
     ("encoders",),

@@ -13,7 +13,7 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 
-from audio_llm import config, prompts
+from audio_llm import config, files, prompts
 from audio_llm.checkpoints.build import load_model, load_processor
 from audio_llm.checkpoints.export import export_weights, merge, scale_of, split_state
 from audio_llm.errors import ConfigError, TrainingError
@@ -40,11 +40,11 @@ def recipe_of(folder: Path, model: Path, train: Path, **changes) -> sft.SFTRecip
 
 
 def losses(folder: Path) -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in common.read_lines(folder / "metrics.jsonl") if "loss" in line}
+    return {line["step"]: line["loss"] for line in files.read_lines(folder / "metrics.jsonl") if "loss" in line}
 
 
 def order(folder: Path, rank: int = 0) -> list[tuple[int, str]]:
-    return [(line["step"], i) for line in common.read_lines(folder / f"order-{rank}.jsonl") for i in line["ids"]]
+    return [(line["step"], i) for line in files.read_lines(folder / f"order-{rank}.jsonl") for i in line["ids"]]
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_long_samples_are_rejected_by_name_and_share(checkpoint, shards, tmp_pat
     recipe = recipe_of(tmp_path / "run", checkpoint(), shards(), steps=12, data={"max_length": limit})
     with pytest.raises(TrainingError, match="rejected samples.*max_reject_share"):
         sft.run(recipe)
-    assert {line["sample"] for line in common.read_lines(tmp_path / "run" / "rejects.jsonl")}
+    assert {line["sample"] for line in files.read_lines(tmp_path / "run" / "rejects.jsonl")}
 
 
 def test_all_bad_stops_at_once(shards, processor):
@@ -328,7 +328,7 @@ def test_incomplete_checkpoint_is_passed_over(tmp_path):
         folder.mkdir()
         (folder / "trainer_state.json").write_text("{}")
         if whole:
-            common.write_json(folder / common.COMPLETE, {"step": step, **position})
+            files.write_json(folder / common.COMPLETE, {"step": step, **position})
     assert common.find_resume(tmp_path, "auto", position) == tmp_path / "checkpoint-4"
     assert common.find_resume(tmp_path, "never", position) is None
 
@@ -336,7 +336,7 @@ def test_incomplete_checkpoint_is_passed_over(tmp_path):
 def test_time_budget_ends_the_run_and_the_schedule(checkpoint, shards, tmp_path):
     result = sft.run(recipe_of(tmp_path, checkpoint(), shards(), seconds=1.0, save_steps=1000))
     assert 1 <= result["steps"] < 10**6 and 0.9 < result["seconds"] < 10
-    rates = [line["learning_rate"] for line in common.read_lines(tmp_path / "metrics.jsonl") if "loss" in line]
+    rates = [line["learning_rate"] for line in files.read_lines(tmp_path / "metrics.jsonl") if "loss" in line]
     assert rates[0] == pytest.approx(1e-3) and rates[-1] < 3e-4
     assert common.complete_checkpoints(tmp_path)  # what the budget bought is kept
 

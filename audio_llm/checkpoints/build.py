@@ -2,36 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from audio_llm.errors import CheckpointError
+from audio_llm.files import atomic_folder
 from audio_llm.prompts import AUDIO_TOKEN, TURN_MARKERS, chat_template
-
-
-@contextmanager
-def atomic_folder(destination: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `destination` that takes its name when the block ends without an error."""
-    target = Path(destination)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    folder.chmod(0o755)
-    try:
-        yield folder
-        old = target.with_name(f".{target.name}-old") if target.exists() else None
-        if old:
-            os.replace(target, old)
-        os.replace(folder, target)
-        if old:
-            shutil.rmtree(old)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def load_model(folder: str | Path, **kwargs: Any) -> Any:

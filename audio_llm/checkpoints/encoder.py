@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from audio_llm.encoders import AudioEncoder, build_encoder, encoder_config
 from audio_llm.errors import CheckpointError, ConfigError, describe
+from audio_llm.files import atomic_file, write_json
 from audio_llm.heads import EventHead, SpatialHeads
 
 CONFIG, WEIGHTS = "config.json", "encoder.safetensors"
@@ -33,12 +33,9 @@ def save_encoder(
         for key, value in module.state_dict().items()
     }
     config = {"version": VERSION, "encoder": encoder_config(encoder), "labels": labels}
-    temporary = folder / f".{CONFIG}.tmp"
-    temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-    os.replace(temporary, folder / CONFIG)
-    temporary = folder / f".{WEIGHTS}.tmp"
-    save_file(state, temporary, metadata={"format": "pt"})
-    os.replace(temporary, folder / WEIGHTS)
+    write_json(folder / CONFIG, config)
+    with atomic_file(folder / WEIGHTS) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
     return folder
 
 

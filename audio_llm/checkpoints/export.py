@@ -18,14 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audio_llm.checkpoints.build import atomic_folder
+from audio_llm.checkpoints.validate import LORA_TARGETS
 from audio_llm.errors import CheckpointError, describe
+from audio_llm.files import atomic_folder, write_json
 
 FORMS = ("merged", "adapter")
-# Served adapters must touch the language model only. An encoder may have layers of the same names, hence the full path.
-LANGUAGE_MODEL_LINEARS = (
-    r"model\.language_model\.layers\.\d+\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)"
-)
 _ROOT = "base_model.model."  # what PEFT puts in front of every name
 _LANGUAGE_MODEL = "model.language_model."
 
@@ -176,10 +173,10 @@ def save_adapter(peft_config: Any, parts: Parts, folder: Path, base: Path) -> No
     fields |= {
         "base_model_name_or_path": str(base),
         "modules_to_save": None,
-        "target_modules": LANGUAGE_MODEL_LINEARS,
+        "target_modules": LORA_TARGETS,
         "inference_mode": True,
     }
-    path.write_text(json.dumps(fields, indent=2) + "\n")
+    write_json(path, fields)
 
 
 def export_trained(trainer: Any, processor: Any, output: str | Path, forms: Sequence[str] = FORMS) -> dict[str, Path]:

@@ -21,8 +21,9 @@ ARCHITECTURE = "AudioLLMForConditionalGeneration"
 KEY_GROUPS = ("model.audio_encoder.", "model.projector.", "model.language_model.")
 CHECKPOINT_FILES = ("config.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja")
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# The target pattern to train adapters with: names alone (`q_proj`) would also match layers outside the language model.
-LORA_TARGETS = r"model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+# What adapters are trained on. Served ones must touch the language model only, and an encoder may have layers of the
+# same names, hence the full path.
+LORA_TARGETS = r"model\.language_model\.layers\.\d+\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)"
 _ADAPTER_KEY = re.compile(
     r"base_model\.model\.model\.language_model\.layers\.(?P<layer>\d+)\."
     r"(?:self_attn|mlp)\.(?P<linear>\w+)\.lora_(?P<side>[AB])\.weight"

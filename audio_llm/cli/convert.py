@@ -69,8 +69,9 @@ def _merge(args: argparse.Namespace) -> None:
     check_adapter(args.adapter, check_checkpoint(args.base))
     from peft import PeftModel
 
-    from audio_llm.checkpoints.build import atomic_folder, load_model, load_processor
+    from audio_llm.checkpoints.build import load_model, load_processor
     from audio_llm.checkpoints.export import merge, save_weights, scale_of, split_state
+    from audio_llm.files import atomic_folder
 
     plain = load_model(args.base, dtype="auto")
     model = PeftModel.from_pretrained(plain, args.adapter)

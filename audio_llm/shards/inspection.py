@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from audio_llm.audio import Waveform, encode, limit_peak
 from audio_llm.errors import ShardError, describe
+from audio_llm.files import write_atomically
 from audio_llm.shards.index import LAYOUTS
 from audio_llm.shards.reader import ShardDataset
 from audio_llm.shards.schema import Sample
-from audio_llm.shards.writer import write_atomically
 
 MAX_SHOWN = 5  # examples per problem, lines per distribution × 4
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

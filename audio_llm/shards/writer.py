@@ -23,6 +23,7 @@ from typing import IO, Any
 
 from audio_llm.audio import INT16_SCALE, Waveform, encode, quantise
 from audio_llm.errors import ShardError, describe
+from audio_llm.files import write_json, write_lines
 from audio_llm.shards.schema import AudioInfo, Sample, check_key
 
 SIZES = "sizes.json"
@@ -124,7 +125,7 @@ class ShardWriter:
             self._check_rejects()
             sizes = {"version": 1, "samples": len(self._finished), "shards": dict(sorted(self.shards.items()))}
             with self._disk_errors():
-                write_atomically(self.folder / SIZES, json.dumps(sizes, indent=1) + "\n")
+                write_json(self.folder / SIZES, sizes)
                 (self.folder / MARKER).unlink(missing_ok=True)
         finally:
             self.abandon()
@@ -218,9 +219,8 @@ class ShardWriter:
 
     def _write_rejects(self) -> None:
         if self.rejects or (self.folder / REJECTS).exists():
-            lines = (json.dumps({"key": k, "reason": r}, ensure_ascii=False) for k, r in self.rejects.items())
             with self._disk_errors():
-                write_atomically(self.folder / REJECTS, "".join(line + "\n" for line in lines))
+                write_lines(self.folder / REJECTS, [{"key": k, "reason": r} for k, r in self.rejects.items()])
 
     def _check_rejects(self) -> None:
         offered = len(self) + len(self.rejects)
@@ -256,20 +256,6 @@ def describe_shard(path: Path, samples: int) -> dict[str, Any]:
     with open(path, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {"samples": samples, "bytes": path.stat().st_size, "sha256": digest}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` in one step, so a reader sees the old text or the new one, never half of it."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def make_key(text: str) -> str:

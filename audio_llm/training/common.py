@@ -7,6 +7,7 @@ the model before the trainer sees it, or a trainer callback.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +25,10 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState, ProgressCallback
 
-from audio_llm.checkpoints.export import LANGUAGE_MODEL_LINEARS, unpartitioned
+from audio_llm.checkpoints.export import unpartitioned
+from audio_llm.checkpoints.validate import LORA_TARGETS
 from audio_llm.errors import AudioLLMError, ConfigError, PrerequisiteError, TrainingError, describe
+from audio_llm.files import append_line, read_lines, write_json, write_lines
 
 ENCODER, PROJECTOR, LANGUAGE_MODEL = "model.audio_encoder", "model.projector", "model.language_model"
 STALE_MINUTES = 30  # a build takes half a minute, a few on a very busy machine
@@ -130,7 +133,7 @@ def lora_config(model: nn.Module, lora: LoRARecipe, encoder: EncoderTraining, pr
     """The PEFT configuration of a run: language-model linears, the projector in full, the encoder as asked for."""
     from peft import LoraConfig
 
-    targets = LANGUAGE_MODEL_LINEARS
+    targets = LORA_TARGETS
     if encoder == "lora":
         names = encoder_linears(model)
         if not names:
@@ -219,6 +222,39 @@ def prepare_torch() -> None:
         torch.set_num_threads(int(threads))
 
 
+def trainer_settings(recipe: Any) -> dict[str, Any]:
+    """What SFT and GRPO recipes have in common, in Trainer's words; ``max_steps`` is set when the data is known."""
+    return dict(
+        output_dir=str(recipe.output),
+        max_steps=1,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule,
+        warmup_steps=recipe.warmup_steps,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=resolve_precision(recipe.precision) == "bf16",
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.gradient_checkpointing else None,
+        logging_steps=recipe.log_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if recipe.save_steps else "no",
+        save_steps=recipe.save_steps or 1,
+        seed=recipe.seed,
+        use_cpu=not torch.cuda.is_available(),
+        remove_unused_columns=False,
+        report_to=[],
+    )
+
+
+def data_hash(folders: Sequence[Path]) -> str:
+    """First 16 hex digits of the SHA-256 of the folders' ``sizes.json``, which hold the checksums of their shards."""
+    sizes = hashlib.sha256()
+    for folder in folders:
+        sizes.update((folder / "sizes.json").read_bytes())
+    return sizes.hexdigest()[:16]
+
+
 def _restore_numbered_cpu(storage: Any, location: Any) -> Any:
     return storage if str(location).startswith("cpu:") else None
 
@@ -278,39 +314,10 @@ def plain_error(error: AudioLLMError) -> AudioLLMError:
 # ------------------------------------------------------------------------------------------------- logging and saving
 
 
-def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one JSON line with a single write, so that lines of several processes do not mix."""
-    with open(path, "a") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All complete JSON lines of `path`; a last line that a killed process left unfinished is dropped."""
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text().splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
-
-
 def forget_after(path: Path, step: int) -> None:
     """Drop the lines of a JSONL log beyond `step`: a resumed run does these steps again."""
     if path.is_file():
-        kept = [record for record in read_lines(path) if record.get("step", 0) <= step]
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        os.replace(temporary, path)
+        write_lines(path, [record for record in read_lines(path) if record.get("step", 0) <= step])
 
 
 def quiet(trainer: Any) -> None:

@@ -8,7 +8,6 @@ is in ``audio_llm.training.grpo_trainer``, what samples in ``audio_llm.training.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -20,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 
-from audio_llm import config
+from audio_llm import config, files
 from audio_llm.errors import ConfigError, nearest
 from audio_llm.training import common
 from audio_llm.training.common import EncoderTraining, LoRARecipe, ModelRecipe, Precision, ProjectorTraining
@@ -175,33 +174,15 @@ def training_arguments(recipe: GRPORecipe, weights: list[float]) -> Any:
     settings.setdefault("ddp_find_unused_parameters", False)
     micro, accumulation = batch_layout(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     return GRPOConfig(
-        output_dir=str(recipe.output),
-        max_steps=1,
         num_generations=recipe.group_size,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulation,
         max_completion_length=recipe.max_completion_length,
         temperature=recipe.temperature,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule,
-        warmup_steps=recipe.warmup_steps,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        bf16=common.resolve_precision(recipe.precision) == "bf16",
-        gradient_checkpointing=recipe.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.gradient_checkpointing else None,
-        logging_steps=recipe.log_steps,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        save_strategy="steps" if recipe.save_steps else "no",
-        save_steps=recipe.save_steps or 1,
-        seed=recipe.seed,
         reward_weights=weights,
         use_vllm=False,
-        use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=False,
-        remove_unused_columns=False,
-        report_to=[],
+        **common.trainer_settings(recipe),
         **settings,
     )
 
@@ -219,11 +200,8 @@ def check_resumable(recipe: GRPORecipe, arguments: Any) -> None:
 
 def stream_position(recipe: GRPORecipe, samples: int) -> dict[str, Any]:
     """What decides which prompts a step sees; a checkpoint carries it, and a resumed run must agree."""
-    sizes = hashlib.sha256()
-    for folder in recipe.data.train:
-        sizes.update((folder / "sizes.json").read_bytes())
     return {
-        "data": sizes.hexdigest()[:16],
+        "data": common.data_hash(recipe.data.train),
         "samples": samples,
         "prompts_per_step": recipe.prompts_per_step,
         "group_size": recipe.group_size,
@@ -272,7 +250,7 @@ def run(recipe: GRPORecipe, build_engine: BuildEngine) -> dict[str, Any]:
     model = common.make_trainable(model, lora=recipe.lora, encoder=recipe.encoder, projector=recipe.projector)
     trainable = common.trainable_map(model)
     if main:
-        common.write_json(recipe.output / "trainable.json", trainable)
+        files.write_json(recipe.output / "trainable.json", trainable)
         common.print_trainable(trainable)
     engine = build_engine(recipe.engine, PolicyWeights(model.to(arguments.device)), processor.tokenizer, recipe.seed)
     try:
@@ -302,7 +280,7 @@ def run(recipe: GRPORecipe, build_engine: BuildEngine) -> dict[str, Any]:
     finally:
         engine.close()  # last: vLLM takes the process group down with it
     if main:
-        common.write_json(recipe.output / "result.json", result)
+        files.write_json(recipe.output / "result.json", result)
     return result
 
 

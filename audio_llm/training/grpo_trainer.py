@@ -33,7 +33,7 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
-from audio_llm import audio, prompts
+from audio_llm import audio, files, prompts
 from audio_llm.errors import AudioLLMError, ShardError, TrainingError, describe
 from audio_llm.shards import ShardDataset
 from audio_llm.training import common
@@ -430,7 +430,7 @@ class AudioGRPOTrainer(common.BudgetedSchedule, GRPOTrainer):
         self._group = [sample_id for _, sample_id, _ in identities]
         if self.prompt_log is not None and self.accelerator.is_main_process:
             record = {"step": self.state.global_step + 1, "ids": self._group[::group_size]}
-            common.append_line(self.prompt_log, record)
+            files.append_line(self.prompt_log, record)
 
     def _check_parity(self, ours: Tensor, batch: dict[str, Any]) -> None:
         """Stop when the engine sampled from another distribution than the policy that is updated."""
@@ -481,7 +481,7 @@ class AudioGRPOTrainer(common.BudgetedSchedule, GRPOTrainer):
                 "rewards": {name: None if math.isnan(values[i]) else values[i] for name, values in parts.items()},
                 "advantage": advantages[i],
             }
-            common.append_line(path, record)
+            files.append_line(path, record)
 
     def _timed_reward(self, function: Any) -> Any:
         if inspect.iscoroutinefunction(function):

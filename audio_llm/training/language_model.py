@@ -8,7 +8,6 @@ recipe).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from audio_llm import config as recipes
 from audio_llm.errors import ConfigError
+from audio_llm.files import atomic_folder, write_lines
 from audio_llm.prompts import AUDIO_TOKEN, STYLES, chat_template, question_text, target_text
 
 
@@ -143,8 +143,6 @@ def train(recipe: LanguageModelRecipe) -> Path:
     from tqdm import trange
     from transformers import AutoModelForCausalLM, Qwen2Config, get_cosine_schedule_with_warmup
 
-    from audio_llm.checkpoints.build import atomic_folder
-
     if recipe.style not in STYLES:
         raise ConfigError(f"style: expected one of {', '.join(STYLES)}, found '{recipe.style}'.")
     samples = read_text(recipe.text)
@@ -196,7 +194,7 @@ def train(recipe: LanguageModelRecipe) -> Path:
         model.eval().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         recipes.dump(recipe, folder / "recipe.yaml")
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+        write_lines(folder / "metrics.jsonl", metrics)
     return recipe.output
 
 

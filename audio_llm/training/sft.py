@@ -6,7 +6,6 @@ loss is the mean over the supervised tokens of the whole step, so that the layou
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 import warnings
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 
-from audio_llm import audio, config, prompts
+from audio_llm import audio, config, files, prompts
 from audio_llm.errors import AudioLLMError, ConfigError, ShardError, TrainingError, describe
 from audio_llm.shards.reader import ShardDataset, epoch_order
 from audio_llm.training import common
@@ -248,7 +247,7 @@ class Rejects:
 
     def __init__(self, path: Path, dataset_size: int, max_share: float):
         self.path, self.limit = path, max_share * dataset_size
-        self.seen = {record["sample"] for record in common.read_lines(path)}
+        self.seen = {record["sample"] for record in files.read_lines(path)}
 
     def add(self, rejects: Sequence[tuple[str, str]]) -> None:
         """Record new rejects. Raises :class:`TrainingError` beyond the bound."""
@@ -256,7 +255,7 @@ class Rejects:
             if sample in self.seen:
                 continue
             self.seen.add(sample)
-            common.append_line(self.path, {"sample": sample, "reason": reason})
+            files.append_line(self.path, {"sample": sample, "reason": reason})
             if len(self.seen) > self.limit:
                 raise TrainingError(
                     describe(
@@ -291,7 +290,7 @@ class SFTTrainer(common.BudgetedSchedule, Trainer):
         ids, rejects = inputs.pop("ids", []), inputs.pop("rejects", [])
         self.rejects.add(rejects)
         if self.order is not None and model.training:
-            common.append_line(self.order, {"step": self.state.global_step + 1, "ids": ids})
+            files.append_line(self.order, {"step": self.state.global_step + 1, "ids": ids})
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     @torch.no_grad()
@@ -349,48 +348,25 @@ def open_shards(folders: Sequence[Path], processor: Any, max_reject_share: float
 
 def training_arguments(recipe: SFTRecipe) -> TrainingArguments:
     """The recipe in Trainer's words, but for ``max_steps``. Building it sets up the process group and DeepSpeed."""
-    bf16 = common.resolve_precision(recipe.precision) == "bf16"
-    schedule = "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
     return TrainingArguments(
-        output_dir=str(recipe.output),
-        max_steps=1,
         per_device_train_batch_size=recipe.batch_size,
         per_device_eval_batch_size=recipe.batch_size,
         gradient_accumulation_steps=recipe.gradient_accumulation,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type=schedule,
-        warmup_steps=recipe.warmup_steps,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        bf16=bf16,
-        gradient_checkpointing=recipe.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.gradient_checkpointing else None,
-        logging_steps=recipe.log_steps,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
         eval_strategy="steps" if recipe.eval_steps and recipe.data.validation else "no",
         eval_steps=recipe.eval_steps,
-        save_strategy="steps" if recipe.save_steps else "no",
-        save_steps=recipe.save_steps or 1,
-        seed=recipe.seed,
-        use_cpu=not torch.cuda.is_available(),
         dataloader_num_workers=recipe.data.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         dataloader_persistent_workers=recipe.data.workers > 0,
-        remove_unused_columns=False,
         ddp_find_unused_parameters=False,
         label_names=["labels"],
-        report_to=[],
+        **common.trainer_settings(recipe),
     )
 
 
 def stream_position(recipe: SFTRecipe, shards: ShardDataset, samples_per_step: int) -> dict[str, Any]:
     """What decides which samples a step sees; a checkpoint carries it, and a resumed run must agree."""
-    sizes = hashlib.sha256()
-    for folder in recipe.data.train:
-        sizes.update((folder / "sizes.json").read_bytes())
     return {
-        "data": sizes.hexdigest()[:16],
+        "data": common.data_hash(recipe.data.train),
         "samples": len(shards),
         "samples_per_step": samples_per_step,
         "seed": recipe.seed,
@@ -438,7 +414,7 @@ def run(recipe: SFTRecipe) -> dict[str, Any]:
     model = common.make_trainable(model, lora=recipe.lora, encoder=recipe.encoder, projector=recipe.projector)
     trainable = common.trainable_map(model)
     if main:
-        common.write_json(recipe.output / "trainable.json", trainable)
+        files.write_json(recipe.output / "trainable.json", trainable)
         common.print_trainable(trainable)
 
     trainer = build_trainer(recipe, arguments, model, processor, shards, position)
@@ -467,7 +443,7 @@ def run(recipe: SFTRecipe) -> dict[str, Any]:
         form: str(folder) for form, folder in export_trained(trainer, processor, recipe.output, recipe.export).items()
     }
     if main:
-        common.write_json(recipe.output / "result.json", result)
+        files.write_json(recipe.output / "result.json", result)
     return result
 
 

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +23,7 @@ from audio_llm import config as recipes
 from audio_llm.checkpoints.encoder import WEIGHTS, load_encoder, load_strictly, save_encoder
 from audio_llm.encoders import AudioEncoder, build_encoder
 from audio_llm.errors import CheckpointError, ConfigError, TrainingError, describe
+from audio_llm.files import append_line, atomic_file, write_json, write_lines
 from audio_llm.heads import (
     ClipTargets,
     EventHead,
@@ -37,7 +37,7 @@ from audio_llm.heads import (
     total_loss,
 )
 from audio_llm.training.clips import Augmentation, Batch, BatchPlan, ClipStore, collate, spec_augment
-from audio_llm.training.common import append_line, check_launch, forget_after, prepare_torch, write_json
+from audio_llm.training.common import check_launch, forget_after, prepare_torch
 from audio_llm.training.localisation import Observations, observe, summarise
 
 T = TypeVar("T", bound=tuple)
@@ -368,9 +368,8 @@ class Trainer:
             "best": self.best,
             "fingerprint": self.fingerprint,
         }
-        temporary = self.recipe.output / f".{CHECKPOINT}.tmp"
-        torch.save(state, temporary)
-        os.replace(temporary, self.recipe.output / CHECKPOINT)
+        with atomic_file(self.recipe.output / CHECKPOINT) as temporary:
+            torch.save(state, temporary)
 
     def _resume(self) -> dict[str, Any] | None:
         """Restore the last checkpoint. Returns the summary when the run of this recipe is already complete."""
@@ -429,8 +428,7 @@ class Trainer:
             }
             write_json(output / SUMMARY, summary)
             (output / CHECKPOINT).unlink(missing_ok=True)
-            lines = (json.dumps(reject, ensure_ascii=False) + "\n" for reject in self.store.rejects)
-            (output / "rejects.jsonl").write_text("".join(lines))
+            write_lines(output / "rejects.jsonl", self.store.rejects)
         self.accelerator.wait_for_everyone()
         return kept
 

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from audio_llm.errors import ConfigError, PrerequisiteError, TrainingError, describe, require
+from audio_llm.files import atomic_file
 from audio_llm.training.rollouts import (
     FORBIDDEN_BIAS,
     Completion,
@@ -371,9 +372,8 @@ class HTTPRollouts:
         folder = self._folder / "merged"
         if not folder.is_dir():
             write_language_model(policy, folder, weights=False)
-        temporary = folder / ".model.safetensors.tmp"
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors}, temporary, {"format": "pt"})
-        os.replace(temporary, folder / "model.safetensors")
+        with atomic_file(folder / "model.safetensors") as temporary:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors}, temporary, {"format": "pt"})
         self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
 
     def _load_adapter(self, config: dict[str, Any], tensors: dict[str, Tensor], version: int) -> None:

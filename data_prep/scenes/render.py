@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from audio_llm.audio import Waveform
 from audio_llm.errors import AudioError, ConfigError
-from audio_llm.shards.writer import write_atomically
+from audio_llm.files import atomic_file, write_json
 from data_prep import sounds
 from data_prep.scenes import rooms
 from data_prep.scenes.heads import Head, unit_vectors
@@ -64,15 +63,13 @@ def render_room(folder: Path, room: rooms.Room, config: rooms.RoomsConfig, head:
             response = rooms.response_of(room, listener, images, k, config, head, rate)
             _save(place / f"{index}.npy", response)
             entries.append(_entry(room, listener, k, f"{room.name}/{index}.npy"))
-    write_atomically(done, json.dumps({"data": entries}) + "\n")
+    write_json(done, {"data": entries})
     return count
 
 
 def _save(path: Path, array: Array) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as stream:
+    with atomic_file(path) as temporary, open(temporary, "wb") as stream:
         np.save(stream, array)
-    os.replace(temporary, path)
 
 
 def _entry(room: rooms.Room, listener: rooms.Listener, k: int, name: str) -> dict[str, Any]:
@@ -104,7 +101,7 @@ def write_bank_index(folder: Path, layout: str, split: str, names: Sequence[str]
     entries = []
     for name in names:
         entries += json.loads((folder / layout / name / f"{name}.json").read_text())["data"]
-    write_atomically(folder / f"{split}_reverberation.json", json.dumps({"data": entries}) + "\n")
+    write_json(folder / f"{split}_reverberation.json", {"data": entries})
 
 
 # ------------------------------------------------------------------------------------------------ scenes

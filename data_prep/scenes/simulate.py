@@ -21,8 +21,9 @@ from typing import Any
 from audio_llm import config as recipes
 from audio_llm.audio import Waveform
 from audio_llm.errors import AudioLLMError, ConfigError, describe
+from audio_llm.files import atomic_file, write_json, write_lines
 from audio_llm.shards.schema import Sample
-from audio_llm.shards.writer import ShardWriter, write_atomically
+from audio_llm.shards.writer import ShardWriter
 from data_prep import questions, sounds, text_check
 from data_prep.scenes import heads, pool, render, rooms
 from data_prep.scenes.world import EventsConfig, Margins, World
@@ -284,7 +285,7 @@ def prepare(
         "complete": False,
         "subset_names": sorted(config.subsets),
     }
-    _write_json(out / MANIFEST, manifest)
+    write_json(out / MANIFEST, manifest)
     workers = workers or os.cpu_count() or 1
     return _make(config, out, library, manifest, workers, quiet)
 
@@ -295,7 +296,7 @@ def _make(
     library = _scan(config, out, library, workers, quiet)
     groups, left_out = sounds.split(library, config.split, config.seed, config.folds)
     rejects = library.rejects + left_out
-    write_atomically(out / REJECTS, "".join(json.dumps(reject) + "\n" for reject in rejects))
+    write_lines(out / REJECTS, rejects)
     for reject in left_out:
         _say(f"left out: {reject['item']} ({reject['reason']})", quiet)
     worlds = build_worlds(config, groups)
@@ -322,7 +323,7 @@ def _make(
         "text_only_check": [row.as_dict() for row in rows],
         "text_only_biased": [f"{row.question_type} ({row.predictor})" for row in rows if row.biased],
     }
-    _write_json(out / MANIFEST, manifest)
+    write_json(out / MANIFEST, manifest)
     return Summary(out, manifest, fresh=True, biased=[row for row in rows if row.biased])
 
 
@@ -345,7 +346,7 @@ def _scan(config: SceneConfig, out: Path, library: sounds.Library, workers: int,
     if not found.clips:
         raise ConfigError(f"sounds: none of the {len(library.clips)} files can be used; the first: {found.rejects[0]}.")
     tree = {"key": key, "clips": [dataclasses.asdict(clip) for clip in found.clips], "rejects": found.rejects}
-    _write_json(cache, tree)
+    write_json(cache, tree)
     return found
 
 
@@ -363,13 +364,11 @@ def _write_text(config: SceneConfig, worlds: dict[str, World], library: sounds.L
     path = out / "text.jsonl"
     if not config.text.count or path.is_file():
         return
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as stream:
+    with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
         for sample in scene_corpus(
             config, worlds["train"], config.text.formats, config.text.count, "text", dataset=library.dataset
         ):
             stream.write(sample.to_json() + "\n")
-    os.replace(temporary, path)
 
 
 def _render_bank(config: SceneConfig, worlds: dict[str, World], out: Path, jobs: pool.Jobs, quiet: bool) -> None:
@@ -424,7 +423,7 @@ def _write_records(folder: Path, part: SubsetConfig) -> None:
     }
     for name, tree in records.items():
         if by_format[name]:
-            _write_json(folder / f"{name}.json", tree)
+            write_json(folder / f"{name}.json", tree)
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -438,10 +437,6 @@ def _describe_sounds(library: sounds.Library, groups: dict[str, list[sounds.Clip
         "recordings": {split: len({clip.recording for clip in clips}) for split, clips in groups.items()},
         "clips_by_class": dict(sorted(Counter(clip.label for clips in groups.values() for clip in clips).items())),
     }
-
-
-def _write_json(path: Path, tree: Any) -> None:
-    write_atomically(path, json.dumps(tree, indent=1) + "\n")
 
 
 def _sizes(folder: Path) -> dict[str, Any]:

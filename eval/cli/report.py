@@ -22,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import os
     from pathlib import Path
 
+    from audio_llm.files import write_atomically
     from eval import report
     from eval.expectations import print_findings, read_expectations, verify
 
@@ -34,9 +34,7 @@ def run(args: argparse.Namespace) -> int:
     page = report.build(runs, args.training, findings, title=args.title)
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, out)
+    write_atomically(out, page)
     print(f"{out}: {len(runs)} runs, {len(page) / 1e6:.1f} MB")
     if findings:
         print_findings(findings)

@@ -1,0 +1,87 @@
+"""Files and folders that appear whole or not at all, and JSON lines that survive a killed process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+# A lone surrogate in a reply becomes its JSON escape, which reads back as what it was.
+TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place when the block ends without an error."""
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(destination: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `destination` that takes its name when the block ends without an error."""
+    target = Path(destination)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    folder.chmod(0o755)
+    try:
+        yield folder
+        old = target.with_name(f".{target.name}-old") if target.exists() else None
+        if old:
+            shutil.rmtree(old, ignore_errors=True)  # what a process killed between the next two lines left
+            os.replace(target, old)
+        os.replace(folder, target)
+        if old:
+            shutil.rmtree(old)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def write_atomically(path: str | Path, text: str) -> None:
+    """Replace `path` in one step and flush it to the disk: a reader sees the old text or the new one, never half."""
+    with atomic_file(path) as temporary, open(temporary, "w", **TEXT) as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write indented JSON atomically; the folder is made where it is missing."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
+    """Append one JSON line with a single write, so that lines of several processes do not mix."""
+    with open(path, "a", **TEXT) as stream:
+        stream.write(json.dumps(record) + "\n")
+
+
+def write_lines(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines atomically."""
+    write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def read_lines(path: str | Path) -> list[dict[str, Any]]:
+    """All whole JSON objects of `path`. A last line that is being written, or was when a process died, is left out."""
+    path = Path(path)
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict)]

@@ -1,0 +1,78 @@
+"""What a killed process, a full disk or an odd character may do to files: nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from audio_llm import files
+
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.text(st.characters()))
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.dictionaries(st.text(st.characters()), VALUES), max_size=4))
+def test_lines_read_back_as_they_were_written(tmp_path, records):
+    """Any text, so line separators of Unicode and lone surrogates among it."""
+    files.write_lines(tmp_path / "whole.jsonl", records)
+    (tmp_path / "grown.jsonl").write_text("")
+    for record in records:
+        files.append_line(tmp_path / "grown.jsonl", record)
+    assert files.read_lines(tmp_path / "whole.jsonl") == files.read_lines(tmp_path / "grown.jsonl") == records
+
+
+def test_a_torn_last_line_is_left_out(tmp_path):
+    path = tmp_path / "log.jsonl"
+    files.append_line(path, {"step": 1, "text": "é"})
+    files.append_line(path, {"step": 2})
+    path.write_bytes(path.read_bytes()[:-4])
+    assert files.read_lines(path) == [{"step": 1, "text": "é"}]
+    assert files.read_lines(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_an_error_leaves_what_was_there(tmp_path, kind):
+    target = tmp_path / "thing"
+    whole = target if kind == "file" else target / "part"
+    whole.parent.mkdir(exist_ok=True)
+    whole.write_text("old")
+    make = files.atomic_file if kind == "file" else files.atomic_folder
+    for error in (KeyboardInterrupt, OSError):
+        with pytest.raises(error), make(target) as temporary:
+            (temporary if kind == "file" else temporary / "part").write_text("half")
+            raise error
+    assert whole.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["thing"]
+
+
+def test_a_folder_takes_the_place_of_an_older_one(tmp_path):
+    target = tmp_path / "model"
+    (tmp_path / ".model-old").mkdir()
+    (tmp_path / ".model-old" / "left").write_text("by a killed process")
+    for text in ("first", "second"):
+        with files.atomic_folder(target) as folder:
+            (folder / "weights").write_text(text)
+    assert (target / "weights").read_text() == "second" and [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_reader_never_sees_half_of_a_file(tmp_path):
+    """A process that rewrites a file without end is killed at some moment; what is there then is one whole version."""
+    path = tmp_path / "state.json"
+    code = "import sys\nfrom audio_llm.files import write_json\nn = 0\nwhile True:\n    n += 1\n"
+    code += "    write_json(sys.argv[1], [n] * 20000)\n    print(n, flush=True)\n"
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=root, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    for _ in range(5):
+        process.stdout.readline()
+        assert len(set(json.loads(path.read_text()))) == 1
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    values = json.loads(path.read_text())
+    assert len(values) == 20000 and len(set(values)) == 1
