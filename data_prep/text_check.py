@@ -17,8 +17,8 @@ from typing import Any
 
 from audio_llm.shards.schema import Sample
 
-# Some forty comparisons are made at once, and at 95 % two of them would cry wolf. The interval is the exact one, because
-# open questions expect a hit or two by chance: there Wilson's would flag one fair set in a hundred.
+# Some forty comparisons are made at once, and at 95 % two of them would cry wolf. The interval is the exact one: open
+# questions expect a hit or two by chance, where Wilson's would flag one fair set in a hundred.
 CONFIDENCE = 0.9973
 
 
