@@ -25,7 +25,8 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState, ProgressCallback
 
-from audio_llm.checkpoints.export import unpartitioned
+from audio_llm import config
+from audio_llm.checkpoints.export import export_trained, unpartitioned
 from audio_llm.checkpoints.validate import LORA_TARGETS
 from audio_llm.errors import AudioLLMError, ConfigError, PrerequisiteError, TrainingError, describe
 from audio_llm.files import append_line, read_lines, write_json, write_lines
@@ -196,6 +197,27 @@ def trainable_map(model: nn.Module) -> dict[str, Any]:
             names.append(name)
     total = {key: sum(part[key] for part in parts.values()) for key in ("parameters", "trained")}
     return {"parts": parts, "total": total, "trained_names": names}
+
+
+def trained_model(recipe: Any, start: Path, dtype: torch.dtype) -> Any:
+    """The model in `start` with what the recipe trains, seeded; the first process lists it in ``trainable.json``."""
+    from accelerate import PartialState
+    from transformers import set_seed
+
+    set_seed(recipe.seed)
+    model = load_model(start, recipe.model, dtype)
+    model = make_trainable(model, lora=recipe.lora, encoder=recipe.encoder, projector=recipe.projector)
+    trainable = trainable_map(model)
+    if PartialState().is_main_process:
+        write_json(recipe.output / "trainable.json", trainable)
+        print_trainable(trainable)
+    return model
+
+
+def exported(recipe: Any, trainer: Any, processor: Any) -> dict[str, str]:
+    """Export in the recipe's forms, by all processes together; the folders as ``result.json`` lists them."""
+    folders = export_trained(trainer, processor, recipe.output, recipe.export)
+    return {form: str(folder) for form, folder in folders.items()}
 
 
 def print_trainable(summary: Mapping[str, Any]) -> None:
@@ -387,6 +409,21 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints that were written to the end, oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def claim(recipe: Any, position: Mapping[str, Any]) -> tuple[dict[str, Any] | None, Path | None]:
+    """The result where this very run is finished; else the checkpoint to go on from, and the run folder made ready."""
+    from accelerate import PartialState
+
+    if recipe.resume != "never" and (done := finished(recipe.output, recipe, position)):
+        return done, None
+    checkpoint = find_resume(recipe.output, recipe.resume, position)
+    PartialState().wait_for_everyone()  # all have read the run folder before the first process changes it
+    if PartialState().is_main_process:
+        recipe.output.mkdir(parents=True, exist_ok=True)
+        (recipe.output / "result.json").unlink(missing_ok=True)
+        config.dump(recipe, recipe.output / "recipe.yaml")
+    return None, checkpoint
 
 
 def finished(folder: Path, recipe: Any, position: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 
-from audio_llm import config, files
+from audio_llm import files
 from audio_llm.errors import ConfigError, nearest
 from audio_llm.training import common
 from audio_llm.training.common import EncoderTraining, LoRARecipe, ModelRecipe, Precision, ProjectorTraining
@@ -216,11 +216,7 @@ def run(recipe: GRPORecipe, build_engine: BuildEngine) -> dict[str, Any]:
     ``recipe.yaml``, ``trainable.json``, ``metrics.jsonl``, ``completions.jsonl``, ``rejects.jsonl``, ``checkpoint-N/``,
     ``result.json`` and the exported ``merged/`` or ``base/`` + ``adapter/``.
     """
-    from accelerate import PartialState
-    from transformers import set_seed
-
     from audio_llm.checkpoints.build import load_processor
-    from audio_llm.checkpoints.export import export_trained
     from audio_llm.training.sft import open_shards, planned_steps
 
     common.prepare_torch()
@@ -235,23 +231,12 @@ def run(recipe: GRPORecipe, build_engine: BuildEngine) -> dict[str, Any]:
     shards = open_shards(recipe.data.train, processor, recipe.data.max_reject_share)
     arguments.max_steps = planned_steps(recipe, len(shards), recipe.prompts_per_step)  # type: ignore[arg-type]
     position = stream_position(recipe, len(shards))
-    if recipe.resume != "never" and (done := common.finished(recipe.output, recipe, position)):
+    done, checkpoint = common.claim(recipe, position)
+    if done is not None:
         return done
-    checkpoint = common.find_resume(recipe.output, recipe.resume, position)
-    PartialState().wait_for_everyone()  # all have read the run folder before the first process changes it
-    if main:
-        recipe.output.mkdir(parents=True, exist_ok=True)
-        (recipe.output / "result.json").unlink(missing_ok=True)
-        config.dump(recipe, recipe.output / "recipe.yaml")
 
-    set_seed(recipe.seed)
     mixed = arguments.bf16 and recipe.lora is not None
-    model = common.load_model(start, recipe.model, torch.bfloat16 if mixed else torch.float32)
-    model = common.make_trainable(model, lora=recipe.lora, encoder=recipe.encoder, projector=recipe.projector)
-    trainable = common.trainable_map(model)
-    if main:
-        files.write_json(recipe.output / "trainable.json", trainable)
-        common.print_trainable(trainable)
+    model = common.trained_model(recipe, start, torch.bfloat16 if mixed else torch.float32)
     engine = build_engine(recipe.engine, PolicyWeights(model.to(arguments.device)), processor.tokenizer, recipe.seed)
     try:
         trainer = build_trainer(recipe, arguments, model, processor, shards, engine, functions, position)
@@ -273,10 +258,7 @@ def run(recipe: GRPORecipe, build_engine: BuildEngine) -> dict[str, Any]:
             "position": position,
         }
         result |= reward_summary(trainer.state.log_history)
-        result["exported"] = {
-            form: str(folder)
-            for form, folder in export_trained(trainer, processor, recipe.output, recipe.export).items()
-        }
+        result["exported"] = common.exported(recipe, trainer, processor)
     finally:
         engine.close()  # last: vLLM takes the process group down with it
     if main:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 
-from audio_llm import audio, config, files, prompts
+from audio_llm import audio, files, prompts
 from audio_llm.errors import AudioLLMError, ConfigError, ShardError, TrainingError, describe
 from audio_llm.shards.reader import ShardDataset, epoch_order
 from audio_llm.training import common
@@ -381,11 +381,7 @@ def run(recipe: SFTRecipe) -> dict[str, Any]:
     The run folder gets ``recipe.yaml``, ``trainable.json``, ``metrics.jsonl``, ``rejects.jsonl``, ``checkpoint-N/``,
     ``result.json`` and the exported ``merged/`` or ``base/`` + ``adapter/``.
     """
-    from accelerate import PartialState
-    from transformers import set_seed
-
     from audio_llm.checkpoints.build import load_processor
-    from audio_llm.checkpoints.export import export_trained
 
     common.prepare_torch()
     common.check_build_locks()
@@ -398,24 +394,13 @@ def run(recipe: SFTRecipe) -> dict[str, Any]:
     samples_per_step = recipe.batch_size * recipe.gradient_accumulation * arguments.world_size
     arguments.max_steps = planned_steps(recipe, len(shards), samples_per_step)
     position = stream_position(recipe, shards, samples_per_step)
-    if recipe.resume != "never" and (done := common.finished(recipe.output, recipe, position)):
+    done, checkpoint = common.claim(recipe, position)
+    if done is not None:
         return done
-    checkpoint = common.find_resume(recipe.output, recipe.resume, position)
-    PartialState().wait_for_everyone()  # all have read the run folder before the first process changes it
-    if main:
-        recipe.output.mkdir(parents=True, exist_ok=True)
-        (recipe.output / "result.json").unlink(missing_ok=True)
-        config.dump(recipe, recipe.output / "recipe.yaml")
 
-    set_seed(recipe.seed)
     # FSDP shards weights of one dtype only, and without LoRA every weight is trained, that is float32.
     mixed = arguments.bf16 and recipe.lora is not None and not arguments.fsdp
-    model = common.load_model(start, recipe.model, torch.bfloat16 if mixed else torch.float32)
-    model = common.make_trainable(model, lora=recipe.lora, encoder=recipe.encoder, projector=recipe.projector)
-    trainable = common.trainable_map(model)
-    if main:
-        files.write_json(recipe.output / "trainable.json", trainable)
-        common.print_trainable(trainable)
+    model = common.trained_model(recipe, start, torch.bfloat16 if mixed else torch.float32)
 
     trainer = build_trainer(recipe, arguments, model, processor, shards, position)
     if main and checkpoint:
@@ -439,9 +424,7 @@ def run(recipe: SFTRecipe) -> dict[str, Any]:
         last = next((log for log in reversed(trainer.state.log_history) if "eval_loss" in log), None)
         fresh = last if last and last["step"] == trainer.state.global_step else trainer.evaluate()
         result |= {key: fresh[key] for key in ("eval_loss", "eval_tokens")}
-    result["exported"] = {
-        form: str(folder) for form, folder in export_trained(trainer, processor, recipe.output, recipe.export).items()
-    }
+    result["exported"] = common.exported(recipe, trainer, processor)
     if main:
         files.write_json(recipe.output / "result.json", result)
     return result
