@@ -22,8 +22,8 @@ from audio_llm.errors import ConfigError
 class QFormerConfig:
     """Sizes of the projector. The defaults are BAT's: 64 queries, 8 layers of BERT-base width.
 
-    `token_norm` puts a layer norm on the encoder's tokens: the last block of a pre-norm encoder leaves them with a large
-    common offset, which saturates fresh attention. BAT has none, so published weights need it off.
+    `token_norm` puts a layer norm on the encoder's tokens: the last block of a pre-norm encoder leaves them with a
+    large common offset, which saturates fresh attention. BAT has none, so published weights need it off.
     """
 
     num_query_tokens: int = 64
