@@ -20,11 +20,7 @@ from audio_llm.errors import ConfigError
 
 @dataclass
 class QFormerConfig:
-    """Sizes of the projector. The defaults are BAT's: 64 queries, 8 layers of BERT-base width.
-
-    `token_norm` puts a layer norm on the encoder's tokens: the last block of a pre-norm encoder leaves them with a
-    large common offset, which saturates fresh attention. BAT has none, so published weights need it off.
-    """
+    """Sizes of the projector. The defaults are BAT's: 64 queries, 8 layers of BERT-base width."""
 
     num_query_tokens: int = 64
     hidden_size: int = 768
@@ -33,7 +29,6 @@ class QFormerConfig:
     intermediate_size: int = 3072
     cross_attention_frequency: int = 2
     dropout: float = 0.0
-    token_norm: bool = False
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
@@ -146,7 +141,6 @@ class QFormerProjector(nn.Module):
     def __init__(self, config: QFormerConfig, encoder_size: int, output_size: int) -> None:
         super().__init__()
         self.config = config
-        self.token_norm = nn.LayerNorm(encoder_size) if config.token_norm else nn.Identity()
         self.query = nn.Parameter(torch.randn(1, config.num_query_tokens, config.hidden_size))
         self.qformer = QFormer(config, encoder_size)
         self.linear = nn.Linear(config.hidden_size, output_size)
@@ -164,5 +158,5 @@ class QFormerProjector(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """tokens (windows, n, encoder), mask (windows, n) bool, True = valid -> (windows, queries, output)."""
-        hidden = self.qformer(self.query.expand(tokens.shape[0], -1, -1), self.token_norm(tokens), mask)
+        hidden = self.qformer(self.query.expand(tokens.shape[0], -1, -1), tokens, mask)
         return self.norm(self.linear(hidden))

@@ -14,9 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from audio_llm import config as recipes
-from audio_llm.errors import ConfigError
+from audio_llm.errors import CheckpointError, ConfigError, describe
 from audio_llm.files import atomic_folder, write_lines
 from audio_llm.prompts import AUDIO_TOKEN, STYLES, chat_template, question_text, target_text
+
+# How Qwen2 splits text into words before merging bytes: single digits, letters with one leading mark or space.
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 @dataclass
@@ -51,14 +56,22 @@ class LanguageModelRecipe:
 
 def train_tokenizer(corpus: Iterable[str], vocabulary: int = 1024) -> Any:
     """A byte-level BPE tokenizer with ChatML markers; the reply's tags are single tokens that decoding keeps."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     from audio_llm.prompts import TAGS
 
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", AUDIO_TOKEN]
     core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # Qwen2's own splitting: a folder with a Qwen2 configuration is loaded with it, whatever the file says, and a model
+    # that learnt " 2" as one token would be fed two.
+    core.normalizer = normalizers.NFC()
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     core.decoder = decoders.ByteLevel()
     core.train_from_iterator(
         corpus,
@@ -80,6 +93,17 @@ def train_tokenizer(corpus: Iterable[str], vocabulary: int = 1024) -> Any:
     )
 
 
+def check_reloaded(folder: Path, tokenizer: Any, texts: list[str]) -> None:
+    """Raise :class:`CheckpointError` unless the tokenizer read back from `folder` splits `texts` as `tokenizer` does."""
+    from transformers import AutoTokenizer
+
+    again = AutoTokenizer.from_pretrained(folder)
+    for text in texts:
+        expected, found = (t(text, add_special_tokens=False)["input_ids"] for t in (tokenizer, again))
+        if expected != found:
+            raise CheckpointError(describe(f"tokenizer of {folder}, read back", f"{expected}", f"{found} for {text!r}"))
+
+
 def read_text(path: Path) -> list[Any]:
     """Samples of a JSON-lines file."""
     from audio_llm.shards.schema import Sample
@@ -92,8 +116,8 @@ def read_text(path: Path) -> list[Any]:
 
 
 def described(sample: Any, style: str) -> tuple[str, str]:
-    """(prompt, reply) for text-only training: the scene in words where the audio will stand."""
-    scene = sample.thinking or ""
+    """(prompt, reply) for text-only training: the scene in words (``meta["caption"]``) where the audio will stand."""
+    scene = sample.meta.get("caption") or sample.thinking or ""
     prompt = f"<|im_start|>user\n{scene}\n{question_text(sample.question, sample.choices or ())}<|im_end|>\n"
     return prompt + "<|im_start|>assistant\n", target_text(sample, style) + "<|im_end|>"
 
@@ -193,6 +217,7 @@ def train(recipe: LanguageModelRecipe) -> Path:
     with atomic_folder(recipe.output) as folder:
         model.eval().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        check_reloaded(folder, tokenizer, [reply for _, reply in texts[:200]])
         recipes.dump(recipe, folder / "recipe.yaml")
         write_lines(folder / "metrics.jsonl", metrics)
     return recipe.output

@@ -264,6 +264,37 @@ def onset(prompts: Sequence[Any], completions: Sequence[Any], *, zero_at: float 
     return _graded(completions, columns, read_time, lambda a, b: abs(a - b), zero_at)
 
 
+def evidence(prompts: Sequence[Any], completions: Sequence[Any], *, zero_at: float = 90.0, **columns: Any) -> Rewards:
+    """Does the thinking describe the scene? Its clauses (``dog on the left, 2.5 m; rain behind, 1 m``) are compared with
+    the true events, both in order of onset.
+
+    A clause earns a third each for the label, for the direction (great-circle error, worth nothing at `zero_at` degrees)
+    and for the distance (its ratio to the truth, worth nothing at a factor of four). The mean is over the events, or
+    over the clauses where there are more: naming everything pays no better than naming what is there. Rows without
+    events with a direction and a distance get None.
+    """
+    scores: Rewards = []
+    for completion, events in zip(completions, columns.get("events") or [None] * len(completions), strict=True):
+        known = [e for e in events or [] if e.get("azimuth") is not None and e.get("distance")]
+        if not known or len(known) != len(events):
+            scores.append(None)
+            continue
+        known.sort(key=lambda event: event.get("onset") or 0.0)
+        clauses = [part for part in (read_reply(completion_text(completion)).thinking or "").split(";") if part.strip()]
+        earned = sum(_evidence(clause, event, zero_at) for clause, event in zip(clauses, known, strict=False))
+        scores.append(earned / max(len(known), len(clauses)))
+    return scores
+
+
+def _evidence(clause: str, event: dict[str, Any], zero_at: float) -> float:
+    label = 1.0 if re.search(rf"\b{re.escape(normalise(event['label']))}\b", normalise(clause)) else 0.0
+    stated, away = read_direction(clause), read_distance(clause)
+    truth = _unit(event["azimuth"], event.get("elevation") or 0.0)
+    where = 0.0 if stated is None else max(0.0, 1 - great_circle(stated, truth) / zero_at)
+    far = 0.0 if not away or away <= 0 else max(0.0, 1 - abs(math.log2(away / event["distance"])) / 2)
+    return (label + where + far) / 3
+
+
 REWARDS: dict[str, RewardFunction] = {
     "answer_accuracy": answer_accuracy,
     "format": format,
@@ -271,6 +302,7 @@ REWARDS: dict[str, RewardFunction] = {
     "direction": direction,
     "distance": distance,
     "onset": onset,
+    "evidence": evidence,
 }
 
 

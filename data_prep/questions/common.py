@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from audio_llm.shards.schema import Event
 from data_prep.scenes.world import Placed, World
 
 SIDES = ("left", "right")
@@ -40,8 +39,8 @@ class QuestionsConfig:
     choices: int = 4
     metres: list[float] = field(default_factory=lambda: [1.0, 2.0, 4.0, 7.0])
     steps: tuple[float, float] = (1.0, 5.0)  # distances that SpatialSoundQA questions ask for, in half-metre steps
+    thinking: Literal["question", "caption"] = "question"  # what the question asks, or the whole scene where that does
     second_event: float = 0.5  # share of presence, side and nearby questions with another sound in the scene
-    describe_scene: bool = False  # simple questions: the thinking says what, where and how far of every event
 
 
 @dataclass
@@ -53,6 +52,7 @@ class Draft:
     answer: str
     thinking: str
     options: list[str] = field(default_factory=list)
+    caption: str = ""  # the whole scene in words
 
 
 Target = tuple[Any, ...]
@@ -110,17 +110,6 @@ def pick(rng: np.random.Generator, *texts: str) -> str:
 
 def where_is(world: World, placed: Placed) -> str:
     return WHERE[sector_of(float(world.azimuth[placed.source]))]
-
-
-def describe_scene(events: Sequence[Event], distances: Sequence[float]) -> str:
-    """Every event in order of onset, its distance rounded (as a ratio) to one of `distances`:
-    ``dog on the left, 2.5 m; rain behind, 1 m.``"""
-
-    def words(event: Event) -> str:
-        near = min(distances, key=lambda value: abs(np.log(value / (event.distance or value))))
-        return f"{event.label} {WHERE[sector_of(event.azimuth or 0.0)]}, {metres(near)}"
-
-    return "; ".join(words(event) for event in sorted(events, key=lambda event: event.onset or 0.0)) + "."
 
 
 def heard(placed: Sequence[Placed]) -> list[str]:

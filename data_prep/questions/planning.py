@@ -10,16 +10,16 @@ import numpy as np
 
 from audio_llm.errors import ConfigError, nearest
 from audio_llm.shards.schema import Event, Sample, Source
-from data_prep.questions import choice, spatialsoundqa
-from data_prep.questions.common import Draft, Kind, QuestionsConfig, Target, describe_scene, octant_of
+from data_prep.questions import caption, choice, spatialsoundqa
+from data_prep.questions.common import Draft, Kind, QuestionsConfig, Target, octant_of
 from data_prep.scenes.rooms import seeded
 from data_prep.scenes.world import World
 
-FORMATS = ("mmau", "dcase_aqa", "spatialsoundqa")
-# Types whose answer the description of the scene contains.
-DESCRIBED = ("identity", "presence", "side", "direction", "distance", "CLASSIFICATION")
+FORMATS = ("mmau", "dcase_aqa", "spatialsoundqa", "caption")
+# Types whose answer the caption of the scene contains.
+CAPTIONED = ("identity", "presence", "side", "direction", "distance", "CLASSIFICATION")
 TRIES = 400  # draws of a scene before a target counts as impossible in this world
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (*choice.KINDS, *spatialsoundqa.KINDS)}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (*choice.KINDS, *spatialsoundqa.KINDS, *caption.KINDS)}
 CHOICE_KINDS = tuple(kind.name for kind in choice.KINDS)
 OPEN_KINDS = tuple(kind.name for kind in spatialsoundqa.KINDS)
 
@@ -72,7 +72,7 @@ def plan(config: QuestionsConfig, world: World, formats: dict[str, float], count
     rng = seeded("plan", *seed)
     wanted: list[tuple[str, str]] = []
     for name, number in _shares(formats, count).items():
-        mix = config.spatialsoundqa if name == "spatialsoundqa" else config.choice
+        mix = {"spatialsoundqa": config.spatialsoundqa, "caption": {"caption": 1.0}}.get(name, config.choice)
         wanted += [(kind, name) for kind, times in _shares(mix, number).items() for _ in range(times)]
     decks = {kind: _deal(config, world, kind, rng) for kind in sorted({kind for kind, _ in wanted})}
     order = rng.permutation(len(wanted))
@@ -138,8 +138,9 @@ def draft_of(ask: Ask, world: World, config: QuestionsConfig, *seed: object) -> 
         raise ConfigError(
             f"questions: no scene found for '{ask.kind}' with answer {ask.target}; widen rooms or margins."
         )
-    if config.describe_scene and ask.kind in DESCRIBED:
-        draft.thinking = describe_scene(world.events_of(draft.placed), config.metres)
+    draft.caption = caption.describe_scene(world.events_of(draft.placed), config.metres)
+    if config.thinking == "caption" and ask.kind in CAPTIONED:
+        draft.thinking = draft.caption
     if ask.position is None:
         return draft, []
     rng = seeded("choices", *seed, ask.index)
@@ -171,7 +172,7 @@ def sample_of(
         question=draft.question,
         choices=choices,
         answer=draft.answer,
-        thinking=draft.thinking,
+        thinking=draft.thinking or None,
         semantic_elements=semantic_elements(events),
         events=events,
         source=Source(dataset, split, recordings[0], licence),
@@ -182,6 +183,7 @@ def sample_of(
             "sub_category": kind.sub_category,
             "difficulty": kind.difficulty,
             "chance": round(ask.chance, 4),
+            "caption": draft.caption,
             "room": room,
             "recordings": recordings,
         },
