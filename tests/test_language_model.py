@@ -6,9 +6,18 @@ import json
 
 import pytest
 
-from audio_llm.errors import ConfigError
+from audio_llm.errors import CheckpointError, ConfigError
 from audio_llm.prompts import read_reply
-from audio_llm.training.language_model import LanguageModelRecipe, ModelSize, described, read_text, run, train
+from audio_llm.training.language_model import (
+    LanguageModelRecipe,
+    ModelSize,
+    check_reloaded,
+    described,
+    read_text,
+    run,
+    train,
+    train_tokenizer,
+)
 
 
 def write_text(path, count: int = 400):
@@ -68,3 +77,18 @@ def test_a_text_that_is_missing_or_too_short_is_named(tmp_path) -> None:
     (tmp_path / "recipe.yaml").write_text(f"text: {tmp_path}/short.jsonl\noutput: {tmp_path}/lm\nstepz: 3\n")
     with pytest.raises(ConfigError, match="did you mean 'steps'"):
         run(tmp_path / "recipe.yaml")
+
+
+def test_a_tokenizer_that_changes_when_it_is_read_back_is_refused(tmp_path) -> None:
+    from transformers import AutoTokenizer, Qwen2Config
+
+    texts = ["dog on the left, 2.5 m; rain behind, 10 m.", "It's 6 m away!"]
+    tokenizer = train_tokenizer(texts * 20, vocabulary=320)
+    Qwen2Config(vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    check_reloaded(tmp_path, tokenizer, texts)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert [again.decode(again(text, add_special_tokens=False)["input_ids"]) for text in texts] == texts
+    other = train_tokenizer(["entirely different words"] * 20, vocabulary=300)
+    with pytest.raises(CheckpointError, match="read back"):
+        check_reloaded(tmp_path, other, texts)

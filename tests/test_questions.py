@@ -180,7 +180,7 @@ def open_truth(sample: Sample, name: str, text: str) -> str:
     return next(word for word, (a, sign) in BESIDE.items() if a == axis and sign * way[axis] > 0)
 
 
-@pytest.mark.parametrize("name", sorted(questions.KINDS))
+@pytest.mark.parametrize("name", [*questions.CHOICE_KINDS, *questions.OPEN_KINDS])
 def test_answers_follow_from_the_events(train, name):
     for sample in of_kind(train, name):
         assert truth(sample) == sample.answer, (sample.question, sample.events)
@@ -301,7 +301,7 @@ def test_impossible_questions_are_named():
 
 def test_no_type_is_answerable_from_text(train, test):
     rows = text_check.check(train, test)
-    assert {row.question_type for row in rows} == set(questions.KINDS)
+    assert {row.question_type for row in rows} == {*questions.CHOICE_KINDS, *questions.OPEN_KINDS}
     assert not [row for row in rows if row.biased], text_check.table(rows)
 
 
@@ -344,3 +344,22 @@ def test_the_check_catches_an_open_prior(train, test):
 
     rows = text_check.check(mostly_yes(train), mostly_yes(test))
     assert {row.predictor for row in rows if row.biased} >= {"majority"}
+
+
+def test_captions_name_every_event_and_stand_in_for_the_thinking_where_asked() -> None:
+    world = world_of("train")
+    config = dataclasses.replace(CONFIG, thinking="caption")
+    samples = samples_of(world, 200, "captions", formats={"mmau": 0.5, "caption": 0.5}, config=config)
+    for sample in samples:
+        caption = sample.meta["caption"]
+        clauses = caption.rstrip(".").split("; ")
+        events = sorted(sample.events, key=lambda event: event.onset)
+        assert len(clauses) == len(events)
+        for clause, event in zip(clauses, events, strict=True):
+            assert clause.startswith(event.label)
+            stated = float(clause.rsplit(", ", 1)[1].removesuffix(" m"))
+            assert stated == min(config.metres, key=lambda value: abs(math.log(value / event.distance)))
+        if sample.meta["question_type"] == "caption":
+            assert (sample.answer, sample.thinking) == (caption, None)
+        elif sample.meta["question_type"] in planning.CAPTIONED:
+            assert sample.thinking == caption

@@ -339,3 +339,31 @@ def test_wrong_recipes_name_the_nearest(recipe, message):
 def test_a_reward_from_elsewhere():
     (function,), _ = rewards.build_rewards({"tests.test_rewards:score": 1.0})
     assert function is score
+
+
+DOG = {"label": "dog", "azimuth": 90.0, "elevation": 0.0, "distance": 2.5, "onset": 0.0}
+RAIN = {"label": "rain", "azimuth": 180.0, "elevation": 0.0, "distance": 1.0, "onset": 0.5}
+
+
+@pytest.mark.parametrize(
+    "thinking, events, expected",
+    [
+        ("dog on the left, 2.5 m.", [DOG], 1.0),
+        ("dog on the left, 2.5 m; rain behind, 1 m.", [RAIN, DOG], 1.0),  # order of onset, however they are listed
+        ("rain on the left, 2.5 m.", [DOG], 2 / 3),
+        ("dog in front, 2.5 m.", [DOG], 2 / 3),  # 90 degrees off is worth nothing
+        ("dog on the left, 5 m.", [DOG], 5 / 6),  # twice as far: half of the third
+        ("dog on the left, 10 m.", [DOG], 2 / 3),
+        ("dog.", [DOG], 1 / 3),
+        ("hotdog.", [DOG], 0.0),
+        ("dog on the left, 2.5 m; rain behind, 1 m.", [DOG], 0.5),  # naming more than there is costs
+        ("dog on the left, 2.5 m.", [DOG, RAIN], 0.5),
+        (None, [DOG], 0.0),
+        ("dog on the left, 2.5 m.", [], None),
+        ("dog on the left, 2.5 m.", [{**DOG, "azimuth": None}], None),
+    ],
+)
+def test_evidence_pays_what_the_thinking_gets_right(thinking, events, expected) -> None:
+    text = f"<think>{thinking}</think>\n<answer>dog</answer>" if thinking else "<answer>dog</answer>"
+    (score,) = rewards.evidence([None], [text], events=[events])
+    assert score == (expected if expected is None else pytest.approx(expected))

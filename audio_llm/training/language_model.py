@@ -94,7 +94,7 @@ def train_tokenizer(corpus: Iterable[str], vocabulary: int = 1024) -> Any:
 
 
 def check_reloaded(folder: Path, tokenizer: Any, texts: list[str]) -> None:
-    """Raise :class:`CheckpointError` unless the tokenizer read back from `folder` splits `texts` as `tokenizer` does."""
+    """Raise :class:`CheckpointError` unless the tokenizer read back from `folder` splits `texts` as it did."""
     from transformers import AutoTokenizer
 
     again = AutoTokenizer.from_pretrained(folder)

@@ -265,13 +265,13 @@ def onset(prompts: Sequence[Any], completions: Sequence[Any], *, zero_at: float 
 
 
 def evidence(prompts: Sequence[Any], completions: Sequence[Any], *, zero_at: float = 90.0, **columns: Any) -> Rewards:
-    """Does the thinking describe the scene? Its clauses (``dog on the left, 2.5 m; rain behind, 1 m``) are compared with
-    the true events, both in order of onset.
+    """Does the thinking describe the scene? Its clauses (``dog on the left, 2.5 m; rain behind, 1 m``) are compared
+    with the true events, both in order of onset.
 
-    A clause earns a third each for the label, for the direction (great-circle error, worth nothing at `zero_at` degrees)
-    and for the distance (its ratio to the truth, worth nothing at a factor of four). The mean is over the events, or
-    over the clauses where there are more: naming everything pays no better than naming what is there. Rows without
-    events with a direction and a distance get None.
+    A clause earns a third each for the label, for the direction (great-circle error, worth nothing at `zero_at`
+    degrees) and for the distance (its ratio to the truth, worth nothing at a factor of four). The mean is over the
+    events, or over the clauses where there are more: naming everything pays no better than naming what is there. Rows
+    without events with a direction and a distance get None.
     """
     scores: Rewards = []
     for completion, events in zip(completions, columns.get("events") or [None] * len(completions), strict=True):
