@@ -302,3 +302,12 @@ def test_vllm_server_follows_the_policy(checkpoint, sync):
         engine.close()
     with pytest.raises(ProcessLookupError):
         os.killpg(group, 0)
+
+
+def test_an_engine_may_be_built_beside_llvmlite() -> None:
+    ffi = pytest.importorskip("llvmlite.binding.ffi")
+    from audio_llm.vllm.plugin import hide_llvmlite_attributes
+
+    hide_llvmlite_attributes()
+    assert not hasattr(ffi.lib, "__dict__"), "vLLM reads vars() of everything it finds"
+    assert ffi.lib.LLVMPY_GetVersionInfo() > 0

@@ -45,6 +45,7 @@ from audio_llm.training.rollouts import (
     write_adapter,
 )
 from audio_llm.vllm.launcher import LORA_RANKS, cpu_build, server_environment
+from audio_llm.vllm.plugin import hide_llvmlite_attributes
 
 
 def build_engine(recipe: EngineRecipe, policy: PolicyWeights, tokenizer: Any, seed: int = 0) -> RolloutEngine:
@@ -183,6 +184,7 @@ class VLLMRollouts:
             arguments["load_format"] = "dummy"  # the first sync brings the weights
         if world > 1:
             arguments["distributed_executor_backend"] = "external_launcher"
+        hide_llvmlite_attributes()
         return LLM(
             str(self._folder / "model"),
             dtype=str(policy.base.dtype).removeprefix("torch."),  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from audio_llm.audio import Waveform
 from audio_llm.checkpoints.validate import check_adapter, check_checkpoint
 from audio_llm.errors import CheckpointError, describe
 from audio_llm.vllm.launcher import LORA_RANKS, cpu_build, server_environment
-from audio_llm.vllm.plugin import present_cpu_build_as_vllm
+from audio_llm.vllm.plugin import hide_llvmlite_attributes, present_cpu_build_as_vllm
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class OfflineEngine:
         config = check_checkpoint(model)
         _prepare_environment(on_cpu)
         from vllm import LLM
+
+        hide_llvmlite_attributes()
 
         options: dict[str, Any] = {"enforce_eager": True, "block_size": 32} if on_cpu else {}
         options |= _adapter_options(adapter, config)
