@@ -64,9 +64,6 @@ def chat_template(marker: str = "<|im_start|>", bos_token: str | None = None) ->
     )
 
 
-CHAT_TEMPLATE = chat_template()
-
-
 def question_text(question: str, choices: Sequence[str] = ()) -> str:
     """The user's words: the question, then one lettered line per choice."""
     if not choices:
