@@ -356,10 +356,17 @@ def test_captions_name_every_event_and_stand_in_for_the_thinking_where_asked() -
         events = sorted(sample.events, key=lambda event: event.onset)
         assert len(clauses) == len(events)
         for clause, event in zip(clauses, events, strict=True):
-            assert clause.startswith(event.label)
+            assert clause.startswith(f"the {event.label} ")
             stated = float(clause.rsplit(", ", 1)[1].removesuffix(" m"))
             assert stated == min(config.metres, key=lambda value: abs(math.log(value / event.distance)))
         if sample.meta["question_type"] == "caption":
             assert (sample.answer, sample.thinking) == (caption, None)
         elif sample.meta["question_type"] in planning.CAPTIONED:
-            assert sample.thinking == caption
+            conclusion = sample.thinking.removeprefix(caption).strip()
+            if sample.meta["question_type"] != "presence":
+                assert not conclusion
+            elif sample.answer == "no":
+                assert conclusion.endswith("not there.")
+            else:
+                label = conclusion.removeprefix("So the ").split(" ")[0]
+                assert conclusion == "So " + next(c for c in clauses if f" {label} " in c).split(",")[0] + "."

@@ -352,8 +352,9 @@ RAIN = {"label": "rain", "azimuth": 180.0, "elevation": 0.0, "distance": 1.0, "o
         ("dog on the left, 2.5 m; rain behind, 1 m.", [RAIN, DOG], 1.0),  # order of onset, however they are listed
         ("rain on the left, 2.5 m.", [DOG], 2 / 3),
         ("dog in front, 2.5 m.", [DOG], 2 / 3),  # 90 degrees off is worth nothing
-        ("dog on the left, 5 m.", [DOG], 5 / 6),  # twice as far: half of the third
-        ("dog on the left, 10 m.", [DOG], 2 / 3),
+        ("dog on the left, 5 m.", [DOG], 2 / 3),  # twice as far is worth nothing
+        ("dog on the left, 3.5355339 m.", [DOG], 5 / 6),  # half of that, in octaves
+        ("the dog on the left, 2.5 m. So the rain not there.", [DOG], 1.0),  # a conclusion is no description
         ("dog.", [DOG], 1 / 3),
         ("hotdog.", [DOG], 0.0),
         ("dog on the left, 2.5 m; rain behind, 1 m.", [DOG], 0.5),  # naming more than there is costs

@@ -265,11 +265,12 @@ def onset(prompts: Sequence[Any], completions: Sequence[Any], *, zero_at: float 
 
 
 def evidence(prompts: Sequence[Any], completions: Sequence[Any], *, zero_at: float = 90.0, **columns: Any) -> Rewards:
-    """Does the thinking describe the scene? Its clauses (``dog on the left, 2.5 m; rain behind, 1 m``) are compared
-    with the true events, both in order of onset.
+    """Does the thinking describe the scene? The clauses of its first sentence (``the dog on the left, 2.5 m; the rain
+    behind, 1 m.``) are compared with the true events, both in order of onset.
 
     A clause earns a third each for the label, for the direction (great-circle error, worth nothing at `zero_at`
-    degrees) and for the distance (its ratio to the truth, worth nothing at a factor of four). The mean is over the
+    degrees) and for the distance (its ratio to the truth, worth nothing at a factor of two, or it would pay to guess
+    the middle). The mean is over the
     events, or over the clauses where there are more: naming everything pays no better than naming what is there. Rows
     without events with a direction and a distance get None.
     """
@@ -280,7 +281,8 @@ def evidence(prompts: Sequence[Any], completions: Sequence[Any], *, zero_at: flo
             scores.append(None)
             continue
         known.sort(key=lambda event: event.get("onset") or 0.0)
-        clauses = [part for part in (read_reply(completion_text(completion)).thinking or "").split(";") if part.strip()]
+        sentence = re.split(r"\.(?:\s|$)", read_reply(completion_text(completion)).thinking or "")[0]
+        clauses = [part for part in sentence.split(";") if part.strip()]
         earned = sum(_evidence(clause, event, zero_at) for clause, event in zip(clauses, known, strict=False))
         scores.append(earned / max(len(known), len(clauses)))
     return scores
@@ -291,7 +293,7 @@ def _evidence(clause: str, event: dict[str, Any], zero_at: float) -> float:
     stated, away = read_direction(clause), read_distance(clause)
     truth = _unit(event["azimuth"], event.get("elevation") or 0.0)
     where = 0.0 if stated is None else max(0.0, 1 - great_circle(stated, truth) / zero_at)
-    far = 0.0 if not away or away <= 0 else max(0.0, 1 - abs(math.log2(away / event["distance"])) / 2)
+    far = 0.0 if not away or away <= 0 else max(0.0, 1 - abs(math.log2(away / event["distance"])))
     return (label + where + far) / 3
 
 

@@ -24,11 +24,13 @@ from data_prep.scenes.world import Wish, World
 
 def describe_scene(events: Sequence[Event], distances: Sequence[float]) -> str:
     """Every event in order of onset, its distance rounded (as a ratio) to one of `distances`:
-    ``dog on the left, 2.5 m; rain behind, 1 m.``"""
+    ``the dog on the left, 2.5 m; the rain behind, 1 m.``
+
+    The article is there for the tokenizer: after it a label is the same token here as in a question."""
 
     def words(event: Event) -> str:
         near = min(distances, key=lambda value: abs(np.log(value / (event.distance or value))))
-        return f"{event.label} {WHERE[sector_of(event.azimuth or 0.0)]}, {metres(near)}"
+        return f"the {event.label} {WHERE[sector_of(event.azimuth or 0.0)]}, {metres(near)}"
 
     return "; ".join(words(event) for event in sorted(events, key=lambda event: event.onset or 0.0)) + "."
 

@@ -53,6 +53,7 @@ class Draft:
     thinking: str
     options: list[str] = field(default_factory=list)
     caption: str = ""  # the whole scene in words
+    conclusion: str = ""  # the step from the caption to the answer, where the answer is not a part of the caption
 
 
 Target = tuple[Any, ...]

@@ -16,7 +16,7 @@ from data_prep.scenes.rooms import seeded
 from data_prep.scenes.world import World
 
 FORMATS = ("mmau", "dcase_aqa", "spatialsoundqa", "caption")
-# Types whose answer the caption of the scene contains.
+# Types whose answer follows from the caption of the scene.
 CAPTIONED = ("identity", "presence", "side", "direction", "distance", "CLASSIFICATION")
 TRIES = 400  # draws of a scene before a target counts as impossible in this world
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (*choice.KINDS, *spatialsoundqa.KINDS, *caption.KINDS)}
@@ -140,7 +140,7 @@ def draft_of(ask: Ask, world: World, config: QuestionsConfig, *seed: object) -> 
         )
     draft.caption = caption.describe_scene(world.events_of(draft.placed), config.metres)
     if config.thinking == "caption" and ask.kind in CAPTIONED:
-        draft.thinking = draft.caption
+        draft.thinking = f"{draft.caption} {draft.conclusion}".rstrip()
     if ask.position is None:
         return draft, []
     rng = seeded("choices", *seed, ask.index)

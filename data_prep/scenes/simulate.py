@@ -28,7 +28,7 @@ from data_prep import questions, sounds, text_check
 from data_prep.scenes import heads, pool, render, rooms
 from data_prep.scenes.world import EventsConfig, Margins, World
 
-FORMAT_VERSION = 1  # raise it when the same recipe would give other bytes
+FORMAT_VERSION = 2  # raise it when the same recipe would give other bytes
 MANIFEST = "dataset.json"
 REJECTS = "rejects.jsonl"
 CHUNK = 16  # scenes a worker renders before it hands them over
@@ -64,10 +64,14 @@ class SubsetConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Samples without audio (questions, answers, thinking) of the training split, to teach a language model to talk."""
+    """Samples without audio (questions, answers, thinking) of the training split, to teach a language model to talk.
+
+    `choice` replaces the mix of ``questions.choice``: what is easy to hear may be hard to reason about.
+    """
 
     count: int = 0
     formats: dict[str, float] = field(default_factory=lambda: {"mmau": 0.8, "dcase_aqa": 0.1, "spatialsoundqa": 0.1})
+    choice: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,11 @@ class SceneConfig:
         """The subsets, checked."""
         return {name: recipes.build(SubsetConfig, tree, f"subsets.{name}") for name, tree in self.subsets.items()}
 
+    @property
+    def text_questions(self) -> questions.QuestionsConfig:
+        """The questions of ``text``: those of the recipe, in its own mix where it has one."""
+        return dataclasses.replace(self.questions, choice=self.text.choice or self.questions.choice)
+
     def check(self) -> None:
         """Raise :class:`ConfigError` for values that contradict each other."""
         self.audio.check()
@@ -114,6 +123,7 @@ class SceneConfig:
                 raise ConfigError(f"subsets.{name}.count: expected 1 or more, found {part.count}.")
             _check_formats(f"subsets.{name}", part.formats)
         _check_formats("text", self.text.formats)
+        questions.check_config(self.text_questions)
         if self.events.seconds[1] > self.audio.seconds:
             raise ConfigError(
                 describe("events.seconds", f"at most the scene's {self.audio.seconds} s", f"{self.events.seconds[1]} s")
@@ -173,10 +183,15 @@ def scene_corpus(
     prefix: str = "text",
     dataset: str = "builtin",
     split: str = "train",
+    asked: questions.QuestionsConfig | None = None,
 ) -> Iterator[Sample]:
-    """`count` samples without audio: events, question, choices, answer and thinking, nothing rendered."""
-    for ask in questions.plan(config.questions, world, formats, count, config.seed, *seed):
-        draft, choices = questions.draft_of(ask, world, config.questions, config.seed, *seed)
+    """`count` samples without audio: events, question, choices, answer and thinking, nothing rendered.
+
+    `asked` replaces the questions of `config`.
+    """
+    asked = asked or config.questions
+    for ask in questions.plan(asked, world, formats, count, config.seed, *seed):
+        draft, choices = questions.draft_of(ask, world, asked, config.seed, *seed)
         key = f"{prefix}-{ask.index:06d}"
         yield questions.sample_of(ask, draft, choices, world, key=key, dataset=dataset, split=split)
 
@@ -366,7 +381,13 @@ def _write_text(config: SceneConfig, worlds: dict[str, World], library: sounds.L
         return
     with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
         for sample in scene_corpus(
-            config, worlds["train"], config.text.formats, config.text.count, "text", dataset=library.dataset
+            config,
+            worlds["train"],
+            config.text.formats,
+            config.text.count,
+            "text",
+            dataset=library.dataset,
+            asked=config.text_questions,
         ):
             stream.write(sample.to_json() + "\n")
 
