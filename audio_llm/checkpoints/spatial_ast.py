@@ -1,13 +1,11 @@
-"""The published Spatial-AST checkpoint (``finetuned.pth``): safe unpickling, strict loading, one way.
+"""The published Spatial-AST checkpoint (``finetuned.pth``): strict loading, one way.
 
-Its outer layout is ``{"model", "optimizer", "epoch", "scaler", "args"}``. `args` is an ``argparse.Namespace``, which
-torch's safe loader refuses unless it is allowed by name. The file also stores the STFT kernels and the mel matrix of
-its front end; they are compared with ours and then left out.
+Its outer layout is ``{"model", "optimizer", "epoch", "scaler", "args"}``. The file also stores the STFT kernels and the
+mel matrix of its front end; they are compared with ours and then left out.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from audio_llm import features
 from audio_llm.checkpoints.encoder import load_strictly
+from audio_llm.checkpoints.published import read_published, state_dict_of
 from audio_llm.encoders.spatial_ast import SpatialAST, SpatialASTConfig
 from audio_llm.errors import CheckpointError, describe
 from audio_llm.heads import SpatialHeads
@@ -33,7 +32,7 @@ def load_published(path: str | Path, config: SpatialASTConfig | None = None) -> 
     Raises :class:`CheckpointError` naming every key that is missing, unexpected or of another shape, and when the
     file's own STFT or mel matrix is not that of `config` (by default the published configuration).
     """
-    state = read_published(path)
+    state = state_dict_of(read_published(path), name=path)
     config = config or SpatialASTConfig()
     check_front_end(state, config, str(path))
     heads = {key: value for key, value in state.items() if key.startswith(_HEADS)}
@@ -46,24 +45,6 @@ def load_published(path: str | Path, config: SpatialASTConfig | None = None) -> 
     spatial = SpatialHeads(config.hidden_size, heads["head.weight"].shape[0])
     load_strictly(spatial, heads, str(path))
     return encoder.eval(), spatial.eval()
-
-
-def read_published(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a published file, whether wrapped in ``{"model": ...}`` or bare."""
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            tree = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"checkpoint {path}: cannot be read ({error.strerror or error}).") from error
-    except Exception as error:  # unpickling raises many kinds for a damaged or an unsafe file
-        found = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise CheckpointError(describe(f"checkpoint {path}", "a PyTorch checkpoint of tensors", found)) from error
-    state = tree.get("model", tree) if isinstance(tree, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(
-            describe(f"checkpoint {path}", "a state dict, bare or under 'model'", type(tree).__name__)
-        )
-    return state
 
 
 def check_front_end(state: dict[str, Tensor], config: SpatialASTConfig, name: str) -> None:
