@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,19 +33,36 @@ def mel_to_hz(mel: Tensor) -> Tensor:
     return torch.where(mel < knee, mel * _MEL_HZ, _MEL_BREAK_HZ * torch.exp((mel - knee) * _MEL_LOG_STEP))
 
 
+def hz_to_htk(hz: Tensor) -> Tensor:
+    """The logarithmic mel scale of HTK, ``2595·log10(1 + f/700)``, float64 in and out."""
+    return 2595.0 * torch.log10(1.0 + hz / 700.0)
+
+
+def htk_to_hz(mel: Tensor) -> Tensor:
+    """Inverse of :func:`hz_to_htk`."""
+    return 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
+
+
 @functools.lru_cache(maxsize=32)
 def mel_bank(
-    sample_rate: int, n_fft: int, n_mels: int, fmin: float, fmax: float, device: torch.device = _CPU
+    sample_rate: int,
+    n_fft: int,
+    n_mels: int,
+    fmin: float,
+    fmax: float,
+    device: torch.device = _CPU,
+    scale: Literal["slaney", "htk"] = "slaney",
 ) -> Tensor:
-    """Triangles of equal area on the Slaney scale, ``(n_fft // 2 + 1, n_mels)`` float32, as ``librosa.filters.mel``.
+    """Triangles of equal area on a mel scale, ``(n_fft // 2 + 1, n_mels)`` float32, as ``librosa.filters.mel``.
 
     The result is shared: callers must not write to it.
     """
     with torch.device("cpu"), torch.inference_mode(False):
         bins = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)
-        ends = hz_to_mel(torch.tensor([fmin, fmax], dtype=torch.float64))
+        to_mel, to_hz = (hz_to_mel, mel_to_hz) if scale == "slaney" else (hz_to_htk, htk_to_hz)
+        ends = to_mel(torch.tensor([fmin, fmax], dtype=torch.float64))
         steps = torch.arange(n_mels + 2, dtype=torch.float64) / (n_mels + 1)
-        edges = mel_to_hz(ends[0] + steps * (ends[1] - ends[0]))
+        edges = to_hz(ends[0] + steps * (ends[1] - ends[0]))
         lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
         rising = (bins[:, None] - lower) / (centre - lower)
         falling = (upper - bins[:, None]) / (upper - centre)
@@ -53,21 +71,24 @@ def mel_bank(
 
 
 @functools.lru_cache(maxsize=32)
-def hann(length: int, device: torch.device = _CPU) -> Tensor:
-    """Periodic Hann window, ``(length,)`` float32."""
+def hann(length: int, device: torch.device = _CPU, within: int | None = None) -> Tensor:
+    """Periodic Hann window, ``(length,)`` float32; centred in `within` samples, zeros around it, where that is given."""
+    margin = 0 if within is None else within - length
     with torch.device("cpu"), torch.inference_mode(False):
-        return torch.hann_window(length, periodic=True, dtype=torch.float64).float().to(device)
+        window = torch.hann_window(length, periodic=True, dtype=torch.float64).float()
+        return torch.nn.functional.pad(window, (margin // 2, margin - margin // 2)).to(device)
 
 
-def stft(waveform: Tensor, n_fft: int, hop: int) -> Tensor:
+def stft(waveform: Tensor, n_fft: int, hop: int, win_length: int | None = None) -> Tensor:
     """Centred short-time Fourier transform with reflect padding and a periodic Hann window.
 
     ``(batch, channels, time)`` float32 → complex64 ``(batch, channels, 1 + time // hop, n_fft // 2 + 1)``; unscaled.
-    `time` must exceed ``n_fft // 2`` (reflect padding needs the samples).
+    `time` must exceed ``n_fft // 2`` (reflect padding needs the samples). `win_length` is the window's length, at most
+    and by default `n_fft`.
     """
     # Not torch.stft: framing by hand and one batched rfft take a quarter of its time on a CPU.
     padded = torch.nn.functional.pad(waveform, (n_fft // 2, n_fft // 2), mode="reflect")
-    return torch.fft.rfft(padded.unfold(-1, n_fft, hop) * hann(n_fft, waveform.device))
+    return torch.fft.rfft(padded.unfold(-1, n_fft, hop) * hann(win_length or n_fft, waveform.device, n_fft))
 
 
 def decibels(amplitude: Tensor) -> Tensor:
@@ -117,3 +138,57 @@ def intensity(spectrum: Tensor, bank: Tensor) -> Tensor:
     active = (omni.conj()[:, None] * velocity).real @ bank
     density = 0.5 * (spectrum.real.square() + spectrum.imag.square()).sum(dim=1) @ bank
     return active / density.clamp(min=_ENERGY_FLOOR)[:, None]
+
+
+# ------------------------------------------------------------------------------ log-mel and intensity of PSELDNets
+
+_INTENSITY_EPS = 1e-8  # beside the length of the intensity vector of one bin
+
+
+def peak_normalize(waveform: Tensor) -> Tensor:
+    """Divide each clip ``(batch, channels, time)`` by its largest magnitude over all channels; silence stays."""
+    peak = waveform.abs().amax(dim=(1, 2), keepdim=True)
+    return waveform / peak.masked_fill(peak == 0, 1.0)
+
+
+def unit_intensity(spectrum: Tensor, bank: Tensor) -> Tensor:
+    """Direction of the active intensity, one unit vector per frequency bin, then through the mel bank.
+
+    `spectrum` complex ``(batch, 1 + k, frames, bins)``: the omnidirectional channel, then `k` of Y, Z, X →
+    ``(batch, k, frames, mels)`` in that order (Hu et al. 2024, PSELDNets). Unlike :func:`intensity`, quiet bins count
+    as much as loud ones.
+    """
+    omni, velocity = spectrum[:, :1], spectrum[:, 1:]
+    active = omni.real * velocity.real + omni.imag * velocity.imag
+    length = active.square().sum(dim=1, keepdim=True).sqrt()
+    return (active / (length + _INTENSITY_EPS)) @ bank
+
+
+def foa_planes(spectrum: Tensor, bank: Tensor) -> Tensor:
+    """Log-mel powers and intensity of first-order ambisonics.
+
+    `spectrum` complex ``(batch, 4, frames, bins)``, ACN order W Y Z X → ``(batch, 7, frames, mels)``: ``log10`` of the
+    mel power of every channel (floor 1e-10), then :func:`unit_intensity` along Y, Z, X.
+    """
+    power = spectrum.real.square() + spectrum.imag.square()
+    return torch.cat((torch.log10((power @ bank).clamp(min=LOG_FLOOR)), unit_intensity(spectrum, bank)), dim=1)
+
+
+def mid_side(waveform: Tensor) -> Tensor:
+    """Left and right ``(batch, 2, time)`` → W = (L + R)/2 and Y = (L − R)/2, ``(batch, 2, time)``.
+
+    Exactly the W and Y of an ambisonic recording where left and right are coincident cardioids facing the sides.
+    """
+    left, right = waveform.unbind(dim=1)
+    return torch.stack(((left + right) / 2, (left - right) / 2), dim=1)
+
+
+def pseudo_foa_planes(spectrum: Tensor, bank: Tensor) -> Tensor:
+    """:func:`foa_planes` where only W and Y are known, as in stereo: complex ``(batch, 2, frames, bins)`` → 7 planes.
+
+    Planes 2 and 3 are the floor and planes 5 and 6 zero, kept so that weights for four channels fit. Exchanging left
+    and right before :func:`mid_side` negates plane 4 and changes nothing else.
+    """
+    planes = foa_planes(spectrum, bank)
+    floor = torch.full_like(planes[:, :2], math.log10(LOG_FLOOR))
+    return torch.cat((planes[:, :2], floor, planes[:, 2:], torch.zeros_like(floor)), dim=1)
