@@ -72,22 +72,24 @@ def mel_bank(
 
 @functools.lru_cache(maxsize=32)
 def hann(length: int, device: torch.device = _CPU, within: int | None = None) -> Tensor:
-    """Periodic Hann window, ``(length,)`` float32; centred in `within` samples, zeros around it, where that is given."""
+    """Periodic Hann window, ``(length,)`` float32; with `within`, centred in that many samples, zeros around it."""
     margin = 0 if within is None else within - length
     with torch.device("cpu"), torch.inference_mode(False):
         window = torch.hann_window(length, periodic=True, dtype=torch.float64).float()
         return torch.nn.functional.pad(window, (margin // 2, margin - margin // 2)).to(device)
 
 
-def stft(waveform: Tensor, n_fft: int, hop: int, win_length: int | None = None) -> Tensor:
-    """Centred short-time Fourier transform with reflect padding and a periodic Hann window.
+def stft(
+    waveform: Tensor, n_fft: int, hop: int, win_length: int | None = None, padding: str = "reflect"
+) -> Tensor:
+    """Centred short-time Fourier transform with reflect (or ``constant``: zero) padding and a periodic Hann window.
 
     ``(batch, channels, time)`` float32 → complex64 ``(batch, channels, 1 + time // hop, n_fft // 2 + 1)``; unscaled.
     `time` must exceed ``n_fft // 2`` (reflect padding needs the samples). `win_length` is the window's length, at most
     and by default `n_fft`.
     """
     # Not torch.stft: framing by hand and one batched rfft take a quarter of its time on a CPU.
-    padded = torch.nn.functional.pad(waveform, (n_fft // 2, n_fft // 2), mode="reflect")
+    padded = torch.nn.functional.pad(waveform, (n_fft // 2, n_fft // 2), mode=padding)
     return torch.fft.rfft(padded.unfold(-1, n_fft, hop) * hann(win_length or n_fft, waveform.device, n_fft))
 
 
@@ -192,3 +194,36 @@ def pseudo_foa_planes(spectrum: Tensor, bank: Tensor) -> Tensor:
     planes = foa_planes(spectrum, bank)
     floor = torch.full_like(planes[:, :2], math.log10(LOG_FLOOR))
     return torch.cat((planes[:, :2], floor, planes[:, 2:], torch.zeros_like(floor)), dim=1)
+
+
+# --------------------------------------------------------------------------------------------------- UrbanSound mel
+
+DYNAMIC_RANGE_DB = 80.0
+
+
+def power_mel(waveform: Tensor, bank: Tensor, n_fft: int, hop: int) -> Tensor:
+    """Mel power with zero padding at the ends, ``(batch, channels, time)`` → ``(batch, channels, frames, mels)``.
+
+    As ``librosa.feature.melspectrogram(..., power=2, center=True)``; `bank` is :func:`mel_bank`'s.
+    """
+    spectrum = stft(waveform, n_fft, hop, padding="constant")
+    return (spectrum.real.square() + spectrum.imag.square()) @ bank
+
+
+def relative_decibels(power: Tensor) -> Tensor:
+    """Levels below each clip's own maximum, in [−80, 0] dB: ``librosa.power_to_db(power, ref=numpy.max)`` per row.
+
+    `power` ``(batch, ...)``. Silence is −80 dB throughout, where librosa's floored reference would make it the maximum.
+    """
+    level = decibels(power)
+    peak = level.flatten(1).amax(dim=1).view(-1, *[1] * (power.ndim - 1))
+    relative = (level - peak).clamp(min=-DYNAMIC_RANGE_DB)
+    return torch.where(peak > 10.0 * math.log10(LOG_FLOOR), relative, -DYNAMIC_RANGE_DB)
+
+
+def full_scale_decibels(power: Tensor) -> Tensor:
+    """Levels against a fixed reference: how loud a clip was is kept. 80 dB of range, 0 dB where the power is 1e4,
+
+    which is what a sine at a tenth of full scale gives in a 2048-point transform.
+    """
+    return (decibels(power) - 40.0).clamp(min=-DYNAMIC_RANGE_DB, max=0.0)
