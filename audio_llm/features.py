@@ -204,10 +204,12 @@ DYNAMIC_RANGE_DB = 80.0
 def power_mel(waveform: Tensor, bank: Tensor, n_fft: int, hop: int) -> Tensor:
     """Mel power with zero padding at the ends, ``(batch, channels, time)`` → ``(batch, channels, frames, mels)``.
 
-    As ``librosa.feature.melspectrogram(..., power=2, center=True)``; `bank` is :func:`mel_bank`'s.
+    As ``librosa.feature.melspectrogram(..., power=2, center=True)``; `bank` is :func:`mel_bank`'s. float32.
     """
-    spectrum = stft(waveform, n_fft, hop, padding="constant")
-    return (spectrum.real.square() + spectrum.imag.square()) @ bank
+    # Transformed in float64 (which Apple's GPUs lack): 80 dB below a loud tone float32 rounding is 0.0005 dB.
+    precise = waveform if waveform.device.type == "mps" else waveform.double()
+    spectrum = stft(precise, n_fft, hop, padding="constant")
+    return (spectrum.real.square() + spectrum.imag.square()).float() @ bank
 
 
 def relative_decibels(power: Tensor) -> Tensor:
@@ -222,8 +224,80 @@ def relative_decibels(power: Tensor) -> Tensor:
 
 
 def full_scale_decibels(power: Tensor) -> Tensor:
-    """Levels against a fixed reference: how loud a clip was is kept. 80 dB of range, 0 dB where the power is 1e4,
+    """Levels against a fixed reference, in [−80, 0] dB, so that it is kept how loud a clip was.
 
-    which is what a sine at a tenth of full scale gives in a 2048-point transform.
+    0 dB is a power of 1e4: what a sine at a tenth of full scale gives in the bank of a 2048-point transform.
     """
     return (decibels(power) - 40.0).clamp(min=-DYNAMIC_RANGE_DB, max=0.0)
+
+
+# ------------------------------------------------------------------------------------------------------- Kaldi fbank
+
+_FBANK_FLOOR = 1.1920928955078125e-07  # float32's epsilon, under which Kaldi takes no logarithm
+_INT16_SCALE = 32768.0  # Kaldi reads 16-bit samples as they are
+_PREEMPHASIS = 0.97
+
+
+@functools.lru_cache(maxsize=8)
+def povey(length: int, device: torch.device = _CPU) -> Tensor:
+    """Kaldi's default window, a symmetric Hann to the power of 0.85: ``(length,)`` float32, 0 at both ends."""
+    with torch.device("cpu"), torch.inference_mode(False):
+        return torch.hann_window(length, periodic=False, dtype=torch.float64).pow(0.85).float().to(device)
+
+
+@functools.lru_cache(maxsize=8)
+def kaldi_mel_bank(sample_rate: int, n_fft: int, n_mels: int, fmin: float, device: torch.device = _CPU) -> Tensor:
+    """Triangles of unit height, straight on the mel scale itself, from `fmin` to half the rate, without that last bin.
+
+    ``(n_fft // 2 + 1, n_mels)`` float32. A triangle narrower than a bin may hold none: its output is the floor.
+    """
+    with torch.device("cpu"), torch.inference_mode(False):
+        bins = hz_to_htk(torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64))
+        first, last = hz_to_htk(torch.tensor([fmin, sample_rate / 2], dtype=torch.float64))
+        step = (last - first) / (n_mels + 1)
+        centre = first + step * torch.arange(1, n_mels + 1)
+        bank = (1 - (bins[:, None] - centre).abs() / step).clamp(min=0)
+        bank[-1] = 0
+        return bank.float().to(device)
+
+
+def fbank_frames(samples: int, window: int = 400, hop: int = 160) -> int:
+    """How many whole windows lie in `samples` (0 where there is none)."""
+    return 0 if samples < window else 1 + (samples - window) // hop
+
+
+def kaldi_fbank(waveform: Tensor, n_mels: int = 128, sample_rate: int = 16000) -> Tensor:
+    """Log-mel filter bank with Kaldi's defaults (Povey et al. 2011), as BEATs hears: 25 ms windows every 10 ms.
+
+    `waveform` ``(batch, time)`` in [−1, 1], at least one window long → ``(batch, frames, n_mels)`` float32, natural
+    logarithm of the energy on the scale of 16-bit samples. No dither; windows that are not whole are left out.
+    """
+    window, hop, fmin = sample_rate // 40, sample_rate // 100, 20.0
+    n_fft = 2 ** math.ceil(math.log2(window))
+    with torch.autocast(waveform.device.type, enabled=False):  # half precision would overflow in the energies
+        frames = (waveform.float() * _INT16_SCALE).unfold(-1, window, hop)
+        frames = frames - frames.mean(dim=-1, keepdim=True)
+        # The first sample of a window has none before it; as the window is 0 there, it does not matter what it becomes.
+        emphasised = torch.nn.functional.pad(frames[..., 1:] - _PREEMPHASIS * frames[..., :-1], (1, 0))
+        spectrum = torch.fft.rfft(emphasised * povey(window, waveform.device), n_fft)
+        energy = spectrum.real.square() + spectrum.imag.square()
+        return (energy @ kaldi_mel_bank(sample_rate, n_fft, n_mels, fmin, waveform.device)).clamp(_FBANK_FLOOR).log()
+
+
+# --------------------------------------------------------------------------------------------------- Whisper log-mel
+
+_WHISPER_RANGE = 8.0  # powers of ten under a clip's own maximum
+
+
+def whisper_log_mel(waveform: Tensor, n_mels: int = 80) -> Tensor:
+    """Whisper's log-mel (Radford et al. 2023): ``(batch, time)`` at 16 kHz → ``(batch, time // 160, n_mels)`` float32.
+
+    400-point windows every 160 samples, Slaney mels of the power, log10 with 8 powers of ten of range under each clip's
+    maximum, then scaled to about [−1, 1]. The original runs on clips filled with zeros to 30 s; so should the caller.
+    """
+    with torch.autocast(waveform.device.type, enabled=False):
+        spectrum = stft(waveform.float()[:, None], 400, 160)[:, 0, :-1]
+        power = spectrum.real.square() + spectrum.imag.square()
+        level = (power @ mel_bank(16000, 400, n_mels, 0.0, 8000.0, waveform.device)).clamp(LOG_FLOOR).log10()
+        level = torch.maximum(level, level.amax(dim=(1, 2), keepdim=True) - _WHISPER_RANGE)
+        return (level + 4.0) / 4.0

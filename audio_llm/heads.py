@@ -10,11 +10,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from audio_llm.encoders.base import AudioEncoder
+from audio_llm.errors import ConfigError, describe
 
 DISTANCE_STEP = 0.5  # metres per class, published
 DISTANCE_CLASSES = 21  # 0 to 10 m
@@ -137,6 +140,70 @@ def clip_targets(events: Sequence[Sequence[EventLike]], labels: dict[str, int]) 
             places[1, row] = -1 if azimuth is None else azimuth_class(azimuth)
             places[2, row] = -1 if elevation is None else elevation_class(elevation)
     return ClipTargets(sound, *places)
+
+
+# -------------------------------------------------------------------------------------------------- classifiers
+
+
+class UrbanSoundHead(nn.Module):
+    """The UrbanSound8K CNN's classifier with its published keys: a convolution along frequency, two linear maps.
+
+    Its input is the mean over time, so any number of time columns will do; the number of rows is fixed.
+    """
+
+    _CHANNELS, _HIDDEN = 64, 128  # published
+
+    def __init__(self, hidden_size: int, grid: tuple[int, int], num_classes: int, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.grid = grid
+        self.conv1d = nn.Conv1d(hidden_size, self._CHANNELS, 3, padding=1)
+        self.fc1 = nn.Linear(self._CHANNELS * grid[1], self._HIDDEN)
+        self.fc2 = nn.Linear(self._HIDDEN, num_classes)
+        self.dropout = dropout
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Logits ``(batch, classes)`` of `tokens` ``(batch, time x frequency, hidden)``; `mask` is all true."""
+        rows = tokens.unflatten(1, self.grid).mean(dim=1).transpose(1, 2)  # (batch, hidden, frequency)
+        hidden = F.relu(self.fc1(F.relu(self.conv1d(rows)).flatten(1)))
+        return self.fc2(F.dropout(hidden, self.dropout, self.training))
+
+
+class LinearClassifier(nn.Module):
+    """Mean of the normalised tokens that may be attended to, then one linear map: what any encoder can be asked by."""
+
+    def __init__(self, hidden_size: int, num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size, eps=_EPS)
+        self.linear = nn.Linear(hidden_size, num_classes)
+        self.dropout = dropout
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Logits ``(batch, classes)`` of `tokens` ``(batch, n, hidden)`` where `mask` ``(batch, n)`` is true."""
+        kept = mask[..., None].to(tokens.dtype)
+        mean = (self.norm(tokens) * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
+        return self.linear(F.dropout(mean, self.dropout, self.training))
+
+
+CLASSIFIERS = ("linear", "urbansound")
+
+
+def build_classifier(config: dict[str, Any], encoder: AudioEncoder, num_classes: int) -> nn.Module:
+    """Classifier of ``{"name": "linear" | "urbansound", "dropout"?: share}`` on an encoder's tokens.
+
+    Without a name it is the encoder's own where the published model has one, else the linear one.
+    """
+    own = "urbansound" if encoder.name == "urbansound_cnn" else "linear"
+    fields = {"name": own, **config}
+    name, dropout = fields.pop("name"), fields.pop("dropout", None)
+    if name not in CLASSIFIERS or fields:
+        found = f"'{name}'" if name not in CLASSIFIERS else f"the key '{next(iter(fields))}'"
+        raise ConfigError(describe("head", f"a name of {', '.join(CLASSIFIERS)} and 'dropout'", found))
+    options = {} if dropout is None else {"dropout": float(dropout)}
+    if name == "linear":
+        return LinearClassifier(encoder.hidden_size, num_classes, **options)
+    if encoder.grid is None:
+        raise ConfigError(describe(f"head '{name}'", "an encoder with a grid of tokens", encoder.name))
+    return UrbanSoundHead(encoder.hidden_size, encoder.grid, num_classes, **options)
 
 
 # ------------------------------------------------------------------------------------------------------- event head

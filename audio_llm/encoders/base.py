@@ -14,7 +14,10 @@ from audio_llm import config as recipes
 from audio_llm.errors import AudioError, ConfigError, describe, nearest
 
 # Named by module and class, so that knowing an encoder's name does not import it.
-ENCODERS: dict[str, str] = {"spatial_ast": "audio_llm.encoders.spatial_ast:SpatialAST"}
+ENCODERS: dict[str, str] = {
+    "spatial_ast": "audio_llm.encoders.spatial_ast:SpatialAST",
+    "urbansound_cnn": "audio_llm.encoders.urbansound_cnn:UrbanSoundCNN",
+}
 
 
 class AudioEncoder(nn.Module):
@@ -91,6 +94,12 @@ class AudioEncoder(nn.Module):
         waveform = nn.functional.pad(waveform.float(), (0, limit - time))
         inside = torch.arange(limit, device=waveform.device) < lengths.to(waveform.device)[:, None]
         return torch.where(inside[:, None], waveform, 0.0)  # not a product: NaN may stand after the length
+
+    @property
+    def layer_prefixes(self) -> list[str]:
+        """Name prefixes of the layers from the input up, for layer-wise learning rates and partial unfreezing."""
+        blocks = getattr(self, "blocks", None)
+        return [f"blocks.{number}." for number in range(len(blocks))] if isinstance(blocks, nn.ModuleList) else []
 
     def train(self, mode: bool = True) -> AudioEncoder:
         """Training mode only where something can learn: a frozen encoder keeps its statistics and drops nothing."""

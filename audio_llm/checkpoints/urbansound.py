@@ -1,0 +1,54 @@
+"""Published weights of the UrbanSound8K CNN: ``best_model_this_fold.pt``, ``model_fold_{n}_best.safetensors``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from audio_llm.checkpoints.encoder import load_strictly
+from audio_llm.checkpoints.published import read_published, state_dict_of
+from audio_llm.encoders.urbansound_cnn import UrbanSoundCNN, UrbanSoundCNNConfig
+from audio_llm.errors import CheckpointError, describe
+from audio_llm.heads import UrbanSoundHead
+
+# Class i of the published models; the numbers are those of UrbanSound8K's metadata (classID).
+CLASSES = (
+    "air conditioner",
+    "car horn",
+    "children playing",
+    "dog bark",
+    "drilling",
+    "engine idling",
+    "gun shot",
+    "jackhammer",
+    "siren",
+    "street music",
+)
+_HEAD = ("conv1d.", "fc1.", "fc2.")
+
+
+def load_published(path: str | Path) -> tuple[UrbanSoundCNN, UrbanSoundHead, list[str]]:
+    """Encoder, classifier (both in evaluation mode) and the names of its classes. Strict: every key must fit.
+
+    The widths of the convolutions and the number of classes are read off the file; a file with another number of
+    classes than UrbanSound8K's ten does not say what they are called, so they are numbered.
+    """
+    state = state_dict_of(read_published(path), name=path)
+    encoder = UrbanSoundCNN(UrbanSoundCNNConfig(widths=_widths(state, str(path))))
+    rest = {key: value for key, value in state.items() if not key.startswith(_HEAD)}
+    load_strictly(encoder, rest, str(path))
+    count = state["fc2.weight"].shape[0] if "fc2.weight" in state and state["fc2.weight"].ndim == 2 else len(CLASSES)
+    head = UrbanSoundHead(encoder.hidden_size, encoder.grid, count)
+    load_strictly(head, {key: value for key, value in state.items() if key.startswith(_HEAD)}, str(path))
+    labels = list(CLASSES) if count == len(CLASSES) else [f"class {number}" for number in range(count)]
+    return encoder.eval(), head.eval(), labels
+
+
+def _widths(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    keys = [f"encoder{number}.conv.weight" for number in (1, 2, 3)]
+    missing = [key for key in keys if key not in state]
+    if missing:
+        raise CheckpointError(describe(f"checkpoint {name}", "the UrbanSound CNN's keys", f"no {missing[0]}"))
+    return tuple(state[key].shape[0] for key in keys)
