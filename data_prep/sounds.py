@@ -1,141 +1,27 @@
-"""Any labelled sound folder as a list of clips: ESC-50 layout, UrbanSound8K layout, ``class/file``, or built-in sounds.
+"""Clips to make scenes of: a labelled sound folder's or built-in sounds, their audible parts, and splits of them.
 
-A *recording* is what was once recorded in one go (a Freesound upload); several clips may be cut from it. It is the
-unit of splitting, so that no recording is on both sides.
+Splits are by recording (see :mod:`audio_llm.sounds`), so that no recording is on both sides.
 """
 
 from __future__ import annotations
 
-import csv
 import functools
-import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from audio_llm.errors import AudioError, ConfigError, describe, nearest
+from audio_llm.sounds import Clip, Library, find, fingerprint
 from data_prep import procedural
 
-SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".opus"}
+__all__ = ["Clip", "Library", "audible", "builtin", "find", "load", "parse_folds", "scan", "split"]
+
 SPLITS = ("train", "validation", "test")
 SCAN_RATE = 16_000  # the audible part is looked for at one rate, so that it does not depend on the recipe
 FLOOR_DB = -40.0  # frames this far below the loudest one are silence (ESC-50 pads short clips with digital zeros)
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One clip: `start` and `seconds` frame its audible part; a built-in sound has no `path` but a `seed`."""
-
-    label: str
-    recording: str
-    name: str
-    start: float = 0.0
-    seconds: float = 0.0
-    fold: str | None = None
-    path: str | None = None
-    seed: int = 0
-
-
-@dataclass
-class Library:
-    """Clips with what was left out and why. ``fingerprint`` changes when files are added, removed or rewritten."""
-
-    dataset: str
-    clips: list[Clip]
-    fingerprint: str
-    licence: str | None = None
-    rejects: list[dict[str, str]] = field(default_factory=list)
-
-    @property
-    def labels(self) -> list[str]:
-        return sorted({clip.label for clip in self.clips})
-
-
-# ------------------------------------------------------------------------------------------------ finding clips
-
-
-def find(folder: str | Path) -> Library:
-    """List the clips of a sound folder without opening any audio. Raises :class:`AudioError` when there are none."""
-    root = Path(folder)
-    if not root.is_dir():
-        raise AudioError(describe(f"sound folder '{folder}'", "a folder", "no such folder", "Check --sounds."))
-    if (root / "meta" / "esc50.csv").is_file():
-        dataset, clips = "esc50", _esc50(root)
-    elif (root / "metadata" / "UrbanSound8K.csv").is_file():
-        dataset, clips = "urbansound8k", _urbansound8k(root)
-    else:
-        dataset, clips = root.resolve().name, _class_folders(root)
-    if not clips:
-        layouts = "meta/esc50.csv + audio/, metadata/UrbanSound8K.csv + audio/fold*/, or class/file"
-        raise AudioError(describe(f"sound folder '{folder}'", f"sounds in one of the layouts {layouts}", "none"))
-    return Library(dataset, clips, _fingerprint(clips))
-
-
-def _rows(path: Path, columns: Iterable[str]) -> Iterator[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in columns if column not in (reader.fieldnames or [])]
-        if missing:
-            found = ", ".join(reader.fieldnames or []) or "an empty file"
-            raise AudioError(describe(f"metadata '{path}'", f"the columns {', '.join(columns)}", found))
-        yield from reader
-
-
-def _tidy(label: str) -> str:
-    return " ".join(label.replace("_", " ").split()).lower()
-
-
-def _esc50(root: Path) -> list[Clip]:
-    rows = _rows(root / "meta" / "esc50.csv", ("filename", "fold", "category", "src_file"))
-    return [
-        Clip(
-            _tidy(row["category"]),
-            row["src_file"],
-            row["filename"],
-            fold=row["fold"],
-            path=str(root / "audio" / row["filename"]),
-        )
-        for row in rows
-    ]
-
-
-def _urbansound8k(root: Path) -> list[Clip]:
-    rows = _rows(root / "metadata" / "UrbanSound8K.csv", ("slice_file_name", "fsID", "fold", "class"))
-    return [
-        Clip(
-            _tidy(row["class"]),
-            row["fsID"],
-            row["slice_file_name"],
-            fold=row["fold"],
-            path=str(root / "audio" / f"fold{row['fold']}" / row["slice_file_name"]),
-        )
-        for row in rows
-    ]
-
-
-def _class_folders(root: Path) -> list[Clip]:
-    files = sorted(path for path in root.glob("*/*") if path.suffix.lower() in SUFFIXES)
-    return [
-        Clip(_tidy(path.parent.name), f"{path.parent.name}/{path.stem}", str(path.relative_to(root)), path=str(path))
-        for path in files
-    ]
-
-
-def _fingerprint(clips: list[Clip]) -> str:
-    import hashlib
-
-    digest = hashlib.sha256()
-    for clip in clips:
-        size = os.path.getsize(clip.path) if clip.path and os.path.exists(clip.path) else -1
-        digest.update(
-            f"{clip.label}\0{clip.recording}\0{clip.name}\0{clip.fold}\0{clip.seed}\0{clip.seconds:.6f}\0{size}\n".encode()
-        )
-    return digest.hexdigest()[:16]
 
 
 def builtin(classes: list[str] | None, recordings: int, seconds: tuple[float, float], seed: int) -> Library:
@@ -154,7 +40,7 @@ def builtin(classes: list[str] | None, recordings: int, seconds: tuple[float, fl
             length = round(float(rng.uniform(*seconds)), 3)
             name = f"{label}-{seed}-{index:05d}"
             clips.append(Clip(label, name, name, seconds=length, seed=seed * 1_000_003 + index))
-    return Library("builtin", clips, _fingerprint(clips), licence="CC0-1.0")
+    return Library("builtin", clips, fingerprint(clips), licence="CC0-1.0")
 
 
 # ------------------------------------------------------------------------------------------------ the audible part

@@ -25,6 +25,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("prompts",),
     ("configuration", "processing", "modeling"),
     ("shards",),
+    ("sounds",),
     ("checkpoints",),
     ("training",),
     ("vllm",),

@@ -38,7 +38,9 @@ class UrbanSoundCNNConfig:
     convolutions: int = 1  # per stage; the published model has one
     dropout: float = 0.2  # after each stage, training only
     level: Literal["clip", "full_scale"] = "clip"  # dB below the clip's own maximum (published), or below full scale
-    normalize: Literal["none", "bands"] = "none"  # "bands" standardises every mel band by the training clips' statistics
+    normalize: Literal["none", "bands"] = (
+        "none"  # "bands" standardises every mel band by the training clips' statistics
+    )
 
     @property
     def frames(self) -> int:
@@ -56,7 +58,9 @@ class UrbanSoundCNNConfig:
     def check(self) -> None:
         """:class:`ConfigError` for a configuration that cannot be built."""
         if not self.widths or len(self.widths) != len(self.pools):
-            raise ConfigError(describe("pools", f"one (mels, frames) for each of {len(self.widths)} widths", f"{len(self.pools)}"))
+            raise ConfigError(
+                describe("pools", f"one (mels, frames) for each of {len(self.widths)} widths", f"{len(self.pools)}")
+            )
         if self.convolutions < 1 or min(self.widths) < 1 or min(min(pool) for pool in self.pools) < 1:
             raise ConfigError(describe("widths, pools, convolutions", "positive numbers", "a smaller one"))
         if min(self.grid) < 1:
