@@ -45,7 +45,7 @@ mkdir -p "$OUT"
 BEGIN=$SECONDS
 RECIPES=recipes/quickstart
 DATA="$OUT/data"
-GRPO_SECONDS=160 # of its training loop, and of the control that runs beside it
+GRPO_SECONDS=260 # of its training loop, and of the control that runs beside it
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}" TOKENIZERS_PARALLELISM=false
 . scripts/stages.sh
 
