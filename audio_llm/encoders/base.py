@@ -15,6 +15,8 @@ from audio_llm.errors import AudioError, ConfigError, describe, nearest
 
 # Named by module and class, so that knowing an encoder's name does not import it.
 ENCODERS: dict[str, str] = {
+    "beats": "audio_llm.encoders.beats:BEATs",
+    "whisper": "audio_llm.encoders.whisper:Whisper",
     "spatial_ast": "audio_llm.encoders.spatial_ast:SpatialAST",
     "urbansound_cnn": "audio_llm.encoders.urbansound_cnn:UrbanSoundCNN",
 }
