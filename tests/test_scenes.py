@@ -253,6 +253,14 @@ def tiny(**changes: object) -> simulate.SceneConfig:
     return recipes.build(simulate.SceneConfig, tree)
 
 
+def test_the_text_corpus_may_have_a_mix_of_its_own():
+    config = tiny(text={"count": 30, "formats": {"mmau": 1.0}, "choice": {"presence": 2, "side": 1}})
+    assert set(config.text_questions.choice) == {"presence", "side"}
+    assert set(config.questions.choice) > {"presence", "side"}
+    with pytest.raises(ConfigError, match="did you mean 'presence'"):
+        tiny(text={"count": 30, "choice": {"presense": 1}}).check()
+
+
 def digest(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
