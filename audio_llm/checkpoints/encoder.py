@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from audio_llm.encoders import AudioEncoder, build_encoder, encoder_config
 from audio_llm.errors import CheckpointError, ConfigError, describe
 from audio_llm.files import atomic_file, write_json
-from audio_llm.heads import EventHead, SpatialHeads
+from audio_llm.heads import EventHead, SpatialHeads, build_classifier
 
 CONFIG, WEIGHTS = "config.json", "encoder.safetensors"
 VERSION = 1
@@ -21,18 +21,28 @@ VERSION = 1
 def save_encoder(
     folder: str | Path, encoder: AudioEncoder, spatial: SpatialHeads, events: EventHead, labels: list[str]
 ) -> Path:
-    """Write both files atomically; the weights come last, so that a folder which has them is whole."""
+    """Write an encoder with the heads of spatial training; see :func:`save_parts`."""
+    return save_parts(folder, encoder, {"spatial": spatial, "events": events}, {"labels": labels})
+
+
+def save_parts(
+    folder: str | Path, encoder: AudioEncoder, heads: Mapping[str, nn.Module], facts: Mapping[str, Any]
+) -> Path:
+    """Write both files atomically; the weights come last, so that a folder which has them is whole.
+
+    `heads` are modules by the prefix of their keys, `facts` are entries of ``config.json`` (``labels``, ``task``, ...).
+    """
     from safetensors.torch import save_file
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    parts = {"encoder": encoder, "spatial": spatial, "events": events}
+    parts = {"encoder": encoder, **heads}
     state = {
         f"{part}.{key}": value.detach().cpu().contiguous()
         for part, module in parts.items()
         for key, value in module.state_dict().items()
     }
-    config = {"version": VERSION, "encoder": encoder_config(encoder), "labels": labels}
+    config = {"version": VERSION, "encoder": encoder_config(encoder), **facts}
     write_json(folder / CONFIG, config)
     with atomic_file(folder / WEIGHTS) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
@@ -59,6 +69,18 @@ def load_heads(folder: str | Path) -> tuple[SpatialHeads, EventHead, list[str]]:
     load_strictly(spatial, part_of(state, "spatial"), f"{folder}/{WEIGHTS}")
     load_strictly(events, part_of(state, "events"), f"{folder}/{WEIGHTS}")
     return spatial.eval(), events.eval(), labels
+
+
+def load_classifier(folder: str | Path) -> tuple[AudioEncoder, nn.Module, dict[str, Any]]:
+    """Encoder and classifier of a folder written by classification or tagging (evaluation mode), and its config."""
+    config, state = _read(Path(folder))
+    if "head" not in config:
+        cure = "Train one with 'audio-llm train' and task: classification or tagging."
+        raise CheckpointError(describe(f"encoder folder {folder}", "a classifier beside the encoder", "none", cure))
+    encoder = load_encoder(folder)
+    head = build_classifier(config["head"], encoder, len(config["labels"]))
+    load_strictly(head, part_of(state, "head"), f"{folder}/{WEIGHTS}")
+    return encoder, head.eval(), config
 
 
 def part_of(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
