@@ -184,23 +184,39 @@ class LinearClassifier(nn.Module):
         return self.linear(F.dropout(mean, self.dropout, self.training))
 
 
-CLASSIFIERS = ("linear", "urbansound")
+class TokenMeanHead(nn.Module):
+    """BEATs' classifier with its published key: one linear map of the mean token (the mean of every token's logits)."""
+
+    def __init__(self, hidden_size: int, num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.predictor = nn.Linear(hidden_size, num_classes)
+        self.dropout = dropout
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Logits ``(batch, classes)`` of `tokens` ``(batch, n, hidden)`` where `mask` ``(batch, n)`` is true."""
+        kept = mask[..., None].to(tokens.dtype)
+        mean = (F.dropout(tokens, self.dropout, self.training) * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
+        return self.predictor(mean)
+
+
+CLASSIFIERS = ("linear", "urbansound", "token_mean")
+_OWN_CLASSIFIER = {"urbansound_cnn": "urbansound", "beats": "token_mean"}
 
 
 def build_classifier(config: dict[str, Any], encoder: AudioEncoder, num_classes: int) -> nn.Module:
-    """Classifier of ``{"name": "linear" | "urbansound", "dropout"?: share}`` on an encoder's tokens.
+    """Classifier of ``{"name": one of CLASSIFIERS, "dropout"?: share}`` on an encoder's tokens.
 
     Without a name it is the encoder's own where the published model has one, else the linear one.
     """
-    own = "urbansound" if encoder.name == "urbansound_cnn" else "linear"
-    fields = {"name": own, **config}
+    fields = {"name": _OWN_CLASSIFIER.get(encoder.name, "linear"), **config}
     name, dropout = fields.pop("name"), fields.pop("dropout", None)
     if name not in CLASSIFIERS or fields:
         found = f"'{name}'" if name not in CLASSIFIERS else f"the key '{next(iter(fields))}'"
         raise ConfigError(describe("head", f"a name of {', '.join(CLASSIFIERS)} and 'dropout'", found))
     options = {} if dropout is None else {"dropout": float(dropout)}
-    if name == "linear":
-        return LinearClassifier(encoder.hidden_size, num_classes, **options)
+    if name != "urbansound":
+        kind = TokenMeanHead if name == "token_mean" else LinearClassifier
+        return kind(encoder.hidden_size, num_classes, **options)
     if encoder.grid is None:
         raise ConfigError(describe(f"head '{name}'", "an encoder with a grid of tokens", encoder.name))
     return UrbanSoundHead(encoder.hidden_size, encoder.grid, num_classes, **options)

@@ -206,10 +206,18 @@ class PositionalConvolution(nn.Module):
         self.weight_g = nn.Parameter(torch.ones(1, 1, self.kernel))
         self.weight_v = nn.Parameter(torch.empty(width, width // self.groups, self.kernel))
 
+    def reset_parameters(self) -> None:
+        """N(0, sqrt(4 / (kernel·width))), where the gain starts as the norm."""
+        nn.init.normal_(self.weight_v, std=math.sqrt(4 / (self.kernel * self.weight_v.shape[0])))
+        with torch.no_grad():
+            self.weight_g.copy_(self._norm())
+
+    def _norm(self) -> Tensor:
+        return self.weight_v.float().square().sum(dim=(0, 1), keepdim=True).sqrt().to(self.weight_v.dtype)
+
     def forward(self, tokens: Tensor) -> Tensor:
         """``(batch, n, hidden)`` → the same."""
-        norm = self.weight_v.float().square().sum(dim=(0, 1), keepdim=True).sqrt().to(self.weight_v.dtype)
-        weight = self.weight_v * (self.weight_g / norm)
+        weight = self.weight_v * (self.weight_g / self._norm())
         moved = F.conv1d(tokens.transpose(1, 2), weight, self.bias, padding=self.kernel // 2, groups=self.groups)
         return F.gelu(moved[..., : tokens.shape[1]]).transpose(1, 2)  # an even kernel gives one step more
 
@@ -264,7 +272,7 @@ class TransformerEncoder(nn.Module):
 
     def distance_bias(self, length: int) -> Tensor:
         """``(heads, length, length)``: the table's value for each distance key − query, the same for all layers."""
-        table = self.layers[0].self_attn.relative_attention_bias.weight
+        table = self.get_parameter("layers.0.self_attn.relative_attention_bias.weight")
         buckets = relative_buckets(length, self.config.num_buckets, self.config.max_distance).to(table.device)
         by_distance = table[buckets].t().contiguous()  # (heads, 2·length − 1)
         return by_distance.unfold(1, length, 1).flip(1)  # row i reads the distances −i … length − 1 − i
@@ -301,7 +309,8 @@ class BEATs(AudioEncoder):
         self.config = config
         self.sample_rate, self.window_seconds = SAMPLE_RATE, config.window_seconds
         self.layouts, self.num_channels = ("mono",), 1
-        self.hidden_size, self.grid = config.hidden_size, config.grid
+        self.hidden_size = config.hidden_size
+        self.grid: tuple[int, int] = config.grid
         side = config.patch_size
         self.patch_embedding = nn.Conv2d(1, config.patch_width, side, stride=side, bias=config.patch_bias)
         self.layer_norm = nn.LayerNorm(config.patch_width)
@@ -326,10 +335,7 @@ class BEATs(AudioEncoder):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-        for position in self.encoder.pos_conv:
-            nn.init.normal_(position.weight_v, std=math.sqrt(4 / (config.position_kernel * config.hidden_size)))
-            with torch.no_grad():
-                position.weight_g.copy_(position.weight_v.square().sum(dim=(0, 1), keepdim=True).sqrt())
+        self.encoder.pos_conv[0].reset_parameters()  # type: ignore[operator]
         if not config.deep_norm:
             return
         gain = (8 * config.depth) ** -0.25
