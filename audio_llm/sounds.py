@@ -199,20 +199,16 @@ def _check_names(library: Library) -> None:
 
 
 class SoundFolder:
-    """Clips of a sound folder as samples whose one event is the clip's class; what training reads beside shards.
+    """Clips of a sound folder as samples whose one event is the clip's class; what training reads beside shards."""
 
-    `channels` says what becomes of files with several: ``refuse`` leaves them as they are, for the encoder to judge,
-    ``mean`` mixes them to mono, ``first`` takes the first one.
-    """
-
-    def __init__(self, clips: Sequence[Clip], dataset: str, channels: Channels = "refuse") -> None:
-        self.clips, self.dataset, self.channels = list(clips), dataset, channels
+    def __init__(self, clips: Sequence[Clip], dataset: str) -> None:
+        self.clips, self.dataset = list(clips), dataset
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def load_sample(self, number: int) -> Sample:
-        """Class, recording and length (by the file's header). Raises :class:`AudioError` for what cannot be opened."""
+        """Class, recording and length (by the file's header). Raises :class:`AudioError` for what cannot be used."""
         import soundfile
 
         clip = self.clips[number]
@@ -220,22 +216,25 @@ class SoundFolder:
             info = soundfile.info(str(clip.path))
         except (OSError, RuntimeError) as error:  # libsndfile's own error is a RuntimeError
             raise AudioError(describe(str(clip.path), "an audio file", f"none that can be read ({error})")) from error
-        layout = "mono" if self.channels != "refuse" else audio.LAYOUT_OF_COUNT.get(info.channels, "mono")
+        if info.channels not in audio.LAYOUT_OF_COUNT:
+            raise AudioError(describe(str(clip.path), "1, 2 or 4 channels", f"{info.channels} channels"))
+        layout = audio.LAYOUT_OF_COUNT[info.channels]
         return Sample(
             clip.name,
             "classification",
             events=[Event(clip.label)],
-            audio=AudioInfo(info.samplerate, audio.LAYOUT_CHANNELS[layout], layout, info.duration),
+            audio=AudioInfo(info.samplerate, info.channels, layout, info.duration),
             source=Source(self.dataset, clip.fold, clip.recording),
         )
 
     def load_waveform(self, number: int) -> audio.Waveform:
-        """The decoded clip, its channels as asked for."""
-        return as_asked(audio.decode(str(self.clips[number].path)), self.channels)
+        """The decoded clip, all of its channels."""
+        return audio.decode(str(self.clips[number].path))
 
 
 def as_asked(waveform: audio.Waveform, channels: Channels) -> audio.Waveform:
-    """`waveform` with its channels mixed, picked, or left alone, as `channels` says."""
+    """`waveform` with its channels as `channels` says: ``refuse`` leaves them for the encoder to judge, ``mean`` mixes
+    them to mono (of ambisonics: takes W), ``first`` takes the first one."""
     if channels == "refuse" or waveform.num_channels == 1:
         return waveform
     if channels == "first":

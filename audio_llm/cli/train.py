@@ -1,4 +1,4 @@
-"""``audio-llm train``: an encoder on scenes with events, or a small language model on the text of a corpus."""
+"""``audio-llm train``: an encoder on scenes or labelled sounds, or a small language model on the text of a corpus."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import argparse
 
 HELP = "train an audio encoder, or a small language model, from a recipe"
 
-_TASKS = {"encoder": "audio_llm.training.supervised", "language_model": "audio_llm.training.language_model"}
+_TASKS = {
+    "encoder": "audio_llm.training.supervised",
+    "classification": "audio_llm.training.supervised",
+    "tagging": "audio_llm.training.supervised",
+    "language_model": "audio_llm.training.language_model",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -49,7 +49,7 @@ class UrbanSoundCNNConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Cells of the last feature map along time and frequency; what does not fill a cell is dropped, as published."""
+        """Cells of the last feature map along time and frequency; what does not fill a cell is dropped."""
         frames, mels = self.frames, self.n_mels
         for pool in self.pools:
             mels, frames = mels // pool[0], frames // pool[1]

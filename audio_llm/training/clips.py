@@ -1,4 +1,7 @@
-"""Clips with events for supervised training: windows of the encoder, kept in memory when small, and augmented."""
+"""Clips with events for supervised training: windows of the encoder, kept in memory when small, and augmented.
+
+They come from shard folders or from a labelled sound folder, whose clips have one event each: their class.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,17 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from audio_llm import audio
+from audio_llm import audio, sounds
 from audio_llm.encoders import AudioEncoder
-from audio_llm.errors import AudioLLMError, TrainingError, describe
+from audio_llm.errors import AudioLLMError, ConfigError, TrainingError, describe
 from audio_llm.shards.reader import ShardDataset
-from audio_llm.shards.schema import Event
+from audio_llm.shards.schema import Event, Sample
 
 _INT16 = 32767.0
 
@@ -32,6 +35,16 @@ class Augmentation:
     shift_seconds: float = 0.0  # uniform in ± this, as far as no event leaves the window
     frequency_mask: int = 0  # SpecAugment: widest mask in mel bands ...
     time_mask: int = 0  # ... and in frames
+    masks: int = 1  # of each kind
+    # Where labels hold for the whole clip (classification, tagging):
+    roll_seconds: float = 0.0  # uniform in ± this, around the clip's end: what leaves it comes in again
+    speed: float = 0.0  # played faster or slower by up to this share, and so higher or lower
+    mixup: float = 0.0  # Beta(this, this) shares of two clips, brought to one level first (Tokozume et al. 2018)
+
+    @property
+    def clip_level(self) -> bool:
+        """Whether something is on that only labels of the whole clip survive."""
+        return any((self.roll_seconds, self.speed, self.mixup))
 
 
 class Clip(NamedTuple):
@@ -39,16 +52,55 @@ class Clip(NamedTuple):
 
     samples: np.ndarray
     events: list[Event]
+    number: int = -1  # of the sample that the window was cut from
+
+
+class Mix(NamedTuple):
+    """Row i of the batch is `share` of itself and the rest of row `partner`, at one level."""
+
+    partner: Tensor  # (batch,) int64
+    share: Tensor  # (batch,) float32
 
 
 class Batch(NamedTuple):
     waveform: Tensor  # (batch, channels, window) float32
     lengths: Tensor  # (batch,) int64
     events: list[list[Event]]
+    numbers: list[int]  # of the samples that the windows were cut from
+    mix: Mix | None = None
+
+
+class ClipSource(Protocol):
+    """What a store reads: `ShardDataset`, `SoundFolder`."""
+
+    def __len__(self) -> int: ...
+    def load_sample(self, number: int, /) -> Sample: ...
+    def load_waveform(self, number: int, /) -> audio.Waveform: ...
+
+
+def open_source(folders: Sequence[Path], folds: Sequence[str] | None = None) -> ClipSource:
+    """Shard folders, or one labelled sound folder (of which only the clips in the official `folds`, if given)."""
+    labelled = [folder for folder in folders if sounds.is_sound_folder(folder)]
+    if not labelled:
+        if folds is not None:
+            found = ", ".join(str(folder) for folder in folders)
+            raise ConfigError(describe("folds", "a labelled sound folder", found, "Shards have no folds."))
+        return ShardDataset(list(folders))
+    if len(folders) > 1:
+        raise ConfigError(describe("train", "shard folders or one labelled sound folder", f"{len(folders)} folders"))
+    library = sounds.find(labelled[0])
+    clips = library.clips
+    if folds is not None:
+        official = sounds.official_folds(library)
+        unknown = [fold for fold in folds if fold not in official]
+        if unknown:
+            raise ConfigError(describe(f"folds of {labelled[0]}", ", ".join(official), f"'{unknown[0]}'"))
+        clips = [clip for fold in folds for clip in official[fold]]
+    return sounds.SoundFolder(clips, library.dataset)
 
 
 class ClipStore:
-    """Random access to the windows of all samples of some shard folders.
+    """Random access to the windows of all samples of some shard folders, or of the clips of a sound folder.
 
     Samples are decoded once and kept as 16-bit integers if that takes at most `memory_gib`, else at every access.
     A sample that cannot be used is left out and listed in `rejects`; more than `max_rejects` of them (a share) is a
@@ -56,10 +108,18 @@ class ClipStore:
     """
 
     def __init__(
-        self, folders: Sequence[Path], encoder: AudioEncoder, *, memory_gib: float = 2.0, max_rejects: float = 0.02
+        self,
+        folders: Sequence[Path],
+        encoder: AudioEncoder,
+        *,
+        folds: Sequence[str] | None = None,
+        channels: sounds.Channels = "refuse",
+        memory_gib: float = 2.0,
+        max_rejects: float = 0.02,
     ) -> None:
-        self.dataset = ShardDataset(list(folders))
-        self.name = ", ".join(str(folder) for folder in folders)
+        self.dataset = open_source(folders, folds)
+        self.name = ", ".join(str(folder) for folder in folders) + (f" folds {', '.join(folds)}" if folds else "")
+        self.rule = channels
         self.sample_rate, self.layouts = encoder.sample_rate, encoder.layouts
         self.window, self.channels = encoder.window_samples, encoder.num_channels
         self.max_rejects = max_rejects
@@ -89,8 +149,8 @@ class ClipStore:
         sample, window, events = self._index[number]
         if self._cache is not None:
             stored = self._cache[number, :, : self._lengths[number]]
-            return Clip(stored.astype(np.float32) * (self._scales[number] / _INT16), events)
-        return Clip(self._decode(sample)[window], events)
+            return Clip(stored.astype(np.float32) * (self._scales[number] / _INT16), events, sample)
+        return Clip(self._decode(sample)[window], events, sample)
 
     def _add(self, number: int) -> None:
         """Index the windows of sample `number` from its JSON alone."""
@@ -116,7 +176,7 @@ class ClipStore:
             raise TrainingError(describe(self.name, "samples with events", reason, cure))
 
     def _decode(self, number: int) -> list[np.ndarray]:
-        waveform = self.dataset.load_waveform(number)
+        waveform = sounds.as_asked(self.dataset.load_waveform(number), self.rule)
         name = f"{self.name}: sample {number}"
         audio.check(waveform, layouts=self.layouts, name=name)
         waveform = audio.resample(waveform, self.sample_rate)
@@ -196,9 +256,10 @@ def shift(samples: np.ndarray, events: list[Event], offset: int, sample_rate: in
 
 
 def augment(clip: Clip, switches: Augmentation, rng: np.random.Generator, sample_rate: int) -> Clip:
-    """Mirror, gain and shift; the same number of draws for every clip, so that one switch does not move the others."""
-    samples, events = clip
+    """One clip's augmentation; the same number of draws for every clip, so that one switch does not move the others."""
+    samples, events, number = clip
     flip, gain, where = rng.random(3)
+    around, speed = rng.random(2) if switches.clip_level else (0.5, 0.5)
     if switches.swap and flip < 0.5 and samples.shape[0] > 1:
         samples, events = mirror(samples, events)
     if switches.gain_db:
@@ -209,16 +270,54 @@ def augment(clip: Clip, switches: Augmentation, rng: np.random.Generator, sample
         high = min(switches.shift_seconds, end - max(event.offset or end for event in events))
         if high > low:
             samples, events = shift(samples, events, round((low + where * (high - low)) * sample_rate), sample_rate)
-    return Clip(samples, events)
+    if switches.speed:
+        samples = resampled(samples, 1.0 + (2 * speed - 1) * switches.speed)
+    if switches.roll_seconds:
+        samples = np.roll(samples, round((2 * around - 1) * switches.roll_seconds * sample_rate), axis=1)
+    return Clip(samples, events, number)
 
 
-def collate(clips: Sequence[Clip], channels: int, window: int) -> Batch:
+def resampled(samples: np.ndarray, speed: float) -> np.ndarray:
+    """Played `speed` times as fast in the same length: cut at the end, or begun anew.
+
+    Interpolation is linear: it dulls the highest octave a little, which is an augmentation too.
+    """
+    length = samples.shape[1]
+    place = (np.arange(length) * speed) % length
+    return np.stack([np.interp(place, np.arange(length), row) for row in samples]).astype(np.float32)
+
+
+def mix_clips(clips: Sequence[Clip], alpha: float, rng: np.random.Generator) -> tuple[list[Clip], Mix]:
+    """Between-class mixing: every clip with a partner of its batch, both at the clip's own level.
+
+    Shares are of amplitude; a clip without any sound is left as it is.
+    """
+    partner = rng.permutation(len(clips))
+    share = rng.beta(alpha, alpha, len(clips)).astype(np.float32)
+    levels = [float(np.sqrt(np.mean(np.square(clip.samples)))) for clip in clips]
+    mixed = []
+    for row, clip in enumerate(clips):
+        other = clips[partner[row]]
+        if min(levels[row], levels[partner[row]]) == 0.0:
+            share[row] = 1.0
+            mixed.append(clip)
+            continue
+        samples = np.zeros((clip.samples.shape[0], max(clip.samples.shape[1], other.samples.shape[1])), np.float32)
+        samples[:, : clip.samples.shape[1]] = share[row] * clip.samples
+        ratio = levels[row] / levels[partner[row]]
+        samples[:, : other.samples.shape[1]] += (1 - share[row]) * ratio * other.samples
+        mixed.append(clip._replace(samples=samples))
+    return mixed, Mix(torch.from_numpy(partner), torch.from_numpy(share))
+
+
+def collate(clips: Sequence[Clip], channels: int, window: int, mix: Mix | None = None) -> Batch:
     """Zero-pad to the window."""
     waveform = np.zeros((len(clips), channels, window), dtype=np.float32)
     for row, clip in enumerate(clips):
         waveform[row, :, : clip.samples.shape[1]] = clip.samples
     lengths = torch.tensor([clip.samples.shape[1] for clip in clips])
-    return Batch(torch.from_numpy(waveform), lengths, [clip.events for clip in clips])
+    numbers = [clip.number for clip in clips]
+    return Batch(torch.from_numpy(waveform), lengths, [clip.events for clip in clips], numbers, mix)
 
 
 class BatchPlan:
@@ -254,7 +353,10 @@ class BatchPlan:
             with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
                 clips = list(pool.map(self._load, self.indices(step)))
         clips = [augment(clip, self.switches, rng, self.store.sample_rate) for clip in clips]
-        return collate(clips, self.store.channels, self.store.window)
+        mix = None
+        if self.switches.mixup:
+            clips, mix = mix_clips(clips, self.switches.mixup, rng)
+        return collate(clips, self.store.channels, self.store.window, mix)
 
     def _load(self, number: int) -> Clip:
         """The clip, or the next one that can be read: a sample that turns out corrupt is counted and passed over."""
@@ -268,20 +370,21 @@ class BatchPlan:
 
 
 def spec_augment(switches: Augmentation) -> Any:
-    """SpecAugment (Park et al. 2019) on ``(batch, maps, frames, mels)``: one mask each way per clip, filled with 0."""
+    """SpecAugment (Park et al. 2019) on ``(batch, maps, frames, mels)``: `masks` each way per clip, filled with 0."""
 
     def mask(maps: Tensor) -> Tensor:
         batch, _, frames, mels = maps.shape
-        draws = torch.rand(4, batch, 1, device=maps.device)
         keep = torch.ones(batch, 1, frames, mels, dtype=torch.bool, device=maps.device)
-        for size, widest, width, start, axis in (
-            (frames, switches.time_mask, draws[0], draws[1], -1),
-            (mels, switches.frequency_mask, draws[2], draws[3], -2),
-        ):
-            length = width * widest
-            first = start * (size - length)
-            place = torch.arange(size, device=maps.device)
-            keep &= ~((place >= first) & (place < first + length)).unsqueeze(1).unsqueeze(axis)
+        for _ in range(switches.masks):
+            draws = torch.rand(4, batch, 1, device=maps.device)
+            for size, widest, width, start, axis in (
+                (frames, switches.time_mask, draws[0], draws[1], -1),
+                (mels, switches.frequency_mask, draws[2], draws[3], -2),
+            ):
+                length = width * widest
+                first = start * (size - length)
+                place = torch.arange(size, device=maps.device)
+                keep &= ~((place >= first) & (place < first + length)).unsqueeze(1).unsqueeze(axis)
         return maps * keep
 
     return mask if switches.frequency_mask or switches.time_mask else None

@@ -1,23 +1,41 @@
-"""Scores of an encoder's heads: what is heard, where, when. Definitions follow Spatial-AST's evaluation and DCASE."""
+"""The spatial task: which sound, where, how far, and when. Scores follow Spatial-AST's evaluation and DCASE."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from torch import Tensor
 
+from audio_llm.checkpoints.encoder import save_encoder
+from audio_llm.encoders import AudioEncoder
+from audio_llm.errors import ConfigError, describe
 from audio_llm.heads import (
     ClipTargets,
+    EventHead,
     EventLike,
     EventOutput,
     EventTargets,
+    SpatialHeads,
     SpatialLogits,
     class_azimuth,
+    clip_losses,
+    clip_targets,
+    event_losses,
+    event_targets,
+    total_loss,
     unit_vector,
 )
+from audio_llm.training.clips import Batch
+from audio_llm.training.tasks import SupervisedTask
+
+if TYPE_CHECKING:
+    from audio_llm.training.supervised import EncoderRecipe
+
+T = TypeVar("T", bound=tuple)
 
 SIDE_MARGIN = math.sin(
     math.radians(10)
@@ -160,3 +178,48 @@ def summarise(parts: Sequence[Observations]) -> dict[str, Any]:
     known = [goal for goal in goals if goal is not None]
     scores["score"] = sum(known) / len(known) if known else 0.0
     return {name: value for name, value in scores.items() if value is not None}
+
+
+class Localisation(SupervisedTask):
+    """Spatial-AST's clip heads and an event head on one encoder."""
+
+    def __init__(self, encoder: AudioEncoder, labels: Sequence[str], recipe: EncoderRecipe) -> None:
+        super().__init__(encoder, labels, recipe)
+        if encoder.grid is None or not hasattr(encoder, "cls_tokens"):
+            cure = "Use spatial_ast, or task: classification or tagging."
+            expected = "an encoder with clip tokens and a patch grid"
+            raise ConfigError(describe(f"encoder '{encoder.name}'", expected, "none", cure))
+        self.columns = encoder.grid[0]
+        self.spatial = SpatialHeads(encoder.hidden_size, len(labels))
+        self.events = EventHead(encoder.hidden_size, len(labels))
+        self.weights = recipe.weights
+
+    def predict(self, waveform: Tensor, lengths: Tensor) -> tuple[SpatialLogits, EventOutput]:
+        tokens, _ = self.encoder(waveform, lengths)
+        return self.spatial(tokens), self.events(self.encoder.patches(tokens))
+
+    def targets(self, batch: Batch) -> tuple[ClipTargets, EventTargets]:
+        seconds = self.encoder.window_seconds / self.columns
+        return clip_targets(batch.events, self.labels), event_targets(batch.events, self.labels, self.columns, seconds)
+
+    def forward(self, waveform: Tensor, lengths: Tensor, *targets: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        clip, event = targets
+        logits, output = self.predict(waveform, lengths)
+        parts = {**clip_losses(logits, clip, self.weights), **event_losses(output, event)}
+        return total_loss(parts, self.weights), {name: value.detach() for name, value in parts.items()}
+
+    def observe(self, waveform: Tensor, lengths: Tensor, targets: tuple[Any, ...], batch: Batch) -> Observations:
+        logits, output = self.predict(waveform, lengths)
+        clip, event = targets
+        return observe(_on_cpu(logits), _on_cpu(output), _on_cpu(clip), _on_cpu(event), batch.events, self.labels)
+
+    def summarise(self, parts: Sequence[Observations]) -> dict[str, Any]:
+        return summarise(parts)
+
+    def save(self, folder: Path) -> None:
+        save_encoder(folder, self.encoder, self.spatial, self.events, list(self.labels))
+
+
+def _on_cpu(group: T) -> T:
+    """A named tuple of tensors, moved; float32 where it was half precision."""
+    return type(group)(*(part.float().cpu() if part.is_floating_point() else part.cpu() for part in group))

@@ -1,4 +1,4 @@
-"""Supervised training of an audio encoder on scenes with known events: which sound, where, how far, and when.
+"""Supervised training of an audio encoder: the loop that all tasks share (:mod:`audio_llm.training.tasks`).
 
 One loop on accelerate, for one process or several. Every draw is a function of (seed, step, rank), so a checkpoint
 needs weights, optimizer and step, and a run that was killed repeats what the uninterrupted one would have done.
@@ -10,52 +10,49 @@ import dataclasses
 import hashlib
 import json
 import math
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from audio_llm import config as recipes
-from audio_llm.checkpoints.encoder import WEIGHTS, load_encoder, load_strictly, save_encoder
+from audio_llm.checkpoints.encoder import WEIGHTS, load_encoder, load_strictly
 from audio_llm.encoders import AudioEncoder, build_encoder
-from audio_llm.errors import CheckpointError, ConfigError, TrainingError, describe
+from audio_llm.errors import CheckpointError, ConfigError, TrainingError, describe, nearest, require
 from audio_llm.files import append_line, atomic_file, write_json, write_lines
-from audio_llm.heads import (
-    ClipTargets,
-    EventHead,
-    EventTargets,
-    LossWeights,
-    SpatialHeads,
-    clip_losses,
-    clip_targets,
-    event_losses,
-    event_targets,
-    total_loss,
-)
+from audio_llm.heads import LossWeights
+from audio_llm.sounds import Channels
 from audio_llm.training.clips import Augmentation, Batch, BatchPlan, ClipStore, collate, spec_augment
 from audio_llm.training.common import check_launch, forget_after, prepare_torch
-from audio_llm.training.localisation import Observations, observe, summarise
+from audio_llm.training.tasks import TASKS, SupervisedTask, task_class
 
-T = TypeVar("T", bound=tuple)
-CHECKPOINT, METRICS, SUMMARY = "checkpoint.pt", "metrics.jsonl", "summary.json"
+# Metrics hold what a run repeats to the digit; what the clock says stands beside them.
+CHECKPOINT, METRICS, TIMING, SUMMARY = "checkpoint.pt", "metrics.jsonl", "timing.jsonl", "summary.json"
 # What may differ between a checkpoint and the run that goes on from it: none of it changes the weights.
-_FREE_KEYS = {"output", "resume", "log_every", "save_every", "memory_gib", "eval_batch_size"}
+_FREE_KEYS = {"output", "resume", "log_every", "save_every", "memory_gib", "eval_batch_size", "tensorboard"}
 
 
 @dataclasses.dataclass
 class EncoderRecipe:
-    """Recipe of ``audio-llm train`` with ``task: encoder``."""
+    """Recipe of ``audio-llm train`` with ``task: encoder`` (spatial), ``classification`` or ``tagging``."""
 
-    train: list[Path]  # shard folders whose samples have events
+    train: list[Path]  # shard folders whose samples have events, or one labelled sound folder
     output: Path
-    validation: Path | None = None  # shard folder of unseen recordings and rooms; decides which weights are kept
+    validation: Path | None = None  # folder of unseen recordings (and rooms); decides which weights are kept
     task: str = "encoder"
+    train_folds: list[int | str] | None = None  # of a sound folder: its official folds to train on
+    validation_folds: list[int | str] | None = None  # ... and to validate on, of the folder in `train`
+    channels: Channels = "refuse"  # what becomes of several channels where the encoder wants one
     encoder: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "spatial_ast", "preset": "tiny"})
+    head: dict[str, Any] = dataclasses.field(default_factory=dict)  # of classification and tagging: name, dropout
     init: Path | None = None  # encoder folder to start from; its configuration replaces `encoder`
+    unfreeze: int | None = None  # top layers of the encoder that learn; 0: none, the heads alone; by default all
     labels: list[str] | None = None  # classes in order; by default the sorted labels of the training events
     steps: int | None = None  # either a number of updates ...
     seconds: float | None = None  # ... or a wall-clock budget for the loop, validation included
@@ -65,6 +62,8 @@ class EncoderRecipe:
     warmup: float = 0.05  # share of the run
     weight_decay: float = 0.01
     layer_decay: float = 1.0  # learning rate factor per layer from the top (0.75 when fine-tuning a published model)
+    label_smoothing: float = 0.0  # of classification and tagging
+    ema: float = 0.0  # decay of a moving average of the weights, which is then what is validated and kept
     clip_norm: float = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
@@ -77,11 +76,24 @@ class EncoderRecipe:
     save_every: int = 200  # updates between checkpoints
     memory_gib: float = 2.0  # decoded clips are kept in memory up to this size
     max_rejects: float = 0.02  # share of unusable samples beyond which the run stops
+    tensorboard: bool = True  # curves in OUTPUT/tensorboard, beside metrics.jsonl
     processes: int | None = None  # stated number of processes; a launch with fewer is an error
     resume: Literal["auto", "never"] = "auto"
 
     def check(self) -> None:
         """:class:`ConfigError` for values that cannot be trained with."""
+        if self.task not in TASKS:
+            found = f"'{self.task}'{nearest(self.task, TASKS)}"
+            raise ConfigError(describe("task", f"one of {', '.join(TASKS)}", found))
+        if self.validation and self.validation_folds:
+            raise ConfigError(describe("recipe", "either 'validation' or 'validation_folds'", "both"))
+        both = sorted({*map(str, self.train_folds or [])} & {*map(str, self.validation_folds or [])})
+        if both or bool(self.validation_folds) > bool(self.train_folds):
+            found = f"fold {both[0]} in both" if both else "validation_folds alone"
+            raise ConfigError(describe("recipe", "train_folds and validation_folds that share none", found))
+        if self.augment.clip_level and not task_class(self.task).clip_level:
+            found = f"task: {self.task}"
+            raise ConfigError(describe("augment.roll_seconds, speed, mixup", "labels of whole clips", found))
         if (self.steps is None) == (self.seconds is None):
             raise ConfigError(describe("recipe", "either 'steps' or 'seconds'", "both" if self.steps else "neither"))
         for name in ("batch_size", "learning_rate", "eval_batch_size", "log_every"):
@@ -91,60 +103,58 @@ class EncoderRecipe:
             raise ConfigError(describe("warmup", "a share of the run in [0, 1)", repr(self.warmup)))
 
 
-class SupervisedModel(nn.Module):
-    """Encoder and heads as one module, so that data-parallel training sees a single forward."""
-
-    def __init__(self, encoder: AudioEncoder, num_classes: int, weights: LossWeights) -> None:
-        super().__init__()
-        if encoder.grid is None:
-            raise ConfigError(
-                describe(
-                    f"encoder '{encoder.name}'",
-                    "an encoder with clip tokens and a patch grid",
-                    "none",
-                    "Use spatial_ast.",
-                )
-            )
-        self.encoder = encoder
-        self.spatial = SpatialHeads(encoder.hidden_size, num_classes)
-        self.events = EventHead(encoder.hidden_size, num_classes)
-        self.weights = weights
-
-    def predict(self, waveform: Tensor, lengths: Tensor) -> tuple[Any, Any]:
-        tokens, _ = self.encoder(waveform, lengths)
-        return self.spatial(tokens), self.events(self.encoder.patches(tokens))
-
-    def forward(
-        self, waveform: Tensor, lengths: Tensor, clip: ClipTargets, event: EventTargets
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        logits, output = self.predict(waveform, lengths)
-        parts = {**clip_losses(logits, clip, self.weights), **event_losses(output, event)}
-        return total_loss(parts, self.weights), {name: value.detach() for name, value in parts.items()}
+def layer_of(name: str, prefixes: list[str]) -> int:
+    """Layer of a parameter of encoder and heads: 0 is the input's, 1 … n those of `prefixes`, n + 1 the heads'."""
+    if not name.startswith("encoder.") or "cls_tokens" in name:
+        return len(prefixes) + 1
+    inner = name.removeprefix("encoder.")
+    return next((number for number, prefix in enumerate(prefixes, 1) if inner.startswith(prefix)), 0)
 
 
-def parameter_groups(model: SupervisedModel, recipe: EncoderRecipe) -> list[dict[str, Any]]:
+def parameter_groups(model: SupervisedTask, recipe: EncoderRecipe) -> list[dict[str, Any]]:
     """AdamW groups: vectors, positions and cls tokens are not decayed; deeper layers may learn faster."""
-    blocks = getattr(model.encoder, "blocks", None)
-    depth = len(blocks) if isinstance(blocks, nn.ModuleList) else 0
+    prefixes = model.encoder.layer_prefixes
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        layer = depth + 1
-        if name.startswith("encoder.blocks."):
-            layer = int(name.split(".")[2]) + 1
-        elif name.startswith("encoder.") and "cls_tokens" not in name:
-            layer = 0
-        plain = parameter.ndim < 2 or "cls_tokens" in name
-        groups.setdefault((layer, plain), []).append(parameter)
+        if parameter.requires_grad:
+            plain = parameter.ndim < 2 or "cls_tokens" in name
+            groups.setdefault((layer_of(name, prefixes), plain), []).append(parameter)
     return [
         {
             "params": parameters,
-            "scale": recipe.layer_decay ** (depth + 1 - layer),
+            "scale": recipe.layer_decay ** (len(prefixes) + 1 - layer),
             "weight_decay": 0.0 if plain else recipe.weight_decay,
         }
         for (layer, plain), parameters in sorted(groups.items())
     ]
+
+
+def freeze_below(encoder: AudioEncoder, top: int) -> list[nn.Module]:
+    """Freeze all but the `top` last layers of `encoder`; returns the modules that must stay in evaluation mode."""
+    prefixes = encoder.layer_prefixes
+    if top > len(prefixes) or (top > 0 and not prefixes):
+        raise ConfigError(describe("unfreeze", f"0 to {len(prefixes)} layers of '{encoder.name}'", str(top)))
+    learning = tuple(prefixes[len(prefixes) - top :])
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(name.startswith(learning))
+    return [module for name, module in encoder.named_modules() if name and not f"{name}.".startswith(learning)]
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """Average of weights and statistics; it follows faster at first, so that the start is soon forgotten."""
+
+    def average(kept: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+        if not kept.is_floating_point():
+            return new
+        count = int(count)
+        return torch.lerp(new, kept, min(decay, (1 + count) / (10 + count)))
+
+    return AveragedModel(model, avg_fn=average, use_buffers=True)
+
+
+def _moved(targets: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
+    """Named tuples of tensors, on `device`."""
+    return tuple(type(group)(*(part.to(device) for part in group)) for group in targets)
 
 
 def rate_at(progress: float, recipe: EncoderRecipe) -> float:
@@ -154,11 +164,6 @@ def rate_at(progress: float, recipe: EncoderRecipe) -> float:
     share = min((progress - recipe.warmup) / (1.0 - recipe.warmup), 1.0)
     cosine = 0.5 * (1.0 + math.cos(math.pi * share))
     return recipe.learning_rate * (recipe.minimum_rate + (1.0 - recipe.minimum_rate) * cosine)
-
-
-def _on_cpu(group: T) -> T:
-    """A named tuple of tensors, moved; float32 where it was half precision."""
-    return type(group)(*(part.float().cpu() if part.is_floating_point() else part.cpu() for part in group))
 
 
 class Trainer:
@@ -183,8 +188,11 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         encoder = load_encoder(recipe.init) if recipe.init else build_encoder(recipe.encoder)
         encoder.gradient_checkpointing = recipe.gradient_checkpointing
-        self.store = self._store(recipe.train, encoder)
-        self.validation = self._store([recipe.validation], encoder) if recipe.validation else None
+        self.store = self._store(recipe.train, encoder, recipe.train_folds)
+        self.validation: ClipStore | None = None
+        if recipe.validation or recipe.validation_folds:
+            folders = [recipe.validation] if recipe.validation else recipe.train
+            self.validation = self._store(folders, encoder, recipe.validation_folds)
         names = recipe.labels or sorted(self.store.labels)
         self.labels = {name: index for index, name in enumerate(names)}
         self._check_labels()
@@ -197,15 +205,31 @@ class Trainer:
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
         )
-        self.raw = SupervisedModel(encoder, len(names), recipe.weights)
+        self.raw = task_class(recipe.task)(encoder, names, recipe)
+        self.still = [] if recipe.unfreeze is None else freeze_below(encoder, recipe.unfreeze)
         optimizer = torch.optim.AdamW(parameter_groups(self.raw, recipe), lr=recipe.learning_rate)
         self.model, self.optimizer = self.accelerator.prepare(self.raw, optimizer)
+        self.average = moving_average(self.raw, recipe.ema) if recipe.ema else None
         self.step, self.elapsed, self.best = 0, 0.0, -math.inf
+        self.sums: dict[str, float] = {}  # of the steps since the last line of the log
+        self.curves: Any = None
         self._started = 0.0
 
-    def _store(self, folders: list[Path], encoder: AudioEncoder) -> ClipStore:
+    @property
+    def kept(self) -> SupervisedTask:
+        """The weights that are validated and saved: the moving average, where there is one."""
+        return self.average.module if self.average is not None else self.raw
+
+    def _store(self, folders: list[Path], encoder: AudioEncoder, folds: list[int | str] | None) -> ClipStore:
         recipe = self.recipe
-        return ClipStore(folders, encoder, memory_gib=recipe.memory_gib, max_rejects=recipe.max_rejects)
+        return ClipStore(
+            folders,
+            encoder,
+            folds=None if folds is None else [str(fold) for fold in folds],
+            channels=recipe.channels,
+            memory_gib=recipe.memory_gib,
+            max_rejects=recipe.max_rejects,
+        )
 
     def _check_labels(self) -> None:
         for store in filter(None, (self.store, self.validation)):
@@ -236,21 +260,20 @@ class Trainer:
             return finished
         if main:
             recipes.dump(recipe, recipe.output / "recipe.yaml")
+            self._open_curves()
         total = recipe.steps if recipe.steps is not None else None
-        bar = tqdm(total=total, initial=self.step, desc="encoder", unit="step", disable=not main)
+        bar = tqdm(total=total, initial=self.step, desc=recipe.task, unit="step", disable=not main)
         self._started = time.monotonic() - self.elapsed
-        sums: dict[str, float] = {}
         with ThreadPoolExecutor(1) as ahead:
             upcoming = ahead.submit(self.plan.batch, self.step)
             while (progress := self._progress()) < 1.0:
                 batch, upcoming = upcoming.result(), ahead.submit(self.plan.batch, self.step + 1)
                 for name, value in self._update(batch, progress).items():
-                    sums[name] = sums.get(name, 0.0) + value
+                    self.sums[name] = self.sums.get(name, 0.0) + value
                 self.step += 1
                 bar.update()
                 if self.step % recipe.log_every == 0:
-                    self._log(sums, bar)
-                    sums = {}
+                    self._log(bar)
                 if recipe.eval_every and self.step % recipe.eval_every == 0:
                     self._validate()
                 if recipe.save_every and self.step % recipe.save_every == 0:
@@ -276,41 +299,51 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate_at(progress, self.recipe) * group["scale"]
         self.model.train()
+        for module in self.still:
+            module.training = False
         device = self.accelerator.device
-        clip, event = self._targets(batch)
-        loss, parts = self.model(batch.waveform.to(device), batch.lengths.to(device), clip, event)
+        targets = _moved(self.raw.targets(batch), device)
+        loss, parts = self.model(batch.waveform.to(device), batch.lengths.to(device), *targets)
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.raw)
         values = {"loss": float(loss.detach()), "gradient_norm": float(norm)}
         if not math.isfinite(values["loss"]):
             cure = "Lower learning_rate, or use precision=fp32."
             raise TrainingError(describe(f"step {self.step}", "a finite loss", str(values["loss"]), cure))
         return values | {name: float(value) for name, value in parts.items()}
 
-    def _targets(self, batch: Batch) -> tuple[ClipTargets, EventTargets]:
-        encoder = self.raw.encoder
-        assert encoder.grid is not None  # SupervisedModel has asked
-        columns = encoder.grid[0]
-        seconds = encoder.window_seconds / columns
-        clip = clip_targets(batch.events, self.labels)
-        event = event_targets(batch.events, self.labels, columns, seconds)
-        device = self.accelerator.device
-        return ClipTargets(*(part.to(device) for part in clip)), EventTargets(*(part.to(device) for part in event))
-
-    def _log(self, sums: dict[str, float], bar: Any) -> None:
-        shares = torch.tensor(list(sums.values()), device=self.accelerator.device) / self.recipe.log_every
-        mean = dict(zip(sums, self.accelerator.reduce(shares, "mean").tolist(), strict=True))  # over the processes
+    def _log(self, bar: Any) -> None:
+        shares = torch.tensor(list(self.sums.values()), device=self.accelerator.device) / self.recipe.log_every
+        mean = dict(zip(self.sums, self.accelerator.reduce(shares, "mean").tolist(), strict=True))  # over the processes
+        self.sums = {}
+        bar.set_postfix(loss=f"{mean['loss']:.3f}")
+        rate = self.optimizer.param_groups[-1]["lr"]
+        self._record({"samples": self.step * self.recipe.batch_size, "rate": rate} | mean)
         if self.accelerator.is_main_process:
-            bar.set_postfix(loss=f"{mean['loss']:.3f}")
             seconds = round(time.monotonic() - self._started, 3)
-            rate = self.optimizer.param_groups[-1]["lr"]
-            append_line(
-                self.recipe.output / METRICS,
-                {"step": self.step, "samples": self.step * self.recipe.batch_size, "seconds": seconds, "rate": rate}
-                | mean,
-            )
+            append_line(self.recipe.output / TIMING, {"step": self.step, "seconds": seconds})
+
+    def _record(self, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, and its points in TensorBoard."""
+        if not self.accelerator.is_main_process:
+            return
+        append_line(self.recipe.output / METRICS, {"step": self.step} | values)
+        if self.curves is not None:
+            for name, value in values.items():
+                group = "validation" if name.startswith("validation_") else "train"
+                self.curves.add_scalar(f"{group}/{name.removeprefix('validation_')}", value, self.step)
+
+    def _open_curves(self) -> None:
+        if self.recipe.tensorboard:
+            require("tensorboard", "'tensorboard: true' of the recipe", "train")
+            from torch.utils.tensorboard import SummaryWriter
+
+            # Points beyond the checkpoint are shown once: the killed run's are purged.
+            self.curves = SummaryWriter(str(self.recipe.output / "tensorboard"), purge_step=self.step + 1)
 
     # ------------------------------------------------------------------------------------------------ validation
 
@@ -320,39 +353,34 @@ class Trainer:
 
         if self.validation is None:
             return {}
-        self.raw.eval()
+        kept = self.kept.eval()
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        for buffer in self.raw.buffers() if world > 1 else ():
+        for buffer in kept.buffers() if world > 1 else ():
             broadcast(buffer)  # in place: batch statistics of the first process are those that are saved
         mine = range(rank, len(self.validation), world)
-        parts: list[Observations] = []
+        parts: list[Any] = []
         for start in range(0, len(mine), self.recipe.eval_batch_size):
             numbers = mine[start : start + self.recipe.eval_batch_size]
             clips = [self.validation[number] for number in numbers]
             parts.append(self._observe(collate(clips, self.validation.channels, self.validation.window)))
-        return summarise(gather_object(parts) if world > 1 else parts)
+        return kept.summarise(gather_object(parts) if world > 1 else parts)
 
-    def _observe(self, batch: Batch) -> Observations:
+    def _observe(self, batch: Batch) -> Any:
         device = self.accelerator.device
+        targets = _moved(self.raw.targets(batch), device)
         with torch.inference_mode(), self.accelerator.autocast():
-            logits, output = self.raw.predict(batch.waveform.to(device), batch.lengths.to(device))
-        clip, event = self._targets(batch)
-        return observe(_on_cpu(logits), _on_cpu(output), _on_cpu(clip), _on_cpu(event), batch.events, self.labels)
+            return self.kept.observe(batch.waveform.to(device), batch.lengths.to(device), targets, batch)
 
     def _validate(self) -> dict[str, Any]:
         """Validate; keep the weights when they are the best so far (always, without a validation folder)."""
         scores = self.evaluate()
-        if scores and self.accelerator.is_main_process:
-            append_line(
-                self.recipe.output / METRICS,
-                {"step": self.step} | {f"validation_{name}": value for name, value in scores.items()},
-            )
+        if scores:
+            self._record({f"validation_{name}": value for name, value in scores.items()})
         score = scores.get("score", math.inf)
         if score >= self.best:
             self.best = score
             if self.accelerator.is_main_process:
-                raw = self.raw
-                save_encoder(self.recipe.output, raw.encoder, raw.spatial, raw.events, list(self.labels))
+                self.kept.save(self.recipe.output)
         return scores
 
     # -------------------------------------------------------------------------------------------- saving, resuming
@@ -366,8 +394,11 @@ class Trainer:
             "step": self.step,
             "elapsed": time.monotonic() - self._started,
             "best": self.best,
+            "sums": self.sums,
             "fingerprint": self.fingerprint,
         }
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
         with atomic_file(self.recipe.output / CHECKPOINT) as temporary:
             torch.save(state, temporary)
 
@@ -381,8 +412,9 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if fresh:
             if self.accelerator.is_main_process:
-                for name in (CHECKPOINT, SUMMARY, METRICS, WEIGHTS):
+                for name in (CHECKPOINT, SUMMARY, METRICS, TIMING, WEIGHTS):
                     (output / name).unlink(missing_ok=True)
+                shutil.rmtree(output / "tensorboard", ignore_errors=True)
             self.accelerator.wait_for_everyone()
             return None
         if (output / SUMMARY).is_file() and (output / WEIGHTS).is_file():
@@ -393,6 +425,7 @@ class Trainer:
             self._restore(output / CHECKPOINT)
         if self.accelerator.is_main_process:
             forget_after(output / METRICS, self.step)
+            forget_after(output / TIMING, self.step)
         self.accelerator.wait_for_everyone()
         return None
 
@@ -405,7 +438,10 @@ class Trainer:
         self._same(state["fingerprint"], path)
         load_strictly(self.raw, state["model"], str(path))
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            load_strictly(self.average, state["average"], str(path))
         self.step, self.elapsed, self.best = state["step"], state["elapsed"], state["best"]
+        self.sums = state["sums"]
 
     def _same(self, fingerprint: str, path: Path) -> None:
         if fingerprint != self.fingerprint:
@@ -429,6 +465,8 @@ class Trainer:
             write_json(output / SUMMARY, summary)
             (output / CHECKPOINT).unlink(missing_ok=True)
             write_lines(output / "rejects.jsonl", self.store.rejects)
+            if self.curves is not None:
+                self.curves.close()
         self.accelerator.wait_for_everyone()
         return kept
 
