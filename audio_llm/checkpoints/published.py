@@ -111,6 +111,46 @@ def rename(
     return renamed
 
 
+def read_transformers(
+    folder: str | Path, prefixes: tuple[str, ...] = ("",)
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and weights of a folder as Transformers saves models; only the keys that start with `prefixes`.
+
+    Safetensors or ``.bin``, whole or in shards. :class:`CheckpointError` where a file is missing or damaged.
+    """
+    folder = Path(folder)
+    config = _read_json(folder / "config.json", "a Transformers model's configuration")
+    for weights in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{weights}.index.json"
+        if index.is_file():
+            table = _read_json(index, "an index of shards").get("weight_map")
+            if not isinstance(table, dict):
+                raise CheckpointError(describe(str(index), "a 'weight_map'", "none"))
+            files = sorted({file for key, file in table.items() if key.startswith(prefixes)})
+        elif (folder / weights).is_file():
+            files = [weights]
+        else:
+            continue
+        state: dict[str, Tensor] = {}
+        for file in files:
+            part = state_dict_of(read_published(folder / file), prefixes=(), name=folder / file)
+            state |= {key: value for key, value in part.items() if key.startswith(prefixes)}
+        return config, state
+    raise CheckpointError(describe(f"model {folder}", "model.safetensors or pytorch_model.bin", "neither"))
+
+
+def _read_json(path: Path, kind: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(describe(str(path), kind, error.strerror or str(error))) from error
+    except ValueError as error:
+        raise CheckpointError(describe(str(path), kind, f"no valid JSON ({_first_line(error)})")) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(describe(str(path), kind, f"a JSON {type(content).__name__}"))
+    return content
+
+
 def _renamed(key: str, rules: Iterable[tuple[re.Pattern[str], str | None]]) -> str | None:
     for pattern, replacement in rules:
         if replacement is None and pattern.search(key):
@@ -135,13 +175,9 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError, ValueError) as error:
         expected, cure = "a whole safetensors file", "Copy or download it again."
         raise CheckpointError(describe(f"checkpoint {path}", expected, _first_line(error), cure)) from error
-    for beside in (path.with_suffix(".json"), path.with_name("config.json")):
-        if beside.is_file():
-            try:
-                tree["cfg"] = json.loads(beside.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise CheckpointError(describe(str(beside), "valid JSON", _first_line(error))) from error
-            break
+    beside = next((p for p in (path.with_suffix(".json"), path.with_name("config.json")) if p.is_file()), None)
+    if beside:
+        tree["cfg"] = _read_json(beside, "the configuration of the weights beside it")
     return tree
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,8 @@ ENCODERS: dict[str, str] = {
     "beats": "audio_llm.encoders.beats:BEATs",
     "whisper": "audio_llm.encoders.whisper:Whisper",
     "spatial_ast": "audio_llm.encoders.spatial_ast:SpatialAST",
+    "cnn14": "audio_llm.encoders.cnn14:CNN14",
+    "htsat": "audio_llm.encoders.htsat:HTSAT",
     "urbansound_cnn": "audio_llm.encoders.urbansound_cnn:UrbanSoundCNN",
 }
 
@@ -43,6 +46,14 @@ class AudioEncoder(nn.Module):
     gradient_checkpointing: bool = False
     grid: tuple[int, int] | None = None  # patch tokens along time and frequency, where an encoder has such a grid
     augment: Callable[[Tensor], Tensor] | None = None  # on feature maps (batch, maps, frames, bins), in training only
+
+    @classmethod
+    def from_published(cls, path: str | Path, **fields: Any) -> AudioEncoder:
+        """The encoder of a published checkpoint, in evaluation mode; `fields` replace those of its configuration.
+
+        Raises :class:`CheckpointError` for a file that is no such checkpoint, or whose keys do not all fit.
+        """
+        raise ConfigError(f"encoder '{cls.name}': there is no published checkpoint of it; train one.")
 
     @property
     def window_samples(self) -> int:
