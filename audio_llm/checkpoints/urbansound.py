@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from audio_llm import config as recipes
 from audio_llm.checkpoints.encoder import load_strictly
 from audio_llm.checkpoints.published import read_published, state_dict_of
 from audio_llm.encoders.urbansound_cnn import UrbanSoundCNN, UrbanSoundCNNConfig
@@ -29,14 +31,15 @@ CLASSES = (
 _HEAD = ("conv1d.", "fc1.", "fc2.")
 
 
-def load_published(path: str | Path) -> tuple[UrbanSoundCNN, UrbanSoundHead, list[str]]:
+def load_published(path: str | Path, **fields: Any) -> tuple[UrbanSoundCNN, UrbanSoundHead, list[str]]:
     """Encoder, classifier (both in evaluation mode) and the names of its classes. Strict: every key must fit.
 
     The widths of the convolutions and the number of classes are read off the file; a file with another number of
     classes than UrbanSound8K's ten does not say what they are called, so they are numbered.
     """
     state = state_dict_of(read_published(path), name=path)
-    encoder = UrbanSoundCNN(UrbanSoundCNNConfig(widths=_widths(state, str(path))))
+    known = {"widths": _widths(state, str(path)), **fields}
+    encoder = UrbanSoundCNN(recipes.build(UrbanSoundCNNConfig, known, where="encoder urbansound_cnn"))
     rest = {key: value for key, value in state.items() if not key.startswith(_HEAD)}
     load_strictly(encoder, rest, str(path))
     count = state["fc2.weight"].shape[0] if "fc2.weight" in state and state["fc2.weight"].ndim == 2 else len(CLASSES)

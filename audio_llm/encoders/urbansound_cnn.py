@@ -118,11 +118,11 @@ class UrbanSoundCNN(AudioEncoder):
             inputs = width
 
     @classmethod
-    def from_published(cls, path: str | Path) -> UrbanSoundCNN:
+    def from_published(cls, path: str | Path, **fields: Any) -> UrbanSoundCNN:
         """The encoder of a published ``.pt`` or ``.safetensors`` file, in evaluation mode."""
         from audio_llm.checkpoints.urbansound import load_published
 
-        return load_published(path)[0]
+        return load_published(path, **fields)[0]
 
     @property
     def num_tokens(self) -> int:
