@@ -166,14 +166,19 @@ def unit_intensity(spectrum: Tensor, bank: Tensor) -> Tensor:
     return (active / (length + _INTENSITY_EPS)) @ bank
 
 
+def log_mel_power(spectrum: Tensor, bank: Tensor) -> Tensor:
+    """``log10`` of the mel power of every channel, floor 1e-10: complex ``(..., bins)`` → ``(..., mels)``."""
+    power = spectrum.real.square() + spectrum.imag.square()
+    return torch.log10((power @ bank).clamp(min=LOG_FLOOR))
+
+
 def foa_planes(spectrum: Tensor, bank: Tensor) -> Tensor:
     """Log-mel powers and intensity of first-order ambisonics.
 
-    `spectrum` complex ``(batch, 4, frames, bins)``, ACN order W Y Z X → ``(batch, 7, frames, mels)``: ``log10`` of the
-    mel power of every channel (floor 1e-10), then :func:`unit_intensity` along Y, Z, X.
+    `spectrum` complex ``(batch, 4, frames, bins)``, ACN order W Y Z X → ``(batch, 7, frames, mels)``:
+    :func:`log_mel_power` of every channel, then :func:`unit_intensity` along Y, Z, X.
     """
-    power = spectrum.real.square() + spectrum.imag.square()
-    return torch.cat((torch.log10((power @ bank).clamp(min=LOG_FLOOR)), unit_intensity(spectrum, bank)), dim=1)
+    return torch.cat((log_mel_power(spectrum, bank), unit_intensity(spectrum, bank)), dim=1)
 
 
 def mid_side(waveform: Tensor) -> Tensor:

@@ -1,0 +1,122 @@
+"""What the encoders for sound events share: log-mel and intensity planes, standardised per mel band and plane.
+
+A stereo recording is read as ambisonics of which only W and Y are known, so that mono, stereo and four-channel models
+differ in nothing but the planes that carry sound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from audio_llm import features
+from audio_llm.encoders.base import AudioEncoder
+from audio_llm.errors import ConfigError, describe
+
+# layout -> (channels, planes, accepted layouts); binaural is two channels as well, of another kind of microphone.
+_LAYOUTS: dict[str, tuple[int, int, tuple[str, ...]]] = {
+    "mono": (1, 1, ("mono",)),
+    "stereo": (2, 7, ("stereo", "binaural")),
+    "foa": (4, 7, ("foa",)),
+}
+INTENSITY_PLANES = 3  # the last ones, where there are seven
+
+
+@dataclasses.dataclass
+class SpectralConfig:
+    """Front end and window. The defaults are those of stereo SELD (DCASE 2025 task 3): 5 s at 24 kHz, 251 frames."""
+
+    sample_rate: int = 24000
+    n_fft: int = 1024
+    win_length: int | None = 960  # samples of the Hann window, centred in n_fft
+    hop: int = 480
+    n_mels: int = 64
+    fmin: float = 20.0
+    fmax: float = 12000.0
+    mel_scale: Literal["htk", "slaney"] = "htk"
+    levels: Literal["log10", "decibels"] = "log10"  # of mel power; decibels are ten times as much
+    peak_normalize: bool = True  # every window by its own peak: the published choice, which forgets how loud it was
+    window_seconds: float = 5.0
+    layout: Literal["mono", "stereo", "foa"] = "stereo"
+
+    @property
+    def frames(self) -> int:
+        """STFT frames in a window."""
+        return 1 + round(self.window_seconds * self.sample_rate) // self.hop
+
+    def check(self) -> None:
+        """:class:`ConfigError` for a front end that cannot be built."""
+        if not 0 <= self.fmin < self.fmax <= self.sample_rate / 2:
+            expected = f"0 <= fmin < fmax <= {self.sample_rate / 2:g} Hz"
+            raise ConfigError(describe("fmin, fmax", expected, f"{self.fmin:g}, {self.fmax:g}"))
+        if self.win_length is not None and not 1 <= self.win_length <= self.n_fft:
+            raise ConfigError(describe("win_length", f"1 to n_fft ({self.n_fft})", str(self.win_length)))
+        if round(self.window_seconds * self.sample_rate) <= self.n_fft // 2:
+            expected = f"more than {self.n_fft // 2} samples (half of n_fft)"
+            raise ConfigError(describe("window_seconds", expected, f"{self.window_seconds:g} s"))
+
+
+class SpectralEncoder(AudioEncoder):
+    """Base of encoders on these planes. A child builds its network and writes :meth:`encode_planes`."""
+
+    config: SpectralConfig
+    column_frames: int  # STFT frames that one step of the token grid stands for
+
+    def __init__(self, config: SpectralConfig) -> None:
+        super().__init__()
+        config.check()
+        self.config = config
+        self.sample_rate, self.window_seconds = config.sample_rate, config.window_seconds
+        self.num_channels, self.num_planes, self.layouts = _LAYOUTS[config.layout]
+        self.scalar = nn.ModuleList(nn.BatchNorm1d(config.n_mels) for _ in range(self.num_planes))  # published name
+
+    def encode(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(waveform.device.type, enabled=False):
+            planes = self.planes(waveform)
+        tokens = self.encode_planes(planes)
+        return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+
+    def planes(self, waveform: Tensor) -> Tensor:
+        """Levels, then intensity: ``(batch, channels, time)`` → ``(batch, planes, frames, mels)`` float32."""
+        config = self.config
+        bank = features.mel_bank(
+            config.sample_rate, config.n_fft, config.n_mels, config.fmin, config.fmax, waveform.device, config.mel_scale
+        )
+        if config.peak_normalize:
+            waveform = features.peak_normalize(waveform)
+        if config.layout == "stereo":
+            waveform = features.mid_side(waveform)
+        spectrum = features.stft(waveform, config.n_fft, config.hop, config.win_length)
+        if config.layout == "mono":
+            planes = features.log_mel_power(spectrum, bank)
+        elif config.layout == "stereo":
+            planes = features.pseudo_foa_planes(spectrum, bank)
+        else:
+            planes = features.foa_planes(spectrum, bank)
+        if config.levels == "log10":
+            return planes
+        levels = planes.shape[1] if config.layout == "mono" else planes.shape[1] - INTENSITY_PLANES
+        return torch.cat((10.0 * planes[:, :levels], planes[:, levels:]), dim=1)
+
+    def encode_planes(self, planes: Tensor) -> Tensor:
+        """Tokens ``(batch, n, hidden)`` of planes as :meth:`planes` gives them."""
+        raise NotImplementedError
+
+    def standardize(self, planes: Tensor) -> Tensor:
+        """Batch norm of every mel band of every plane; computed in float32 whatever the module was cast to."""
+        norms: list[nn.BatchNorm1d] = list(self.scalar)  # type: ignore[arg-type]
+        if self.training:
+            columns = [norm(plane.transpose(1, 2)) for norm, plane in zip(norms, planes.unbind(dim=1), strict=True)]
+            return torch.stack(columns, dim=1).transpose(2, 3)
+        mean, variance = (torch.stack([getattr(norm, name).float() for norm in norms])
+                          for name in ("running_mean", "running_var"))  # fmt: skip
+        scale = torch.stack([norm.weight.float() for norm in norms]) * torch.rsqrt(variance + norms[0].eps)
+        offset = torch.stack([norm.bias.float() for norm in norms])
+        return (planes - mean[:, None]) * scale[:, None] + offset[:, None]
+
+    def patches(self, tokens: Tensor) -> Tensor:
+        assert self.grid is not None
+        return tokens.unflatten(1, self.grid)
