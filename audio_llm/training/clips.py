@@ -103,7 +103,8 @@ class ClipStore:
     """Random access to the windows of all samples of some shard folders, or of the clips of a sound folder.
 
     Samples are decoded once and kept as 16-bit integers if that takes at most `memory_gib`, else at every access.
-    A sample that cannot be used is left out and listed in `rejects`; more than `max_rejects` of them (a share) is a
+    A clip longer than the window is cut into windows from its start; the last one is shorter, or with `whole` (labels
+    hold for the whole clip) begins earlier, so that it is as long as the others. A sample that cannot be used is left out and listed in `rejects`; more than `max_rejects` of them (a share) is a
     :class:`TrainingError`, as are folders in which no sample has events.
     """
 
@@ -114,12 +115,13 @@ class ClipStore:
         *,
         folds: Sequence[str] | None = None,
         channels: sounds.Channels = "refuse",
+        whole: bool = False,
         memory_gib: float = 2.0,
         max_rejects: float = 0.02,
     ) -> None:
         self.dataset = open_source(folders, folds)
         self.name = ", ".join(str(folder) for folder in folders) + (f" folds {', '.join(folds)}" if folds else "")
-        self.rule = channels
+        self.rule, self.whole = channels, whole
         self.sample_rate, self.layouts = encoder.sample_rate, encoder.layouts
         self.window, self.channels = encoder.window_samples, encoder.num_channels
         self.max_rejects = max_rejects
@@ -180,7 +182,10 @@ class ClipStore:
         name = f"{self.name}: sample {number}"
         audio.check(waveform, layouts=self.layouts, name=name)
         waveform = audio.resample(waveform, self.sample_rate)
-        return audio.windows(waveform.samples, self.window, 10**6, name=name)
+        pieces = audio.windows(waveform.samples, self.window, 10**6, name=name)
+        if self.whole and len(pieces) > 1:
+            pieces[-1] = waveform.samples[:, -self.window :]
+        return pieces
 
     def _fill(self) -> None:
         """Decode everything, in threads (libsndfile and soxr release the interpreter lock)."""

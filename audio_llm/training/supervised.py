@@ -65,7 +65,8 @@ class EncoderRecipe:
     label_smoothing: float = 0.0  # of classification and tagging
     ema: float = 0.0  # decay of a moving average of the weights, which is then what is validated and kept
     clip_norm: float = 1.0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the processor computes in it
+    channels_last: bool = False  # memory layout of convolutions; with bf16 on a CPU a third faster
     gradient_checkpointing: bool = False
     weights: LossWeights = dataclasses.field(default_factory=lambda: LossWeights(azimuth_smoothing=8.0))
     augment: Augmentation = dataclasses.field(default_factory=Augmentation)
@@ -157,6 +158,16 @@ def _moved(targets: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
     return tuple(type(group)(*(part.to(device) for part in group)) for group in targets)
 
 
+def computes_in_bf16(precision: str) -> bool:
+    """Whether to train in bfloat16; ``auto`` asks the GPU, or the CPU for instructions that make it worth while."""
+    if precision != "auto":
+        return precision == "bf16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # there is no public way to ask
+    return bool(supported and supported())
+
+
 def rate_at(progress: float, recipe: EncoderRecipe) -> float:
     """Learning rate at a share of the run: linear warm-up, then half a cosine down to ``minimum_rate``."""
     if progress < recipe.warmup:
@@ -177,7 +188,7 @@ class Trainer:
         prepare_torch()
         self.recipe = recipe
         self.accelerator = Accelerator(
-            mixed_precision="bf16" if recipe.precision == "bf16" else "no",
+            mixed_precision="bf16" if computes_in_bf16(recipe.precision) else "no",
             cpu=not torch.cuda.is_available(),  # said aloud: without it, a launch on CPUs becomes single processes
         )
         if self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
@@ -206,6 +217,8 @@ class Trainer:
             world=self.accelerator.num_processes,
         )
         self.raw = task_class(recipe.task)(encoder, names, recipe)
+        if recipe.channels_last:
+            self.raw.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.still = [] if recipe.unfreeze is None else freeze_below(encoder, recipe.unfreeze)
         optimizer = torch.optim.AdamW(parameter_groups(self.raw, recipe), lr=recipe.learning_rate)
         self.model, self.optimizer = self.accelerator.prepare(self.raw, optimizer)
@@ -227,6 +240,7 @@ class Trainer:
             encoder,
             folds=None if folds is None else [str(fold) for fold in folds],
             channels=recipe.channels,
+            whole=task_class(recipe.task).clip_level,
             memory_gib=recipe.memory_gib,
             max_rejects=recipe.max_rejects,
         )
