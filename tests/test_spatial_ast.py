@@ -14,7 +14,7 @@ from torch import nn
 
 from audio_llm.checkpoints.spatial_ast import load_published
 from audio_llm.encoders import build_encoder, encoder_config
-from audio_llm.encoders.spatial_ast import SpatialAST, SpatialASTConfig
+from audio_llm.encoders.spatial_ast import SpatialAST
 from audio_llm.errors import AudioError, CheckpointError, ConfigError
 from audio_llm.features import hann, mel_bank
 from audio_llm.heads import SpatialHeads
@@ -157,21 +157,21 @@ def test_keys_shapes_and_size_are_the_published_ones():
 def test_published_checkpoint_loads_strictly(tmp_path):
     path = tmp_path / "finetuned.pth"
     size = {"hidden_size": 48, "depth": 4, "heads": 2}  # the published front end, a smaller transformer
-    config = SpatialASTConfig(**size)
     state = published_state(size)
     outer = {"optimizer": {}, "epoch": 99, "scaler": {}, "args": argparse.Namespace(lr=1e-3)}
     torch.save({"model": state, **outer}, path)
-    encoder, heads = load_published(path, config)
+    published = load_published(path, **size)
+    encoder, heads = published.encoder, published.heads["spatial"]
     assert torch.equal(encoder.blocks[3].attn.qkv.weight, state["blocks.3.attn.qkv.weight"])
     assert torch.equal(heads.azimuth_head.weight, state["azimuth_head.weight"])
     broken = {key: value for key, value in state.items() if key != "blocks.3.norm1.bias"} | {"extra": torch.ones(1)}
     torch.save({"model": broken}, path)
     with pytest.raises(CheckpointError, match=r"2 entries .* missing blocks\.3\.norm1\.bias .* unexpected extra"):
-        load_published(path, config)
+        load_published(path, **size)
     state["logmel_extractor.melW"] = state["logmel_extractor.melW"] * 1.01
     torch.save(state, path)
     with pytest.raises(CheckpointError, match="melW: expected the front end of 32000 Hz"):
-        load_published(path, config)
+        load_published(path, **size)
 
 
 def test_unsafe_pickle_is_refused(tmp_path):

@@ -11,14 +11,14 @@ import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from audio_llm import config as recipes
 from audio_llm.checkpoints.encoder import load_strictly
-from audio_llm.checkpoints.published import read_published, rename, state_dict_of
+from audio_llm.checkpoints.published import Published, read_published, rename, state_dict_of
 from audio_llm.encoders.beats import BEATs, BEATsConfig
 from audio_llm.errors import CheckpointError, ConfigError, describe
 from audio_llm.heads import TokenMeanHead
@@ -57,16 +57,8 @@ ANCHOR = "patch_embedding.weight"
 _TABLE = re.compile(r"encoder\.layers\.(\d+)\.self_attn\.relative_attention_bias\.weight")
 
 
-class PublishedBEATs(NamedTuple):
-    """What a file holds, in evaluation mode; head and labels where it was fine-tuned."""
-
-    encoder: BEATs
-    head: TokenMeanHead | None
-    labels: list[str] | None
-
-
-def load_published(path: str | Path, **fields: Any) -> PublishedBEATs:
-    """Read a published file; `fields` replace those of its configuration.
+def load_published(path: str | Path, **fields: Any) -> Published:
+    """Encoder, and the classifier where the file was fine-tuned; `fields` replace those of its configuration.
 
     Raises :class:`CheckpointError` naming every key that is missing, unexpected or of another shape.
     """
@@ -80,11 +72,13 @@ def load_published(path: str | Path, **fields: Any) -> PublishedBEATs:
     encoder = BEATs(config)
     load_strictly(encoder, state, str(path))
     if not predictor:
-        return PublishedBEATs(encoder.eval(), None, None)
+        return Published(encoder.eval())
     weight = predictor.get("predictor.weight")
     head = TokenMeanHead(config.hidden_size, len(weight) if weight is not None and weight.ndim else 1)
     load_strictly(head, predictor, str(path))
-    return PublishedBEATs(encoder.eval(), head.eval(), _labels(tree.get("label_dict"), len(head.predictor.bias)))
+    labels = _labels(tree.get("label_dict"), head.predictor.out_features)
+    facts = {"task": "tagging", "labels": labels, "head": {"name": "token_mean"}}
+    return Published(encoder.eval(), {"head": head.eval()}, facts)
 
 
 def _config(tree: Mapping[str, Any], state: Mapping[str, Tensor], name: str, fields: dict[str, Any]) -> BEATsConfig:

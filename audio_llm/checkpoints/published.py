@@ -1,12 +1,14 @@
 """Published checkpoint files: read without running code, unwrapped, renamed by tables that are data.
 
 Whatever the layout, a loader is three calls: :func:`read_published` for the tree in the file, :func:`state_dict_of` for
-the weights in it, and :func:`rename` with the table of that layout; ``encoder.load_strictly`` does the rest.
+the weights in it, and :func:`rename` with the table of that layout; ``encoder.load_strictly`` does the rest, and the
+result is a :class:`Published`. An encoder class names its loader in its attribute `published`.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 import warnings
@@ -16,8 +18,9 @@ from typing import Any
 
 import numpy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from audio_llm.encoders import AudioEncoder
 from audio_llm.errors import CheckpointError, describe
 
 # The allow-list: all that a pickle may name beside torch's own (tensors, dtypes, OrderedDict). argparse.Namespace holds
@@ -35,6 +38,15 @@ UNDER = ("seld_model", "model_state_dict", "state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.", "net.")
 
 _REFUSED = re.compile(r"GLOBAL (\w+(?:\.\w+)+)")  # as torch's unpickler words it: "... GLOBAL posix.system whose ..."
+
+
+@dataclasses.dataclass
+class Published:
+    """What a published file holds, in evaluation mode: all that ``encoder.save_parts`` writes to an encoder folder."""
+
+    encoder: AudioEncoder
+    heads: dict[str, nn.Module] = dataclasses.field(default_factory=dict)  # by the prefix of their keys in a folder
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # entries of the folder's configuration
 
 
 def read_published(path: str | Path) -> dict[str, Any]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from audio_llm import config as recipes
 from audio_llm import features
 from audio_llm.checkpoints.encoder import load_strictly
-from audio_llm.checkpoints.published import read_published, state_dict_of
+from audio_llm.checkpoints.published import Published, read_published, state_dict_of
 from audio_llm.encoders.spatial_ast import SpatialAST, SpatialASTConfig
 from audio_llm.errors import CheckpointError, describe
 from audio_llm.heads import SpatialHeads
@@ -26,14 +28,14 @@ _HEADS = ("head.", "fc_norm.", "dis_norm.", "distance_head.", "doa_norm.", "azim
 _FRONT_END_TOLERANCE = 1e-5  # float32 rounding of window times cosine
 
 
-def load_published(path: str | Path, config: SpatialASTConfig | None = None) -> tuple[SpatialAST, SpatialHeads | None]:
-    """Encoder and heads (None where the file has none, or not all of them) in evaluation mode.
+def load_published(path: str | Path, **fields: Any) -> Published:
+    """Encoder and heads (no heads where the file has not all of them); `fields` replace those of its configuration.
 
     Raises :class:`CheckpointError` naming every key that is missing, unexpected or of another shape, and when the
     file's own STFT or mel matrix is not that of `config` (by default the published configuration).
     """
     state = state_dict_of(read_published(path), name=path)
-    config = config or SpatialASTConfig()
+    config = recipes.build(SpatialASTConfig, fields, where="encoder spatial_ast")
     check_front_end(state, config, str(path))
     heads = {key: value for key, value in state.items() if key.startswith(_HEADS)}
     legacy = {*_KERNELS, _MEL}
@@ -41,10 +43,12 @@ def load_published(path: str | Path, config: SpatialASTConfig | None = None) -> 
     rest = {key: value for key, value in state.items() if key not in heads and key not in legacy}
     load_strictly(encoder, rest, str(path))
     if "azimuth_head.weight" not in heads or "head.weight" not in heads:
-        return encoder.eval(), None
-    spatial = SpatialHeads(config.hidden_size, heads["head.weight"].shape[0])
+        return Published(encoder.eval())
+    count = heads["head.weight"].shape[0]
+    spatial = SpatialHeads(config.hidden_size, count)
     load_strictly(spatial, heads, str(path))
-    return encoder.eval(), spatial.eval()
+    facts = {"labels": [f"class {number}" for number in range(count)]}  # the file does not name them
+    return Published(encoder.eval(), {"spatial": spatial.eval()}, facts)
 
 
 def check_front_end(state: dict[str, Tensor], config: SpatialASTConfig, name: str) -> None:

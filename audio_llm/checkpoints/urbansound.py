@@ -10,7 +10,7 @@ from torch import Tensor
 
 from audio_llm import config as recipes
 from audio_llm.checkpoints.encoder import load_strictly
-from audio_llm.checkpoints.published import read_published, state_dict_of
+from audio_llm.checkpoints.published import Published, read_published, state_dict_of
 from audio_llm.encoders.urbansound_cnn import UrbanSoundCNN, UrbanSoundCNNConfig
 from audio_llm.errors import CheckpointError, describe
 from audio_llm.heads import UrbanSoundHead
@@ -31,8 +31,8 @@ CLASSES = (
 _HEAD = ("conv1d.", "fc1.", "fc2.")
 
 
-def load_published(path: str | Path, **fields: Any) -> tuple[UrbanSoundCNN, UrbanSoundHead, list[str]]:
-    """Encoder, classifier (both in evaluation mode) and the names of its classes. Strict: every key must fit.
+def load_published(path: str | Path, **fields: Any) -> Published:
+    """Encoder, classifier and the names of its classes; `fields` replace those of its configuration. Strict.
 
     The widths of the convolutions and the number of classes are read off the file; a file with another number of
     classes than UrbanSound8K's ten does not say what they are called, so they are numbered.
@@ -46,7 +46,8 @@ def load_published(path: str | Path, **fields: Any) -> tuple[UrbanSoundCNN, Urba
     head = UrbanSoundHead(encoder.hidden_size, encoder.grid, count)
     load_strictly(head, {key: value for key, value in state.items() if key.startswith(_HEAD)}, str(path))
     labels = list(CLASSES) if count == len(CLASSES) else [f"class {number}" for number in range(count)]
-    return encoder.eval(), head.eval(), labels
+    facts = {"task": "classification", "labels": labels, "head": {"name": "urbansound"}}
+    return Published(encoder.eval(), {"head": head.eval()}, facts)
 
 
 def _widths(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:

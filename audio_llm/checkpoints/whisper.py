@@ -10,7 +10,7 @@ from torch import Tensor
 
 from audio_llm import config as recipes
 from audio_llm.checkpoints.encoder import load_strictly
-from audio_llm.checkpoints.published import read_published, read_transformers, rename, state_dict_of
+from audio_llm.checkpoints.published import Published, read_published, read_transformers, rename, state_dict_of
 from audio_llm.encoders.whisper import Whisper, WhisperConfig
 from audio_llm.errors import CheckpointError, ConfigError, describe
 
@@ -47,8 +47,8 @@ _POSITION_TABLE = "encoder.embed_positions.weight"
 _TOKENS_PER_SECOND = 50
 
 
-def load_published(path: str | Path, **fields: Any) -> Whisper:
-    """The encoder in evaluation mode; `fields` replace those of the configuration in the file.
+def load_published(path: str | Path, **fields: Any) -> Published:
+    """The encoder; `fields` replace those of the configuration in the file. A shorter window keeps the first positions.
 
     Raises :class:`CheckpointError` naming every key that is missing, unexpected or of another shape.
     """
@@ -70,7 +70,7 @@ def load_published(path: str | Path, **fields: Any) -> Whisper:
     if _POSITION_TABLE in state and "window_seconds" in fields and state[_POSITION_TABLE].shape[0] > wanted:
         state[_POSITION_TABLE] = state[_POSITION_TABLE][:wanted]
     load_strictly(encoder, state, str(path))
-    return encoder.eval()
+    return Published(encoder.eval())
 
 
 def _config(

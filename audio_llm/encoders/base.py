@@ -36,6 +36,7 @@ class AudioEncoder(nn.Module):
     name: ClassVar[str]
     config_class: ClassVar[type]
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    published: ClassVar[str] = ""  # module:function that loads published checkpoints; its result has `encoder`
 
     config: Any
     sample_rate: int  # Hz
@@ -53,7 +54,14 @@ class AudioEncoder(nn.Module):
 
         Raises :class:`CheckpointError` for a file that is no such checkpoint, or whose keys do not all fit.
         """
-        raise ConfigError(f"encoder '{cls.name}': there is no published checkpoint of it; train one.")
+        return cls.published_loader()(path, **fields).encoder
+
+    @classmethod
+    def published_loader(cls) -> Callable[..., Any]:
+        """The function that `published` names; :class:`ConfigError` for an encoder without published checkpoints."""
+        if not cls.published:
+            raise ConfigError(f"encoder '{cls.name}': it has no published checkpoints; train one.")
+        return _resolve(cls.published)
 
     @property
     def window_samples(self) -> int:
@@ -124,21 +132,30 @@ def encoder_class(name: str) -> type[AudioEncoder]:
     if name not in ENCODERS:
         known = ", ".join(sorted(ENCODERS))
         raise ConfigError(f"encoder: no encoder '{name}'{nearest(str(name), ENCODERS)}. Known: {known}.")
-    module, _, attribute = ENCODERS[name].partition(":")
+    return _resolve(ENCODERS[name])
+
+
+def _resolve(name: str) -> Any:
+    module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 def build_encoder(config: dict[str, Any]) -> AudioEncoder:
     """Encoder from ``{"name": "spatial_ast", ...}``; the other keys are fields of its configuration dataclass.
 
-    ``"preset": "tiny"`` starts from one of the class's presets; the keys beside it override it.
+    ``"preset": "tiny"`` starts from one of the class's presets, ``"published": path`` from a published checkpoint; the
+    keys beside it override its configuration.
     """
     fields = dict(config)
     name = fields.pop("name", None)
     if name is None:
         raise ConfigError(f"encoder: expected a 'name', one of {', '.join(sorted(ENCODERS))}.")
     kind = encoder_class(name)
-    preset = fields.pop("preset", None)
+    preset, published = fields.pop("preset", None), fields.pop("published", None)
+    if published is not None:
+        if preset is not None:
+            raise ConfigError(f"encoder {name}: expected 'published' or 'preset', found both.")
+        return kind.from_published(published, **fields)
     if preset is not None:
         if preset not in kind.presets:
             known = ", ".join(sorted(kind.presets)) or "none"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -287,6 +286,7 @@ class BEATs(AudioEncoder):
 
     name = "beats"
     config_class = BEATsConfig
+    published = "audio_llm.checkpoints.beats:load_published"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "base": {},
         "tiny": {
@@ -318,13 +318,6 @@ class BEATs(AudioEncoder):
             self.post_extract_proj = nn.Linear(config.patch_width, config.hidden_size)
         self.encoder = TransformerEncoder(config)
         self.reset_parameters()
-
-    @classmethod
-    def from_published(cls, path: str | Path, **fields: Any) -> BEATs:
-        """The encoder of a published file, in evaluation mode; `fields` replace those of its configuration."""
-        from audio_llm.checkpoints.beats import load_published
-
-        return load_published(path, **fields).encoder
 
     def reset_parameters(self) -> None:
         """Linear maps N(0, 0.02), and DeepNorm's Xavier inside of the layers (only from scratch does it matter)."""

@@ -8,7 +8,6 @@ published file carries are constants of the configuration here and not part of t
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from audio_llm import config as recipes
 from audio_llm import features
 from audio_llm.encoders.base import AudioEncoder
 from audio_llm.errors import ConfigError, describe
@@ -191,6 +189,7 @@ class SpatialAST(AudioEncoder):
 
     name = "spatial_ast"
     config_class = SpatialASTConfig
+    published = "audio_llm.checkpoints.spatial_ast:load_published"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "base": {},
         "tiny": {
@@ -234,14 +233,6 @@ class SpatialAST(AudioEncoder):
         rates = [config.drop_path * index / max(1, config.depth - 1) for index in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
         self.reset_parameters()
-
-    @classmethod
-    def from_published(cls, path: str | Path, **fields: Any) -> SpatialAST:
-        """The encoder of a published ``finetuned.pth``, in evaluation mode; `fields` replace its configuration's."""
-        from audio_llm.checkpoints.spatial_ast import load_published
-
-        config = recipes.build(SpatialASTConfig, fields, where="encoder spatial_ast")
-        return load_published(path, config)[0]
 
     def reset_parameters(self) -> None:
         """Xavier for every linear map, the patch projection included (as MAE starts), so that width sets the scale."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -97,6 +96,7 @@ class UrbanSoundCNN(AudioEncoder):
 
     name = "urbansound_cnn"
     config_class = UrbanSoundCNNConfig
+    published = "audio_llm.checkpoints.urbansound:load_published"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "published": {},
         "tiny": {"sample_rate": 16000, "n_fft": 512, "hop": 256, "n_mels": 32, "fmax": 8000.0, "window_seconds": 1.0}
@@ -116,13 +116,6 @@ class UrbanSoundCNN(AudioEncoder):
         for number, (width, pool) in enumerate(zip(config.widths, config.pools, strict=True), 1):
             self.add_module(f"encoder{number}", Stage(inputs, width, pool, config.convolutions, config.dropout))
             inputs = width
-
-    @classmethod
-    def from_published(cls, path: str | Path, **fields: Any) -> UrbanSoundCNN:
-        """The encoder of a published ``.pt`` or ``.safetensors`` file, in evaluation mode."""
-        from audio_llm.checkpoints.urbansound import load_published
-
-        return load_published(path, **fields)[0]
 
     @property
     def num_tokens(self) -> int:

@@ -6,7 +6,6 @@ The transformer is Transformers' own, with its keys under ``encoder.``; the log-
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -58,6 +57,7 @@ class Whisper(AudioEncoder):
 
     name = "whisper"
     config_class = WhisperConfig
+    published = "audio_llm.checkpoints.whisper:load_published"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "base": {},
         "large-v3": {"n_mels": 128, "hidden_size": 1280, "depth": 32, "heads": 20, "mlp_size": 5120},
@@ -86,16 +86,6 @@ class Whisper(AudioEncoder):
                 attn_implementation="sdpa",
             )
         )
-
-    @classmethod
-    def from_published(cls, path: str | Path, **fields: Any) -> Whisper:
-        """The encoder of a Transformers folder or of an original ``.pt`` file, in evaluation mode.
-
-        `fields` replace those of its configuration; a shorter `window_seconds` keeps the first positions.
-        """
-        from audio_llm.checkpoints.whisper import load_published
-
-        return load_published(path, **fields)
 
     @property
     def layer_prefixes(self) -> list[str]:
