@@ -49,6 +49,16 @@ def save_parts(
     return folder
 
 
+def open_encoder(config: Mapping[str, Any]) -> AudioEncoder:
+    """The encoder that a recipe names, in evaluation mode: ``{"path": folder}``, or what `build_encoder` takes."""
+    if "path" not in config:
+        return build_encoder(dict(config)).eval()
+    others = sorted(set(config) - {"path"})
+    if others:
+        raise ConfigError(describe("encoder", "'path' alone, or 'name' with 'published'", f"'path' and '{others[0]}'"))
+    return load_encoder(config["path"])
+
+
 def load_encoder(folder: str | Path) -> AudioEncoder:
     """The encoder of a folder written by :func:`save_encoder`, in evaluation mode. Strict: every key must fit."""
     config, state = _read(Path(folder))

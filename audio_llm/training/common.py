@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -51,7 +51,10 @@ class LoRARecipe:
 
 @dataclass
 class ModelRecipe:
-    """Either `path` (a checkpoint folder) or the three parts to assemble one from."""
+    """Either `path` (a checkpoint folder) or the three parts to assemble one from.
+
+    `encoder` is ``{path: folder}`` or ``{name: beats, published: file}``; `train` in it is frozen, lora or full.
+    """
 
     path: Path | None = None
     encoder: dict[str, Any] | None = None
@@ -97,22 +100,35 @@ def assemble(recipe: ModelRecipe, folder: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from audio_llm.checkpoints.build import build_checkpoint
-    from audio_llm.checkpoints.encoder import load_encoder
+    from audio_llm.checkpoints.encoder import open_encoder
 
-    for part, value in (("encoder", recipe.encoder), ("language_model", recipe.language_model)):
-        if not value or "path" not in value:
-            raise ConfigError(f"model: expected 'path', or parts to assemble; {part}.path is missing.")
+    missing = "model: expected 'path', or parts to assemble;"
+    if not recipe.encoder or not {"path", "published"} & set(recipe.encoder):
+        raise ConfigError(f"{missing} encoder.path, or encoder.name with encoder.published, is missing.")
+    if not recipe.language_model or "path" not in recipe.language_model:
+        raise ConfigError(f"{missing} language_model.path is missing.")
     with PartialState().main_process_first():
         if not (folder / "config.json").is_file():
-            encoder, language_model = dict(recipe.encoder or {}), dict(recipe.language_model or {})
+            path = recipe.language_model["path"]
             build_checkpoint(
                 folder,
-                encoder=load_encoder(encoder["path"]),
-                language_model=AutoModelForCausalLM.from_pretrained(language_model["path"]),
-                tokenizer=AutoTokenizer.from_pretrained(language_model["path"]),
+                encoder=open_encoder({key: value for key, value in recipe.encoder.items() if key != "train"}),
+                language_model=AutoModelForCausalLM.from_pretrained(path),
+                tokenizer=AutoTokenizer.from_pretrained(path),
                 projector=recipe.projector,
             )
     return folder
+
+
+def encoder_training(recipe: Any) -> EncoderTraining:
+    """What a recipe trains of the encoder: its `encoder`, or `train` beside the encoder's name in `model`."""
+    beside = (recipe.model.encoder or {}).get("train")
+    if beside is None:
+        return recipe.encoder
+    if beside not in get_args(EncoderTraining) or recipe.encoder not in ("frozen", beside):
+        found = f"model.encoder.train: {beside} and encoder: {recipe.encoder}"
+        raise ConfigError(describe("training of the encoder", f"one of {', '.join(get_args(EncoderTraining))}", found))
+    return beside
 
 
 def encoder_linears(model: nn.Module) -> list[str]:
@@ -206,7 +222,7 @@ def trained_model(recipe: Any, start: Path, dtype: torch.dtype) -> Any:
 
     set_seed(recipe.seed)
     model = load_model(start, recipe.model, dtype)
-    model = make_trainable(model, lora=recipe.lora, encoder=recipe.encoder, projector=recipe.projector)
+    model = make_trainable(model, lora=recipe.lora, encoder=encoder_training(recipe), projector=recipe.projector)
     trainable = trainable_map(model)
     if PartialState().is_main_process:
         write_json(recipe.output / "trainable.json", trainable)
