@@ -20,7 +20,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("audio",),
     ("features",),
     ("encoders",),
-    ("heads",),
+    ("heads", "seld"),
     ("qformer",),
     ("prompts",),
     ("configuration", "processing", "modeling"),

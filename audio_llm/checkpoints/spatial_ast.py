@@ -18,6 +18,7 @@ from audio_llm import features
 from audio_llm.checkpoints.encoder import load_strictly
 from audio_llm.checkpoints.published import Published, read_published, state_dict_of
 from audio_llm.encoders.spatial_ast import SpatialAST, SpatialASTConfig
+from audio_llm.encoders.spectral import SpectralConfig
 from audio_llm.errors import CheckpointError, describe
 from audio_llm.heads import SpatialHeads
 
@@ -51,7 +52,7 @@ def load_published(path: str | Path, **fields: Any) -> Published:
     return Published(encoder.eval(), {"spatial": spatial.eval()}, facts)
 
 
-def check_front_end(state: dict[str, Tensor], config: SpatialASTConfig, name: str) -> None:
+def check_front_end(state: dict[str, Tensor], config: SpatialASTConfig | SpectralConfig, name: str) -> None:
     """:class:`CheckpointError` when the STFT kernels or mel matrix in the file are not those of `config`."""
     bins = config.n_fft // 2 + 1
     angle = 2 * math.pi * torch.outer(torch.arange(bins), torch.arange(config.n_fft)).double() / config.n_fft

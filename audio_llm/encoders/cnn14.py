@@ -76,6 +76,7 @@ class CNN14(SpectralEncoder):
     """
 
     name = "cnn14"
+    published = "audio_llm.checkpoints.pseld:load_cnn14"
     config_class = CNN14Config
     config: CNN14Config
     presets: ClassVar[dict[str, dict[str, Any]]] = {

@@ -1,0 +1,185 @@
+"""Published checkpoints of CNN14 and HTS-AT: stereo SELD, PSELDNets, PANNs and HTS-AT itself. Strict, one way.
+
+| layout | where the weights are | what else is in the file |
+|---|---|---|
+| stereo SELD, ``best_model.pth`` | ``seld_model`` | optimizer, epoch, best scores as NumPy scalars |
+| PSELDNets, Lightning ``.ckpt`` | ``state_dict``, keys ``net._orig_mod.*`` | buffers of the front end, ``af_extractor.*`` |
+| PANNs CNN14 | ``model`` | STFT kernels and mel matrix; a classifier of 527 classes |
+| HTS-AT | ``state_dict``, keys ``sed_model.*`` | the same |
+
+The size of a decoder is measured on its weights. What else published weights need (clamped scans, the reinterpreted
+columns, 251 rows) is set here; the classes' own defaults are for training anew.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from audio_llm.checkpoints.encoder import load_strictly, part_of
+from audio_llm.checkpoints.published import PREFIXES, Published, read_published, rename, state_dict_of
+from audio_llm.checkpoints.spatial_ast import check_front_end
+from audio_llm.encoders import AudioEncoder, build_encoder
+from audio_llm.encoders.spectral import SpectralConfig, SpectralEncoder
+from audio_llm.errors import CheckpointError, describe
+from audio_llm.seld import CLASSES, ELEMENTS, TRACKS, SELDHead
+
+Layout = Literal["stereo", "pseldnets", "panns", "audioset"]  # the last two are the names of the encoders' presets
+
+_BLOCK = r"^(decoder\.layers\.\d+)\."
+# Published name -> ours, in order.
+DECODER_KEYS: tuple[tuple[str, str | None], ...] = (
+    (r"^decoder\.decoder\.", "decoder."),
+    (r"^decoder\..*\.positional_encoding\.pe$", None),  # 1.6 GB of sines
+    (_BLOCK + r"sequential\.", r"\1."),
+    (_BLOCK + r"(\d)\.module\.", r"\1.\2."),
+    (_BLOCK + r"0\.", r"\1.feed_forward1."),
+    (_BLOCK + r"1\.", r"\1.mixer."),
+    (_BLOCK + r"2\.", r"\1.convolution."),
+    (_BLOCK + r"3\.", r"\1.feed_forward2."),
+    (_BLOCK + r"4\.", r"\1.norm."),
+    (r"\.(feed_forward[12]|convolution)\.sequential\.0\.", r".\1.norm."),
+    (r"\.(feed_forward[12])\.sequential\.1\.", r".\1.expand."),
+    (r"\.(feed_forward[12])\.sequential\.4\.", r".\1.reduce."),
+    (r"\.convolution\.sequential\.2\.conv\.", ".convolution.expand."),
+    (r"\.convolution\.sequential\.4\.conv\.", ".convolution.depthwise."),
+    (r"\.convolution\.sequential\.5\.", ".convolution.batch_norm."),
+    (r"\.convolution\.sequential\.7\.conv\.", ".convolution.project."),
+    (r"\.mixer\.attention\.", ".mixer."),
+    (r"\.mixer\.layer_norm\.", ".mixer.norm."),
+)
+SELD_KEYS: tuple[tuple[str, str | None], ...] = (
+    (r"^af_extractor\.", None),  # STFT kernels and mel matrix: constants of our configuration
+    (r"\.attn_mask$", None),
+    (r"\.relative_position_index$", None),
+    (r"^encoder\.", ""),
+    (r"^(fc|tscam_conv)\.", "head.projection."),
+    *DECODER_KEYS,
+)
+# AudioSet's own classifiers are of no use to another task and are left out.
+PANNS_KEYS: tuple[tuple[str, str | None], ...] = (
+    (r"^(spectrogram_extractor|logmel_extractor|fc1|fc_audioset)\.", None),
+    (r"^bn0\.", "scalar.0."),
+    (r"^conv_block", "convs.conv_block"),
+)
+AUDIOSET_KEYS: tuple[tuple[str, str | None], ...] = (
+    (r"^(spectrogram_extractor|logmel_extractor|tscam_conv|head)\.", None),
+    (r"\.attn_mask$", None),
+    (r"\.relative_position_index$", None),
+    (r"^bn0\.", "scalar.0."),
+)
+TABLES: dict[Layout, tuple[tuple[str, str | None], ...]] = {
+    "stereo": SELD_KEYS,
+    "pseldnets": SELD_KEYS,
+    "panns": PANNS_KEYS,
+    "audioset": AUDIOSET_KEYS,
+}
+_AC = {"columns": "reinterpreted", "time_rows": 251}  # what the asymmetric decoder was trained with
+_FIRST = {"cnn14": "convs.conv_block1.conv1.weight", "htsat": "patch_embed.proj.weight"}
+
+
+def load_cnn14(path: str | Path, frames: Literal["all", "covered"] = "all", **fields: Any) -> Published:
+    """A published CNN14 with its head, in evaluation mode; `fields` replace those of the encoder's configuration.
+
+    `frames` is the head's; ``"covered"`` gives the published 49. A `layout` of more channels than a file of PANNs has
+    spreads its first convolution over all planes. Raises :class:`CheckpointError` naming every key that does not fit.
+    """
+    return _load(path, "cnn14", frames, fields)
+
+
+def load_htsat(path: str | Path, **fields: Any) -> Published:
+    """As :func:`load_cnn14`, for a published HTS-AT."""
+    return _load(path, "htsat", "all", fields)
+
+
+def _load(path: str | Path, name: str, frames: Literal["all", "covered"], fields: dict[str, Any]) -> Published:
+    tree = read_published(path)
+    raw = state_dict_of(tree, prefixes=(*PREFIXES, "sed_model."), name=path)
+    layout = _layout(tree, raw, name, str(path))
+    renamed = rename(raw, TABLES[layout], name=path)
+    head_state = part_of(renamed, "head")
+    state = {key: value for key, value in renamed.items() if not key.startswith("head.")}
+    preset = {} if layout == "stereo" else {"preset": layout}
+    decoder = {"decoder": _measured_decoder(state, str(path))} if name == "cnn14" else {}
+    encoder: AudioEncoder = build_encoder({"name": name, **preset, **decoder, **fields})
+    assert isinstance(encoder, SpectralEncoder)
+    if layout in ("panns", "audioset"):
+        _check_constants(raw, encoder.config, str(path))
+        state = _spread(state, _FIRST[name], encoder.num_planes)
+    load_strictly(encoder, state, str(path))
+    if not head_state:
+        return Published(encoder.eval())
+    elements = ("x", "y", "z") if layout == "pseldnets" else ELEMENTS
+    outputs = next((value.shape[0] for key, value in head_state.items() if key.endswith("weight")), 0)
+    classes = max(1, outputs // (TRACKS * len(elements)))
+    head = SELDHead(encoder, classes, elements=elements, frames=frames)
+    load_strictly(head, head_state, str(path))
+    labels = list(CLASSES) if classes == len(CLASSES) else [f"class {number}" for number in range(classes)]
+    return Published(encoder.eval(), {"seld": head.eval()}, {"labels": labels, "seld": head.facts})
+
+
+def _layout(tree: Mapping[str, Any], state: Mapping[str, Tensor], name: str, path: str) -> Layout:
+    swin = any(key.endswith("patch_embed.proj.weight") for key in state)
+    if swin != (name == "htsat") and any("bn0." in key or key.startswith("scalar.") for key in state):
+        found = "an HTS-AT (encoder 'htsat')" if swin else "a CNN14 (encoder 'cnn14')"
+        raise CheckpointError(describe(f"checkpoint {path}", f"weights of '{name}'", found))
+    if "bn0.weight" in state:
+        return "audioset" if swin else "panns"
+    if any(key.startswith("scalar.") for key in state):
+        return "pseldnets" if "state_dict" in tree else "stereo"
+    expected = "keys of stereo SELD or PSELDNets (scalar.0), or of PANNs or HTS-AT (bn0)"
+    found = ", ".join(list(state)[:3])
+    raise CheckpointError(describe(f"checkpoint {path}", expected, f"{len(state)} others ({found}, …)"))
+
+
+def _measured_decoder(state: Mapping[str, Tensor], path: str) -> dict[str, Any]:
+    """Fields of the decoder's configuration that these weights, already under our names, were trained with."""
+    keys = [key for key in state if key.startswith("decoder.")]
+    if not keys:
+        return {"kind": "none"}
+    if any(key.startswith("decoder.gru.") for key in keys):
+        return {"kind": "gru", "layers": 1 + max(int(key[-1]) for key in keys if re.search(r"hh_l\d$", key))}
+    listed = [int(match[1]) for key in keys if (match := re.match(r"decoder\.(?:mamba_)?layers\.(\d+)\.", key))]
+    fields: dict[str, Any] = {"layers": 1 + max(listed, default=0), "ssd": "clamped"}
+    mixer = "decoder."
+    if any(key.startswith("decoder.layers.0.mixer.") for key in keys):
+        mixer = "decoder.layers.0.mixer."
+        expand, depthwise = (
+            _needed(state, f"decoder.layers.0.{key}.weight", path)
+            for key in ("feed_forward1.expand", "convolution.depthwise")
+        )
+        fields |= {"expansion": expand.shape[0] // expand.shape[-1], "kernel": depthwise.shape[-1]}
+        fields["block_dropout"] = 0.05 if f"{mixer}u_bias" in state else 0.1
+    kind = "conbimamba" if mixer != "decoder." else "bimamba"
+    if f"{mixer}u_bias" in state:
+        return {**fields, "kind": "conformer", "heads": state[f"{mixer}u_bias"].shape[0], "ssd": "exact"}
+    if f"{mixer}input_adapter.0.weight" in state:
+        return {**fields, **_AC, "kind": f"{kind}_ac"}
+    inner, decays = (_needed(state, f"{mixer}layers.0.mamba2_for.{key}", path) for key in ("norm.weight", "A_log"))
+    return {**fields, "kind": kind, "head_size": inner.numel() // max(1, decays.numel())}
+
+
+def _needed(state: Mapping[str, Tensor], key: str, path: str) -> Tensor:
+    if key not in state:
+        raise CheckpointError(describe(f"checkpoint {path}", f"a known decoder, with {key}", "none"))
+    return state[key]
+
+
+def _spread(state: dict[str, Tensor], first: str, planes: int) -> dict[str, Tensor]:
+    """Weights of one plane for `planes`: the first convolution shared out equally, the norm copied."""
+    if planes == 1 or first not in state:
+        return state
+    norm = {key: value for key, value in state.items() if key.startswith("scalar.0.")}
+    copies = {key.replace("scalar.0.", f"scalar.{n}."): value for n in range(planes) for key, value in norm.items()}
+    return {**state, **copies, first: state[first].repeat(1, planes, 1, 1) / planes}
+
+
+def _check_constants(raw: Mapping[str, Tensor], config: SpectralConfig, path: str) -> None:
+    """The file's own STFT kernels and mel matrix must be those of its published configuration."""
+    stored = {key.replace("spectrogram_extractor.stft.", "spectrogram_extractor."): value for key, value in raw.items()}
+    check_front_end(stored, config, path)
+
