@@ -30,6 +30,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("training",),
     ("vllm",),
     ("asking",),
+    ("predicting",),
     ("cli",),
 )
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}

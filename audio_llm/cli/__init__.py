@@ -8,7 +8,10 @@ from importlib.metadata import entry_points
 
 from audio_llm.errors import AudioLLMError, nearest
 
-ORDER = ("doctor", "prep", "inspect", "train", "sft", "grpo", "eval", "report", "serve", "ask", "convert")
+ORDER = (
+    *("doctor", "prep", "inspect", "train", "folds", "predict", "sft", "grpo"),
+    *("eval", "report", "serve", "ask", "convert"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     end = argv.index("--") if getattr(verb, "PASSES_ON", False) and "--" in argv else len(argv)
     # key=value may stand before and after options; a verb with kinds of its own (`convert lm`) has none of these.
     parse = parser.parse_args if parser._subparsers else parser.parse_intermixed_args
-    args = parse(argv[1:end])
+    args = parse(verb.arguments(argv[1:end]) if hasattr(verb, "arguments") else argv[1:end])
     args.passed_on = argv[end + 1 :]
     try:
         return int(verb.run(args) or 0)
