@@ -20,7 +20,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from audio_llm.encoders import AudioEncoder
+from audio_llm.encoders.base import AudioEncoder
 from audio_llm.errors import CheckpointError, describe
 
 # The allow-list: all that a pickle may name beside torch's own (tensors, dtypes, OrderedDict). argparse.Namespace holds
@@ -89,7 +89,7 @@ def state_dict_of(
     state = {key: value for key, value in wrapped.items() if isinstance(value, Tensor)}
     strange = [str(key) for key in wrapped if key not in state]
     if not state or (strange and wrapped is not tree):
-        found = f"'{strange[0]}' among them" if state else f"the keys {_listed(map(str, tree))}"
+        found = f"'{strange[0]}' among them" if state else f"the keys {listed(map(str, tree))}"
         homes = ", ".join(f"'{key}'" for key in under)
         raise CheckpointError(describe(f"checkpoint {name}", f"named tensors, bare or under {homes}", found))
     wrappers = "|".join(re.escape(prefix) for prefix in prefixes)
@@ -98,7 +98,7 @@ def state_dict_of(
         return state
     places = [key.removesuffix(anchor) for key in state if key == anchor or key.endswith(f".{anchor}")]
     if len(places) != 1:
-        found = f"the keys {_listed(state)}" if not places else f"{len(places)}: under {_listed(places)}"
+        found = f"the keys {listed(state)}" if not places else f"{len(places)}: under {listed(places)}"
         raise CheckpointError(describe(f"checkpoint {name}", f"one key that ends in {anchor}", found))
     return {key.removeprefix(places[0]): value for key, value in state.items() if key.startswith(places[0])}
 
@@ -131,11 +131,11 @@ def read_transformers(
     Safetensors or ``.bin``, whole or in shards. :class:`CheckpointError` where a file is missing or damaged.
     """
     folder = Path(folder)
-    config = _read_json(folder / "config.json", "a Transformers model's configuration")
+    config = read_json(folder / "config.json", "a Transformers model's configuration")
     for weights in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{weights}.index.json"
         if index.is_file():
-            table = _read_json(index, "an index of shards").get("weight_map")
+            table = read_json(index, "an index of shards").get("weight_map")
             if not isinstance(table, dict):
                 raise CheckpointError(describe(str(index), "a 'weight_map'", "none"))
             files = sorted({file for key, file in table.items() if key.startswith(prefixes)})
@@ -151,7 +151,7 @@ def read_transformers(
     raise CheckpointError(describe(f"model {folder}", "model.safetensors or pytorch_model.bin", "neither"))
 
 
-def _read_json(path: Path, kind: str) -> dict[str, Any]:
+def read_json(path: Path, kind: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -172,7 +172,7 @@ def _renamed(key: str, rules: Iterable[tuple[re.Pattern[str], str | None]]) -> s
     return key
 
 
-def _listed(keys: Iterable[str], limit: int = 4) -> str:
+def listed(keys: Iterable[str], limit: int = 4) -> str:
     keys = list(keys)
     return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "") or "(none)"
 
@@ -189,7 +189,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise CheckpointError(describe(f"checkpoint {path}", expected, _first_line(error), cure)) from error
     beside = next((p for p in (path.with_suffix(".json"), path.with_name("config.json")) if p.is_file()), None)
     if beside:
-        tree["cfg"] = _read_json(beside, "the configuration of the weights beside it")
+        tree["cfg"] = read_json(beside, "the configuration of the weights beside it")
     return tree
 
 

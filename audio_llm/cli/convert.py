@@ -1,4 +1,4 @@
-"""``audio-llm convert``: put checkpoint folders together and take them apart."""
+"""``audio-llm convert``: put checkpoint folders together, take them apart, and take published encoders in."""
 
 from __future__ import annotations
 
@@ -7,11 +7,27 @@ from pathlib import Path
 
 from audio_llm.errors import CheckpointError, describe
 
-HELP = "assemble, merge and export checkpoint folders"
+HELP = "convert published encoders; assemble, merge and export checkpoint folders"
+DEFAULT_KIND = "encoder"
+KINDS = ("encoder", "build", "merge", "lm")
+
+
+def arguments(argv: list[str]) -> list[str]:
+    """``convert SRC DST`` is ``convert encoder SRC DST``."""
+    plain = argv and argv[0] not in (*KINDS, "-h", "--help")
+    return [DEFAULT_KIND, *argv] if plain else argv
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+
+    encoder = kinds.add_parser("encoder", help="published encoder -> encoder folder (the kind where none is named)")
+    encoder.add_argument(
+        "source", type=Path, metavar="SRC", help="a .pt, .pth, .ckpt or .safetensors file, or a folder"
+    )
+    encoder.add_argument("--set", nargs="+", action="extend", default=[], metavar="key=value", help="fields to replace")
+    encoder.add_argument("--name", help="the encoder it is for (default: told from its keys)")
+    encoder.add_argument("--licence", help="a note on its terms, kept in the folder (default: what is known of them)")
 
     build = kinds.add_parser("build", help="encoder + fresh Q-Former + language model -> checkpoint")
     build.add_argument("--encoder", type=Path, required=True, metavar="DIR", help="folder written by 'audio-llm train'")
@@ -27,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     language_model = kinds.add_parser("lm", help="checkpoint -> its language model alone, for text or embeddings")
     language_model.add_argument("model", type=Path, help="a checkpoint folder")
 
-    for kind in (build, merge, language_model):
+    for kind in (encoder, build, merge, language_model):
         kind.add_argument("out", type=Path, help="the folder to write; it appears whole or not at all")
         kind.add_argument("--force", action="store_true", help="replace an existing folder")
 
@@ -38,9 +54,16 @@ def run(args: argparse.Namespace) -> int:
         raise CheckpointError(
             describe(f"output {args.out}", "a new folder", "an existing one", "Give --force to replace it.")
         )
-    {"build": _build, "merge": _merge, "lm": _language_model}[args.kind](args)
+    {"encoder": _encoder, "build": _build, "merge": _merge, "lm": _language_model}[args.kind](args)
     print(f"wrote {args.out}")
     return 0
+
+
+def _encoder(args: argparse.Namespace) -> None:
+    from audio_llm import config
+    from audio_llm.checkpoints.conversion import convert
+
+    convert(args.source, args.out, args.name, args.licence, **config.read(None, args.set))
 
 
 def _build(args: argparse.Namespace) -> None:

@@ -1,0 +1,74 @@
+"""Published encoders as encoder folders: whose weights are these, where do they come from, and on what terms."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from audio_llm.checkpoints.encoder import save_parts
+from audio_llm.checkpoints.published import listed, read_json, read_published, state_dict_of
+from audio_llm.encoders.base import encoder_class
+from audio_llm.errors import CheckpointError, describe
+from audio_llm.files import atomic_folder
+
+# Keys that every file of a kind has and no other; an encoder's name is found by the first that fits.
+SIGNS: tuple[tuple[str, str], ...] = (
+    ("beats", r"(^|\.)patch_embedding\.weight$"),
+    ("spatial_ast", r"^cls_tokens$"),
+    ("htsat", r"\.relative_position_bias_table$"),
+    ("cnn14", r"(^|\.)conv_block1\.conv1\.weight$"),
+    ("urbansound_cnn", r"^encoder1\.conv\.weight$"),
+    ("whisper", r"^encoder\.(blocks|layers)\.0\..*attn"),
+)
+# What is known of the terms of published weights; whoever passes a conversion on has to look further.
+LICENCES: dict[str, str] = {
+    "beats": "MIT, as the authors' repository states",
+    "spatial_ast": "no licence known for the weights; ask the authors before you pass them on",
+    "htsat": "HTS-AT: MIT, as its repository states; PSELDNets and stereo SELD weights: no licence known",
+    "cnn14": "PANNs: CC BY 4.0, as its archive states; PSELDNets and stereo SELD weights: no licence known",
+    "urbansound_cnn": "no licence known for the weights; UrbanSound8K itself is CC BY-NC",
+    "whisper": "MIT (original files), Apache-2.0 (Transformers folders), as their pages state",
+}
+
+
+def recognise(path: str | Path) -> str:
+    """The name of the encoder whose weights `path` (a file or a Transformers folder) holds, by :data:`SIGNS`."""
+    path = Path(path)
+    if path.is_dir():
+        kind = read_json(path / "config.json", "a Transformers model's configuration").get("model_type")
+        if kind in LICENCES:
+            return str(kind)
+        raise CheckpointError(describe(f"model {path}", "a published encoder (whisper)", f"model_type {kind}"))
+    state = state_dict_of(read_published(path), name=path)
+    for name, sign in SIGNS:
+        if any(re.search(sign, key) for key in state):
+            return name
+    known = ", ".join(name for name, _ in SIGNS)
+    raise CheckpointError(describe(f"checkpoint {path}", f"weights of one of {known}", f"the keys {listed(state)}"))
+
+
+def convert(
+    source: str | Path, destination: str | Path, name: str | None = None, licence: str | None = None, **fields: Any
+) -> Path:
+    """Write a published checkpoint as an encoder folder, which says in ``source`` where its weights come from.
+
+    `name` is the encoder's (by default :func:`recognise`'s), `fields` replace those of its configuration.
+    """
+    source, name = Path(source), name or recognise(source)
+    published = encoder_class(name).published_loader()(source, **fields)
+    origin = {"file": source.name, "sha256": sha256(source), "licence": licence or LICENCES.get(name, "unknown")}
+    with atomic_folder(destination) as folder:
+        save_parts(folder, published.encoder, published.heads, {**published.facts, "source": origin})
+    return Path(destination)
+
+
+def sha256(path: Path) -> str | dict[str, str]:
+    """Of a file; of the files of a folder that hold weights, by their names."""
+    if path.is_dir():
+        return {
+            file.name: str(sha256(file)) for file in sorted(path.iterdir()) if file.suffix in (".safetensors", ".bin")
+        }
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
