@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from audio_llm import audio
 from audio_llm.checkpoints.encoder import load_classifier
 from audio_llm.encoders import AudioEncoder
+from audio_llm.encoders.base import encoder_class
 from audio_llm.errors import AudioError, CheckpointError, ConfigError, describe
 from audio_llm.sounds import Channels, as_asked
 
@@ -122,10 +123,7 @@ def load(path: str | Path, channels: Channels | None = None) -> Classifier:
     """
     path = Path(path)
     if path.is_file():
-        from audio_llm.checkpoints.urbansound import load_published
-
-        encoder, head, labels = load_published(path)
-        return Classifier([(encoder, head)], labels, channels=channels or "mean")  # as its own loader mixed channels
+        return _load_published(path, channels)
     if (path / FOLDS).is_file():
         members = [_load_folder(folder) for folder in _members(path)]
         configs = [config for _, _, config in members]
@@ -136,6 +134,17 @@ def load(path: str | Path, channels: Channels | None = None) -> Classifier:
         configs = [members[0][2]]
     rule = channels or configs[0].get("channels", "refuse")
     return Classifier([member[:2] for member in members], configs[0]["labels"], configs[0]["task"], rule)
+
+
+def _load_published(path: Path, channels: Channels | None) -> Classifier:
+    from audio_llm.checkpoints.conversion import recognise
+
+    published = encoder_class(recognise(path)).published_loader()(path)
+    if "head" not in published.heads or "labels" not in published.facts:
+        cure = "Train one on it: audio-llm train with task: classification."
+        raise CheckpointError(describe(f"checkpoint {path}", "a classifier beside the encoder", "none", cure))
+    members, facts = [(published.encoder, published.heads["head"])], published.facts
+    return Classifier(members, facts["labels"], facts["task"], channels or facts.get("channels", "refuse"))
 
 
 def _load_folder(folder: Path) -> tuple[AudioEncoder, nn.Module, dict[str, Any]]:

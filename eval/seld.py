@@ -27,7 +27,7 @@ from audio_llm.seld import CLASSES, FRAME_SECONDS, Detections, decode, fold_azim
 _EPS = float(np.finfo(float).eps)
 Average = Literal["macro", "micro"]
 # What is summed per class: events right; predictions without a reference; references without a prediction; matched but
-# in the wrong place; then over all matched pairs: degrees, centimetres, relative distance, equal onscreen, their number.
+# in the wrong place; then over matched pairs: degrees, centimetres, relative distance, equal onscreen, their number.
 SUMS = ("right", "extra", "missed", "misplaced", "angle", "distance", "relative", "onscreen", "pairs")
 SCORES = ("f_score", "doa_error", "distance_error", "relative_distance_error", "onscreen_accuracy")
 
@@ -251,9 +251,7 @@ def evaluate(
     if not names:
         raise ShardError(describe("predictions", "at least one file", "none"))
     nothing = np.zeros((0, 6))
-    sums = [
-        file_counts(reference[name], predicted.get(name, nothing), criteria, strict, num_classes) for name in names
-    ]
+    sums = [file_counts(reference[name], predicted.get(name, nothing), criteria, strict, num_classes) for name in names]
     return Evaluation(names, np.stack(sums), missing)
 
 

@@ -3,7 +3,7 @@
 | layout | where the weights are | what else is in the file |
 |---|---|---|
 | stereo SELD, ``best_model.pth`` | ``seld_model`` | optimizer, epoch, best scores as NumPy scalars |
-| PSELDNets, Lightning ``.ckpt`` | ``state_dict``, keys ``net._orig_mod.*`` | buffers of the front end, ``af_extractor.*`` |
+| PSELDNets, Lightning ``.ckpt`` | ``state_dict``, keys ``net._orig_mod.*`` | the front end, ``af_extractor.*`` |
 | PANNs CNN14 | ``model`` | STFT kernels and mel matrix; a classifier of 527 classes |
 | HTS-AT | ``state_dict``, keys ``sed_model.*`` | the same |
 
@@ -182,4 +182,3 @@ def _check_constants(raw: Mapping[str, Tensor], config: SpectralConfig, path: st
     """The file's own STFT kernels and mel matrix must be those of its published configuration."""
     stored = {key.replace("spectrogram_extractor.stft.", "spectrogram_extractor."): value for key, value in raw.items()}
     check_front_end(stored, config, path)
-

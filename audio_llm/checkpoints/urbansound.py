@@ -46,7 +46,8 @@ def load_published(path: str | Path, **fields: Any) -> Published:
     head = UrbanSoundHead(encoder.hidden_size, encoder.grid, count)
     load_strictly(head, {key: value for key, value in state.items() if key.startswith(_HEAD)}, str(path))
     labels = list(CLASSES) if count == len(CLASSES) else [f"class {number}" for number in range(count)]
-    facts = {"task": "classification", "labels": labels, "head": {"name": "urbansound"}}
+    # Its own loader mixed several channels to one.
+    facts = {"task": "classification", "labels": labels, "head": {"name": "urbansound"}, "channels": "mean"}
     return Published(encoder.eval(), {"head": head.eval()}, facts)
 
 

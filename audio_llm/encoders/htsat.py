@@ -67,7 +67,7 @@ class HTSATConfig(SpectralConfig):
                 raise ConfigError(describe(f"heads[{stage}]", f"a divisor of {self.embed_size << stage}", str(count)))
 
 
-# ---------------------------------------------------------------------------------------------------- windowed attention
+# --------------------------------------------------------------------------------------------------- windowed attention
 
 
 def cut_windows(image: Tensor, size: int) -> Tensor:
@@ -280,7 +280,9 @@ class HTSAT(SpectralEncoder):
     @property
     def layer_prefixes(self) -> list[str]:
         return [
-            f"layers.{stage}.blocks.{index}." for stage, depth in enumerate(self.config.depths) for index in range(depth)
+            f"layers.{stage}.blocks.{index}."
+            for stage, depth in enumerate(self.config.depths)
+            for index in range(depth)
         ]
 
     def encode_planes(self, planes: Tensor) -> Tensor:

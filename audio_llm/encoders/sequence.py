@@ -36,7 +36,7 @@ class DecoderConfig:
     heads: int = 8  # conformer: attention heads
     head_size: int = 64  # bimamba, conbimamba: width of a head of the scan
     ssd: SSD = "exact"  # "clamped": decays never below exp(-10), padding to 64 steps before the backward scan
-    columns: Literal["transposed", "reinterpreted"] = "transposed"  # "reinterpreted": time and channel axes are mixed up
+    columns: Literal["transposed", "reinterpreted"] = "transposed"  # the other: channels and time mixed up
     time_rows: int | None = None  # 251: time is resampled to so many rows and back, which blurs
 
     def check(self, hidden_size: int) -> None:
