@@ -37,7 +37,7 @@ class DecoderConfig:
     head_size: int = 64  # bimamba, conbimamba: width of a head of the scan
     ssd: SSD = "exact"  # "clamped": decays never below exp(-10), padding to 64 steps before the backward scan
     columns: Literal["transposed", "reinterpreted"] = "transposed"  # the other: channels and time mixed up
-    time_rows: int | None = None  # 251: time is resampled to so many rows and back, which blurs
+    time_rows: int | None = None  # 251: time is resampled to so many rows and back, which blurs windows beyond 5 s
 
     def check(self, hidden_size: int) -> None:
         """:class:`ConfigError` for a decoder that cannot be built at that width."""
