@@ -138,6 +138,34 @@ def test_other_models_are_refused(folder, tmp_path):
         Whisper.from_published(tmp_path)
 
 
+def test_a_folder_with_a_defect_is_refused_in_one_line(folder, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    from audio_llm.cli import main
+
+    key, path = "model.encoder.layers.1.fc1.bias", tmp_path / "model.safetensors"
+    state = load_file(folder / "model.safetensors")
+    others = {name: value for name, value in state.items() if name != key}
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+
+    def refusal() -> str:
+        assert main(["convert", str(tmp_path), str(tmp_path / "out")]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert not (tmp_path / "out").exists()
+        return line
+
+    save_file(others | {f"{key}_old": state[key]}, path)
+    assert "unexpected encoder.layers.1.fc1.bias_old" in refusal()
+    save_file(others, path)
+    assert "1 entries" in (line := refusal()) and "missing encoder.layers.1.fc1.bias (96,)" in line
+    save_file(others | {key: torch.zeros(96, 2)}, path)
+    assert "encoder.layers.1.fc1.bias: expected (96,), found (96, 2)" in refusal()
+    path.write_bytes((folder / "model.safetensors").read_bytes()[:9000])
+    assert "expected a whole safetensors file" in refusal()
+    path.write_bytes((folder / "model.safetensors").read_bytes())
+    assert main(["convert", str(tmp_path), str(tmp_path / "out")]) == 0
+
+
 @torch.inference_mode()
 def test_a_clip_alone_equals_the_clip_in_a_padded_batch():
     torch.manual_seed(0)

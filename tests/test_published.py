@@ -1,0 +1,367 @@
+"""Published checkpoints: every layout loads strictly, what does not fit is refused in one line, nothing in it runs."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from audio_llm.checkpoints.conversion import LICENCES, SIGNS, recognise
+from audio_llm.checkpoints.encoder import load_classifier, load_encoder, open_encoder
+from audio_llm.checkpoints.published import read_published, rename, state_dict_of
+from audio_llm.cli import main
+from audio_llm.encoders import ENCODERS, build_encoder
+from audio_llm.encoders.base import encoder_class
+from audio_llm.errors import CheckpointError, ConfigError
+from audio_llm.heads import SpatialHeads, TokenMeanHead, UrbanSoundHead
+from tests.test_spatial_ast import published_state as spatial_state
+
+BEATS_CFG = {  # a small model in the words of published files, all that differs from the code's defaults among them
+    "input_patch_size": 16, "embed_dim": 24, "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 48, "encoder_layers": 3,
+    "encoder_attention_heads": 4, "deep_norm": True, "relative_position_embedding": True, "gru_rel_pos": True,
+    "max_distance": 800, "finetuned_model": False, "unheard_of": 1,
+}  # fmt: skip
+BEATS = {"patch_width": 24, "hidden_size": 32, "mlp_size": 48, "depth": 3, "heads": 4}
+SPATIAL = {"hidden_size": 48, "depth": 2, "heads": 2}  # the front end of the file has to be the published one
+TABLE = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
+SEEDED = torch.Generator().manual_seed(0)
+
+
+def noise(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Seeded values for every floating tensor but the stored front ends, so that no two tensors are alike."""
+    fixed = ("spectrogram_extractor.", "logmel_extractor.", "pos_embed")
+    return {
+        key: torch.rand(value.shape, generator=SEEDED) + 0.5
+        if value.is_floating_point() and not key.startswith(fixed)
+        else value.clone()
+        for key, value in state.items()
+    }
+
+
+def beats_state() -> dict[str, Tensor]:
+    """As published: the table of relative positions once per layer."""
+    state = noise(build_encoder({"name": "beats", **BEATS}).state_dict())
+    return state | {TABLE.format(layer): state[TABLE.format(0)] for layer in (1, 2)}
+
+
+def beats_original(state: dict[str, Tensor], path: Path) -> None:
+    torch.save({"cfg": BEATS_CFG, "model": state}, path)
+
+
+def beats_namespace(state: dict[str, Tensor], path: Path) -> None:
+    torch.save({"args": argparse.Namespace(**BEATS_CFG), "state_dict": state}, path)
+
+
+def beats_bare(state: dict[str, Tensor], path: Path) -> None:
+    torch.save(state, path)
+
+
+def beats_inside(state: dict[str, Tensor], path: Path) -> None:
+    """A tower in a larger model, saved from a distributed run."""
+    whole = {f"module.audio_enc.{key}": value for key, value in state.items()}
+    torch.save({"model": whole | {"module.fusion.0.weight": torch.zeros(2)}}, path)
+
+
+def beats_new_norm(state: dict[str, Tensor], path: Path) -> None:
+    """The names of today's weight norm, one table, prefix of an old wrapper."""
+    names = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+    stem = "encoder.pos_conv.0."
+    renamed = {
+        stem + names[key.removeprefix(stem)] if key.removeprefix(stem) in names else key: value
+        for key, value in state.items()
+        if key not in (TABLE.format(1), TABLE.format(2))
+    }
+    torch.save({"cfg": BEATS_CFG, "model": {f"backbone.{key}": value for key, value in renamed.items()}}, path)
+
+
+def beats_tokenizer(state: dict[str, Tensor], path: Path) -> None:
+    extras = {"quantize.embedding.weight": torch.zeros(4, 2), "quantize_layer.0.weight": torch.zeros(2, 2)}
+    torch.save({"cfg": {**BEATS_CFG, "quant_n": 1024, "quant_dim": 256}, "model": state | extras}, path)
+
+
+def beats_safetensors(state: dict[str, Tensor], path: Path) -> None:
+    save_file({key: value.clone() for key, value in state.items()}, path)
+    path.with_suffix(".json").write_text(json.dumps(BEATS_CFG))
+
+
+def spatial_original(state: dict[str, Tensor], path: Path) -> None:
+    torch.save({"model": state, "optimizer": {}, "epoch": 9, "scaler": {}, "args": argparse.Namespace(lr=1e-3)}, path)
+
+
+def urbansound_original(state: dict[str, Tensor], path: Path) -> None:
+    torch.save({"epoch": 3, "model_state_dict": state, "optimizer_state_dict": {}, "val_loss": np.float64(0.5)}, path)
+
+
+def urbansound_state() -> dict[str, Tensor]:
+    encoder = build_encoder({"name": "urbansound_cnn"})
+    return noise({**encoder.state_dict(), **UrbanSoundHead(encoder.hidden_size, encoder.grid, 10).state_dict()})
+
+
+Writer = Callable[[dict[str, Tensor], Path], None]
+# name of the case -> encoder, its weights, who writes them, fields to give, a key to break
+CASES: dict[str, tuple[str, Callable[[], dict[str, Tensor]], Writer, dict[str, Any], str]] = {
+    **{
+        writer.__name__.replace("_", "-"): ("beats", beats_state, writer, {}, "encoder.layers.1.fc1.bias")
+        for writer in (
+            beats_original, beats_namespace, beats_bare, beats_inside, beats_new_norm, beats_tokenizer,
+            beats_safetensors,
+        )
+    },
+    "spatial_ast": (
+        "spatial_ast", lambda: noise(spatial_state(SPATIAL)), spatial_original, SPATIAL, "blocks.1.mlp.fc2.weight",
+    ),
+    "urbansound": ("urbansound_cnn", urbansound_state, urbansound_original, {}, "encoder2.bn.weight"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """(encoder name, weights, writer, fields, key to break, path of the whole file)."""
+    name, make, write, fields, key = CASES[request.param]
+    state = make()
+    path = tmp_path_factory.mktemp("published") / ("file.safetensors" if "safetensors" in request.param else "file.pt")
+    write(state, path)
+    return name, state, write, fields, key, path
+
+
+def refusal(path: Path, capsys: pytest.CaptureFixture, fields: dict[str, Any], name: str | None = None) -> str:
+    """The one line with which `audio-llm convert` refuses a file; nothing is left behind."""
+    out = path.with_name("out")
+    settings = [f"{key}={value}" for key, value in fields.items()]
+    command = ["convert", str(path), str(out), *(["--set", *settings] if settings else [])]
+    assert main([*command, *(["--name", name] if name else [])]) == 2
+    printed = capsys.readouterr()
+    assert not printed.out and len(printed.err.strip().splitlines()) == 1 and not out.exists()
+    assert printed.err.startswith(f"audio-llm convert: error: checkpoint {path}: ")
+    return printed.err
+
+
+def test_layout_loads_strictly(case):
+    name, state, _, fields, _, path = case
+    encoder = build_encoder({"name": name, "published": path, **fields})
+    assert recognise(path) == name and not encoder.training
+    loaded = encoder.state_dict()
+    assert loaded and all(torch.equal(value, state[key]) for key, value in loaded.items())
+    leftover = {key for key in state if key not in loaded}
+    heads = ("head.", "fc_norm.", "dis", "doa", "azimuth", "elevation", "conv1d.", "fc", "spectrogram", "logmel")
+    assert all(key.startswith(heads) or "relative_attention_bias" in key for key in leftover)
+
+
+def test_layout_with_a_defect_is_refused_in_one_line(case, tmp_path, capsys):
+    name, state, write, fields, key, whole = case
+    path = tmp_path / whole.name
+
+    def told(broken: dict[str, Tensor]) -> str:
+        write(broken, path)
+        return refusal(path, capsys, fields, name)
+
+    others = {other: value for other, value in state.items() if other != key}
+    message = told(others | {f"{key}_old": state[key]})
+    assert f"missing {key} " in message and f"unexpected {key}_old" in message
+    assert f"missing {key} " in told(others) and "1 entries" in told(others)
+    assert f"{key}: expected" in told(others | {key: torch.zeros(*state[key].shape, 2)})
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    assert "Copy or download it again." in refusal(path, capsys, fields, name)
+
+
+class Harm:
+    """A pickle that would make a folder where it is loaded."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_a_pickle_that_runs_code_is_not_run(name, tmp_path, capsys):
+    trace, path = tmp_path / "trace", tmp_path / "file.pt"
+    torch.save({"model": {"a": torch.ones(2)}, "cfg": Harm(trace)}, path)
+    assert "mkdir, which could run code" in refusal(path, capsys, {}, name)
+    path.write_bytes(pickle.dumps({"model": Harm(trace)}))
+    assert "found a pickle that torch.save did not write" in refusal(path, capsys, {}, name)
+    path.write_bytes(pickle.dumps(Harm(trace), protocol=2))
+    assert "mkdir, which could run code" in refusal(path, capsys, {}, name)
+    assert not trace.exists()
+    with open(path, "rb") as stream:
+        pickle.load(stream)
+    assert trace.exists()  # it would have
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "0 bytes"),
+        (b"<!doctype html><title>Not found</title>", r"b'<!doctype'"),
+        (b"PK\x03\x04" + bytes(200), "damaged or cut"),
+        (b"\x80\x02garbage", "damaged or cut"),
+        ((2**40).to_bytes(8, "little") + b'{"a": 1}', "found SafetensorError"),
+        (b"RIFF\x24\x00\x00\x00WAVEfmt ", "a file of another kind"),
+    ],
+)
+def test_what_is_no_checkpoint_gets_one_sentence(content, found, tmp_path, capsys):
+    path = tmp_path / "file.pt"
+    path.write_bytes(content)
+    assert found in refusal(path, capsys, {})
+
+
+def test_files_that_cannot_be_read_or_hold_no_weights(tmp_path, capsys):
+    assert "No such file" in refusal(tmp_path / "absent.pt", capsys, {})
+    torch.save(torch.ones(3), tmp_path / "tensor.pt")
+    assert "found a single Tensor" in refusal(tmp_path / "tensor.pt", capsys, {})
+    torch.save({"a": 1, "b": "text"}, tmp_path / "numbers.pt")
+    assert "named tensors, bare or under 'seld_model'" in refusal(tmp_path / "numbers.pt", capsys, {})
+    torch.save({"model": {"a": torch.ones(1), "b": 3}}, tmp_path / "mixed.pt")
+    assert "found 'b' among them" in refusal(tmp_path / "mixed.pt", capsys, {})
+    torch.save({"a.weight": torch.ones(1)}, tmp_path / "unknown.pt")
+    assert "weights of one of beats" in refusal(tmp_path / "unknown.pt", capsys, {})
+
+
+# ------------------------------------------------------------------------------------------------------ pieces of it
+
+
+def test_state_dict_is_unwrapped_and_stripped():
+    one = torch.ones(1)
+    lightning = {"epoch": 1, "state_dict": {"net._orig_mod.a.net.weight": one, "module.net.b": one}}
+    assert set(state_dict_of(lightning)) == {"a.net.weight", "b"}
+    assert set(state_dict_of({"model": {"x.y": one}}, prefixes=("x.",))) == {"y"}
+    assert set(state_dict_of({"a": one, "epoch": 3})) == {"a"}  # bare, with something beside
+    towers = {"text.w": one, "enc.w": one, "enc.deep.w": one}
+    assert set(state_dict_of(towers, anchor="deep.w")) == {"w", "deep.w"}
+    with pytest.raises(CheckpointError, match=r"one entry for a, found a second one, module\.a"):
+        state_dict_of({"a": one, "module.a": one})
+    with pytest.raises(CheckpointError, match="one key that ends in w, found 3: under text., enc., enc.deep."):
+        state_dict_of(towers, anchor="w")
+
+
+def test_renaming_tables():
+    one, two = torch.ones(1), torch.zeros(2)
+    state = {"block.1.attn.w": one, "block.2.attn.w": two, "pe": one}
+    table = ((r"^pe$", None), (r"^block\.(\d+)\.", r"layers.\1."), (r"\.attn\.", ".self_attn."))
+    assert rename(state, table) == {"layers.1.self_attn.w": one, "layers.2.self_attn.w": two}
+    with pytest.raises(CheckpointError, match=r"checkpoint f\.pt: expected one entry for same"):
+        rename(state, ((r".*w$", "same"),), name="f.pt")
+
+
+def test_numpy_scalars_are_data(tmp_path):
+    scores = {"best": np.float64(0.3), "rows": np.int64(4), "old": np.float32(1)}
+    torch.save({"seld_model": {"a": torch.ones(1)}, **scores}, tmp_path / "best_model.pth")
+    tree = read_published(tmp_path / "best_model.pth")
+    assert {key: tree[key] for key in scores} == scores and set(state_dict_of(tree)) == {"a"}
+
+
+def test_beats_tables_have_to_be_copies(tmp_path):
+    state = beats_state()
+    state[TABLE.format(2)] = state[TABLE.format(2)] + 1
+    beats_original(state, tmp_path / "file.pt")
+    with pytest.raises(CheckpointError, match=r"layers\.2.*expected a copy of the first layer's table"):
+        build_encoder({"name": "beats", "published": tmp_path / "file.pt"})
+
+
+def test_beats_configuration_is_the_files_over_the_codes_defaults(tmp_path):
+    plain = {"input_patch_size": 16, "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 48, "encoder_layers": 3,
+             "encoder_attention_heads": 4, "embed_dim": 24}  # fmt: skip
+    fields = {**BEATS, "deep_norm": False, "relative_bias": False, "gated_bias": False}
+    state = noise(build_encoder({"name": "beats", **fields}).state_dict())
+    torch.save({"cfg": plain, "model": state}, tmp_path / "file.pt")
+    config = build_encoder({"name": "beats", "published": tmp_path / "file.pt"}).config
+    assert not config.deep_norm and config.max_distance == 1280 and config.input_dropout == 0.0
+    beats_bare(beats_state(), tmp_path / "bare.pt")
+    config = build_encoder({"name": "beats", "published": tmp_path / "bare.pt"}).config
+    assert config.deep_norm and config.gated_bias and config.max_distance == 800 and config.heads == 4
+    torch.save({"cfg": {**plain, "encoder_attention_heads": 5}, "model": state}, tmp_path / "file.pt")
+    with pytest.raises(CheckpointError, match="hidden_size: expected a multiple of heads"):
+        build_encoder({"name": "beats", "published": tmp_path / "file.pt"})
+
+
+# ----------------------------------------------------------------------------------------------- folders and recipes
+
+
+def test_every_encoder_has_published_checkpoints_and_a_licence_note():
+    for name in ENCODERS:
+        assert callable(encoder_class(name).published_loader())
+    assert {name for name, _ in SIGNS} == set(LICENCES) == set(ENCODERS)
+
+
+def test_a_converted_fine_tuned_file_is_a_classifier(tmp_path, capsys):
+    head = TokenMeanHead(32, 5)
+    file = tmp_path / "finetuned.pt"
+    labels = {number: f"/m/{number}" for number in range(5)}
+    torch.save({"cfg": BEATS_CFG, "model": beats_state() | head.state_dict(), "label_dict": labels}, file)
+    out = tmp_path / "beats"
+    assert main(["convert", str(file), str(out), "--licence", "ours", "--set", "window_seconds=1.5"]) == 0
+    assert capsys.readouterr().out == f"wrote {out}\n"
+    encoder, loaded, config = load_classifier(out)
+    assert config["source"] == {
+        "file": "finetuned.pt",
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "licence": "ours",
+    }
+    assert config["labels"] == list(labels.values()) and encoder.window_seconds == 1.5
+    assert torch.equal(loaded.predictor.weight, head.predictor.weight)
+    assert main(["convert", str(file), str(out)]) == 2 and "--force" in capsys.readouterr().err
+    state = open_encoder({"path": out}).state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in encoder.state_dict().items())
+    with pytest.raises(ConfigError, match="'path' alone"):
+        open_encoder({"path": out, "name": "beats"})
+
+
+def test_a_converted_spatial_file_keeps_its_heads(tmp_path):
+    state = noise(spatial_state(SPATIAL, classes=7))
+    spatial_original(state, tmp_path / "finetuned.pth")
+    settings = [f"{key}={value}" for key, value in SPATIAL.items()]
+    out = tmp_path / "spatial"
+    assert main(["convert", str(tmp_path / "finetuned.pth"), str(out), "--set", *settings]) == 0
+    encoder = load_encoder(out)
+    assert torch.equal(encoder.state_dict()["cls_tokens"], state["cls_tokens"])
+    tree = read_published(out / "encoder.safetensors")["model"]
+    assert all(torch.equal(tree[f"spatial.{key}"], state[key]) for key in SpatialHeads(48, 7).state_dict())
+
+
+def test_a_model_starts_from_a_published_encoder(checkpoint, tmp_path):
+    """As an SFT recipe names it; what the assembled model hears is what the encoder alone hears."""
+    from audio_llm.checkpoints.build import load_model
+    from audio_llm.training.common import ModelRecipe, assemble
+
+    assert main(["convert", "lm", str(checkpoint()), str(tmp_path / "lm")]) == 0
+    beats_original(beats_state(), tmp_path / "file.pt")
+    named = {"name": "beats", "published": str(tmp_path / "file.pt"), "window_seconds": 1.0, "train": "lora"}
+    recipe = ModelRecipe(encoder=named, language_model={"path": str(tmp_path / "lm")})
+    model = load_model(assemble(recipe, tmp_path / "start"))
+    encoder = build_encoder({"name": "beats", "published": tmp_path / "file.pt", "window_seconds": 1.0})
+    waveform, lengths = torch.randn(2, 1, 16000) * 0.1, torch.tensor([16000, 7000])
+    with torch.inference_mode():
+        found, mask = model.model.encode_audio(waveform, lengths)
+        expected, _ = encoder.eval()(waveform, lengths)
+    torch.testing.assert_close(found, expected)
+    assert mask.sum(1).tolist() == [48, 16]
+    for wrong in ({"name": "beats", "preset": "tiny"}, {}, None):
+        with pytest.raises(ConfigError, match=r"encoder\.published"):
+            assemble(ModelRecipe(encoder=wrong, language_model={"path": "lm"}), tmp_path / "other")
+
+
+def test_what_is_trained_may_stand_beside_the_encoder(tmp_path):
+    from audio_llm.training.common import ModelRecipe, encoder_training
+    from audio_llm.training.sft import DataRecipe, SFTRecipe
+
+    def trained(beside: str | None, top: str) -> str:
+        encoder = {"name": "beats", "published": "x"} | ({"train": beside} if beside else {})
+        model = ModelRecipe(encoder=encoder)
+        return encoder_training(SFTRecipe(tmp_path, model, DataRecipe([tmp_path]), encoder=top))
+
+    assert [trained(None, "full"), trained("lora", "frozen"), trained("full", "full")] == ["full", "lora", "full"]
+    for beside, top in (("lora", "full"), ("some", "frozen")):
+        with pytest.raises(ConfigError, match="training of the encoder"):
+            trained(beside, top)
