@@ -242,6 +242,8 @@ RECIPES = {
     "language_model": ("audio_llm.training.language_model", "LanguageModelRecipe"),
     "sft": ("audio_llm.training.sft", "SFTRecipe"),
     "grpo": ("audio_llm.training.grpo", "GRPORecipe"),
+    "esc": ("eval.folds", "FoldsRecipe"),
+    "urbansound": ("eval.folds", "FoldsRecipe"),
     "expect": ("eval.expectations", None),
 }
 

@@ -155,11 +155,12 @@ class UrbanSoundCNN(AudioEncoder):
         levels = scale(power)
         if self.training and self.augment is not None:
             levels = self.augment(levels + features.DYNAMIC_RANGE_DB) - features.DYNAMIC_RANGE_DB
-        if self.bands is None:
-            return levels
-        return F.batch_norm(
-            levels.squeeze(1).transpose(1, 2),
-            self.bands.running_mean.float(),  # type: ignore[union-attr]
-            self.bands.running_var.float(),  # type: ignore[union-attr]
-            training=self.training,
-        )[:, None].transpose(2, 3)
+        return levels if self.bands is None else self._standardise(self.bands, levels)
+
+    @staticmethod
+    def _standardise(bands: nn.BatchNorm1d, levels: Tensor) -> Tensor:
+        if bands.training:
+            return bands(levels.squeeze(1).transpose(1, 2)).transpose(1, 2)[:, None]
+        # Written out so that a model cast to bfloat16 still standardises in float32.
+        mean, variance = bands.get_buffer("running_mean").float(), bands.get_buffer("running_var").float()
+        return (levels - mean) * torch.rsqrt(variance + bands.eps)

@@ -1,0 +1,171 @@
+"""``audio-llm predict``: files of any length and condition, formats, ensembles."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from audio_llm import predicting
+from audio_llm.audio import Waveform
+from audio_llm.checkpoints.encoder import save_parts
+from audio_llm.cli import main
+from audio_llm.encoders import build_encoder
+from audio_llm.heads import build_classifier
+
+RATE = 16000
+LABELS = ["car horn", "dog", "rain"]
+
+
+def write_model(folder: Path, seed: int, channels: str = "refuse", labels: list[str] = LABELS) -> Path:
+    torch.manual_seed(seed)
+    encoder = build_encoder({"name": "urbansound_cnn", "preset": "tiny"})
+    head = build_classifier({}, encoder, len(labels))
+    facts = {"task": "classification", "labels": labels, "head": {}, "channels": channels}
+    return save_parts(folder, encoder, {"head": head}, facts)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model"), seed=0)
+
+
+def write(path: Path, samples: np.ndarray, rate: int = RATE) -> str:
+    soundfile.write(path, samples, rate, subtype="FLOAT")
+    return str(path)
+
+
+def noise(*shape: int) -> np.ndarray:
+    return 0.1 * np.random.default_rng(0).standard_normal(shape)
+
+
+def lines(capsys) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_files_in_any_condition_give_a_result_or_one_sentence(model, tmp_path, capsys):
+    good = {
+        "silent.wav": (np.zeros(RATE), RATE),
+        "8khz.wav": (noise(4000), 8000),
+        "short.wav": (noise(40), RATE),
+        "ten_minutes.wav": (noise(600 * 8000), 8000),
+    }
+    for name, (samples, rate) in good.items():
+        assert main(["predict", str(model), write(tmp_path / name, samples, rate), "--format", "json"]) == 0, name
+        (record,) = lines(capsys)
+        assert sum(record["probabilities"].values()) == pytest.approx(1, abs=1e-5), name
+        assert record["windows"][-1]["end"] == pytest.approx(len(samples) / rate, abs=1e-3), name
+    spoilt = noise(RATE)
+    spoilt[100] = np.nan
+    bad = {
+        "one_sample.wav": (noise(1), "samples"),
+        "none.wav": (noise(0), "samples"),
+        "nan.wav": (spoilt, "finite"),
+        "three.wav": (noise(RATE, 3), "3 channels"),
+        "stereo.wav": (noise(RATE, 2), "expected layout mono"),
+        "foa.wav": (noise(RATE, 4), "expected layout mono"),
+    }
+    for name, (samples, _) in bad.items():
+        write(tmp_path / name, samples)
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.wav").write_text("not a sound")
+    whole = tmp_path / "whole.flac"
+    soundfile.write(whole, noise(RATE), RATE)
+    (tmp_path / "truncated.flac").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    messages = {name: text for name, (_, text) in bad.items()}
+    messages |= {"empty.wav": "0 bytes", "text.wav": "", "truncated.flac": "", "absent.wav": ""}
+    for name, message in messages.items():
+        assert main(["predict", str(model), str(tmp_path / name)]) == 2, name
+        output = capsys.readouterr()
+        assert not output.out and output.err.count("\n") == 1, output.err
+        assert name in output.err and message in output.err and "Traceback" not in output.err
+
+
+def test_one_bad_file_does_not_lose_the_others(model, tmp_path, capsys):
+    good, bad = write(tmp_path / "good.wav", noise(RATE)), str(tmp_path / "bad.wav")
+    assert main(["predict", str(model), bad, good, "--format", "json"]) == 2
+    output = capsys.readouterr()
+    assert json.loads(output.out)["file"] == good and "bad.wav" in output.err
+
+
+def test_channels_by_name(model, tmp_path, capsys):
+    stereo = np.stack([noise(RATE), 0.3 * noise(RATE)[::-1]], axis=1)
+    left, mean = write(tmp_path / "left.wav", stereo[:, 0]), write(tmp_path / "mean.wav", stereo.mean(axis=1))
+    both = write(tmp_path / "both.wav", stereo)
+    found = {}
+    for name, file, rule in (("first", both, "first"), ("mean", both, "mean"), ("l", left, "mean"), ("m", mean, "mean")):
+        assert main(["predict", str(model), file, "--channels", rule, "--format", "json"]) == 0
+        found[name] = lines(capsys)[0]["probabilities"]
+    assert found["first"] == found["l"] and found["mean"] == pytest.approx(found["m"]) and found["mean"] != found["l"]
+    asked = write_model(tmp_path / "asked", seed=0, channels="mean")  # as the model was trained
+    assert main(["predict", str(asked), both, "--format", "json"]) == 0
+    assert lines(capsys)[0]["probabilities"] == found["mean"]
+
+
+def test_block_is_the_one_that_the_original_prints(model, tmp_path, capsys):
+    assert main(["predict", str(model), write(tmp_path / "a.wav", noise(RATE)), "--format", "block"]) == 0
+    pattern = r"""--- Prediction Results ---
+Predicted Class: (\w+) \(ID: (\d)\)
+Confidence: (\d\.\d{4})
+
+Full Probabilities:
+  car_horn            : (\d\.\d{4})
+  dog                 : (\d\.\d{4})
+  rain                : (\d\.\d{4})
+"""
+    name, number, confidence, *values = re.fullmatch(pattern, capsys.readouterr().out).groups()
+    assert name == ["car_horn", "dog", "rain"][int(number)]
+    assert confidence == values[int(number)] == max(values)
+
+
+def test_windows_are_averaged_and_runs_of_one_class_are_shown_together(model, tmp_path, capsys):
+    loud, quiet = noise(2 * RATE), np.zeros(2 * RATE)
+    path = write(tmp_path / "long.wav", np.concatenate([loud, quiet]))
+    classifier = predicting.load(model)
+    found = predicting.predict_file(classifier, path)
+    assert found.starts == [0, 1, 2, 3] and found.windows.shape == (4, 3)
+    np.testing.assert_allclose(found.probabilities, found.windows.mean(axis=0), rtol=1e-6)
+    parts = [Waveform(loud[None, start : start + RATE].astype(np.float32), RATE, "mono") for start in (0, RATE)]
+    for row, part in enumerate(parts):
+        np.testing.assert_allclose(found.windows[row], classifier.predict(part).probabilities, atol=1e-4)
+    assert len(predicting.predict_file(classifier, path, 0.5).starts) == 7
+    assert main(["predict", str(model), path, "--hop", "2"]) == 2
+    assert "at most the window's 1 seconds, found 2" in capsys.readouterr().err
+    assert main(["predict", str(model), path]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    changes = int((np.diff(found.windows.argmax(axis=1)) != 0).sum())
+    assert shown[0].startswith(f"{path}: ") and len(shown) == 2 + changes and shown[-1].startswith("  ")
+
+
+def test_an_ensemble_answers_with_the_mean_of_its_members(tmp_path, capsys):
+    members = [write_model(tmp_path / f"fold-{number}" / "model", seed=number) for number in (1, 2)]
+    (tmp_path / "folds.json").write_text(json.dumps({"members": ["fold-1/model", "fold-2/model"]}))
+    waveform = Waveform(noise(1, 3 * RATE).astype(np.float32), RATE, "mono")
+    each = [predicting.load(member).predict(waveform).probabilities for member in members]
+    together = predicting.load(tmp_path).predict(waveform).probabilities
+    np.testing.assert_allclose(together, np.mean(each, axis=0), rtol=1e-6)
+    assert np.abs(each[0] - each[1]).max() > 1e-3
+    write_model(members[1], seed=2, labels=["a", "b", "c"])
+    assert main(["predict", str(tmp_path), "any.wav"]) == 2
+    assert "members with the same classes" in capsys.readouterr().err
+    (tmp_path / "folds.json").write_text("[]")
+    assert main(["predict", str(tmp_path), "any.wav"]) == 2
+    assert "a list of members" in capsys.readouterr().err
+    assert main(["predict", str(tmp_path / "nowhere"), "any.wav"]) == 2
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 5000), st.integers(1, 600), st.data())
+def test_windows_cover_every_sample(length, window, data):
+    hop = data.draw(st.integers(1, window))
+    places = predicting.window_places(length, window, hop)
+    heard = np.zeros(length, dtype=bool)
+    for start, end in places:
+        heard[start:end] = True
+        assert end - start == min(window, length)
+    assert heard.all() and places == sorted(set(places))
