@@ -23,6 +23,7 @@ from audio_llm import files
 from audio_llm.errors import ConfigError, nearest
 from audio_llm.training import common
 from audio_llm.training.common import EncoderTraining, LoRARecipe, ModelRecipe, Precision, ProjectorTraining
+from audio_llm.training.encoder_cache import open_cache
 from audio_llm.training.rewards import DEFAULT_WEIGHTS, build_rewards
 from audio_llm.training.rollouts import EngineRecipe, PolicyWeights, RolloutEngine
 
@@ -79,7 +80,7 @@ class GRPORecipe:
     Every step samples `group_size` replies to each of `prompts_per_step` prompts (over all processes) and makes one
     update from them, in passes of `micro_batch_size` sequences per process (None: all at once). `parity_bound` is the
     largest |Δ log p| between engine and trainer (``auto``: 1e-3 in float32, 1 in bfloat16, which rounds to 3 digits;
-    ``off`` only logs it).
+    ``off`` only logs it). `encoder_cache` is a folder for what a frozen encoder makes of each clip.
     """
 
     output: Path
@@ -89,6 +90,7 @@ class GRPORecipe:
     engine: EngineRecipe = field(default_factory=EngineRecipe)
     lora: LoRARecipe | None = field(default_factory=LoRARecipe)
     encoder: EncoderTraining = "frozen"
+    encoder_cache: Path | None = None
     projector: ProjectorTraining = "full"
     steps: int | None = None
     epochs: float | None = None
@@ -257,6 +259,8 @@ def run(recipe: GRPORecipe, build_engine: BuildEngine) -> dict[str, Any]:
             "processes": arguments.world_size,
             "position": position,
         }
+        if trainer.cache is not None:
+            result["encoder_cache"] = {"hits": trainer.cache.hits, "misses": trainer.cache.misses}
         result |= reward_summary(trainer.state.log_history)
         result["exported"] = common.exported(recipe, trainer, processor)
     finally:
@@ -306,6 +310,7 @@ def build_trainer(
         completions=completions,
         completions_per_step=recipe.completions_per_step,
         prompt_log=recipe.output / "order.jsonl" if recipe.record_order else None,
+        cache=open_cache(recipe.encoder_cache, model),
         callbacks=[
             common.MetricsFile(recipe.output / "metrics.jsonl", recipe.prompts_per_step, len(shards)),
             ForgetAfterResume(completions, recipe.output / "order.jsonl"),

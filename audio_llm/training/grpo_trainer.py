@@ -37,6 +37,7 @@ from audio_llm import audio, files, prompts
 from audio_llm.errors import AudioLLMError, ShardError, TrainingError, describe
 from audio_llm.shards import ShardDataset
 from audio_llm.training import common
+from audio_llm.training.encoder_cache import EncoderCache
 from audio_llm.training.rewards import completion_text
 from audio_llm.training.rollouts import (
     LANGUAGE_MODEL,
@@ -203,12 +204,13 @@ class AudioGRPOTrainer(common.BudgetedSchedule, GRPOTrainer):
         completions: Path | None = None,
         completions_per_step: int = 4,
         prompt_log: Path | None = None,
+        cache: EncoderCache | None = None,
         reward_funcs: Sequence[Any],
         **kwargs: Any,
     ) -> None:
         self.clips, self.order, self.engine = clips, order, engine
         self.parity_bound, self.completions, self.completions_per_step = parity_bound, completions, completions_per_step
-        self.prompt_log = prompt_log
+        self.prompt_log, self.cache = prompt_log, cache
         self._clips: list[Clip] | None = None  # one per row of the batch that is being generated or scored
         self._group: list[str] = []  # sample ids of the generation batch, all processes
         self._seconds: dict[str, float] = {}
@@ -371,6 +373,7 @@ class AudioGRPOTrainer(common.BudgetedSchedule, GRPOTrainer):
         if not hearing or not self._encoder_is_frozen:
             return
         encoder = self.policy.base.model.audio_encoder
+        encode = self.cache or self.policy.base.model.encode_audio
         samples, lengths = _join(hearing)
         step = max(1, self.args.per_device_train_batch_size)
         parts = []
@@ -378,7 +381,7 @@ class AudioGRPOTrainer(common.BudgetedSchedule, GRPOTrainer):
             for start in range(0, len(samples), step):
                 part = slice(start, start + step)
                 device = self.accelerator.device
-                parts.append(self.policy.base.model.encode_audio(samples[part].to(device), lengths[part].to(device)))
+                parts.append(encode(samples[part].to(device), lengths[part].to(device)))
         tokens, mask = torch.cat([t for t, _ in parts]), torch.cat([m for _, m in parts])
         done = 0
         for clip in hearing:

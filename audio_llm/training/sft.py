@@ -24,6 +24,7 @@ from audio_llm.errors import AudioLLMError, ConfigError, ShardError, TrainingErr
 from audio_llm.shards.reader import ShardDataset, epoch_order
 from audio_llm.training import common
 from audio_llm.training.common import EncoderTraining, LoRARecipe, ModelRecipe, Precision, ProjectorTraining
+from audio_llm.training.encoder_cache import EncoderCache, open_cache
 
 IGNORED = -100  # the label torch's cross entropy leaves out
 MAX_REPLACEMENTS = 64  # so many bad samples in a row are no accident: the data as a whole does not fit
@@ -44,13 +45,17 @@ class DataRecipe:
 
 @dataclass
 class SFTRecipe:
-    """A supervised fine-tuning run. Its length is the smallest of `steps`, `epochs` and `seconds` that are given."""
+    """A supervised fine-tuning run. Its length is the smallest of `steps`, `epochs` and `seconds` that are given.
+
+    `encoder_cache` is a folder for what a frozen encoder makes of each clip: it then runs once per clip, not per epoch.
+    """
 
     output: Path
     model: ModelRecipe
     data: DataRecipe
     lora: LoRARecipe | None = field(default_factory=LoRARecipe)
     encoder: EncoderTraining = "frozen"
+    encoder_cache: Path | None = None
     projector: ProjectorTraining = "full"
     steps: int | None = None
     epochs: float | None = None
@@ -278,10 +283,11 @@ class SFTTrainer(common.BudgetedSchedule, Trainer):
         sampler: RunSampler,
         rejects: Rejects,
         order: Path | None,
+        cache: EncoderCache | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.sampler, self.rejects, self.order = sampler, rejects, order
+        self.sampler, self.rejects, self.order, self.cache = sampler, rejects, order, cache
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         return self.sampler
@@ -291,7 +297,14 @@ class SFTTrainer(common.BudgetedSchedule, Trainer):
         self.rejects.add(rejects)
         if self.order is not None and model.training:
             files.append_line(self.order, {"step": self.state.global_step + 1, "ids": ids})
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        return super().compute_loss(model, self._listen(inputs), *args, **kwargs)
+
+    def _listen(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """`inputs` with the encoder's tokens from the cache in place of samples, where there is a cache."""
+        if self.cache is None or "input_audio" not in inputs:
+            return inputs
+        heard = self.cache(inputs.pop("input_audio"), inputs.pop("audio_lengths"))
+        return inputs | {"audio_tokens": heard}
 
     @torch.no_grad()
     def evaluate(
@@ -305,8 +318,8 @@ class SFTTrainer(common.BudgetedSchedule, Trainer):
         for batch in loader:
             self.rejects.add(batch.pop("rejects"))
             batch = self._prepare_inputs(batch)
-            labels = batch["labels"][:, 1:]
-            inputs = {key: value for key, value in batch.items() if isinstance(value, Tensor) and key != "labels"}
+            labels = batch.pop("labels")[:, 1:]
+            inputs = self._listen({key: value for key, value in batch.items() if isinstance(value, Tensor)})
             with self.accelerator.autocast():
                 logits = model(**inputs).logits[:, :-1]
             losses = torch.nn.functional.cross_entropy(
@@ -420,6 +433,8 @@ def run(recipe: SFTRecipe) -> dict[str, Any]:
         "processes": arguments.world_size,
         "position": position,
     }
+    if trainer.cache is not None:
+        result["encoder_cache"] = {"hits": trainer.cache.hits, "misses": trainer.cache.misses}
     if recipe.data.validation:
         last = next((log for log in reversed(trainer.state.log_history) if "eval_loss" in log), None)
         fresh = last if last and last["step"] == trainer.state.global_step else trainer.evaluate()
@@ -468,6 +483,7 @@ def build_trainer(
         sampler=RunSampler(shards, recipe.seed, arguments.max_steps * samples_per_step),
         rejects=Rejects(recipe.output / "rejects.jsonl", len(shards), recipe.data.max_reject_share),
         order=order,
+        cache=open_cache(recipe.encoder_cache, model),
     )
     common.quiet(trainer)
     return trainer
