@@ -175,6 +175,18 @@ def test_layout_with_a_defect_is_refused_in_one_line(case, tmp_path, capsys):
     assert "Copy or download it again." in refusal(path, capsys, fields, name)
 
 
+def test_any_reshaped_entry_is_refused(case, tmp_path):
+    """Sizes are read off shapes: whatever these are, the answer is a refusal and no other error."""
+    name, state, write, fields, _, whole = case
+    path = tmp_path / whole.name
+    for key in sorted(state)[:: max(1, len(state) // 12)]:
+        for shape in ((), (0,), (3,), (1, 1, 1, 1, 1)):
+            if tuple(state[key].shape) != shape:
+                write(state | {key: torch.zeros(shape)}, path)
+                with pytest.raises(CheckpointError, match="file"):
+                    build_encoder({"name": name, "published": path, **fields})
+
+
 class Harm:
     """A pickle that would make a folder where it is loaded."""
 

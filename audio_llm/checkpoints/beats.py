@@ -91,13 +91,17 @@ def _config(tree: Mapping[str, Any], state: Mapping[str, Tensor], name: str, fie
     else:
         plain = _measured(state)
     try:
-        return recipes.build(BEATsConfig, {**plain, **fields}, where="BEATs configuration")
+        config = recipes.build(BEATsConfig, {**plain, **fields}, where="BEATs configuration")
+        config.check()
     except ConfigError as error:
         raise CheckpointError(f"checkpoint {name}: {error}") from error
+    return config
 
 
 def _measured(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Sizes read off the shapes; the rest (buckets' reach, norms, dropout) is the published base model's."""
+    if state[ANCHOR].ndim != 4:
+        return {}
     layers = [int(match[1]) for match in (re.match(r"encoder\.layers\.(\d+)\.", key) for key in state) if match]
     width, side = state[ANCHOR].shape[0], state[ANCHOR].shape[-1]
     fields: dict[str, Any] = {

@@ -45,7 +45,7 @@ def load_published(path: str | Path, **fields: Any) -> Published:
     load_strictly(encoder, rest, str(path))
     if "azimuth_head.weight" not in heads or "head.weight" not in heads:
         return Published(encoder.eval())
-    count = heads["head.weight"].shape[0]
+    count = heads["head.weight"].shape[0] if heads["head.weight"].ndim else 1
     spatial = SpatialHeads(config.hidden_size, count)
     load_strictly(spatial, heads, str(path))
     facts = {"labels": [f"class {number}" for number in range(count)]}  # the file does not name them

@@ -81,6 +81,8 @@ def _config(
         plain["mlp_size"] = state["encoder.layers.0.fc1.weight"].shape[0]
     try:
         plain["window_seconds"] = config[POSITIONS[column]] / _TOKENS_PER_SECOND
-        return recipes.build(WhisperConfig, {**plain, **fields}, where="Whisper configuration")
+        built = recipes.build(WhisperConfig, {**plain, **fields}, where="Whisper configuration")
+        built.check()
     except (ConfigError, KeyError, TypeError) as error:
         raise CheckpointError(f"checkpoint {path}: {error}") from error
+    return built

@@ -77,6 +77,10 @@ class BEATsConfig:
 
     def check(self) -> None:
         """:class:`ConfigError` for a configuration that cannot be built."""
+        sizes = ("patch_width", "hidden_size", "depth", "heads", "mlp_size", "position_kernel", "position_groups")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ConfigError(describe(name, "1 or more", str(getattr(self, name))))
         if self.patch_size < 1 or N_MELS % self.patch_size:
             raise ConfigError(describe("patch_size", f"a divisor of {N_MELS} mels", str(self.patch_size)))
         if self.grid[0] < 1:

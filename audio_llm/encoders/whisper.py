@@ -44,6 +44,9 @@ class WhisperConfig:
 
     def check(self) -> None:
         """:class:`ConfigError` for a configuration that cannot be built."""
+        for name in ("n_mels", "hidden_size", "depth", "heads", "mlp_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(describe(name, "1 or more", str(getattr(self, name))))
         if self.positions < 1 or round(self.window_seconds * SAMPLE_RATE) % _TOKEN:
             expected = f"a multiple of {_TOKEN / SAMPLE_RATE:g} s"
             raise ConfigError(describe("window_seconds", expected, f"{self.window_seconds:g}"))
