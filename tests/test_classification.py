@@ -102,7 +102,13 @@ def test_official_folds_of_both_layouts(corpus, tmp_path):
     (tmp_path / "metadata").mkdir()
     names = {1: "100-1-0-0.wav", 2: "200-1-0-3.wav", 10: "300-8-1-0.wav"}
     rows = [
-        {"slice_file_name": name, "fsID": name.split("-")[0], "fold": fold, "class": "car_horn", "salience": fold % 2 + 1}
+        {
+            "slice_file_name": name,
+            "fsID": name.split("-")[0],
+            "fold": fold,
+            "class": "car_horn",
+            "salience": fold % 2 + 1,
+        }
         for fold, name in names.items()
     ]
     write_rows(tmp_path / "metadata" / "UrbanSound8K.csv", rows)
@@ -312,9 +318,7 @@ def test_unfrozen_layers_learn_and_the_others_keep_weights_and_statistics(corpus
 
 def test_lower_layers_learn_more_slowly(corpus, tmp_path):
     trainer = supervised.Trainer(recipe(corpus, tmp_path, layer_decay=0.5))
-    scale = {
-        id(parameter): group["scale"] for group in trainer.optimizer.param_groups for parameter in group["params"]
-    }
+    scale = {id(parameter): group["scale"] for group in trainer.optimizer.param_groups for parameter in group["params"]}
     found = {name: scale[id(parameter)] for name, parameter in trainer.raw.named_parameters()}
     assert found["encoder.encoder1.conv.weight"] == 0.25 and found["encoder.encoder2.bn.bias"] == 0.5
     assert found["head.fc2.weight"] == 1.0
@@ -416,7 +420,9 @@ def test_cross_validation_chooses_without_the_test_fold_and_resumes(corpus, tmp_
     assert expected["mean"]["accuracy"] > 0.8 and set(expected["chosen"].values()) == {"usual"}
     for test, validation in (("1", "2"), ("2", "3")):
         for name in ("usual", "stuck"):
-            used = yaml.safe_load((tmp_path / "whole" / f"fold-{test}" / f"candidate-{name}" / "recipe.yaml").read_text())
+            used = yaml.safe_load(
+                (tmp_path / "whole" / f"fold-{test}" / f"candidate-{name}" / "recipe.yaml").read_text()
+            )
             assert used["validation_folds"] == [validation]
             assert sorted(used["train_folds"]) == sorted({"1", "2", "3", "4"} - {test, validation})
         lines = (tmp_path / "whole" / f"fold-{test}" / "predictions.jsonl").read_text().splitlines()

@@ -98,7 +98,12 @@ def test_channels_by_name(model, tmp_path, capsys):
     left, mean = write(tmp_path / "left.wav", stereo[:, 0]), write(tmp_path / "mean.wav", stereo.mean(axis=1))
     both = write(tmp_path / "both.wav", stereo)
     found = {}
-    for name, file, rule in (("first", both, "first"), ("mean", both, "mean"), ("l", left, "mean"), ("m", mean, "mean")):
+    for name, file, rule in (
+        ("first", both, "first"),
+        ("mean", both, "mean"),
+        ("l", left, "mean"),
+        ("m", mean, "mean"),
+    ):
         assert main(["predict", str(model), file, "--channels", rule, "--format", "json"]) == 0
         found[name] = lines(capsys)[0]["probabilities"]
     assert found["first"] == found["l"] and found["mean"] == pytest.approx(found["m"]) and found["mean"] != found["l"]

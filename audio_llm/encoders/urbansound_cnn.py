@@ -131,7 +131,7 @@ class UrbanSoundCNN(AudioEncoder):
     def encode(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(waveform.device.type, enabled=False):
             levels = self.levels(waveform)
-        maps = levels.transpose(2, 3).to(self.encoder1.conv.weight.dtype)  # (batch, 1, mels, frames)
+        maps = levels.transpose(2, 3).to(next(self.parameters()).dtype)  # (batch, 1, mels, frames)
         for prefix in self.layer_prefixes:
             stage = self.get_submodule(prefix[:-1])
             if self.gradient_checkpointing and self.training:

@@ -14,7 +14,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -231,7 +231,7 @@ class Trainer:
     @property
     def kept(self) -> SupervisedTask:
         """The weights that are validated and saved: the moving average, where there is one."""
-        return self.average.module if self.average is not None else self.raw
+        return cast(SupervisedTask, self.average.module) if self.average is not None else self.raw
 
     def _store(self, folders: list[Path], encoder: AudioEncoder, folds: list[int | str] | None) -> ClipStore:
         recipe = self.recipe
