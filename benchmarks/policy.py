@@ -13,15 +13,15 @@ from audio_llm.training.common import LoRARecipe, make_trainable
 from audio_llm.training.rollouts import PolicyWeights
 
 QUICKSTART_PROJECTOR = {
-    "num_query_tokens": 8,
-    "hidden_size": 256,
+    "num_query_tokens": 16,
+    "hidden_size": 192,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "intermediate_size": 512,
+    "intermediate_size": 384,
 }
 
 
-def build_policy(hidden: int = 256, layers: int = 4, vocabulary: int = 1024, rank: int = 16) -> PolicyWeights:
+def build_policy(hidden: int = 128, layers: int = 4, vocabulary: int = 1024, rank: int = 16) -> PolicyWeights:
     """An audio language model with LoRA, by default of the sizes in ``recipes/quickstart``."""
     torch.manual_seed(0)
     text = AutoConfig.for_model(

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, default=64, help="new tokens per sequence")
     parser.add_argument("--prompt", type=int, default=64, help="prompt tokens")
-    parser.add_argument("--hidden", type=int, default=256, help="width of the language model (quickstart: 256)")
+    parser.add_argument("--hidden", type=int, default=128, help="width of the language model (quickstart: 128)")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="write the figures as JSON")

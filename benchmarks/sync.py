@@ -57,7 +57,7 @@ def measure(engine: Any, policy: PolicyWeights, updates: int) -> dict[str, float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", type=int, default=256, help="width of the language model (quickstart: 256)")
+    parser.add_argument("--hidden", type=int, default=128, help="width of the language model (quickstart: 128)")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--updates", type=int, default=20)
     parser.add_argument("--http", action="store_true")
