@@ -3,7 +3,8 @@
     python -m benchmarks.encoder_cache runs/quickstart/data/sft --language-model runs/quickstart/language_model
     python -m benchmarks.encoder_cache DATA --language-model LM --encoder name=beats preset=tiny
 
-The encoder, by default the published transformer behind a small front end, has random weights: they take as long. The runs are whole SFT runs; the first step is left out.
+The encoder, by default the published transformer behind a small front end, has random weights: they take as long.
+The runs are whole SFT runs; the first step is left out.
 """
 
 from __future__ import annotations
