@@ -274,9 +274,18 @@ def test_tagging_on_shards_with_several_classes(tmp_path):
 def test_a_killed_process_goes_on_to_the_same_metrics_file(corpus, tmp_path):
     """SIGKILL in mid-run, with everything on that carries state: average, mixing, masks, best weights."""
     tree = {
-        **{"task": "classification", "train": [str(corpus)], "train_folds": [1, 2], "validation_folds": [3]},
-        **{"encoder": {**ENCODER, "dropout": 0.2}, "steps": 60, "batch_size": 6, "ema": 0.9, "label_smoothing": 0.1},
-        **{"log_every": 3, "eval_every": 5, "save_every": 7},  # no multiple of each other: sums are carried over
+        "task": "classification",
+        "train": [str(corpus)],
+        "train_folds": [1, 2],
+        "validation_folds": [3],
+        "encoder": {**ENCODER, "dropout": 0.2},
+        "steps": 60,
+        "batch_size": 6,
+        "ema": 0.9,
+        "label_smoothing": 0.1,
+        "log_every": 3,
+        "eval_every": 5,
+        "save_every": 7,  # no multiple of each other: sums are carried over
         "augment": {"roll_seconds": 0.5, "speed": 0.1, "mixup": 0.4, "frequency_mask": 6, "time_mask": 6, "masks": 2},
     }
     path = tmp_path / "recipe.yaml"
@@ -350,7 +359,10 @@ def test_moving_average_is_its_recurrence():
 def test_mixing_has_the_stated_shares_at_one_level():
     rng = np.random.default_rng(0)
     tones = [np.sin(2 * np.pi * k * np.arange(4000) / 4000)[None].astype(np.float32) for k in (100, 200, 300)]
-    whole = [clips.Clip(level * tone, [Event(str(k))], k) for k, (level, tone) in enumerate(zip((1, 0.1, 5), tones))]
+    whole = [
+        clips.Clip(level * tone, [Event(str(k))], k)
+        for k, (level, tone) in enumerate(zip((1, 0.1, 5), tones, strict=True))
+    ]
     whole.append(clips.Clip(np.zeros((1, 3000), np.float32), [Event("3")], 3))
     mixed, mix = clips.mix_clips(whole, 1.0, rng)
     batch = clips.collate(mixed, 1, 4000, mix)
@@ -467,6 +479,7 @@ def test_refit_hears_the_validation_fold_and_a_bad_mean_is_exit_code_1(corpus, t
 def test_recipes_of_changes_are_merged():
     base = {"steps": 5, "augment": {"mixup": 0.2, "gain_db": 0}, "batch_size": 3}
     assert folds.merged(base, {"seconds": 9, "augment": {"mixup": 0.4}}) == {
-        **{"seconds": 9, "batch_size": 3},
+        "seconds": 9,
+        "batch_size": 3,
         "augment": {"mixup": 0.4, "gain_db": 0},
     }
