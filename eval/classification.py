@@ -87,9 +87,14 @@ def _number(name: str, value: float) -> str:
     return f"{value:.3f}" if name == "log_loss" else f"{100 * value:.1f}"
 
 
+def require_drawing() -> None:
+    """Say so before hours of training, not after them, when the picture cannot be drawn."""
+    require("matplotlib", "the picture of the confusion matrix", "demo")
+
+
 def draw_confusion(scores: Mapping[str, Any], path: str | Path, title: str) -> None:
     """The confusion matrix as a picture, rows in percent of their class; the format is the path's suffix."""
-    require("matplotlib", "the picture of the confusion matrix", "demo")
+    require_drawing()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -101,6 +101,7 @@ class CrossValidation:
 
     def run(self) -> dict[str, Any]:
         """Train and test what is still to do; write scores, table and picture; returns the scores."""
+        classification.require_drawing()
         output = self.recipe.output
         output.mkdir(parents=True, exist_ok=True)
         recipes.dump(self.recipe, output / "recipe.yaml")
