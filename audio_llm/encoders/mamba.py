@@ -65,10 +65,13 @@ def chunked_scan(
     shape = (x.shape[1] // chunk, chunk)
     inputs = (x * dt[..., None]).unflatten(1, shape)  # (batch, chunks, steps, heads, width)
     b, c = b.unflatten(1, shape), c.unflatten(1, shape)  # (batch, chunks, steps, state)
-    logs = (dt * a).unflatten(1, shape).transpose(2, 3).cumsum(dim=-1)  # (batch, chunks, heads, steps), inclusive
-    inside = _within_chunks(inputs, logs, b, c, ssd)
+    steps = (dt * a).unflatten(1, shape).transpose(2, 3)  # (batch, chunks, heads, steps): logarithms of decays
+    logs = steps.cumsum(dim=-1)
+    between = _segment_sums(steps) if ssd == "exact" else _differences(logs)
     exponential = torch.exp if ssd == "exact" else _clipped_exp
-    to_end = exponential(logs[..., -1:] - logs).transpose(2, 3)[..., None]
+    scores = torch.einsum("bctn,bcsn->bcts", c, b)[:, :, None] * exponential(between)
+    inside = torch.einsum("bchts,bcshp->bcthp", scores, inputs)
+    to_end = exponential(between[..., -1, :] if ssd == "exact" else logs[..., -1:] - logs).transpose(2, 3)[..., None]
     states = torch.einsum("bcsn,bcshp->bchpn", b, to_end * inputs)  # what each chunk adds, at its end
     carried = _carry(states, logs[..., -1]) if ssd == "exact" else _carry_clamped(states, logs[..., -1])
     across = torch.einsum("bctn,bchpn->bcthp", c, carried) * exponential(logs).transpose(2, 3)[..., None]
@@ -79,13 +82,21 @@ def _clipped_exp(logs: Tensor) -> Tensor:
     return logs.clamp(-_CLIP, _CLIP).exp()
 
 
-def _within_chunks(inputs: Tensor, logs: Tensor, b: Tensor, c: Tensor, ssd: SSD) -> Tensor:
-    steps = logs.shape[-1]
-    allowed = torch.ones(steps, steps, dtype=torch.bool, device=logs.device).tril()
-    differences = (logs[..., :, None] - logs[..., None, :]).masked_fill(~allowed, -math.inf)
-    weights = differences.exp() if ssd == "exact" else _clipped_exp(differences)
-    scores = torch.einsum("bctn,bcsn->bcts", c, b)[:, :, None] * weights  # (batch, chunks, heads, to, from)
-    return torch.einsum("bchts,bcshp->bcthp", scores, inputs)
+def _segment_sums(steps: Tensor) -> Tensor:
+    """Sum of steps s + 1 to t: ``(..., T)`` → ``(..., t, s)``, −inf for s > t.
+
+    Added up per pair: differences of running sums would lose in a long chunk what float32 cannot hold.
+    """
+    count = steps.shape[-1]
+    later = torch.ones(count, count, dtype=torch.bool, device=steps.device).tril(-1)
+    sums = torch.where(later, steps[..., :, None], 0.0).cumsum(dim=-2)
+    return sums.masked_fill(~later & ~torch.eye(count, dtype=torch.bool, device=steps.device), -math.inf)
+
+
+def _differences(logs: Tensor) -> Tensor:
+    """The same from running sums, as the published weights were trained."""
+    allowed = torch.ones(logs.shape[-1:] * 2, dtype=torch.bool, device=logs.device).tril()
+    return (logs[..., :, None] - logs[..., None, :]).masked_fill(~allowed, -math.inf)
 
 
 def _carry(states: Tensor, totals: Tensor) -> Tensor:
