@@ -53,7 +53,8 @@ def load_published(path: str | Path, **fields: Any) -> Published:
 
 def _widths(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     keys = [f"encoder{number}.conv.weight" for number in (1, 2, 3)]
-    missing = [key for key in keys if key not in state]
-    if missing:
-        raise CheckpointError(describe(f"checkpoint {name}", "the UrbanSound CNN's keys", f"no {missing[0]}"))
+    for key in keys:
+        if key not in state or state[key].ndim != 4:
+            found = f"{key} {tuple(state[key].shape)}" if key in state else f"no {key}"
+            raise CheckpointError(describe(f"checkpoint {name}", "the UrbanSound CNN's convolutions", found))
     return tuple(state[key].shape[0] for key in keys)
