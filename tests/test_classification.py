@@ -299,7 +299,7 @@ def test_a_killed_process_goes_on_to_the_same_metrics_file(corpus, tmp_path):
         stderr=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (killed / "checkpoint.pt").is_file() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
