@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ def summarise(folds: Mapping[str, Predictions], labels: Sequence[str]) -> dict[s
     return {
         "folds": each,
         "mean": {name: float(found.mean()) for name, found in values.items()},
-        "sd": {name: float(found.std(ddof=1)) if len(found) > 1 else math.nan for name, found in values.items()},
+        "sd": {name: float(found.std(ddof=1)) if len(found) > 1 else None for name, found in values.items()},
         "recall": recall,
         "confusion": pooled.tolist(),
         "labels": list(labels),
@@ -68,7 +67,7 @@ def table(scores: Mapping[str, Any]) -> str:
     names = list(scores["mean"])
     lines = ["| fold | " + " | ".join(name.replace("_", " ") for name in names) + " |", "|---" * (len(names) + 1) + "|"]
     for fold, found in scores["folds"].items():
-        lines.append(f"| {fold} | " + " | ".join(_number(name, found.get(name, math.nan)) for name in names) + " |")
+        lines.append(f"| {fold} | " + " | ".join(_number(name, found.get(name)) for name in names) + " |")
     spread = [f"{_number(name, scores['mean'][name])} ± {_number(name, scores['sd'][name])}" for name in names]
     lines += ["| **mean ± sd** | " + " | ".join(spread) + " |", "", "| class | recall | 95 % | clips | taken for |"]
     lines.append("|---|---|---|---|---|")
@@ -81,8 +80,14 @@ def table(scores: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _number(name: str, value: float) -> str:
-    if math.isnan(value):
+def headline(scores: Mapping[str, Any]) -> str:
+    """Mean accuracy ± deviation over the folds, in percent."""
+    mean, spread = (_number("accuracy", scores[kind]["accuracy"]) for kind in ("mean", "sd"))
+    return f"{mean} ± {spread} % over {len(scores['folds'])} folds"
+
+
+def _number(name: str, value: float | None) -> str:
+    if value is None:
         return "–"
     return f"{value:.3f}" if name == "log_loss" else f"{100 * value:.1f}"
 

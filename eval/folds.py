@@ -114,8 +114,7 @@ class CrossValidation:
         write_json(output / predicting.FOLDS, {"members": members})
         write_json(output / SCORES, scores)
         write_atomically(output / TABLE, classification.table(scores) + "\n")
-        mean, spread = scores["mean"]["accuracy"], scores["sd"]["accuracy"]
-        title = f"{self.library.dataset}: {100 * mean:.1f} ± {100 * spread:.1f} % over {len(self.tested)} folds"
+        title = f"{self.library.dataset}: {classification.headline(scores)}"
         classification.draw_confusion(scores, output / PICTURE, title)
         return scores
 

@@ -16,10 +16,9 @@ def run(args: argparse.Namespace) -> int:
     from eval import classification, folds
 
     scores, recipe = folds.run(args.recipe, args.overrides)
-    mean, spread = scores["mean"]["accuracy"], scores["sd"]["accuracy"]
     print(f"\n{classification.table(scores)}\n")
-    print(f"accuracy {100 * mean:.1f} ± {100 * spread:.1f} % over {len(scores['folds'])} folds; {recipe.output}")
-    if recipe.min_accuracy is not None and mean < recipe.min_accuracy:
+    print(f"accuracy {classification.headline(scores)}; {recipe.output}")
+    if recipe.min_accuracy is not None and scores["mean"]["accuracy"] < recipe.min_accuracy:
         print(f"below the expected {100 * recipe.min_accuracy:g} %")
         return 1
     return 0
