@@ -79,9 +79,7 @@ def hann(length: int, device: torch.device = _CPU, within: int | None = None) ->
         return torch.nn.functional.pad(window, (margin // 2, margin - margin // 2)).to(device)
 
 
-def stft(
-    waveform: Tensor, n_fft: int, hop: int, win_length: int | None = None, padding: str = "reflect"
-) -> Tensor:
+def stft(waveform: Tensor, n_fft: int, hop: int, win_length: int | None = None, padding: str = "reflect") -> Tensor:
     """Centred short-time Fourier transform with reflect (or ``constant``: zero) padding and a periodic Hann window.
 
     ``(batch, channels, time)`` float32 → complex64 ``(batch, channels, 1 + time // hop, n_fft // 2 + 1)``; unscaled.

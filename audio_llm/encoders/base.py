@@ -45,6 +45,7 @@ class AudioEncoder(nn.Module):
     hidden_size: int
     window_seconds: float
     gradient_checkpointing: bool = False
+    deterministic: bool = False  # stay in evaluation mode even while learning: fixed statistics, nothing dropped
     grid: tuple[int, int] | None = None  # patch tokens along time and frequency, where an encoder has such a grid
     augment: Callable[[Tensor], Tensor] | None = None  # on feature maps (batch, maps, frames, bins), in training only
 
@@ -124,7 +125,8 @@ class AudioEncoder(nn.Module):
 
     def train(self, mode: bool = True) -> AudioEncoder:
         """Training mode only where something can learn: a frozen encoder keeps its statistics and drops nothing."""
-        return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
+        learns = any(parameter.requires_grad for parameter in self.parameters())
+        return super().train(mode and learns and not self.deterministic)
 
 
 def encoder_class(name: str) -> type[AudioEncoder]:

@@ -263,7 +263,7 @@ class TransformerEncoder(nn.Module):
         for layer in self.layers:
             if config.gradient_decay != 1.0:
                 tokens = ScaleGradient.apply(tokens, config.gradient_decay)
-            if checkpointing and self.training:
+            if checkpointing and torch.is_grad_enabled():
                 further = checkpoint(layer, tokens, bias, padding, use_reentrant=False)
             else:
                 further = layer(tokens, bias, padding)

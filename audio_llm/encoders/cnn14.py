@@ -11,6 +11,7 @@ import dataclasses
 import math
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -148,7 +149,7 @@ class CNN14(SpectralEncoder):
         maps = maps.to(next(self.convs.parameters()).dtype)
         pools = zip(self.config.time_pools, self.config.frequency_pools, strict=True)
         for block, pool in zip(self.convs.values(), pools, strict=True):
-            if self.gradient_checkpointing and self.training:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
                 maps = checkpoint(block, maps, use_reentrant=False)
             else:
                 maps = block(maps)

@@ -291,7 +291,7 @@ class HTSAT(SpectralEncoder):
             maps = self.augment(maps)
         image = self.patch_embed(self.fold(maps).to(self.patch_embed.proj.weight.dtype))
         for stage in self.layers:
-            if self.gradient_checkpointing and self.training:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
                 image = checkpoint(stage, image, use_reentrant=False)
             else:
                 image = stage(image)

@@ -263,7 +263,7 @@ class SpatialAST(AudioEncoder):
         cls = self.cls_tokens.to(patches.dtype).expand(patches.shape[0], -1, -1)
         tokens = torch.cat((cls, patches), dim=1)
         for block in self.blocks:
-            if self.gradient_checkpointing and self.training:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, use_reentrant=False)
             else:
                 tokens = block(tokens)

@@ -134,7 +134,7 @@ class UrbanSoundCNN(AudioEncoder):
         maps = levels.transpose(2, 3).to(next(self.parameters()).dtype)  # (batch, 1, mels, frames)
         for prefix in self.layer_prefixes:
             stage = self.get_submodule(prefix[:-1])
-            if self.gradient_checkpointing and self.training:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
                 maps = checkpoint(stage, maps, use_reentrant=False)
             else:
                 maps = stage(maps)

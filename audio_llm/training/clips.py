@@ -104,8 +104,9 @@ class ClipStore:
 
     Samples are decoded once and kept as 16-bit integers if that takes at most `memory_gib`, else at every access.
     A clip longer than the window is cut into windows from its start; the last one is shorter, or with `whole` (labels
-    hold for the whole clip) begins earlier, so that it is as long as the others. A sample that cannot be used is left out and listed in `rejects`; more than `max_rejects` of them (a share) is a
-    :class:`TrainingError`, as are folders in which no sample has events.
+    hold for the whole clip) begins earlier, so that it is as long as the others. A sample that cannot be used is left
+    out and listed in `rejects`; more than `max_rejects` of them (a share) is a :class:`TrainingError`, as are folders
+    in which no sample has events.
     """
 
     def __init__(

@@ -34,6 +34,7 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from audio_llm import audio, files, prompts
+from audio_llm.encoders import AudioEncoder
 from audio_llm.errors import AudioLLMError, ShardError, TrainingError, describe
 from audio_llm.shards import ShardDataset
 from audio_llm.training import common
@@ -223,6 +224,8 @@ class AudioGRPOTrainer(common.BudgetedSchedule, GRPOTrainer):
         if "ref" in getattr(model, "peft_config", {}):
             # TRL copies the adapter as reference policy. Ours starts at zero, so the base model is the reference.
             model.delete_adapter("ref")
+        for encoder in (module for module in model.modules() if isinstance(module, AudioEncoder)):
+            encoder.deterministic = True  # with batch statistics the policy that scores is not the one that sampled
         self.policy = PolicyWeights(model, self._dist.gather_params)
         forbid_tokens(self.policy.base, [self.policy.base.config.audio_token_id])
         # Set after construction: TRL builds no engine of its own, yet corrects for the engine's log-probabilities.
