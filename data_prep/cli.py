@@ -1,4 +1,7 @@
-"""``audio-llm prep``: make scenes with questions from any labelled sound folder, or from built-in sounds."""
+"""``audio-llm prep``: make scenes with questions from any labelled sound folder, or from built-in sounds.
+
+A recipe with ``kind: audioset_reverb`` puts dry clips into measured rooms instead.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     # `--folds train=1 test=2 seed=3` is read as folds by argparse: what does not name a split is an override.
     folds = [text for text in args.folds or [] if text.partition("=")[0] in sounds.SPLITS]
     overrides = args.overrides + [text for text in args.folds or [] if text not in folds]
+    if recipes.read(args.recipe, overrides).get("kind") is not None:
+        return _reverberation(args, overrides)
     config = recipes.load(simulate.SceneConfig, args.recipe, overrides)
     if args.sounds:
         config = dataclasses.replace(config, sounds=dataclasses.replace(config.sounds, folder=args.sounds))
@@ -51,3 +56,22 @@ def run(args: argparse.Namespace) -> int:
     for row in summary.biased:
         print(f"warning: '{row.question_type}' can be answered without audio ({row.predictor})", file=sys.stderr)
     return 1 if summary.biased else 0
+
+
+def _reverberation(args: argparse.Namespace, overrides: list[str]) -> int:
+    """The recipes of :mod:`data_prep.audioset_reverb`."""
+    from audio_llm import config as recipes
+    from audio_llm.errors import ConfigError
+    from data_prep import audioset_reverb
+
+    config = recipes.load(audioset_reverb.ReverbConfig, args.recipe, overrides)
+    for option in ("sounds", "folds", "plot"):
+        if getattr(args, option):
+            raise ConfigError(f"--{option}: not for kind: {config.kind}; set 'subsets' in the recipe instead.")
+    out = Path(args.out)
+    summary = audioset_reverb.prepare(config, out, workers=args.workers, overwrite=args.overwrite, quiet=args.quiet)
+    audioset_reverb.note(summary)
+    counts = ", ".join(f"{name} {entry['samples']}" for name, entry in summary.manifest["subsets"].items())
+    state = "made" if summary.fresh else "up to date"
+    print(f"{state}: {out} ({counts}; rejected clips {summary.manifest['rejects']})")
+    return 0

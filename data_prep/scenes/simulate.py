@@ -282,15 +282,7 @@ def prepare(
     config.check()
     library = find_sounds(config)
     digest = config_hash(config, library)
-    earlier = _earlier(out)
-    if earlier and earlier["config_hash"] != digest:
-        if not overwrite:
-            raise ConfigError(
-                f"{out}: holds a dataset of another recipe (hash {earlier['config_hash']}, this one {digest}). "
-                f"Choose another folder, or add --overwrite to replace it."
-            )
-        _clear(out, earlier)
-        earlier = None
+    earlier = claim(out, digest, overwrite)
     if earlier and earlier.get("complete") and _intact(out, config):
         return Summary(out, earlier, fresh=False)
     out.mkdir(parents=True, exist_ok=True)
@@ -410,7 +402,7 @@ def _render_subset(
     quiet: bool,
 ) -> dict[str, Any]:
     part = config.parts[name]
-    if (count := _finished(out / name)) == part.count:
+    if (count := finished(out / name)) == part.count:
         return {"split": part.split, "samples": count, "shards": len(_sizes(out / name)["shards"])}
     with ShardWriter(out / name, samples_per_shard=config.samples_per_shard) as writer:
         todo = [ask for ask in asks if f"{name}-{ask.index:06d}" not in writer]
@@ -423,7 +415,7 @@ def _render_subset(
                 else:
                     writer.write(sample, waveform)
     _write_records(out / name, part)
-    return {"split": part.split, "samples": _finished(out / name), "shards": len(_sizes(out / name)["shards"])}
+    return {"split": part.split, "samples": finished(out / name), "shards": len(_sizes(out / name)["shards"])}
 
 
 def _write_records(folder: Path, part: SubsetConfig) -> None:
@@ -468,7 +460,7 @@ def _sizes(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _finished(folder: Path) -> int:
+def finished(folder: Path) -> int:
     """Samples of a finished shard folder whose shards are all there; 0 for anything else."""
     sizes = _sizes(folder)
     there = all(
@@ -480,7 +472,24 @@ def _finished(folder: Path) -> int:
 
 def _intact(out: Path, config: SceneConfig) -> bool:
     text = config.text.count == 0 or (out / "text.jsonl").is_file()
-    return text and all(_finished(out / name) > 0 for name in config.subsets)
+    return text and all(finished(out / name) > 0 for name in config.subsets)
+
+
+def claim(out: Path, digest: str, overwrite: bool) -> dict[str, Any] | None:
+    """The manifest that a run of the same recipe (its hash `digest`) left in `out`, or None where it may begin.
+
+    Raises :class:`ConfigError` when `out` holds a dataset of another recipe, unless `overwrite`, which removes it.
+    """
+    earlier = _earlier(out)
+    if earlier is None or earlier["config_hash"] == digest:
+        return earlier
+    if not overwrite:
+        raise ConfigError(
+            f"{out}: holds a dataset of another recipe (hash {earlier['config_hash']}, this one {digest}). "
+            f"Choose another folder, or add --overwrite to replace it."
+        )
+    _clear(out, earlier)
+    return None
 
 
 def _earlier(out: Path) -> dict[str, Any] | None:
@@ -502,7 +511,7 @@ def _earlier(out: Path) -> dict[str, Any] | None:
 
 def _clear(out: Path, manifest: dict[str, Any]) -> None:
     """Remove what an earlier run made, and nothing else."""
-    for name in [*manifest.get("subset_names", []), "responses", "figures"]:
+    for name in [*manifest.get("subset_names", []), "responses", "figures", "manifests"]:
         shutil.rmtree(out / name, ignore_errors=True)
     for name in ("text.jsonl", "sounds.json", REJECTS, MANIFEST):
         (out / name).unlink(missing_ok=True)
