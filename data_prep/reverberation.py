@@ -93,7 +93,7 @@ def place_of(
     if distance == 0:
         raise AudioError(describe(where, "a source away from the listener", "both at one point"))
     level = math.hypot(right, back)
-    azimuth = math.degrees(math.atan2(-right, -back)) if level else 0.0
+    azimuth = math.degrees(math.atan2(0.0 - right, -back)) if level else 0.0  # not −0: behind is 180, not −180
     return azimuth, math.degrees(math.atan2(up, level)), distance
 
 

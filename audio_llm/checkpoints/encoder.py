@@ -72,13 +72,23 @@ def load_encoder(folder: str | Path) -> AudioEncoder:
 
 def load_heads(folder: str | Path) -> tuple[SpatialHeads, EventHead, list[str]]:
     """The heads of a folder written by :func:`save_encoder`, in evaluation mode, and the names of their classes."""
-    config, state = _read(Path(folder))
-    labels = list(config["labels"])
-    hidden_size = state["events.norm.weight"].shape[0]
-    spatial, events = SpatialHeads(hidden_size, len(labels)), EventHead(hidden_size, len(labels))
-    load_strictly(spatial, part_of(state, "spatial"), f"{folder}/{WEIGHTS}")
+    spatial, labels = load_spatial(folder)
+    _, state = _read(Path(folder))
+    events = EventHead(state["events.norm.weight"].shape[0], len(labels))
     load_strictly(events, part_of(state, "events"), f"{folder}/{WEIGHTS}")
-    return spatial.eval(), events.eval(), labels
+    return spatial, events.eval(), labels
+
+
+def load_spatial(folder: str | Path) -> tuple[SpatialHeads, list[str]]:
+    """The clip heads of an encoder folder (published weights have no others), and the names of their classes."""
+    config, state = _read(Path(folder))
+    part, labels = part_of(state, "spatial"), config.get("labels")
+    if "fc_norm.weight" not in part or not labels:
+        cure = "Train one with 'audio-llm train' and task: encoder, or convert a published one."
+        raise CheckpointError(describe(f"encoder folder {folder}", "Spatial-AST's heads", "none", cure))
+    spatial = SpatialHeads(part["fc_norm.weight"].shape[0], len(labels))
+    load_strictly(spatial, part, f"{folder}/{WEIGHTS}")
+    return spatial.eval(), list(labels)
 
 
 def load_classifier(folder: str | Path) -> tuple[AudioEncoder, nn.Module, dict[str, Any]]:

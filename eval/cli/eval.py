@@ -9,7 +9,7 @@ HELP = "answer held-out questions with a model, with controls; every answer is s
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="checkpoint folder, or the model's name behind an address")
+    parser.add_argument("model", help="checkpoint folder, the model's name behind an address, or an encoder folder")
     parser.add_argument("shards", nargs="+", help="folders of held-out shards")
     parser.add_argument("--out", required=True, help="run folder: predictions.jsonl, run.json, scores.json")
     parser.add_argument(
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="this many questions, drawn by the seed")
     parser.add_argument("--seed", type=int, default=0, help="of sampling, --limit and controls (default: 0)")
     parser.add_argument("--max-tokens", type=int, default=256, help="longest reply; a longer one is cut and counted")
+    parser.add_argument("--labels", metavar="JSON", help="of an encoder folder: file with its 'labels', dataset.json")
     parser.add_argument("--style", help="begin the reply for the model: answer, think or think_semantics")
     parser.add_argument("--batch-size", type=int, help="sequences decoded together (requests in flight over HTTP)")
     parser.add_argument(
@@ -35,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
+    if Path(args.model).is_dir():
+        from eval import spatial
+
+        if spatial.is_encoder_folder(args.model):
+            return _spatial(args)
     from eval import predictions, runner
     from eval.engines import open_engine
     from eval.tables import print_run, write_scores
@@ -74,6 +80,34 @@ def run(args: argparse.Namespace) -> int:
     rows = predictions.read(out)
     write_scores(out, rows)
     print_run(out.name, rows)
+    return 0
+
+
+def _spatial(args: argparse.Namespace) -> int:
+    """Spatial-AST's own task: the heads of an encoder folder."""
+    import hashlib
+    from pathlib import Path
+
+    import torch
+
+    from audio_llm.checkpoints.encoder import WEIGHTS
+    from eval import spatial
+
+    out = Path(args.out)
+    if args.overwrite:
+        for name in (spatial.PREDICTIONS, spatial.RUN, spatial.SCORES):
+            (out / name).unlink(missing_ok=True)
+    network = spatial.load(args.model, args.labels)
+    for module in (network.encoder, network.heads):
+        module.to("cuda" if torch.cuda.is_available() else "cpu")
+    with open(Path(args.model) / WEIGHTS, "rb") as stream:
+        facts = {"model": Path(args.model).name, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+    scores = spatial.evaluate(
+        network, args.shards, out, facts, batch_size=_positive("--batch-size", args.batch_size or 16)
+    )
+    print(spatial.table(scores))
+    if scores["errors"]:
+        print(f"{scores['errors']} clips could not be heard, see {out / spatial.PREDICTIONS}", file=sys.stderr)
     return 0
 
 
