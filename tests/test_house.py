@@ -238,6 +238,7 @@ def test_relative_links_of_the_pages_lead_somewhere() -> None:
 # Which dataclass a recipe fills, by the beginning of its file's name: (module, class).
 RECIPES = {
     "scenes": ("data_prep.scenes.simulate", "SceneConfig"),
+    "audioset": ("data_prep.audioset_reverb", "ReverbConfig"),
     "encoder": ("audio_llm.training.supervised", "EncoderRecipe"),
     "language_model": ("audio_llm.training.language_model", "LanguageModelRecipe"),
     "sft": ("audio_llm.training.sft", "SFTRecipe"),
