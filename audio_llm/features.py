@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -19,6 +20,7 @@ _MEL_BREAK_HZ = 1000.0  # the Slaney scale: linear below (200/3 Hz a mel), logar
 _MEL_HZ = 200.0 / 3.0
 _MEL_LOG_STEP = math.log(6.4) / 27.0
 _CPU = torch.device("cpu")
+_BLOCK = 2**16  # samples in frames, for each thread: what is computed of them together stays in its level 2 cache
 
 
 def hz_to_mel(hz: Tensor) -> Tensor:
@@ -79,6 +81,31 @@ def hann(length: int, device: torch.device = _CPU, within: int | None = None) ->
         return torch.nn.functional.pad(window, (margin // 2, margin - margin // 2)).to(device)
 
 
+def framewise(function: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
+    """``function(frames)`` for a function to which each frame is a matter of its own: on a CPU, a few at a time.
+
+    `frames` ``(batch, ..., frames, size)``, best an overlapping view → whatever `function` makes of them,
+    ``(batch, ..., frames, n)``. The intermediate results of a whole clip are megabytes, and to fetch those from memory
+    takes longer than all arithmetic.
+    """
+    batch, count = frames.shape[0], frames.shape[-2]
+    budget = _BLOCK * torch.get_num_threads()
+    if frames.device.type != "cpu" or frames.requires_grad or frames.numel() <= budget:
+        return function(frames)
+    step = max(1, budget * batch * count // frames.numel())  # frames of one clip
+    rows = max(1, step // count)
+    result: Tensor | None = None
+    for row in range(0, batch, rows):
+        for start in range(0, count, step):
+            place = (slice(row, row + rows), ..., slice(start, start + step), slice(None))
+            part = function(frames[place])
+            if result is None:
+                result = part.new_empty((batch, *part.shape[1:-2], count, part.shape[-1]))
+            result[place] = part
+    assert result is not None
+    return result
+
+
 def stft(waveform: Tensor, n_fft: int, hop: int, win_length: int | None = None, padding: str = "reflect") -> Tensor:
     """Centred short-time Fourier transform with reflect (or ``constant``: zero) padding and a periodic Hann window.
 
@@ -86,9 +113,22 @@ def stft(waveform: Tensor, n_fft: int, hop: int, win_length: int | None = None, 
     `time` must exceed ``n_fft // 2`` (reflect padding needs the samples). `win_length` is the window's length, at most
     and by default `n_fft`.
     """
+    return of_stft(lambda spectrum: spectrum, waveform, n_fft, hop, win_length, padding)
+
+
+def of_stft(
+    function: Callable[[Tensor], Tensor],
+    waveform: Tensor,
+    n_fft: int,
+    hop: int,
+    win_length: int | None = None,
+    padding: str = "reflect",
+) -> Tensor:
+    """``function(stft(waveform, ...))`` for a function of single frames, by :func:`framewise`; see :func:`stft`."""
     # Not torch.stft: framing by hand and one batched rfft take a quarter of its time on a CPU.
+    window = hann(win_length or n_fft, waveform.device, n_fft)
     padded = torch.nn.functional.pad(waveform, (n_fft // 2, n_fft // 2), mode=padding)
-    return torch.fft.rfft(padded.unfold(-1, n_fft, hop) * hann(win_length or n_fft, waveform.device, n_fft))
+    return framewise(lambda frames: function(torch.fft.rfft(frames * window)), padded.unfold(-1, n_fft, hop))
 
 
 def decibels(amplitude: Tensor) -> Tensor:
@@ -211,8 +251,11 @@ def power_mel(waveform: Tensor, bank: Tensor, n_fft: int, hop: int) -> Tensor:
     """
     # Transformed in float64 (which Apple's GPUs lack): 80 dB below a loud tone float32 rounding is 0.0005 dB.
     precise = waveform if waveform.device.type == "mps" else waveform.double()
-    spectrum = stft(precise, n_fft, hop, padding="constant")
-    return (spectrum.real.square() + spectrum.imag.square()).float() @ bank
+
+    def power(spectrum: Tensor) -> Tensor:
+        return (spectrum.real.square() + spectrum.imag.square()).float() @ bank
+
+    return of_stft(power, precise, n_fft, hop, padding="constant")
 
 
 def relative_decibels(power: Tensor) -> Tensor:
@@ -277,14 +320,19 @@ def kaldi_fbank(waveform: Tensor, n_mels: int = 128, sample_rate: int = 16000) -
     """
     window, hop, fmin = sample_rate // 40, sample_rate // 100, 20.0
     n_fft = 2 ** math.ceil(math.log2(window))
-    with torch.autocast(waveform.device.type, enabled=False):  # half precision would overflow in the energies
-        frames = (waveform.float() * _INT16_SCALE).unfold(-1, window, hop)
+    bank = kaldi_mel_bank(sample_rate, n_fft, n_mels, fmin, waveform.device)
+    shape = povey(window, waveform.device)
+
+    def levels(frames: Tensor) -> Tensor:
         frames = frames - frames.mean(dim=-1, keepdim=True)
         # The first sample of a window has none before it; as the window is 0 there, it does not matter what it becomes.
         emphasised = torch.nn.functional.pad(frames[..., 1:] - _PREEMPHASIS * frames[..., :-1], (1, 0))
-        spectrum = torch.fft.rfft(emphasised * povey(window, waveform.device), n_fft)
+        spectrum = torch.fft.rfft(emphasised * shape, n_fft)
         energy = spectrum.real.square() + spectrum.imag.square()
-        return (energy @ kaldi_mel_bank(sample_rate, n_fft, n_mels, fmin, waveform.device)).clamp(_FBANK_FLOOR).log()
+        return (energy @ bank).clamp(_FBANK_FLOOR).log()
+
+    with torch.autocast(waveform.device.type, enabled=False):  # half precision would overflow in the energies
+        return framewise(levels, (waveform.float() * _INT16_SCALE).unfold(-1, window, hop))
 
 
 # --------------------------------------------------------------------------------------------------- Whisper log-mel
@@ -298,9 +346,9 @@ def whisper_log_mel(waveform: Tensor, n_mels: int = 80) -> Tensor:
     400-point windows every 160 samples, Slaney mels of the power, log10 with 8 powers of ten of range under each clip's
     maximum, then scaled to about [−1, 1]. The original runs on clips filled with zeros to 30 s; so should the caller.
     """
+    bank = mel_bank(16000, 400, n_mels, 0.0, 8000.0, waveform.device)
     with torch.autocast(waveform.device.type, enabled=False):
-        spectrum = stft(waveform.float()[:, None], 400, 160)[:, 0, :-1]
-        power = spectrum.real.square() + spectrum.imag.square()
-        level = (power @ mel_bank(16000, 400, n_mels, 0.0, 8000.0, waveform.device)).clamp(LOG_FLOOR).log10()
+        # The transform's last frame, centred on the end, is one that Whisper leaves out.
+        level = of_stft(lambda spectrum: log_mel_power(spectrum, bank), waveform.float()[:, None], 400, 160)[:, 0, :-1]
         level = torch.maximum(level, level.amax(dim=(1, 2), keepdim=True) - _WHISPER_RANGE)
         return (level + 4.0) / 4.0

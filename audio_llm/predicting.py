@@ -77,7 +77,11 @@ class Classifier:
             audio.check(waveform, layouts=encoder.layouts, name=name)
         except AudioError as error:
             raise AudioError(f"{error} Say what to do with the channels: --channels mean or first.") from error
+        if not np.isfinite(waveform.samples).all():  # decode() refuses such files; arrays come from anywhere
+            raise AudioError(describe(name, "finite samples", "NaN or Inf"))
         samples = audio.resample(waveform, encoder.sample_rate).samples
+        if not samples.shape[1]:
+            raise AudioError(describe(name, f"at least one sample at {encoder.sample_rate} Hz", "none"))
         places = window_places(samples.shape[1], encoder.window_samples, self._hop(encoder, hop_seconds))
         found = [
             self._probabilities(encoder, head, samples, places[start : start + self.batch_size])

@@ -283,14 +283,16 @@ class SpatialAST(AudioEncoder):
         bank = features.mel_bank(
             config.sample_rate, config.n_fft, config.n_mels, config.fmin, config.fmax, waveform.device
         )
-        spectrum = features.stft(waveform, config.n_fft, config.hop)
+        return features.of_stft(lambda spectrum: self._planes_of(spectrum, bank), waveform, config.n_fft, config.hop)
+
+    def _planes_of(self, spectrum: Tensor, bank: Tensor) -> Tensor:
         magnitude = spectrum.abs()
         levels = features.decibels(magnitude @ bank)
-        if config.layout == "mono":
+        if self.config.layout == "mono":
             return levels
-        if config.layout == "foa":
+        if self.config.layout == "foa":
             return torch.cat((levels, features.intensity(spectrum, bank)), dim=1)
-        phase = features.interaural_phase if config.phase == "plain" else features.weighted_phase
+        phase = features.interaural_phase if self.config.phase == "plain" else features.weighted_phase
         return torch.cat((levels, phase(spectrum, magnitude, bank)), dim=1)
 
     def _standardise(self, planes: Tensor) -> Tensor:

@@ -89,13 +89,11 @@ class SpectralEncoder(AudioEncoder):
             waveform = features.peak_normalize(waveform)
         if config.layout == "stereo":
             waveform = features.mid_side(waveform)
-        spectrum = features.stft(waveform, config.n_fft, config.hop, config.win_length)
-        if config.layout == "mono":
-            planes = features.log_mel_power(spectrum, bank)
-        elif config.layout == "stereo":
-            planes = features.pseudo_foa_planes(spectrum, bank)
-        else:
-            planes = features.foa_planes(spectrum, bank)
+        planes_of = {"mono": features.log_mel_power, "stereo": features.pseudo_foa_planes, "foa": features.foa_planes}
+        function = planes_of[config.layout]
+        planes = features.of_stft(
+            lambda spectrum: function(spectrum, bank), waveform, config.n_fft, config.hop, config.win_length
+        )
         if config.levels == "log10":
             return planes
         levels = planes.shape[1] if config.layout == "mono" else planes.shape[1] - INTENSITY_PLANES
