@@ -242,8 +242,8 @@ def mean_average_precision(
 ) -> Estimate:
     """Macro average precision of `scores` for bool `targets`, both ``(clips, classes)``; bootstrap over clips.
 
-    The interval is the value ± 1.96 bootstrap standard errors, not percentiles: a positive clip drawn twice stands beside
-    itself in the ranking, which lifts the average precision of every resample where classes have few clips.
+    The interval is the value ± 1.96 bootstrap standard errors, not percentiles: a positive clip drawn twice stands
+    beside itself in the ranking, which lifts the average precision of every resample where classes have few clips.
     A class that a resample happens to leave without clips is left out of that resample's mean.
     """
     present = np.flatnonzero(targets.any(axis=0))
