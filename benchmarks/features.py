@@ -44,7 +44,7 @@ Array = np.ndarray
 class FrontEnd:
     """`ours` maps ``(batch, channels, time)`` to features; `others` map one clip ``(channels, time)`` to the same.
 
-    `exact` is false where an alternative has no such features and does comparable work instead.
+    An alternative in `comparable` has no such features and does work of the same size instead.
     """
 
     name: str
@@ -53,7 +53,7 @@ class FrontEnd:
     ours: Callable[[Tensor], Tensor]
     others: dict[str, Callable[[Samples], Array]] = field(default_factory=dict)
     wanted: float | None = None
-    comparable: tuple[str, ...] = ()  # names among `others` that compute something of the same size, not the same
+    comparable: tuple[str, ...] = ()
 
 
 def optional(name: str) -> Any:
