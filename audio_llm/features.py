@@ -20,7 +20,7 @@ _MEL_BREAK_HZ = 1000.0  # the Slaney scale: linear below (200/3 Hz a mel), logar
 _MEL_HZ = 200.0 / 3.0
 _MEL_LOG_STEP = math.log(6.4) / 27.0
 _CPU = torch.device("cpu")
-_BLOCK = 2**16  # samples in frames, for each thread: what is computed of them together stays in its level 2 cache
+_BLOCK = 2**17  # samples in frames, for each thread: what is computed of them together stays in its level 2 cache
 
 
 def hz_to_mel(hz: Tensor) -> Tensor:
