@@ -31,7 +31,7 @@ _NORM_EPS = 1e-5
 
 # ------------------------------------------------------------------------------------------------------------- scans
 # All scans: x (batch, time, heads, width), dt (batch, time, heads) positive, a (heads,) negative, b and c
-# (batch, time, state), shared by the heads → (batch, time, heads, width). Float32 in and out.
+# (batch, time, state), shared by the heads → (batch, time, heads, width) in the type of x.
 
 
 def sequential_scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -63,40 +63,32 @@ def chunked_scan(
         x, dt = F.pad(x, (0, 0, 0, 0, 0, missing)), F.pad(dt, (0, 0, 0, missing))
         b, c = F.pad(b, (0, 0, 0, missing)), F.pad(c, (0, 0, 0, missing))
     shape = (x.shape[1] // chunk, chunk)
-    inputs = (x * dt[..., None]).unflatten(1, shape)  # (batch, chunks, steps, heads, width)
-    b, c = b.unflatten(1, shape), c.unflatten(1, shape)  # (batch, chunks, steps, state)
+    inputs = (x * dt[..., None]).unflatten(1, shape).transpose(2, 3)  # (batch, chunks, heads, steps, width)
+    b, c = b.unflatten(1, shape)[:, :, None], c.unflatten(1, shape)[:, :, None]  # (batch, chunks, 1, steps, state)
     steps = (dt * a).unflatten(1, shape).transpose(2, 3)  # (batch, chunks, heads, steps): logarithms of decays
-    logs = steps.cumsum(dim=-1)
-    between = _segment_sums(steps) if ssd == "exact" else _differences(logs)
-    exponential = torch.exp if ssd == "exact" else _clipped_exp
-    scores = torch.einsum("bctn,bcsn->bcts", c, b)[:, :, None] * exponential(between)
-    inside = torch.einsum("bchts,bcshp->bcthp", scores, inputs)
-    to_end = exponential(between[..., -1, :] if ssd == "exact" else logs[..., -1:] - logs).transpose(2, 3)[..., None]
-    states = torch.einsum("bcsn,bcshp->bchpn", b, to_end * inputs)  # what each chunk adds, at its end
-    carried = _carry(states, logs[..., -1]) if ssd == "exact" else _carry_clamped(states, logs[..., -1])
-    across = torch.einsum("bctn,bchpn->bcthp", c, carried) * exponential(logs).transpose(2, 3)[..., None]
-    return (inside + across).flatten(1, 2)[:, :time]
+    if ssd == "exact":  # differences of running sums lose in a long chunk what float32 cannot hold
+        logs = steps.double().cumsum(dim=-1)
+        within = _differences(logs).to(x.dtype).clamp(max=0).exp().tril()
+        to_end, from_start = within[..., -1, :], logs.exp().to(x.dtype)
+    else:  # the clip comes after the mask, as the published weights were trained
+        logs = steps.cumsum(dim=-1)
+        allowed = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()
+        within = _clipped_exp(_differences(logs).masked_fill(~allowed, -math.inf))
+        to_end, from_start = _clipped_exp(logs[..., -1:] - logs), _clipped_exp(logs)
+    inside = (c @ b.transpose(-1, -2) * within) @ inputs
+    states = (inputs * to_end[..., None]).transpose(-1, -2) @ b  # what each chunk adds: (…, heads, width, state)
+    carry = _carry if ssd == "exact" else _carry_clamped
+    across = (c @ carry(states, logs[..., -1].to(x.dtype)).transpose(-1, -2)) * from_start[..., None]
+    return (inside + across).transpose(2, 3).flatten(1, 2)[:, :time]
+
+
+def _differences(logs: Tensor) -> Tensor:
+    """``(..., T)`` → ``(..., to, from)``."""
+    return logs[..., :, None] - logs[..., None, :]
 
 
 def _clipped_exp(logs: Tensor) -> Tensor:
     return logs.clamp(-_CLIP, _CLIP).exp()
-
-
-def _segment_sums(steps: Tensor) -> Tensor:
-    """Sum of steps s + 1 to t: ``(..., T)`` → ``(..., t, s)``, −inf for s > t.
-
-    Added up per pair: differences of running sums would lose in a long chunk what float32 cannot hold.
-    """
-    count = steps.shape[-1]
-    later = torch.ones(count, count, dtype=torch.bool, device=steps.device).tril(-1)
-    sums = torch.where(later, steps[..., :, None], 0.0).cumsum(dim=-2)
-    return sums.masked_fill(~later & ~torch.eye(count, dtype=torch.bool, device=steps.device), -math.inf)
-
-
-def _differences(logs: Tensor) -> Tensor:
-    """The same from running sums, as the published weights were trained."""
-    allowed = torch.ones(logs.shape[-1:] * 2, dtype=torch.bool, device=logs.device).tril()
-    return (logs[..., :, None] - logs[..., None, :]).masked_fill(~allowed, -math.inf)
 
 
 def _carry(states: Tensor, totals: Tensor) -> Tensor:
