@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from audio_llm.encoders.sequence import DecoderConfig, build_decoder
-from audio_llm.encoders.spectral import SpectralConfig, SpectralEncoder
+from audio_llm.encoders.spectral import PANNS_FRONT_END, PSELDNETS_FRONT_END, SpectralConfig, SpectralEncoder
 from audio_llm.errors import ConfigError, describe
 
 
@@ -88,25 +88,11 @@ class CNN14(SpectralEncoder):
         "conbimamba_ac": _decoder("conbimamba_ac", expansion=4, kernel=31, block_dropout=0.1),
         "gru": _decoder("gru"),
         "pseldnets": {  # four channels, 10 s; its conformer has one block
-            "layout": "foa",
-            "win_length": None,
-            "hop": 240,
-            "levels": "decibels",
-            "peak_normalize": False,
-            "window_seconds": 10.0,
+            **PSELDNETS_FRONT_END,
             **_decoder("conformer", layers=1, expansion=4, kernel=31, block_dropout=0.1),
         },
         "panns": {  # mono, 32 kHz, 320 ms a token
-            "layout": "mono",
-            "sample_rate": 32000,
-            "win_length": None,
-            "hop": 320,
-            "fmin": 50.0,
-            "fmax": 14000.0,
-            "mel_scale": "slaney",
-            "levels": "decibels",
-            "peak_normalize": False,
-            "window_seconds": 10.0,
+            **PANNS_FRONT_END,
             "time_pools": (2, 2, 2, 2, 2, 1),
             "frequency_pools": (2, 2, 2, 2, 2, 1),
             "dropout": 0.2,

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from audio_llm.encoders.spectral import SpectralConfig, SpectralEncoder
+from audio_llm.encoders.spectral import PANNS_FRONT_END, PSELDNETS_FRONT_END, SpectralConfig, SpectralEncoder
 from audio_llm.errors import ConfigError, describe
 
 _FORBIDDEN = -100.0  # added to the score of patches that are neighbours only because the shift wraps round
@@ -222,26 +222,8 @@ class HTSAT(SpectralEncoder):
     config: HTSATConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "base": {},
-        "pseldnets": {  # four channels, 10 s in 1001 of the 1024 frames
-            "layout": "foa",
-            "win_length": None,
-            "hop": 240,
-            "levels": "decibels",
-            "peak_normalize": False,
-            "window_seconds": 10.0,
-        },
-        "audioset": {  # HTS-AT itself: mono, 32 kHz
-            "layout": "mono",
-            "sample_rate": 32000,
-            "win_length": None,
-            "hop": 320,
-            "fmin": 50.0,
-            "fmax": 14000.0,
-            "mel_scale": "slaney",
-            "levels": "decibels",
-            "peak_normalize": False,
-            "window_seconds": 10.0,
-        },
+        "pseldnets": PSELDNETS_FRONT_END,  # four channels, 10 s in 1001 of the 1024 frames
+        "audioset": PANNS_FRONT_END,  # HTS-AT itself: mono, 32 kHz
         "tiny": {
             "sample_rate": 16000,
             "n_fft": 512,

@@ -7,7 +7,7 @@ differ in nothing but the planes that carry sound.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,28 @@ _LAYOUTS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "foa": (4, 7, ("foa",)),
 }
 INTENSITY_PLANES = 3  # the last ones, where there are seven
+
+# The front ends that published networks of several architectures share.
+PSELDNETS_FRONT_END: dict[str, Any] = {
+    "layout": "foa",
+    "win_length": None,
+    "hop": 240,
+    "levels": "decibels",
+    "peak_normalize": False,
+    "window_seconds": 10.0,
+}
+PANNS_FRONT_END: dict[str, Any] = {
+    "layout": "mono",
+    "sample_rate": 32000,
+    "win_length": None,
+    "hop": 320,
+    "fmin": 50.0,
+    "fmax": 14000.0,
+    "mel_scale": "slaney",
+    "levels": "decibels",
+    "peak_normalize": False,
+    "window_seconds": 10.0,
+}
 
 
 @dataclasses.dataclass

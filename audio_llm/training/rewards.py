@@ -270,9 +270,8 @@ def evidence(prompts: Sequence[Any], completions: Sequence[Any], *, zero_at: flo
 
     A clause earns a third each for the label, for the direction (great-circle error, worth nothing at `zero_at`
     degrees) and for the distance (its ratio to the truth, worth nothing at a factor of two, or it would pay to guess
-    the middle). The mean is over the
-    events, or over the clauses where there are more: naming everything pays no better than naming what is there. Rows
-    without events with a direction and a distance get None.
+    the middle). The mean is over the events, or over the clauses where there are more: naming everything pays no better
+    than naming what is there. Rows without events with a direction and a distance get None.
     """
     scores: Rewards = []
     for completion, events in zip(completions, columns.get("events") or [None] * len(completions), strict=True):

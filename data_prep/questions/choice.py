@@ -50,8 +50,8 @@ def _presence(rng: np.random.Generator, world: World, config: QuestionsConfig, t
     question = pick(rng, f"Is there the sound of the {label}?", f"Do you hear the {label}?")
     if placed is None:
         return None
-    # Looking a word up is one step of attention; telling that two words are the same takes a small model ten times
-    # as many examples. So the conclusion looks the asked sound up in the caption.
+    # Looking a word up is one step of attention; that two words are the same a small model hardly learns to tell. So
+    # the conclusion looks the asked sound up in the caption.
     found = [WHERE[sector_of(event.azimuth or 0.0)] for event in world.events_of(placed) if event.label == label]
     conclusion = f"So the {label} {found[0] if found else 'not there'}."
     thinking = f"I hear {list_words(heard(placed))}."
