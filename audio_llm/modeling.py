@@ -3,11 +3,13 @@ vLLM expect (``model`` = multimodal backbone, ``lm_head`` on top)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel
+from transformers.cache_utils import DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
@@ -32,6 +34,18 @@ class AudioLLMPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, QFormerProjector):
             module.reset_parameters()
+
+
+@dataclass(frozen=True)
+class SharedPrompt:
+    """Replies to the same prompt in one batch: its keys and values are computed once, with their gradient.
+
+    `rows` (batch,) names for every row the first row with the same prompt; `length` is the width of the left-padded
+    prompts. Exact for every language model whose only memory is its key-value cache.
+    """
+
+    rows: Tensor
+    length: int
 
 
 class AudioLLMModel(AudioLLMPreTrainedModel):
@@ -124,10 +138,20 @@ class AudioLLMModel(AudioLLMPreTrainedModel):
         audio_embeddings: Tensor | None = None,
         audio_tokens: tuple[Tensor, Tensor] | None = None,
         audio_index: Tensor | None = None,
+        shared_prompt: SharedPrompt | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """input_ids or inputs_embeds, and the audio of all rows in prompt order (see :meth:`embed`)."""
+        """input_ids or inputs_embeds, and the audio of all rows in prompt order (see :meth:`embed`).
+
+        With `shared_prompt` the audio is that of the distinct prompts alone, and the hidden states (batch, n - length
+        + 1, hidden) begin with the prompt's last token: see :class:`SharedPrompt`.
+        """
+        if shared_prompt is not None:
+            if input_ids is None or attention_mask is None:
+                raise ValueError("a shared prompt needs input_ids and attention_mask")
+            audio = (input_audio, audio_lengths, audio_embeddings, audio_tokens, audio_index)
+            return self._forward_shared(input_ids, attention_mask, shared_prompt, audio, **kwargs)
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("expected input_ids or inputs_embeds, found neither")
@@ -150,6 +174,26 @@ class AudioLLMModel(AudioLLMPreTrainedModel):
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
+
+    def _forward_shared(
+        self, input_ids: Tensor, attention_mask: Tensor, prompt: SharedPrompt, audio: tuple[Any, ...], **kwargs: Any
+    ) -> BaseModelOutputWithPast:
+        first, index = prompt.rows.unique(return_inverse=True)
+        head = self.embed(input_ids[first, : prompt.length], *audio)
+        # The last token of the prompt predicts the first of the reply: it is computed with the reply, once per row.
+        before = self.language_model(
+            inputs_embeds=head[:, :-1],
+            attention_mask=attention_mask[first, : prompt.length - 1],
+            past_key_values=DynamicCache(config=self.config.text_config),
+            use_cache=True,
+        )
+        cache = before.past_key_values
+        cache.batch_select_indices(index)
+        tail = torch.cat([head[index, -1:], self.embed(input_ids[:, prompt.length :])], dim=1)
+        output = self.language_model(
+            inputs_embeds=tail, attention_mask=attention_mask, past_key_values=cache, **kwargs | {"use_cache": True}
+        )
+        return BaseModelOutputWithPast(last_hidden_state=output.last_hidden_state)
 
 
 class AudioLLMForConditionalGeneration(AudioLLMPreTrainedModel, GenerationMixin):

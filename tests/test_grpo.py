@@ -28,7 +28,7 @@ from audio_llm import config, files  # noqa: E402
 from audio_llm.checkpoints.build import load_model, load_processor  # noqa: E402
 from audio_llm.errors import ConfigError, TrainingError  # noqa: E402
 from audio_llm.training import common, grpo  # noqa: E402
-from audio_llm.training.grpo_trainer import AudioGRPOTrainer, Clip, GroupSampler  # noqa: E402
+from audio_llm.training.grpo_trainer import AudioGRPOTrainer, Clip, GroupSampler, gather_groups  # noqa: E402
 from audio_llm.training.rewards import build_rewards  # noqa: E402
 from audio_llm.training.rollouts import EngineRecipe, PolicyWeights, TransformersRollouts  # noqa: E402
 from audio_llm.training.sft import open_shards  # noqa: E402
@@ -128,6 +128,7 @@ def test_trl_is_the_version_whose_private_methods_we_override():
             ],
         ),
         ("_compute_loss", ["model", "inputs"]),
+        ("_prepare_inputs", ["generation_batch"]),
         ("_get_train_sampler", ["dataset"]),
     ],
 )
@@ -296,6 +297,52 @@ def test_rows_that_share_a_clip_score_as_if_each_had_its_own(trainer):
         ).logits
     logps = logits[:, -keep - 1 : -1].log_softmax(-1).gather(-1, ids[:, -keep:, None])[..., 0]
     torch.testing.assert_close(ours, logps, rtol=0, atol=1e-4)
+
+
+def test_rows_that_share_a_prompt_score_and_learn_as_if_each_had_its_own(trainer):
+    """Keys and values of a prompt computed once per group: the same log-probabilities, entropies and gradient."""
+    clips = [trainer.clips.load(i) for i in (0, 1, 2)]
+    clips[2].ids = [20, 21, 22, *clips[2].ids]  # prompts of several lengths, so that there is padding
+    rows = [clips[1], clips[0], clips[1], clips[2], clips[0], clips[1]]
+    ids, mask, keep = scored(trainer, rows)
+    ids[:, -keep:] = torch.randint(10, 100, (len(rows), keep), generator=torch.Generator().manual_seed(1))
+    mask[2, -3:] = 0  # a shorter reply
+    trainer._encode(clips)
+    results = []
+    for shared in (True, False):
+        trainer.__dict__["_shares_prompts"] = shared
+        trainer.model.zero_grad()
+        trainer._clips = rows
+        logps, entropy, _ = trainer._get_per_token_logps_and_entropies(
+            trainer.model, ids, mask, keep, compute_entropy=True
+        )
+        valid = mask[:, -keep:].bool()
+        (logps[valid] * torch.linspace(-1, 1, int(valid.sum()))).sum().backward()
+        results.append((logps.detach()[valid], entropy.detach()[valid], gradient_of(trainer).clone()))
+    trainer._clips = None
+    del trainer.__dict__["_shares_prompts"]
+    trainer.model.zero_grad()
+    for ours, theirs in zip(*results, strict=True):
+        assert theirs.abs().max() > 0
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_groups_stay_together_in_micro_batches(trainer):
+    clips = [Clip({}, [number], None, None) for number in range(4)]
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(16, generator=generator)
+    rows = [clips[row // 4] for row in order]
+    batches = [
+        {"clips": rows[k : k + 4], "row": order[k : k + 4], "total": torch.tensor(16), "none": None}
+        for k in range(0, 16, 4)
+    ]
+    dealt = gather_groups(batches)
+    assert all(len(set(batch["clips"])) == 1 for batch in dealt)
+    assert [batch["clips"][0] for batch in dealt] == list(dict.fromkeys(rows))
+    assert sorted(torch.cat([batch["row"] for batch in dealt]).tolist()) == list(range(16))
+    for batch in dealt:
+        assert [clips[row // 4] for row in batch["row"]] == batch["clips"]
+        assert batch["total"] == 16 and batch["none"] is None
 
 
 def test_scoring_without_clips_is_an_error(trainer):

@@ -80,7 +80,8 @@ class GRPORecipe:
     Every step samples `group_size` replies to each of `prompts_per_step` prompts (over all processes) and makes one
     update from them, in passes of `micro_batch_size` sequences per process (None: all at once). `parity_bound` is the
     largest |Δ log p| between engine and trainer (``auto``: 1e-3 in float32, 1 in bfloat16, which rounds to 3 digits;
-    ``off`` only logs it). `encoder_cache` is a folder for what a frozen encoder makes of each clip.
+    ``off`` only logs it). `encoder_cache` is a folder for what a frozen encoder makes of each clip. `share_prompts`
+    computes a prompt once for all replies to it in a pass (not under `gradient_checkpointing`).
     """
 
     output: Path
@@ -98,6 +99,7 @@ class GRPORecipe:
     prompts_per_step: int = 32
     group_size: int = 8
     micro_batch_size: int | None = None
+    share_prompts: bool = True
     max_completion_length: int = 256
     temperature: float = 1.0
     learning_rate: float = 1e-5
@@ -311,6 +313,7 @@ def build_trainer(
         completions_per_step=recipe.completions_per_step,
         prompt_log=recipe.output / "order.jsonl" if recipe.record_order else None,
         cache=open_cache(recipe.encoder_cache, model),
+        share_prompts=recipe.share_prompts,
         callbacks=[
             common.MetricsFile(recipe.output / "metrics.jsonl", recipe.prompts_per_step, len(shards)),
             ForgetAfterResume(completions, recipe.output / "order.jsonl"),

@@ -1,6 +1,6 @@
 """TRL's ``GRPOTrainer`` (1.16) with audio in the prompt, in the rollout and in the log-probabilities.
 
-TRL carries images only: its scoring pass would drop audio silently and train a policy that guesses. Five of its methods
+TRL carries images only: its scoring pass would drop audio silently and train a policy that guesses. Six of its methods
 are overridden here; they are private, so ``tests/test_grpo.py`` guards their signatures:
 
 ``_generate_and_score_completions``  rows are references; each clip is decoded once and travels beside its rows
@@ -8,6 +8,7 @@ are overridden here; they are private, so ``tests/test_grpo.py`` guards their si
 ``_generate_single_turn``            rollouts by a :class:`~audio_llm.training.rollouts.RolloutEngine`
 ``_get_per_token_logps_and_entropies``  the forward pass hears the clip
 ``_compute_loss``                    hands the clips of a micro-batch to the one above
+``_prepare_inputs``                  keeps the replies to a prompt in one micro-batch, to share its computation
 
 and one of Trainer's, ``_get_train_sampler``, so that a run has one seamless, resumable order of prompts.
 """
@@ -36,6 +37,7 @@ from trl import GRPOTrainer
 from audio_llm import audio, files, prompts
 from audio_llm.encoders import AudioEncoder
 from audio_llm.errors import AudioLLMError, ShardError, TrainingError, describe
+from audio_llm.modeling import SharedPrompt
 from audio_llm.shards import ShardDataset
 from audio_llm.training import common
 from audio_llm.training.encoder_cache import EncoderCache
@@ -206,12 +208,13 @@ class AudioGRPOTrainer(common.BudgetedSchedule, GRPOTrainer):
         completions_per_step: int = 4,
         prompt_log: Path | None = None,
         cache: EncoderCache | None = None,
+        share_prompts: bool = True,
         reward_funcs: Sequence[Any],
         **kwargs: Any,
     ) -> None:
         self.clips, self.order, self.engine = clips, order, engine
         self.parity_bound, self.completions, self.completions_per_step = parity_bound, completions, completions_per_step
-        self.prompt_log, self.cache = prompt_log, cache
+        self.prompt_log, self.cache, self.share_prompts = prompt_log, cache, share_prompts
         self._clips: list[Clip] | None = None  # one per row of the batch that is being generated or scored
         self._group: list[str] = []  # sample ids of the generation batch, all processes
         self._seconds: dict[str, float] = {}
@@ -305,7 +308,13 @@ class AudioGRPOTrainer(common.BudgetedSchedule, GRPOTrainer):
                 mask = attention_mask[part]
                 labels = input_ids[part].masked_fill(mask == 0, -100)
                 labels[:, :-logits_to_keep] = -100
-                options = {"output_router_logits": True} if compute_aux_loss else {}
+                arguments: dict[str, Any] = {"output_router_logits": True} if compute_aux_loss else {}
+                if self._shares_prompts and not compute_aux_loss:
+                    shared = _shared_prompt(rows[part], input_ids.shape[1] - logits_to_keep, input_ids.device)
+                    labels = labels[:, shared.length - 1 :]
+                    arguments |= {"shared_prompt": shared, **self._audio(list(dict.fromkeys(rows[part])))}
+                else:
+                    arguments |= self._audio(rows[part])
                 with self.accelerator.autocast():
                     outputs.append(
                         model(
@@ -313,8 +322,7 @@ class AudioGRPOTrainer(common.BudgetedSchedule, GRPOTrainer):
                             attention_mask=mask,
                             labels=labels,
                             fused_lm_head=True,
-                            **options,
-                            **self._audio(rows[part]),
+                            **arguments,
                         )
                     )
         logps = torch.cat([output.log_probs[:, -logits_to_keep:] for output in outputs])
@@ -322,6 +330,14 @@ class AudioGRPOTrainer(common.BudgetedSchedule, GRPOTrainer):
         aux_loss = torch.stack([output.aux_loss for output in outputs]).mean() if compute_aux_loss else None
         self._scored = logps.detach()
         return logps, entropies, aux_loss
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._shares_prompts and self._buffered_inputs is not before:
+            self._buffered_inputs = gather_groups(self._buffered_inputs)
+            inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return inputs
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         self._clips = inputs["clips"]
@@ -364,6 +380,16 @@ class AudioGRPOTrainer(common.BudgetedSchedule, GRPOTrainer):
             from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
             self.policy.base.get_output_embeddings().bias.ds_status = ZeroParamStatus.AVAILABLE
+
+    @functools.cached_property
+    def _shares_prompts(self) -> bool:
+        """Whether the replies to a prompt share its computation: not where activations are recomputed, nor with a
+        language model that remembers more than keys and values."""
+        return (
+            self.share_prompts
+            and not self.args.gradient_checkpointing
+            and not getattr(self.policy.base.model.language_model, "_is_stateful", False)
+        )
 
     @property
     def _encoder_is_frozen(self) -> bool:
@@ -514,6 +540,34 @@ class AudioGRPOTrainer(common.BudgetedSchedule, GRPOTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: ``recipe.yaml`` beside the checkpoints says what a card would."""
+
+
+def _shared_prompt(rows: Sequence[Clip], length: int, device: torch.device) -> SharedPrompt:
+    first: dict[Clip, int] = {}
+    numbers = [first.setdefault(clip, row) for row, clip in enumerate(rows)]
+    return SharedPrompt(torch.tensor(numbers, device=device), length)
+
+
+def gather_groups(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of shuffled `batches` (equal sizes, same keys, ``clips`` among them) dealt out anew: groups in the order
+    of their first rows, the rows of a group together."""
+    size, width = len(batches[0]["clips"]), len(batches)
+    clips = [clip for batch in batches for clip in batch["clips"]]
+    rank = {clip: number for number, clip in enumerate(dict.fromkeys(clips))}
+    order = sorted(range(len(clips)), key=lambda row: rank[clips[row]])
+    dealt: list[dict[str, Any]] = [dict(batch) for batch in batches]
+    for name, value in batches[0].items():
+        rows: Tensor | list[Any]
+        if isinstance(value, Tensor) and value.ndim:
+            rows = torch.cat([batch[name] for batch in batches])[order]
+        elif isinstance(value, list):
+            whole = [entry for batch in batches for entry in batch[name]]
+            rows = [whole[row] for row in order]
+        else:
+            continue
+        for number in range(width):
+            dealt[number][name] = rows[number * size : (number + 1) * size]
+    return dealt
 
 
 def _join(clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
