@@ -3,7 +3,8 @@
     python -m benchmarks.grpo_step RUN/metrics.jsonl                    # of a run that was made
     python -m benchmarks.grpo_step --recipe recipes/quickstart/grpo.yaml --steps 6 key=value ...   # of one made now
 
-With ``--recipe`` both engines, vLLM and Transformers, make the same steps one after the other.
+With ``--recipe`` the same steps are made one after the other with vLLM, with vLLM and every reply scored with a prompt
+of its own (``share_prompts: false``), and with Transformers.
 """
 
 from __future__ import annotations
@@ -26,13 +27,20 @@ def split(path: Path, skip: int = 1) -> dict[str, float]:
     return {name: statistics.median(log[f"time/{name}"] for log in logs[skip:]) for name in (*PARTS, "step")}
 
 
-def run(recipe_path: Path, overrides: list[str], backend: str, steps: int, folder: Path) -> Path:
-    """Make `steps` steps with one engine; returns the metrics file."""
+VARIANTS = {
+    "vllm": ["engine.backend=vllm"],
+    "vllm, prompts not shared": ["engine.backend=vllm", "share_prompts=false"],
+    "transformers": ["engine.backend=transformers"],
+}
+
+
+def run(recipe_path: Path, overrides: list[str], variant: list[str], steps: int, folder: Path) -> Path:
+    """Make `steps` steps with the settings of one variant; returns the metrics file."""
     from audio_llm import config
     from audio_llm.training import grpo
     from audio_llm.vllm.engine import build_engine
 
-    stated = [f"output={folder}", f"engine.backend={backend}", f"steps={steps}", "seconds=", "epochs=", "save_steps="]
+    stated = [f"output={folder}", *variant, f"steps={steps}", "seconds=", "epochs=", "save_steps="]
     recipe = config.load(grpo.GRPORecipe, recipe_path, [*overrides, *stated, "export=[]", "resume=never"])
     grpo.run(recipe, build_engine)
     return folder / "metrics.jsonl"
@@ -49,8 +57,9 @@ def main() -> None:
     results = {}
     if args.recipe:
         with tempfile.TemporaryDirectory() as folder:
-            for backend in ("vllm", "transformers"):
-                results[backend] = split(run(args.recipe, args.metrics, backend, args.steps, Path(folder) / backend))
+            for name, variant in VARIANTS.items():
+                output = Path(folder) / name.replace(" ", "_")
+                results[name] = split(run(args.recipe, args.metrics, variant, args.steps, output))
     else:
         results = {name: split(Path(name)) for name in args.metrics}
     if not results:
