@@ -333,6 +333,11 @@ def sha256(waveform: Waveform) -> str:
     return digest.hexdigest()
 
 
+def silence(waveform: Waveform) -> Waveform:
+    """Zeros of the same length, rate and layout."""
+    return replace(waveform, samples=np.zeros_like(waveform.samples))
+
+
 def swap_channels(waveform: Waveform) -> Waveform:
     """The scene mirrored left to right: stereo and binaural exchange their rows, FOA negates Y (azimuth → −azimuth)."""
     if waveform.layout in ("stereo", "binaural"):

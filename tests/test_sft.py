@@ -171,6 +171,18 @@ def test_long_samples_are_rejected_by_name_and_share(checkpoint, shards, tmp_pat
     assert {line["sample"] for line in files.read_lines(tmp_path / "run" / "rejects.jsonl")}
 
 
+def test_a_share_of_the_samples_is_heard_as_silence(shards, processor):
+    dataset, collator = ShardDataset(shards()), sft.SFTCollator(processor, "think")
+    heard = sft.SupervisedDataset(dataset, collator)
+    some = sft.SupervisedDataset(dataset, collator, silent_share=0.5, seed=3)
+    again = sft.SupervisedDataset(dataset, collator, silent_share=0.5, seed=3)
+    silent = [i for i in range(len(dataset)) if not some[i].input_audio.any()]
+    assert 0 < len(silent) < len(dataset) and list(np.flatnonzero(again.silent)) == silent
+    for i in range(len(dataset)):
+        assert torch.equal(some[i].input_ids, heard[i].input_ids) and torch.equal(some[i].labels, heard[i].labels)
+        assert i in silent or torch.equal(some[i].input_audio, heard[i].input_audio)
+
+
 def test_all_bad_stops_at_once(shards, processor):
     with pytest.raises(TrainingError, match="in a row"):
         sft.SupervisedDataset(ShardDataset(shards()), sft.SFTCollator(processor, "think", max_length=5))[0]

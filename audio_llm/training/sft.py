@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
@@ -27,18 +28,24 @@ from audio_llm.training.common import EncoderTraining, LoRARecipe, ModelRecipe, 
 from audio_llm.training.encoder_cache import EncoderCache, open_cache
 
 IGNORED = -100  # the label torch's cross entropy leaves out
+SILENCE_STREAM = 1  # keeps the draw of silent samples apart from the order of samples, which has the same seed
 MAX_REPLACEMENTS = 64  # so many bad samples in a row are no accident: the data as a whole does not fit
 
 
 @dataclass
 class DataRecipe:
-    """Shard folders, and how a sample becomes tokens. `max_length` counts tokens, audio placeholders included."""
+    """Shard folders, and how a sample becomes tokens. `max_length` counts tokens, audio placeholders included.
+
+    `silent_share` of the samples are heard as silence: from them the model learns what the question alone allows, so
+    that without sound it guesses among the choices instead of naming a sound that is not there.
+    """
 
     train: list[Path]
     validation: list[Path] = field(default_factory=list)
     validation_samples: int | None = None
     style: Literal["answer", "think", "think_semantics"] = "think"
     max_length: int = 4096
+    silent_share: float = 0.0
     max_reject_share: float = 0.01
     workers: int = 0
 
@@ -201,11 +208,20 @@ class SFTCollator:
 
 class SupervisedDataset(Dataset):
     """Encoded samples of a ``ShardDataset``. A sample that cannot be read is replaced by the next good one (so the
-    order stays the same in every run and layout) and named in the `rejects` of its replacement."""
+    order stays the same in every run and layout) and named in the `rejects` of its replacement. The sample's place and
+    the seed decide whether it is heard as silence."""
 
-    def __init__(self, shards: ShardDataset, collator: SFTCollator, limit: int | None = None):
+    def __init__(
+        self,
+        shards: ShardDataset,
+        collator: SFTCollator,
+        limit: int | None = None,
+        silent_share: float = 0.0,
+        seed: int = 0,
+    ):
         self.shards, self.collator = shards, collator
         self.size = len(shards) if limit is None else min(limit, len(shards))
+        self.silent = np.random.default_rng([seed, SILENCE_STREAM]).random(len(shards)) < silent_share
 
     def __len__(self) -> int:
         return self.size
@@ -215,7 +231,10 @@ class SupervisedDataset(Dataset):
         for offset in range(min(MAX_REPLACEMENTS, self.size)):
             position = (index + offset) % self.size
             try:
-                encoded = self.collator.encode(self.shards[position])
+                item = self.shards[position]
+                if self.silent[position] and "waveform" in item:
+                    item = {**item, "waveform": audio.silence(item["waveform"])}
+                encoded = self.collator.encode(item)
             except TrainingError:
                 raise
             except AudioLLMError as error:
@@ -454,9 +473,11 @@ def build_trainer(
     position: Mapping[str, Any],
 ) -> SFTTrainer:
     """The trainer of a run with its data, callbacks and files."""
+    if not 0 <= recipe.data.silent_share < 1:
+        raise ConfigError(describe("data.silent_share", "a share from 0 to below 1", f"{recipe.data.silent_share:g}"))
     collator = SFTCollator(processor, recipe.data.style, recipe.data.max_length)
     warn_if_endless(collator, model)
-    train = SupervisedDataset(shards, collator)
+    train = SupervisedDataset(shards, collator, silent_share=recipe.data.silent_share, seed=recipe.seed)
     validation = None
     if recipe.data.validation:
         validation = SupervisedDataset(
