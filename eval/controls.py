@@ -9,40 +9,17 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from audio_llm.audio import Waveform
 from audio_llm.errors import ConfigError, nearest
+from eval.benchmarks.base import Item
 
 CONTROLS = ("silence", "swap", "other_audio", "shuffled_options")
 MIRROR = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
 _SIDE_WORD = re.compile(r"\b(" + "|".join(sorted(MIRROR, key=len, reverse=True)) + r")(?=\b|-)", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Item:
-    """One question as the engine gets it. `gold` is one of `choices` where there are choices."""
-
-    id: str
-    question: str
-    choices: list[str]
-    gold: str
-    question_type: str
-    format: str
-    clip: str
-    meta: dict[str, Any] = field(default_factory=dict)
-    events: list[dict[str, Any]] = field(default_factory=list)
-
-    # `prompts.conversation` reads a question through these names.
-    @property
-    def answer(self) -> str:
-        return self.gold
-
-    thinking: str | None = None
-    semantic_elements: dict[str, Any] | None = None
 
 
 def parse_controls(text: str) -> list[str]:

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from audio_llm import prompts
 from audio_llm.audio import Waveform, check, encode, limit_peak, resample
 from audio_llm.errors import AudioLLMError, CheckpointError, ConfigError, describe
-from eval.controls import Item
+from eval.benchmarks.base import Item
 
 OPENINGS = prompts.OPENINGS
 ENGINES = ("auto", "vllm", "transformers")

@@ -87,7 +87,7 @@ def _measure(check: Expectation, runs: Mapping[str, RunSummary]) -> tuple[float,
     run = _run(runs, check.run)
     if check.measure == "difference":
         rows, others = _rows(run, check.answers), _rows(_run(runs, str(check.minus)), check.answers)
-        found = compare(others, rows)
+        found = compare(others, rows, scorer=run.scorer)
         p_value = f", McNemar p = {found.mcnemar.p_value:.2g}" if found.mcnemar else ""
         return found.difference.value, found.difference.low, f"{found.difference} points{p_value}"
     if check.measure == "flips":

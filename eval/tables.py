@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from audio_llm.files import write_json
-from eval import scoring
 from eval.controls import CONTROLS
 from eval.predictions import Prediction
-from eval.scoring import Cell, Flips, by, compare, flips, score, summarise
+from eval.scorers import SCORERS, Scorer
+from eval.scoring import HEADLINE, Cell, Flips, by, compare, flips, summarise
 from eval.statistics import Estimate
 
 SCORES_NAME = "scores.json"
@@ -33,6 +33,7 @@ class RunSummary:
     by_type: dict[str, Cell]
     by_format: dict[str, Cell]
     macro_by_type: float
+    scorer: Scorer = field(default=HEADLINE, repr=False)
     rows: dict[str, list[Prediction]] = field(default_factory=dict, repr=False)
 
     @property
@@ -57,38 +58,45 @@ def passes_of(rows: Sequence[Prediction]) -> dict[str, list[Prediction]]:
     return passes
 
 
-def summarise_run(name: str, rows: Sequence[Prediction], *, seed: int = 0) -> RunSummary:
+def headline_of(manifest: Mapping[str, Any]) -> Scorer:
+    """The scorer whose figures stand in a run's tables: that of its benchmark."""
+    return SCORERS.get(str(manifest.get("scorer", {}).get("name")), HEADLINE)
+
+
+def summarise_run(name: str, rows: Sequence[Prediction], *, seed: int = 0, scorer: Scorer = HEADLINE) -> RunSummary:
     """All tables of one run, recomputed from its predictions."""
     passes = passes_of(rows)
     main = passes.get("greedy") or passes.get("sampled") or []
-    controls = {control: summarise(found, seed=seed) for control, found in passes.items() if control in CONTROLS}
-    by_type = by(main, "question_type", seed=seed)
+    options: dict[str, Any] = {"seed": seed, "scorer": scorer}
+    controls = {control: summarise(found, **options) for control, found in passes.items() if control in CONTROLS}
+    by_type = by(main, "question_type", **options)
     warm = [row.temperature for row in passes.get("sampled", [])]
     return RunSummary(
         name=name,
-        greedy=summarise(passes["greedy"], seed=seed) if "greedy" in passes else None,
-        sampled=summarise(passes["sampled"], seed=seed) if "sampled" in passes else None,
+        greedy=summarise(passes["greedy"], **options) if "greedy" in passes else None,
+        sampled=summarise(passes["sampled"], **options) if "sampled" in passes else None,
         sampled_temperature=warm[0] if warm else 0.0,
         controls=controls,
-        flips=flips(main, passes["swap"]) if "swap" in passes else None,
-        silence_gap=compare(passes["silence"], main, seed=seed).difference if "silence" in passes else None,
+        flips=flips(main, passes["swap"], scorer=scorer) if "swap" in passes else None,
+        silence_gap=compare(passes["silence"], main, **options).difference if "silence" in passes else None,
         by_type=by_type,
-        by_format=by(main, "format", seed=seed),
+        by_format=by(main, "format", **options),
         macro_by_type=_mean([cell.accuracy.value for cell in by_type.values() if cell.accuracy.n]),
+        scorer=scorer,
         rows=passes,
     )
 
 
-def write_scores(out: Path, rows: Sequence[Prediction]) -> None:
+def write_scores(out: Path, rows: Sequence[Prediction], scorer: Scorer = HEADLINE) -> None:
     """``scores.json``: the tables and one row per answer (value, answer, explanation), recomputable at any time."""
-    summary = summarise_run(out.name, rows)
+    summary = summarise_run(out.name, rows, scorer=scorer)
     tree = {
-        "scorer": {"name": scoring.SCORER, "version": scoring.SCORER_VERSION},
+        "scorer": {"name": scorer.name, "version": scorer.version},
         "summary": to_plain(summary),
         "scores": [
             {"control": row.control, "temperature": row.temperature, "sample": row.sample, **to_plain(found)}
             for row in rows
-            if (found := score(row)) is not None
+            if (found := scorer.score(row)) is not None
         ],
     }
     write_json(out / SCORES_NAME, tree)
@@ -98,7 +106,9 @@ def to_plain(value: Any) -> Any:
     """Dataclasses as mappings, without the predictions; a number that does not exist becomes null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            item.name: to_plain(getattr(value, item.name)) for item in dataclasses.fields(value) if item.name != "rows"
+            item.name: to_plain(getattr(value, item.name))
+            for item in dataclasses.fields(value)
+            if item.name not in ("rows", "scorer")
         }
     if isinstance(value, dict):
         return {str(name): to_plain(entry) for name, entry in value.items()}
@@ -109,10 +119,10 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def print_run(name: str, rows: Sequence[Prediction]) -> None:
+def print_run(name: str, rows: Sequence[Prediction], scorer: Scorer = HEADLINE) -> None:
     """The run as a table on the terminal."""
-    summary = summarise_run(name, rows)
-    print(f"\n{name}: accuracy in percent [95 % interval]")
+    summary = summarise_run(name, rows, scorer=scorer)
+    print(f"\n{name}: accuracy in percent [95 % interval], scorer {scorer.name} {scorer.version}")
     for label, cell in [
         ("greedy", summary.greedy),
         (f"T={summary.sampled_temperature:g}", summary.sampled),

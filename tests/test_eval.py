@@ -27,7 +27,7 @@ from scipy import stats
 from audio_llm.cli import main
 from audio_llm.errors import ConfigError
 from eval import controls, predictions, scoring, statistics
-from eval.controls import Item
+from eval.benchmarks.base import Item
 from eval.predictions import Prediction, PredictionsError, PredictionWriter
 
 # ---------------------------------------------------------------------------------------------------- statistics
@@ -116,7 +116,7 @@ def row(raw: str, choices: list[str] = DOGS, gold: str = "A dog barking", kind: 
     ],
 )
 def test_choice_scores(raw: str, value: int, parsed: bool) -> None:
-    found = scoring.score(row(raw))
+    found = scoring.HEADLINE.score(row(raw))
     assert found is not None
     assert (found.value, found.parsed) == (value, parsed)
     assert found.explanation
@@ -152,7 +152,7 @@ def test_choice_scores(raw: str, value: int, parsed: bool) -> None:
     ],
 )
 def test_open_scores(kind: str, gold: str, answer: str, value: int, parts: dict[str, int]) -> None:
-    found = scoring.score(row(f"<answer>{answer}</answer>", [], gold, kind))
+    found = scoring.HEADLINE.score(row(f"<answer>{answer}</answer>", [], gold, kind))
     assert found is not None
     assert found.value == value
     assert {name: found.parts[name] for name in parts} == parts

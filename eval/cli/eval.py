@@ -10,7 +10,11 @@ HELP = "answer held-out questions with a model, with controls; every answer is s
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="checkpoint folder, the model's name behind an address, or an encoder folder")
-    parser.add_argument("shards", nargs="+", help="folders of held-out shards")
+    parser.add_argument("data", nargs="+", help="the benchmark's data: folders of held-out shards, or what it reads")
+    parser.add_argument("--benchmark", default="scenes", help="scenes (shard folders), mmau, …: docs/evaluation.md")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="of the benchmark, for instance audio=FOLDER"
+    )
     parser.add_argument("--out", required=True, help="run folder: predictions.jsonl, run.json, scores.json")
     parser.add_argument(
         "--engine", default="auto", help="auto, vllm, transformers, or an OpenAI address http://HOST:PORT/v1"
@@ -43,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
             return _spatial(args)
     from eval import predictions, runner
     from eval.engines import open_engine
-    from eval.tables import print_run, write_scores
+    from eval.tables import headline_of, print_run, write_scores
 
     settings = runner.EvalSettings(
         temperatures=_temperatures(args.temperature),
@@ -57,9 +61,10 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if args.overwrite:
         runner.clean(out)
-    questions = runner.Questions(args.shards, settings.limit, settings.seed)
+    source = runner.Source(args.benchmark, tuple(args.data), _options(args.option))
+    questions = source.open(settings)
     command = ["audio-llm", "eval", *sys.argv[2:]]
-    manifest = runner.build_manifest(args.model, args.adapter, questions, settings, args.engine, command)
+    manifest = runner.build_manifest(args.model, args.adapter, source, questions, settings, args.engine, command)
     if runner.is_complete(out, manifest):
         print(f"{out}: all {len(questions.items)} questions are answered already (--overwrite asks again).")
     else:
@@ -78,8 +83,9 @@ def run(args: argparse.Namespace) -> int:
             + (f", {result.errors} could not be asked" if result.errors else "")
         )
     rows = predictions.read(out)
-    write_scores(out, rows)
-    print_run(out.name, rows)
+    scorer = headline_of(predictions.read_manifest(out))
+    write_scores(out, rows, scorer)
+    print_run(out.name, rows, scorer)
     return 0
 
 
@@ -103,7 +109,7 @@ def _spatial(args: argparse.Namespace) -> int:
     with open(Path(args.model) / WEIGHTS, "rb") as stream:
         facts = {"model": Path(args.model).name, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
     scores = spatial.evaluate(
-        network, args.shards, out, facts, batch_size=_positive("--batch-size", args.batch_size or 16)
+        network, args.data, out, facts, batch_size=_positive("--batch-size", args.batch_size or 16)
     )
     print(spatial.table(scores))
     if scores["errors"]:
@@ -121,6 +127,15 @@ def _temperatures(text: str) -> list[float]:
     if not values or min(values) < 0 or len(set(values)) < len(values):
         raise ConfigError(f"--temperature: expected different numbers of at least 0, found '{text}'.")
     return values
+
+
+def _options(pairs: list[str]) -> dict[str, str]:
+    from audio_llm.errors import ConfigError
+
+    for pair in pairs:
+        if "=" not in pair:
+            raise ConfigError(f"--option: expected KEY=VALUE, found '{pair}'.")
+    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def _controls(text: str) -> list[str]:

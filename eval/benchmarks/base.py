@@ -1,0 +1,153 @@
+"""What a benchmark is: items with their audio, the scorers that apply to them, and the files its organisers want.
+
+A benchmark is one file in this folder that ends with ``BENCHMARK = <instance>``; docs/evaluation.md shows one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from audio_llm.audio import Waveform
+from audio_llm.errors import AudioError, AudioLLMError, ConfigError, describe, nearest
+from eval.predictions import Prediction
+
+DECODED = 8  # clips kept decoded: all passes of an item ask for the same one
+
+
+class BenchmarkError(AudioLLMError):
+    """Data of a benchmark that is missing, malformed or not what its organisers published."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question as the engine gets it. `gold` is one of `choices` where there are choices, "" on a hidden test.
+
+    `clip` names the recording: items with the same clip are one unit in paired intervals, and never lend each other
+    their audio. `meta` is what tables are broken down by; `events` are those of ``audio_llm.shards.schema.Event``.
+    """
+
+    id: str
+    question: str
+    choices: list[str]
+    gold: str
+    question_type: str
+    format: str
+    clip: str
+    meta: dict[str, Any] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    # `prompts.conversation` reads a question through these names.
+    @property
+    def answer(self) -> str:
+        return self.gold
+
+    thinking: str | None = None
+    semantic_elements: dict[str, Any] | None = None
+
+
+@dataclass
+class Collection:
+    """The items of a benchmark, opened. Audio is read when it is asked for, by `load` or by a child's `waveform`.
+
+    `errors` holds, by item id, why an item cannot be asked, as far as that is known before its audio is decoded;
+    `counts` what was skipped or repaired, by reason; `fingerprint` the SHA-256 of the data files.
+    """
+
+    items: list[Item]
+    errors: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    fingerprint: list[str] = field(default_factory=list)
+    load: Callable[[int], Waveform] | None = field(default=None, repr=False)
+    _decoded: OrderedDict[int, Waveform] = field(default_factory=OrderedDict, init=False, repr=False, compare=False)
+
+    def waveform(self, index: int) -> Waveform:
+        """The audio of item `index`; the last few stay decoded. Raises :class:`AudioError` where it cannot be heard."""
+        if index not in self._decoded:
+            if self.load is None:
+                raise AudioError(describe(f"item '{self.items[index].id}'", "audio", "a collection of text alone"))
+            self._decoded[index] = self.load(index)
+            if len(self._decoded) > DECODED:
+                self._decoded.popitem(last=False)
+        return self._decoded[index]
+
+    def part(self, rows: Sequence[int]) -> Collection:
+        """The items `rows` of this collection, in that order."""
+        items = [self.items[row] for row in rows]
+        kept = {item.id for item in items}
+        errors = {name: why for name, why in self.errors.items() if name in kept}
+        return Collection(items, errors, self.counts, self.fingerprint, lambda index: self.waveform(rows[index]))
+
+
+def join(collections: Sequence[Collection]) -> Collection:
+    """Several collections as one, in order. Raises :class:`BenchmarkError` for an id that occurs twice."""
+    if len(collections) == 1:
+        refuse_doubles(collections[0].items)
+        return collections[0]
+    places = [(part, index) for part in collections for index in range(len(part.items))]
+    counts: Counter[str] = Counter()
+    for part in collections:
+        counts.update(part.counts)
+    joined = Collection(
+        items=[item for part in collections for item in part.items],
+        errors={name: why for part in collections for name, why in part.errors.items()},
+        counts=dict(counts),
+        fingerprint=[digest for part in collections for digest in part.fingerprint],
+        load=lambda row: places[row][0].waveform(places[row][1]),
+    )
+    refuse_doubles(joined.items)
+    return joined
+
+
+class Benchmark(Protocol):
+    """One benchmark: where its data lies, how a row becomes an item, which scorers apply.
+
+    `scorers` names scorers of ``eval.scorers``, the headline first; `groups` the keys of `meta` (or ``question_type``)
+    that its tables are broken down by.
+    """
+
+    name: str
+    title: str
+    scorers: tuple[str, ...]
+    groups: tuple[str, ...]
+
+    def open(self, data: Path, **options: str) -> Collection:
+        """Items of the folder or file `data`. Raises children of ``AudioLLMError`` naming file, key and cure."""
+        ...
+
+    def submission(self, rows: Sequence[Prediction], out: Path, **options: str) -> list[Path]:
+        """Write the files that the organisers' scripts read into `out`; their paths. Optional."""
+        ...
+
+
+# --------------------------------------------------------------------------------------------- what readers share
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file in hex; "" where there is none."""
+    if not Path(path).is_file():
+        return ""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_doubles(items: Iterable[Item], where: str = "") -> None:
+    """Raise :class:`BenchmarkError` for the first id that occurs twice."""
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            name = f"{where}: item '{item.id}'" if where else f"item '{item.id}'"
+            raise BenchmarkError(describe(name, "an id that occurs once", "a second one"))
+        seen.add(item.id)
+
+
+def check_options(benchmark: str, options: Mapping[str, str], allowed: Sequence[str]) -> None:
+    """Raise :class:`ConfigError` for an option that `benchmark` does not take, with the nearest one that it does."""
+    for name in options:
+        if name not in allowed:
+            known = ", ".join(allowed) or "none"
+            raise ConfigError(f"benchmark '{benchmark}', option '{name}': expected {known}{nearest(name, allowed)}.")

@@ -1,0 +1,68 @@
+"""Shard folders with questions: simulated scenes, and everything else that ``audio-llm prep`` writes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from audio_llm.errors import ConfigError, ShardError, describe
+from eval.benchmarks.base import Collection, Item, check_options, sha256_of
+from eval.predictions import Prediction
+
+
+class Scenes:
+    """Samples of WebDataset shards; an unreadable sample is an item with an error."""
+
+    name = "scenes"
+    title = "Questions of shard folders"
+    scorers = ("option-resolution", "letter", "mmau-official", "mmau-official-extracted", "mmau-official-resolved")
+    groups = ("question_type", "format")
+
+    def open(self, data: Path, **options: str) -> Collection:
+        """Items of the shard folder `data`. Raises :class:`ShardError` where it is none."""
+        from audio_llm.shards.reader import ShardDataset
+
+        check_options(self.name, options, ())
+        dataset = ShardDataset([data])
+        items: list[Item] = []
+        errors: dict[str, str] = {}
+        for row in range(len(dataset)):
+            try:
+                items.append(item_of(dataset.load_sample(row)))
+            except ShardError as error:
+                name = f"{data.name}-row-{row}"
+                items.append(Item(name, "", [], "", "unreadable", "unreadable", name))
+                errors[name] = str(error)
+        # sizes.json itself holds a checksum per shard.
+        return Collection(items, errors, {}, [sha256_of(data / "sizes.json")], dataset.load_waveform)
+
+    def submission(self, rows: Sequence[Prediction], out: Path, **options: str) -> list[Path]:
+        raise ConfigError("benchmark 'scenes': there is nobody to submit its answers to; predictions.jsonl has them.")
+
+
+def item_of(sample: Any) -> Item:
+    """The item that a shard's ``Sample`` becomes. Raises :class:`ShardError` without a question or an answer."""
+    if not sample.question or sample.answer is None:
+        raise ShardError(describe(f"sample '{sample.id}'", "a question and an answer", "none"))
+    meta = dict(sample.meta)
+    events = [
+        {name: value for name, value in dataclasses.asdict(event).items() if value is not None}
+        for event in sample.events
+    ]
+    clip = (sample.audio.sha256 if sample.audio and sample.audio.sha256 else None) or sample.id
+    return Item(
+        id=sample.id,
+        question=sample.question,
+        choices=list(sample.choices),
+        gold=sample.answer,
+        question_type=str(meta.get("question_type") or sample.task or "question"),
+        format=str(meta.get("format") or "scenes"),
+        clip=str(clip)[:16],
+        meta=meta,
+        events=events,
+    )
+
+
+BENCHMARK = Scenes()

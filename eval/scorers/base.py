@@ -1,0 +1,63 @@
+"""What a scorer is: a pure function from one stored prediction to a score a person can read.
+
+A file of this folder offers its scorers as ``SCORERS = (<instance>, …)``; ``eval.scorers`` finds it by its being here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from eval.predictions import Prediction
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row a person can read. `parsed` is False where no answer could be read; such a row is wrong.
+
+    `value` is between 0 and 1. `parts` holds what a composite answer is made of (direction axes, distance).
+    """
+
+    id: str
+    question_type: str
+    value: float
+    answer: str | None
+    explanation: str
+    parsed: bool
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+class Scorer(Protocol):
+    """`version` changes whenever any score can; both names are stored beside every figure."""
+
+    name: str
+    version: str
+    title: str
+
+    def score(self, row: Prediction) -> Score | None:
+        """The score of `row`; None where the scorer does not apply to it (an error row, a hidden gold answer, …)."""
+        ...
+
+
+@runtime_checkable
+class Aggregating(Protocol):
+    """A scorer with figures beyond the mean of its rows (F1 over labels, macro averages, balance)."""
+
+    def aggregate(self, rows: Sequence[Prediction], scores: Sequence[Score]) -> dict[str, float]:
+        """Figures by name, of rows of one pass and their scores, side by side."""
+        ...
+
+
+@runtime_checkable
+class Configurable(Protocol):
+    """A scorer that needs something from outside (an endpoint, a text embedder): ``--with NAME.KEY=VALUE``."""
+
+    def configured(self, options: Mapping[str, str]) -> Scorer:
+        """A scorer with these settings. Raises :class:`ConfigError` for a setting that it does not know."""
+        ...
+
+
+def unscored(row: Prediction) -> bool:
+    """Whether there is nothing to score: an error instead of an answer, or a gold answer that is not public."""
+    return bool(row.error) or not row.gold

@@ -1,0 +1,43 @@
+"""Choice questions: the option a reply resolves to, and the letter it names."""
+
+from __future__ import annotations
+
+from audio_llm.prompts import read_reply
+from eval.predictions import Prediction
+from eval.scorers.base import Score, Scorer, unscored
+from eval.scorers.open_answers import score_open
+
+
+class OptionResolution:
+    """A reply is right when it resolves to exactly one option and that option is the gold answer.
+
+    A contradiction, several options or none is wrong and counted as unread; nothing is ever guessed. Questions without
+    options are scored by the form of their gold answer (:func:`eval.scorers.open_answers.score_open`).
+    """
+
+    name = "option-resolution"
+    version = "1"
+    title = "Resolved option"
+
+    def score(self, row: Prediction) -> Score | None:
+        if unscored(row):
+            return None
+        return _score_choice(row) if row.choices else score_open(row)
+
+
+def _score_choice(row: Prediction) -> Score:
+    reply = read_reply(row.raw, row.choices)
+    if row.gold not in row.choices:
+        return Score(
+            row.id, row.question_type, 0.0, None, f"the gold answer '{row.gold}' is not among the choices", False
+        )
+    gold = row.choices.index(row.gold)
+    if reply.choice is None:
+        return Score(row.id, row.question_type, 0.0, None, f"unresolved: {reply.problem}; gold '{row.gold}'", False)
+    answer = row.choices[reply.choice]
+    right = reply.choice == gold
+    explanation = f"read as '{answer}' by {reply.how}; " + ("right" if right else f"gold '{row.gold}'")
+    return Score(row.id, row.question_type, float(right), answer, explanation, True)
+
+
+SCORERS: tuple[Scorer, ...] = (OptionResolution(),)
