@@ -22,6 +22,10 @@ class ShardError(AudioLLMError):
     """A shard, an index or a sample that breaks the schema."""
 
 
+class DataError(AudioLLMError):
+    """A published dataset whose files are missing, malformed or not what they are named."""
+
+
 class ConfigError(AudioLLMError):
     """A recipe or an override that does not fit."""
 

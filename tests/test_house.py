@@ -16,7 +16,7 @@ ROOMS = ("audio_llm", "data_prep", "eval")
 
 # The rows of the table in docs/architecture.md, first to last: a module imports its own row and earlier ones.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("errors", "config", "files"),
+    ("errors", "config", "files", "records"),
     ("audio",),
     ("features",),
     ("encoders",),
@@ -25,7 +25,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("prompts",),
     ("configuration", "processing", "modeling"),
     ("shards",),
-    ("sounds",),
+    ("sounds", "dcase_aqa"),
     ("checkpoints",),
     ("training",),
     ("vllm",),

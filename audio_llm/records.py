@@ -1,0 +1,185 @@
+"""Records of published datasets: JSON, JSON lines and Parquet read alike, with errors that name file, row and key.
+
+Sound inside Parquet files stays there until it is asked for: a benchmark of gigabytes opens in the time of its texts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from audio_llm.errors import DataError, describe, nearest, require
+
+SUFFIXES = (".json", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value of a Parquet file that holds bytes, not read yet."""
+
+    path: Path
+    column: str
+    row: int
+
+    def load(self) -> Any:
+        """The value. Raises :class:`DataError` where the file cannot be read any more."""
+        group, offset = _group_of(self.path, self.row)
+        return _group(self.path, self.column, group)[offset].as_py()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row and where it stands (``file: data[3]``); getters check what they return."""
+
+    values: Mapping[str, Any]
+    where: str
+
+    def text(self, *keys: str, default: str | None = None) -> str:
+        """The text under the first of `keys` there is. Without a `default`, it must be there and not be empty."""
+        for key in keys:
+            value = self.values.get(key)
+            if isinstance(value, str) and (value.strip() or default is not None):
+                return value
+            if value is not None:
+                raise DataError(describe(f"{self.where}: '{key}'", "a text", f"{value!r:.60}"))
+        if default is None:
+            raise self.lacks(*keys)
+        return default
+
+    def texts(self, *keys: str) -> list[str]:
+        """The list of texts under the first of `keys` there is."""
+        for key in keys:
+            value = self.values.get(key)
+            if isinstance(value, list) and value and all(isinstance(part, str) and part.strip() for part in value):
+                return list(value)
+            if value is not None:
+                raise DataError(describe(f"{self.where}: '{key}'", "a list of texts", f"{value!r:.60}"))
+        raise self.lacks(*keys)
+
+    def lacks(self, *keys: str) -> DataError:
+        """What to raise where none of `keys` holds anything."""
+        there = [str(key) for key in self.values]
+        found = ", ".join(there[:12]) or "no keys"
+        close = next((text for key in keys if (text := nearest(key, there))), "")
+        return DataError(describe(self.where, " or ".join(f"'{key}'" for key in keys), f"{found}{close}"))
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """The rows of a ``.json`` (an array, an object with the array under ``data``, or one object), ``.jsonl`` or
+    ``.parquet`` file. Raises :class:`DataError` naming the file and the row."""
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise DataError(describe(str(path), f"a file {', '.join(SUFFIXES)}", f"'{path.suffix}'"))
+    if not path.is_file():
+        there = sorted(item.name for item in path.parent.glob("*") if item.suffix in SUFFIXES)
+        found = f"no such file{nearest(path.name, there)}"
+        raise DataError(describe(str(path), "a data file", found))
+    if path.suffix == ".parquet":
+        return list(_parquet(path))
+    return list(_lines(path) if path.suffix == ".jsonl" else _json(path))
+
+
+def _json(path: Path) -> Iterator[Record]:
+    tree = _parse(_text(path), str(path))
+    if isinstance(tree, dict) and not isinstance(tree.get("data"), list):
+        yield Record(tree, str(path))
+        return
+    rows, name = (tree["data"], "data") if isinstance(tree, dict) else (tree, "")
+    if not isinstance(rows, list):
+        raise DataError(describe(str(path), "an array of objects", type(tree).__name__))
+    for number, row in enumerate(rows):
+        yield _checked(row, f"{path}: {name}[{number}]")
+
+
+def _lines(path: Path) -> Iterator[Record]:
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if line.strip():
+            where = f"{path}: line {number}"
+            yield _checked(_parse(line, where), where)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(describe(str(path), "UTF-8 text", f"other bytes at {error.start}")) from error
+    except OSError as error:
+        raise DataError(describe(str(path), "a readable file", error.strerror or str(error))) from error
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        found = f"{error.msg} at line {error.lineno}, column {error.colno}"
+        raise DataError(describe(where, "valid JSON", found)) from error
+    except RecursionError as error:
+        raise DataError(describe(where, "valid JSON", "brackets nested without end")) from error
+
+
+def _checked(row: Any, where: str) -> Record:
+    if not isinstance(row, dict):
+        raise DataError(describe(where, "an object", f"{type(row).__name__} {row!r:.40}"))
+    return Record(row, where)
+
+
+# ------------------------------------------------------------------------------------------------ Parquet
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    import pyarrow as arrow
+
+    file = _opened(path)
+    schema = file.schema_arrow
+    heavy = [field.name for field in schema if _holds_bytes(field.type)]
+    light = [field.name for field in schema if field.name not in heavy]
+    try:
+        rows = file.read(columns=light).to_pylist() if light else [{} for _ in range(file.metadata.num_rows)]
+    except (arrow.ArrowException, OSError) as error:
+        raise DataError(describe(str(path), "a Parquet file", f"one that cannot be read ({error})")) from error
+    for number, row in enumerate(rows):
+        yield Record(row | {name: Cell(path, name, number) for name in heavy}, f"{path}: row {number}")
+
+
+def _holds_bytes(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return any(_holds_bytes(field.type) for field in kind)
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+@lru_cache(maxsize=8)
+def _opened(path: Path) -> Any:
+    require("pyarrow", f"Reading {path}", "train")
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    try:
+        return parquet.ParquetFile(path)
+    except (arrow.ArrowException, OSError) as error:
+        raise DataError(describe(str(path), "a Parquet file", f"none ({str(error).splitlines()[0]})")) from error
+
+
+def _group_of(path: Path, row: int) -> tuple[int, int]:
+    """The row group that holds `row`, and its place in it."""
+    metadata = _opened(path).metadata
+    for group in range(metadata.num_row_groups):
+        if row < metadata.row_group(group).num_rows:
+            return group, row
+        row -= metadata.row_group(group).num_rows
+    raise DataError(describe(str(path), f"row {row} more", "the end of the file"))
+
+
+@lru_cache(maxsize=2)  # neighbours share a group, and a group may hold hundreds of megabytes
+def _group(path: Path, column: str, group: int) -> Any:
+    import pyarrow as arrow
+
+    try:
+        return _opened(path).read_row_group(group, columns=[column]).column(0)
+    except (arrow.ArrowException, OSError) as error:
+        raise DataError(describe(str(path), "a Parquet file", f"one that cannot be read ({error})")) from error
