@@ -24,24 +24,23 @@ from audio_llm import config as recipes
 from audio_llm.audio import Waveform
 from audio_llm.errors import AudioLLMError, ConfigError, describe
 from audio_llm.files import write_json, write_lines
-from audio_llm.shards.schema import Event, Sample, Source
-from audio_llm.shards.writer import ShardWriter
-from data_prep.reverberation import (
+from audio_llm.reverberation import (
     DRY_MIX_ALPHA,
     Array,
     DryClip,
     Rendering,
     Response,
     dry,
+    hear,
     load_response,
-    mix,
     pair_partners,
     read_audioset,
     read_classes,
     read_responses,
     read_sounds,
-    render,
 )
+from audio_llm.shards.schema import Event, Sample, Source
+from audio_llm.shards.writer import ShardWriter
 from data_prep.scenes import pool
 from data_prep.scenes.simulate import MANIFEST, REJECTS, Summary, claim, finished
 
@@ -272,8 +271,7 @@ def render_item(item: Item, rendering: Rendering) -> tuple[Waveform, dict[str, A
     responses = [load_response(heard.response, rendering.layout) for heard in item.heard]
     if item.share is not None:
         clips = [_weighted_sum(clips, (item.share, 1 - item.share))]
-    wet = [render(samples, response, rendering) for samples, response in zip(clips, responses, strict=False)]
-    mixed = wet[0] if len(wet) == 1 else mix(*wet)
+    mixed = hear(clips, responses[: len(clips)], rendering)
     if rendering.gain_db:
         mixed = mixed * np.float32(10 ** (rendering.gain_db / 20))
     waveform = Waveform(mixed, rendering.sample_rate, rendering.layout)

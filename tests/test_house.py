@@ -26,6 +26,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("configuration", "processing", "modeling"),
     ("shards",),
     ("sounds", "dcase_aqa"),
+    ("reverberation",),
     ("checkpoints",),
     ("training",),
     ("vllm",),

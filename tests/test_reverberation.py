@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import lfilter
 
-from audio_llm import audio, config, heads
+from audio_llm import audio, config, heads, reverberation
 from audio_llm.cli import main
 from audio_llm.errors import AudioError, ConfigError, ShardError
+from audio_llm.reverberation import Rendering
 from audio_llm.shards.reader import ShardDataset
-from data_prep import audioset_reverb, reverberation
-from data_prep.reverberation import Rendering
+from data_prep import audioset_reverb
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures" / "bat_ref.npz"
 MIDS = {"/m/dog": "dog", "/m/bell": "bell, chime", "/m/rain": "rain"}

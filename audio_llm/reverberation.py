@@ -284,6 +284,12 @@ def mix(first: Array, second: Array) -> Array:
     return (first + second) / 2
 
 
+def hear(clips: Sequence[Array], responses: Sequence[Array], rendering: Rendering) -> Array:
+    """One or two dry clips ``(time,)``, each through its own response, as one scene ``(channels, rendering.samples)``."""
+    wet = [render(samples, response, rendering) for samples, response in zip(clips, responses, strict=True)]
+    return wet[0] if len(wet) == 1 else mix(*wet)
+
+
 def pair_partners(responses: Sequence[Response]) -> dict[str, list[Response]]:
     """Responses by scene, of scenes with at least two places: what the two sources of one scene are drawn from."""
     scenes: dict[str, list[Response]] = defaultdict(list)
