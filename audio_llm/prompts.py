@@ -158,19 +158,33 @@ class Reply:
     problem: str | None
 
 
-# Words that turn the mention after them into a denial ("not rain", "rather than a dog").
+# Words that turn the mention after them into a denial ("not rain", "rather than a dog", "not (A) rain").
 _NEGATORS = re.compile(
-    r"\b(?:not|no|never|neither|nor|without|except|excluding|instead of|rather than|unlike|"
-    r"isn't|wasn't|aren't|isnt|cannot|can't|doesn't|don't|didn't)\s+(?:\w+\s+){0,2}$"
+    r"\b(?:not|no|never|neither|nor|without|except|excluding|instead of|rather than|other than|unlike|"
+    r"(?:anything|everything|all|any) but|isn't|wasn't|aren't|isnt|cannot|can't|doesn't|don't|didn't)\s+"
+    r"(?:(?:\([a-z]\)|[a-z][.):]|\w+)\s+){0,2}[(\[\"']*$"
+)
+# ... and words that deny the mention before them ("rain is not the answer", "rain is wrong").
+_DENIALS = re.compile(
+    r"^[\"'*)\].,]*\s+(?:(?:is|was|are|were|would be|seems)\s+(?:\w+ly\s+)?"
+    r"(?:incorrect|wrong|false|impossible|unlikely|excluded|ruled out|absent|not(?:\s*[.,;!]|\s*$|"
+    r"\s+(?:the|an?|it|correct|right|true|present|audible|heard|likely|possible|among|what|there)\b))|"
+    r"(?:isn't|wasn't|aren't)\s+(?:the|it|correct|right|true|present|there)\b)"
+)
+# "The correct answer is …": what follows is the answer.
+_LEAD_IN = re.compile(
+    r"^[\s\"'*]*(?:(?:so|thus|therefore|hence),?\s+)?(?:(?:the|my)\s+)?(?:(?:final|correct|right|best|most likely)\s+)*"
+    r"(?:(?:answer|option|choice)\s+(?:is|would be|should be|must be)\b\s*:?|answer\s*[:=])[\s*]*(?=\S)",
+    re.IGNORECASE,
 )
 _LETTER_ONLY = re.compile(
     r"^[\s\"'*]*(?:option|choice|answer)?\s*[:(\[]*\s*([A-Za-z])\s*[)\].:,\"'*]*\s*$", re.IGNORECASE
 )
 _LETTER_FIRST = re.compile(
-    r"^[\s\"'*]*(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])\s*[).:,\-]|([A-Z])\s)\s*(.+)$", re.DOTALL
+    r"^[\s\"'*]*(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])\s*\**[).:,\-]\**|([A-Z])\s)\s*(.+)$", re.DOTALL
 )
 _LETTER_INSIDE = re.compile(
-    r"\((?P<a>[A-Z])\)|\b(?:option|choice|answer)(?:\s+is)?\s*:?\s*\(?(?P<b>[A-Z])\b(?!\s+[a-z])", re.IGNORECASE
+    r"\((?P<a>[A-Z])\)|\b(?:option|choice|answer)(?:\s+is)?\s*:?\s*\(?(?P<b>[A-Z])\b(?!\s+[a-z]|\.\w)", re.IGNORECASE
 )
 # A label that can only be one: bracketed, or marked and set off ("i.e.", "I, for one" and "X-ray" are none).
 _LABEL = re.compile(r"^[\s\"'*]*(?:\([A-Za-z]\)|\[[A-Za-z]\]|[A-Za-z]\s*[).:](?=[\s*]))")
@@ -185,8 +199,9 @@ def normalise(text: str) -> str:
 def resolve_option(text: str, choices: Sequence[str]) -> Resolution:
     """Resolve `text` to exactly one of `choices`, or say why not. Never guesses.
 
-    In order: the text *is* an option; it is a letter; it is a letter with an option (which must agree); exactly one
-    option is mentioned and not denied, and a letter in the text does not contradict it. A single letter that is itself
+    In order: the text *is* an option, as it stands or after "the answer is"; it is a letter; it is a letter with an
+    option (which must agree); exactly one option is mentioned and not denied, and a letter in the text does not
+    contradict it. A single letter that is itself
     an option's text (a musical key, a stress mark) is that option, not a label. Of equal options the first is returned.
     """
     wanted = normalise(text)
@@ -197,24 +212,17 @@ def resolve_option(text: str, choices: Sequence[str]) -> Resolution:
         return Resolution(None, problem="no choices")
     if wanted in options:
         return Resolution(options.index(wanted), "text")
-    if match := _LETTER_ONLY.match(text):
+    if match := _LEAD_IN.match(text):
+        told = resolve_option(text[match.end() :], choices)
+        if told.how != "mention":  # a mention may stand beside a letter that the lead-in makes one
+            return told
+    elif match := _LETTER_ONLY.match(text):
         return _by_letter(match[1], options)
-    if match := _LETTER_FIRST.match(text):
-        letter, rest = next(group for group in match.groups()[:4] if group), match[5]
-        inner = _resolve_words(normalise(rest), options)
-        index = ascii_uppercase.index(letter.upper())
-        if inner.index is not None and index < len(options):
-            if options[inner.index] == options[index]:
-                return Resolution(inner.index, "both")
-            # "A dog …" starts with an article, not with a label; a label is bracketed or followed by a mark.
-            if match[4] is None:
-                return Resolution(
-                    None, problem=f"contradiction: letter {letter.upper()} beside option {inner.index + 1}"
-                )
-        elif inner.problem == "no option named" and match[4] is None and index < len(options) and not _denied(text):
-            return Resolution(None, problem=f"letter {letter.upper()} beside words that are no option")
-        if index >= len(options) and _LABEL.match(text):
-            return _by_letter(letter, options)
+    elif match := _LETTER_FIRST.match(text):
+        letter = next(group for group in match.groups()[:4] if group)
+        labelled = _resolve_labelled(text, letter, match[5], match[4] is not None, options)
+        if labelled is not None:
+            return labelled
     found = _resolve_words(wanted, options)
     letters, beyond = _letters_inside(text, options)
     if found.index is not None:
@@ -226,6 +234,24 @@ def resolve_option(text: str, choices: Sequence[str]) -> Resolution:
     if found.problem == "no option named" and len(letters) == 1:
         return _by_letter(letters.pop(), options)
     return found
+
+
+def _resolve_labelled(text: str, letter: str, rest: str, bare: bool, options: Sequence[str]) -> Resolution | None:
+    """A letter, then words: both must agree. None where the letter may be a word ("A dog …", "I hear …")."""
+    index = ascii_uppercase.index(letter.upper())
+    inner = _resolve_words(normalise(rest), options)
+    if index >= len(options):
+        return _by_letter(letter, options) if _LABEL.match(text) else None
+    if inner.index is not None:
+        if options[inner.index] == options[index]:
+            return Resolution(inner.index, "both")
+        # A bare A or I may be a word; another bare letter is a label unless it is part of the option ("E minor").
+        if bare and (letter in "AI" or _resolve_words(normalise(text), options).index != inner.index):
+            return None
+        return Resolution(None, problem=f"contradiction: letter {letter.upper()} beside option {inner.index + 1}")
+    if inner.problem == "no option named" and not bare and not _denied(text):
+        return Resolution(None, problem=f"letter {letter.upper()} beside words that are no option")
+    return None
 
 
 def _letters_inside(text: str, options: Sequence[str]) -> tuple[set[str], set[str]]:
@@ -261,12 +287,24 @@ def _resolve_words(text: str, options: Sequence[str]) -> Resolution:
         for match in re.finditer(rf"(?<![\w#]){re.escape(option)}(?![\w#])", text) if option else ():
             spans.append((match.start(), match.end(), index))
     spans = [a for a in spans if not any(b[0] <= a[0] and a[1] <= b[1] and b[1] - b[0] > a[1] - a[0] for b in spans)]
-    affirmed = {index for start, _, index in spans if not _NEGATORS.search(text[:start])}
+    masked = _mask(text, spans)
+    affirmed = {
+        index
+        for start, end, index in spans
+        if not _NEGATORS.search(masked[:start]) and not _DENIALS.match(masked[end:])
+    }
     if len(affirmed) == 1:
         return Resolution(affirmed.pop(), "mention")
     if affirmed:
         return Resolution(None, problem="several options named")
     return Resolution(None, problem="only denied" if spans else "no option named")
+
+
+def _mask(text: str, spans: Sequence[tuple[int, int, int]]) -> str:
+    """`text` with every named option made one neutral word: a "never" inside an option denies nothing."""
+    for start, end, _ in spans:
+        text = text[:start] + "x" * (end - start) + text[end:]
+    return text
 
 
 def _blocks(text: str, tag: str) -> list[str]:
