@@ -1,6 +1,7 @@
 """``audio-llm prep``: make scenes with questions from any labelled sound folder, or from built-in sounds.
 
-A recipe with ``kind: audioset_reverb`` puts dry clips into measured rooms instead.
+A recipe with ``kind: audioset_reverb`` puts dry clips into measured rooms instead, one with ``kind: dcase_aqa`` writes
+questions as DCASE 2025 task 5 has them.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ def run(args: argparse.Namespace) -> int:
     # `--folds train=1 test=2 seed=3` is read as folds by argparse: what does not name a split is an override.
     folds = [text for text in args.folds or [] if text.partition("=")[0] in sounds.SPLITS]
     overrides = args.overrides + [text for text in args.folds or [] if text not in folds]
-    if recipes.read(args.recipe, overrides).get("kind") is not None:
+    kind = recipes.read(args.recipe, overrides).get("kind")
+    if kind == "dcase_aqa":
+        return _audio_questions(args, overrides)
+    if kind is not None:
         return _reverberation(args, overrides)
     config = recipes.load(simulate.SceneConfig, args.recipe, overrides)
     if args.sounds:
@@ -58,16 +62,44 @@ def run(args: argparse.Namespace) -> int:
     return 1 if summary.biased else 0
 
 
+def _audio_questions(args: argparse.Namespace, overrides: list[str]) -> int:
+    """The recipes of :mod:`data_prep.audio_questions`."""
+    import dataclasses
+
+    from audio_llm import config as recipes
+    from data_prep import audio_questions
+
+    _refuse(args, "folds", "plot", kind="dcase_aqa")
+    config = recipes.load(audio_questions.AudioQuestionsConfig, args.recipe, overrides)
+    if args.sounds:
+        sounds = {**config.scenes.get("sounds", {}), "folder": args.sounds}
+        config = dataclasses.replace(config, scenes={**config.scenes, "sounds": sounds})
+    out = Path(args.out)
+    summary = audio_questions.prepare(config, out, workers=args.workers, overwrite=args.overwrite, quiet=args.quiet)
+    for name, entry in summary.manifest["subsets"].items():
+        defects = ", ".join(f"{entry[key]} {key}" for key in ("mpeg", "comma", "broken"))
+        print(f"{name:<8} {entry['samples']:>6} questions of split {entry['split']} ({defects})")
+    print(f"{'made' if summary.fresh else 'up to date'}: {out}")
+    for row in summary.biased:
+        print(f"warning: '{row.question_type}' can be answered without audio ({row.predictor})", file=sys.stderr)
+    return 1 if summary.biased else 0
+
+
+def _refuse(args: argparse.Namespace, *options: str, kind: str) -> None:
+    from audio_llm.errors import ConfigError
+
+    for option in options:
+        if getattr(args, option):
+            raise ConfigError(f"--{option}: not for kind: {kind}; set it in the recipe instead.")
+
+
 def _reverberation(args: argparse.Namespace, overrides: list[str]) -> int:
     """The recipes of :mod:`data_prep.audioset_reverb`."""
     from audio_llm import config as recipes
-    from audio_llm.errors import ConfigError
     from data_prep import audioset_reverb
 
     config = recipes.load(audioset_reverb.ReverbConfig, args.recipe, overrides)
-    for option in ("sounds", "folds", "plot"):
-        if getattr(args, option):
-            raise ConfigError(f"--{option}: not for kind: {config.kind}; set 'subsets' in the recipe instead.")
+    _refuse(args, "sounds", "folds", "plot", kind=config.kind)
     out = Path(args.out)
     summary = audioset_reverb.prepare(config, out, workers=args.workers, overwrite=args.overwrite, quiet=args.quiet)
     audioset_reverb.note(summary)

@@ -26,6 +26,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("configuration", "processing", "modeling"),
     ("shards",),
     ("sounds", "dcase_aqa"),
+    ("echotwin",),
     ("reverberation",),
     ("checkpoints",),
     ("training",),
@@ -239,6 +240,9 @@ def test_relative_links_of_the_pages_lead_somewhere() -> None:
 # Which dataclass a recipe fills, by the beginning of its file's name: (module, class).
 RECIPES = {
     "scenes": ("data_prep.scenes.simulate", "SceneConfig"),
+    "questions": ("data_prep.audio_questions", "AudioQuestionsConfig"),
+    "options": ("audio_llm.training.echotwin", "EchoTwinRecipe"),
+    "letters": ("audio_llm.training.echotwin", "EchoTwinRecipe"),
     "audioset": ("data_prep.audioset_reverb", "ReverbConfig"),
     "encoder": ("audio_llm.training.supervised", "EncoderRecipe"),
     "language_model": ("audio_llm.training.language_model", "LanguageModelRecipe"),

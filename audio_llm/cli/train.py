@@ -11,6 +11,7 @@ _TASKS = {
     "classification": "audio_llm.training.supervised",
     "tagging": "audio_llm.training.supervised",
     "language_model": "audio_llm.training.language_model",
+    "echotwin": "audio_llm.training.echotwin",
 }
 
 

@@ -1,0 +1,389 @@
+"""Training of EchoTwin-QA (:mod:`audio_llm.echotwin`): the Transformers ``Trainer`` on questions in DCASE's format.
+
+A frozen audio tower hears every recording once (and keeps what it made of it on disk, with ``cache``); a run on two CPU
+cores is then a matter of minutes. The published training's faults are not repeated: features are float32 whatever the
+precision, a frozen tower is in evaluation mode, nothing is mixed, shifted or resynthesised, and the draws of a run are
+a function of its seed and position.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import Trainer, TrainingArguments
+
+from audio_llm import config as recipes
+from audio_llm import dcase_aqa, files
+from audio_llm.checkpoints.echotwin import open_text, save_echotwin
+from audio_llm.checkpoints.encoder import open_encoder
+from audio_llm.echotwin import LETTERS, EchoTwin, EchoTwinConfig, freeze_text_pooler, lettered
+from audio_llm.encoders import AudioEncoder
+from audio_llm.errors import AudioLLMError, ConfigError, TrainingError, describe
+from audio_llm.training import common
+from audio_llm.training.common import Precision
+from audio_llm.training.echotwin_data import (
+    Collator,
+    Listener,
+    QuestionDataset,
+    RunDataset,
+    accuracy,
+    option_scores,
+)
+from audio_llm.training.language_model import check_reloaded
+from audio_llm.training.supervised import freeze_below
+
+
+@dataclass
+class TextTower:
+    """A local Transformers encoder, or (`path` null) a small BERT with a tokenizer of the training questions."""
+
+    path: Path | None = None
+    vocabulary: int = 2000
+    hidden_size: int = 128
+    layers: int = 2
+    heads: int = 4
+
+
+@dataclass
+class EchoTwinRecipe:
+    """Recipe of ``audio-llm train`` with ``task: echotwin``."""
+
+    train: list[Path]  # folders or files of questions (audio_llm.dcase_aqa)
+    output: Path
+    task: str = "echotwin"
+    validation: Path | None = None  # scored during training; decides which weights are kept
+    audio: Path | None = None  # folder of the sound files, where they do not lie as the questions say
+    # An encoder folder {path: …}, or {name: beats, published: …}; by default an untrained one, to try things out.
+    encoder: dict[str, Any] = field(default_factory=lambda: {"name": "beats", "preset": "tiny"})
+    text: TextTower = field(default_factory=TextTower)
+    model: EchoTwinConfig = field(default_factory=EchoTwinConfig)
+    unfreeze: int = 0  # top layers of the audio tower that learn; its norms never do
+    cache: Path | None = None  # folder for what a frozen audio tower makes of the recordings
+    permute: bool = True  # the letter head sees the options in another order every time
+    steps: int | None = None  # either a number of updates ...
+    epochs: float | None = None  # ... or of passes over the questions
+    batch_size: int = 32
+    learning_rate: float = 1e-3  # of the head
+    text_rate: float = 1e-5  # of the text tower
+    audio_rate: float = 1e-6  # of the audio tower's layers that learn
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = 0
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.05
+    max_grad_norm: float = 1.0
+    precision: Precision = "fp32"
+    gradient_checkpointing: bool = False
+    log_steps: int = 20
+    eval_steps: int | None = None  # updates between validations; by default once per epoch
+    save_steps: int | None = 200
+    keep_checkpoints: int = 1
+    max_rejects: float = 0.05  # share of unusable questions beyond which the run stops
+    resume: str = "auto"
+    processes: int | None = None
+    seed: int = 0
+
+    def check(self) -> None:
+        """:class:`ConfigError` for values that cannot be trained with."""
+        self.model.check()
+        if (self.steps is None) == (self.epochs is None):
+            raise ConfigError(describe("recipe", "either 'steps' or 'epochs'", "both" if self.steps else "neither"))
+        for name in ("batch_size", "learning_rate", "log_steps"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(describe(name, "a positive number", repr(getattr(self, name))))
+        if self.unfreeze and self.cache:
+            raise ConfigError(describe("cache", "a frozen audio tower (unfreeze: 0)", f"unfreeze: {self.unfreeze}"))
+
+
+# ------------------------------------------------------------------------------------------------------- the towers
+
+
+def build_text_tower(recipe: TextTower, texts: Sequence[str], folder: Path, seed: int) -> Path:
+    """A BERT with random weights and a WordPiece tokenizer of `texts`, as a Transformers folder."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    core.normalizer = normalizers.BertNormalizer()
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=recipe.vocabulary, special_tokens=special, show_progress=False)
+    )
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, core.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
+    )
+    names = {f"{token.strip('[]').lower()}_token": token for token in special}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, model_input_names=["input_ids", "token_type_ids", "attention_mask"], **names
+    )
+    torch.manual_seed(seed)
+    tower = BertModel(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=recipe.hidden_size,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            intermediate_size=4 * recipe.hidden_size,
+            # As in the small language model: the usual 0.02 leaves attention uniform for long at this width.
+            initializer_range=recipe.hidden_size**-0.5,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    with files.atomic_folder(folder) as temporary:
+        tower.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        check_reloaded(temporary, tokenizer, list(texts[:50]))
+    return folder
+
+
+def freeze_audio(encoder: AudioEncoder, top: int) -> None:
+    """Train the `top` last layers but their norms, as published; what is frozen is in evaluation mode, always."""
+    encoder.deterministic = True
+    freeze_below(encoder, top)
+    for module in encoder.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.requires_grad_(False)
+
+
+def build_model(recipe: EchoTwinRecipe, questions: Sequence[dcase_aqa.Question]) -> tuple[EchoTwin, Any]:
+    """The model and tokenizer that a run starts from, seeded."""
+    from accelerate import PartialState
+
+    torch.manual_seed(recipe.seed)
+    encoder = open_encoder(recipe.encoder)
+    text = recipe.text.path
+    if text is None:
+        text = recipe.output / "text_tower"
+        with PartialState().main_process_first():
+            if not (text / "config.json").is_file():
+                said = [f"{row.question} {' '.join(lettered(row.choices))}" for row in questions]
+                build_text_tower(recipe.text, said, text, recipe.seed)
+    tower, tokenizer = open_text(text)
+    freeze_text_pooler(tower)
+    config = recipe.model
+    if config.head == "letters":
+        most = max((len(row.choices) for row in questions), default=2)
+        config = dataclasses.replace(config, num_letters=min(max(most, 2), len(LETTERS)))
+    torch.manual_seed(recipe.seed)
+    model = EchoTwin(config, encoder, tower)
+    model.label_smoothing = recipe.label_smoothing
+    freeze_audio(model.audio_enc, recipe.unfreeze)
+    return model, tokenizer
+
+
+# -------------------------------------------------------------------------------------------------------- the trainer
+
+
+class EchoTwinTrainer(Trainer):
+    """``Trainer`` with a rate for each tower, the run's own order, and accuracy as what is validated."""
+
+    def __init__(self, *, recipe: EchoTwinRecipe, tokenizer: Any, validation: QuestionDataset | None, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.recipe, self.tokenizer, self.validation = recipe, tokenizer, validation
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        if self.optimizer is None:
+            assert self.model is not None
+            self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self.recipe), lr=self.recipe.learning_rate)
+        return self.optimizer
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Accuracy on the validation questions; the weights are kept when it is the best so far."""
+        assert self.validation is not None
+        before = [log["eval_accuracy"] for log in self.state.log_history if "eval_accuracy" in log]
+        model: Any = self.accelerator.unwrap_model(self.model)
+        rows = self.validation.questions
+        found = accuracy(option_scores(model, self.data_collator, rows, self.args.eval_batch_size), rows)  # type: ignore[arg-type]
+        metrics = {f"{metric_key_prefix}_accuracy": found}
+        if self.state.is_world_process_zero and found > max(before, default=-1.0):
+            save_echotwin(self.recipe.output, model, self.tokenizer)
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def parameter_groups(model: nn.Module, recipe: EchoTwinRecipe) -> list[dict[str, Any]]:
+    """AdamW groups: each tower's rate; vectors are not decayed."""
+    rates = {"text_enc": recipe.text_rate, "audio_enc": recipe.audio_rate}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = rates.get(name.removeprefix("module.").partition(".")[0], recipe.learning_rate)
+            decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    return [
+        {"params": found, "lr": rate, "weight_decay": decay}
+        for (rate, decay), found in sorted(groups.items(), key=lambda group: group[0])
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------ the run
+
+
+def read_questions(paths: Sequence[Path], audio: Path | None) -> tuple[list[dcase_aqa.Question], dict[str, int], str]:
+    """Questions of all `paths`, what the reader repaired or found unusable, and a digest of the files."""
+    parts = [dcase_aqa.read(path, audio) for path in paths]
+    counts: dict[str, int] = {}
+    for part in parts:
+        for reason, count in part.counts.items():
+            counts[reason] = counts.get(reason, 0) + count
+    digest = hashlib.sha256("".join(part.fingerprint for part in parts).encode()).hexdigest()[:16]
+    return [row for part in parts for row in part.rows], counts, digest
+
+
+def open_questions(
+    recipe: EchoTwinRecipe, questions: Sequence[dcase_aqa.Question], model: EchoTwin, listener: Listener, name: str
+) -> QuestionDataset:
+    """The usable questions. :class:`TrainingError` where there are none, or too many had to be left out."""
+    dataset = QuestionDataset(questions, model, listener)
+    share = len(dataset.rejects) / max(1, len(questions))
+    if not len(dataset) or share > recipe.max_rejects:
+        first = next(iter(dataset.rejects.items()), ("", "no questions"))
+        found = f"{len(dataset.rejects)} of {len(questions)}, the first: {first[0]}: {first[1]}"
+        cure = "See rejects.jsonl; raise max_rejects where that is how the data is."
+        raise TrainingError(describe(f"unusable {name} questions", f"at most {recipe.max_rejects:.0%}", found, cure))
+    return dataset
+
+
+def fit(recipe: EchoTwinRecipe) -> dict[str, Any]:
+    """Train and keep the best weights on `validation` (without one: the last); returns what ``result.json`` holds.
+
+    The run folder gets the model (see :mod:`audio_llm.checkpoints.echotwin`), ``recipe.yaml``, ``metrics.jsonl``,
+    ``rejects.jsonl`` and ``checkpoint-N/``. The same command goes on where a run was stopped.
+    """
+    recipe.check()
+    common.prepare_torch()
+    rows, counts, digest = read_questions(recipe.train, recipe.audio)
+    held_out = read_questions([recipe.validation], recipe.audio)[0] if recipe.validation else []
+    arguments = training_arguments(recipe, len(rows))
+    common.check_launch(arguments.world_size, recipe.processes)
+    position = run_position(recipe, digest, len(rows))
+    done, checkpoint = common.claim(recipe, position)
+    if done is not None:
+        return done
+    model, tokenizer = build_model(recipe, rows)
+    listener = Listener(model, recipe.cache, learning=recipe.unfreeze > 0)
+    train = open_questions(recipe, rows, model, listener, "training")
+    validation = open_questions(recipe, held_out, model, listener, "validation") if held_out else None
+    trainer = build_trainer(recipe, arguments, model, tokenizer, train, validation, position)
+    files.write_lines(
+        recipe.output / "rejects.jsonl", [{"sample": name, "reason": why} for name, why in train.rejects.items()]
+    )
+    started = time.monotonic()
+    try:
+        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except AudioLLMError as error:
+        raise common.plain_error(error) from None
+    result = {
+        "steps": trainer.state.global_step,
+        "seconds": round(time.monotonic() - started, 2),
+        "train_loss": outcome.training_loss,
+        "questions": len(train),
+        "repaired or unusable": counts,
+        "rejects": len(train.rejects),
+        "position": position,
+        "exported": {"model": str(recipe.output)},
+    }
+    return finish(recipe, trainer, result)
+
+
+def finish(recipe: EchoTwinRecipe, trainer: EchoTwinTrainer, result: dict[str, Any]) -> dict[str, Any]:
+    """Validate a last time where there is a validation set, else save; write ``result.json``."""
+    if trainer.validation is not None:
+        logs = [log for log in trainer.state.log_history if "eval_accuracy" in log]
+        if not logs or logs[-1]["step"] != trainer.state.global_step:
+            trainer.evaluate()
+        scores = [log["eval_accuracy"] for log in trainer.state.log_history if "eval_accuracy" in log]
+        result |= {"validation_accuracy": max(scores), "last_validation_accuracy": scores[-1]}
+    elif trainer.state.is_world_process_zero:
+        save_echotwin(recipe.output, trainer.accelerator.unwrap_model(trainer.model), trainer.tokenizer)
+    if trainer.state.is_world_process_zero:
+        files.write_json(recipe.output / "result.json", result)
+    return result
+
+
+def training_arguments(recipe: EchoTwinRecipe, questions: int) -> TrainingArguments:
+    """The recipe in Trainer's words."""
+    arguments = TrainingArguments(
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=2 * recipe.batch_size,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        label_names=["labels"],
+        **common.trainer_settings(recipe),
+    )
+    per_step = recipe.batch_size * arguments.world_size
+    per_epoch = -(-questions // per_step)
+    arguments.max_steps = recipe.steps or max(1, round((recipe.epochs or 0) * questions / per_step))
+    if recipe.validation:
+        arguments.eval_strategy = type(arguments.eval_strategy)("steps")
+        arguments.eval_steps = recipe.eval_steps or per_epoch
+    return arguments
+
+
+def run_position(recipe: EchoTwinRecipe, digest: str, questions: int) -> dict[str, Any]:
+    """What decides the weights of a run; a checkpoint carries it, and a resumed run must agree."""
+    free = {"output", "resume", "cache", "log_steps", "save_steps", "keep_checkpoints", "audio", "max_rejects"}
+    tree = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in free}
+    settings = hashlib.sha256(repr(sorted(tree.items())).encode()).hexdigest()[:16]
+    return {"data": digest, "samples": questions, "seed": recipe.seed, "settings": settings}
+
+
+def build_trainer(
+    recipe: EchoTwinRecipe,
+    arguments: TrainingArguments,
+    model: EchoTwin,
+    tokenizer: Any,
+    train: QuestionDataset,
+    validation: QuestionDataset | None,
+    position: dict[str, Any],
+) -> EchoTwinTrainer:
+    """The trainer of a run with its data, callbacks and files."""
+    listener = train.listener
+    known = [*train.questions, *(validation.questions if validation else [])]
+    collator = Collator(model, tokenizer, listener, max(len(row.choices) for row in known), recipe.permute)
+    per_step = recipe.batch_size * arguments.world_size
+    trainer = EchoTwinTrainer(
+        recipe=recipe,
+        tokenizer=tokenizer,
+        validation=validation,
+        model=model,
+        args=arguments,
+        train_dataset=RunDataset(train, arguments.max_steps * per_step, recipe.seed),
+        eval_dataset=validation,
+        data_collator=collator,  # type: ignore[arg-type]
+        callbacks=[
+            common.MetricsFile(recipe.output / "metrics.jsonl", per_step, len(train)),
+            common.Checkpoints(recipe.output, recipe.keep_checkpoints, position),
+            common.StopOnNaN(),
+        ],
+    )
+    common.quiet(trainer)
+    return trainer
+
+
+def run(path: str | Path | None, overrides: list[str] | None = None) -> dict[str, Any]:
+    """``audio-llm train RECIPE`` with ``task: echotwin``."""
+    recipe = recipes.load(EchoTwinRecipe, path, overrides)
+    result = fit(recipe)
+    unusable = ", ".join(f"{count} × {reason}" for reason, count in result["repaired or unusable"].items())
+    print(f"{result['questions']} questions, {result['rejects']} left out ({unusable or 'nothing to repair'})")
+    if "validation_accuracy" in result:
+        print(f"  validation accuracy      {result['validation_accuracy']:.3f}")
+    print(f"  model                    {recipe.output}")
+    return result

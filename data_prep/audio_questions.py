@@ -1,0 +1,194 @@
+"""A set in the format of DCASE 2025 task 5 (audio question answering) from simulated scenes, its defects included.
+
+Three parts as in the challenge, each a recipe of scenes and questions of its own; splits share no recording and no
+room. One JSON file a question (``OUT/<split>/<id>.json``), the sound in ``OUT/audio/<split>/``. Some sounds are MPEG
+audio under a name that ends in ``.wav``, some answers carry a stray comma, and a few cannot be read at all: readers
+have to live with all three. The shards the questions come from stay in ``OUT/scenes``, with the events' ground truth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from audio_llm import audio
+from audio_llm import config as recipes
+from audio_llm.errors import ConfigError, describe
+from audio_llm.files import atomic_folder, write_json
+from audio_llm.shards.reader import ShardDataset
+from data_prep import questions, text_check
+from data_prep.scenes import pool, simulate
+from data_prep.scenes.rooms import seeded
+
+FORMAT_VERSION = 1  # raise it when the same recipe would give other files
+KIND = "dcase_aqa"
+# How the challenge's parts name their sounds; readers may tell the part by it.
+PARTS = {"part1": "clip", "part2": "fold", "part3": "audio"}
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Questions of a split by part; `split` says whose recordings and rooms, `hidden` leaves the answers out."""
+
+    split: str
+    count: dict[str, int]
+    hidden: bool = False
+
+
+@dataclass(frozen=True)
+class Defects:
+    """Shares of items with the defects of the published files."""
+
+    mpeg: float = 0.1  # MPEG audio under a name that ends in .wav
+    comma: float = 0.004  # an answer that differs from its option by a trailing comma
+    broken: float = 0.002  # an answer that is no option: an order of letters, a blend of two, another option's letter
+
+
+@dataclass(frozen=True)
+class AudioQuestionsConfig:
+    """The recipe of ``audio-llm prep`` with ``kind: dcase_aqa``."""
+
+    kind: str = KIND
+    seed: int = 0
+    scenes: dict[str, Any] = field(default_factory=dict)  # a recipe of scenes, without subsets
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)  # what differs in it, by part
+    splits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    defects: Defects = field(default_factory=Defects)
+
+    def of(self, part: str) -> simulate.SceneConfig:
+        """The scenes of one part. A part has a seed of its own, so that no two parts draw the same recordings."""
+        tree = _merged(self.scenes, self.parts[part])
+        tree["seed"] = self.seed * len(PARTS) + list(PARTS).index(part)
+        tree["subsets"] = {
+            name: {"split": split.split, "count": split.count[part], "formats": {KIND: 1.0}}
+            for name, split in self.split_configs.items()
+            if split.count.get(part)
+        }
+        return recipes.build(simulate.SceneConfig, tree, where=f"parts.{part}")
+
+    @property
+    def split_configs(self) -> dict[str, SplitConfig]:
+        return {name: recipes.build(SplitConfig, tree, f"splits.{name}") for name, tree in self.splits.items()}
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` for parts or splits that there are not."""
+        for name in self.parts:
+            if name not in PARTS:
+                raise ConfigError(describe("parts", f"names among {', '.join(PARTS)}", f"'{name}'"))
+        if not self.parts or not self.splits:
+            raise ConfigError(describe("recipe", "'parts' and 'splits'", "none"))
+        for name, split in self.split_configs.items():
+            unknown = sorted(set(split.count) - set(self.parts))
+            if unknown:
+                raise ConfigError(describe(f"splits.{name}.count", f"names among {', '.join(self.parts)}", unknown[0]))
+        for part in self.parts:
+            self.of(part).check()
+
+
+def _merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`tree` with `changes`, group by group; a mix of questions replaces the other as a whole."""
+    result = dict(tree)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping) and key != "choice"
+        result[key] = _merged(result[key], value) if both else value
+    return result
+
+
+def prepare(
+    config: AudioQuestionsConfig,
+    out: Path,
+    *,
+    workers: int | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> simulate.Summary:
+    """Make the set in `out`. A run that was stopped goes on; the same recipe gives the same bytes.
+
+    Raises :class:`ConfigError` when `out` holds a dataset of another recipe, unless `overwrite`.
+    """
+    config.check()
+    tree = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, tree], sort_keys=True).encode()).hexdigest()[:16]
+    earlier = simulate.claim(out, digest, overwrite)
+    splits = config.split_configs
+    if earlier and earlier.get("complete") and all((out / name).is_dir() for name in splits):
+        return simulate.Summary(out, earlier, fresh=False)
+    manifest: dict[str, Any] = {"version": FORMAT_VERSION, "kind": KIND, "config_hash": digest, "complete": False}
+    manifest["subset_names"] = [*splits, "audio", "scenes"]
+    write_json(out / simulate.MANIFEST, manifest)
+    biased: list[text_check.Row] = []
+    rejects = 0
+    for part in config.parts:
+        made = simulate.prepare(config.of(part), out / "scenes" / part, workers=workers, quiet=quiet)
+        biased += made.biased
+        rejects += made.manifest["rejects"]
+    counts = {name: write_split(config, name, out, quiet) for name in splits}
+    manifest |= {"complete": True, "config": tree, "subsets": counts, "text": 0, "rejects": rejects}
+    write_json(out / simulate.MANIFEST, manifest)
+    return simulate.Summary(out, manifest, fresh=True, biased=biased)
+
+
+def write_split(config: AudioQuestionsConfig, name: str, out: Path, quiet: bool) -> dict[str, Any]:
+    """Write one split's questions and sounds; returns how many, by defect."""
+    split = config.split_configs[name]
+    counts: Counter[str] = Counter()
+    total = sum(split.count.values())
+    with atomic_folder(out / "audio" / name) as sounds, atomic_folder(out / name) as texts:
+        for part, sample, waveform in pool.bar(_samples(config, name, out), total, name, quiet):
+            number = int(sample.id.rpartition("-")[2])
+            rng = seeded("defects", config.seed, part, name, number)
+            record = questions.dcase_record(sample)
+            record["id"] = f"{part}_{name}_{number:05d}"
+            file = f"{PARTS[part]}_{name}_{number:05d}.wav"
+            record["audio_url"] = f"../audio/{name}/{file}"
+            mpeg, answer = rng.random() < config.defects.mpeg, rng.random()
+            (sounds / file).write_bytes(_encoded(waveform, mpeg))
+            if answer < config.defects.broken:
+                record["answer"] = broken_answer(rng, record["choice"], record["answer"])
+            elif answer < config.defects.broken + config.defects.comma:
+                record["answer"] += ","
+            counts.update(
+                {
+                    "samples": 1,
+                    "mpeg": int(mpeg),
+                    "broken": int(answer < config.defects.broken),
+                    "comma": int(config.defects.broken <= answer < config.defects.broken + config.defects.comma),
+                }
+            )
+            if split.hidden:
+                del record["answer"]
+            write_json(texts / f"{record['id']}.json", record)
+    return {"split": split.split, **counts}
+
+
+def _samples(config: AudioQuestionsConfig, name: str, out: Path) -> Iterator[tuple[str, Any, audio.Waveform]]:
+    for part in config.parts:
+        folder = out / "scenes" / part / name
+        if config.split_configs[name].count.get(part):
+            dataset = ShardDataset(folder)
+            for index in range(len(dataset)):
+                item = dataset[index]
+                yield part, item["sample"], item["waveform"]
+
+
+def _encoded(waveform: audio.Waveform, mpeg: bool) -> bytes:
+    if mpeg:
+        return audio.encode(waveform, "mp3", "MPEG_LAYER_III")
+    return audio.encode(waveform, "wav")
+
+
+def broken_answer(rng: Any, options: list[str], answer: str) -> str:
+    """An answer that names none of `options` or more than one: the three kinds that published files have."""
+    other = options[(options.index(answer) + 1) % len(options)]
+    kinds: tuple[Callable[[], str], ...] = (
+        lambda: ", ".join(option[0] for option in reversed(options)),  # an order of letters
+        lambda: f"{answer} and {other.partition('. ')[2]}",  # a blend of two options
+        lambda: f"{other[0]}. {answer.partition('. ')[2]}",  # one option's letter, another's text
+    )
+    return kinds[int(rng.integers(len(kinds)))]()
