@@ -10,8 +10,6 @@ import base64
 import itertools
 import json
 import time
-import urllib.error
-import urllib.request
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,16 +20,12 @@ from typing import Any, Protocol
 
 from audio_llm import prompts
 from audio_llm.audio import Waveform, check, encode, limit_peak, resample
-from audio_llm.errors import AudioLLMError, CheckpointError, ConfigError, describe
+from audio_llm.errors import CheckpointError, ConfigError, describe
 from eval.benchmarks.base import Item
+from eval.endpoint import Endpoint, EngineError, RefusedRequest
 
 OPENINGS = prompts.OPENINGS
 ENGINES = ("auto", "vllm", "transformers")
-RETRIES = 5  # 1 + 2 + 4 + 8 + 16 s: outlives a restarting server, not a dead one
-
-
-class EngineError(AudioLLMError):
-    """An engine that cannot go on (endpoint gone, model not loadable); finished answers are kept."""
 
 
 @dataclass(frozen=True)
@@ -278,12 +272,12 @@ class HttpEngine:
     """An OpenAI-compatible endpoint (``audio-llm serve``, vLLM, …): audio goes as base64 WAV with all its channels."""
 
     def __init__(self, url: str, model: str, adapter: str | None, *, style: str | None, concurrency: int) -> None:
-        self._base = url.rstrip("/") + ("" if url.rstrip("/").endswith("/v1") else "/v1")
-        self.name = self._base
-        served = [entry["id"] for entry in self._call("/models", None, retries=2).get("data", [])]
+        self._endpoint = Endpoint(url)
+        self.name = self._endpoint.base
+        served = self._endpoint.models()
         wanted = adapter or model
         if wanted not in served and adapter is not None:
-            raise EngineError(describe(f"{self._base}: adapter", f"one of {', '.join(served)}", f"'{adapter}'"))
+            raise EngineError(describe(f"{self.name}: adapter", f"one of {', '.join(served)}", f"'{adapter}'"))
         self._model = wanted if wanted in served or not served else served[0]
         self._style, self._concurrency = style, concurrency
 
@@ -328,12 +322,10 @@ class HttpEngine:
             body |= {"add_generation_prompt": False, "continue_final_message": True}
         started = time.monotonic()
         try:
-            reply = self._call("/chat/completions", body)
-            choice, usage = reply["choices"][0], reply.get("usage") or {}
+            reply = self._endpoint.complete(body)
         except RefusedRequest as error:
             return Answer(error=str(error), prompt_hash=digest)
-        except (KeyError, IndexError, TypeError) as error:
-            raise EngineError(describe(self._base, "an OpenAI chat completion", f"no {error} in the reply")) from error
+        choice, usage = reply["choices"][0], reply.get("usage") or {}
         return Answer(
             raw=opening + (choice["message"].get("content") or ""),
             finish_reason=str(choice.get("finish_reason") or ""),
@@ -343,35 +335,8 @@ class HttpEngine:
             seconds=round(time.monotonic() - started, 4),
         )
 
-    def _call(self, path: str, body: dict[str, Any] | None, retries: int = RETRIES) -> dict[str, Any]:
-        """POST `body` (GET without one). 4xx is the request's fault; everything else is tried again, then fatal."""
-        data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
-        reason = ""
-        for attempt in range(retries + 1):
-            try:
-                call = urllib.request.Request(self._base + path, data=data, headers=headers)
-                with urllib.request.urlopen(call, timeout=600) as response:
-                    return dict(json.loads(response.read()))
-            except urllib.error.HTTPError as error:
-                text = error.read().decode(errors="replace")[:300]
-                if 400 <= error.code < 500 and error.code not in (404, 408, 429) and body is not None:
-                    raise RefusedRequest(f"HTTP {error.code}: {text}") from error
-                reason = f"HTTP {error.code}: {text}"
-                if error.code == 404:
-                    break
-            except (urllib.error.URLError, OSError, ValueError) as error:
-                reason = str(getattr(error, "reason", error))
-            if attempt < retries:
-                time.sleep(2**attempt)
-        raise EngineError(describe(f"{self._base}{path}", "a reply", reason, "Start it again and repeat the command."))
-
     def close(self) -> None:
         pass
-
-
-class RefusedRequest(AudioLLMError):
-    """The endpoint says that this request cannot be served (HTTP 4xx)."""
 
 
 def _end_ids(generation_config: Any, tokenizer: Any) -> set[int]:
