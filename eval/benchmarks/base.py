@@ -151,3 +151,19 @@ def check_options(benchmark: str, options: Mapping[str, str], allowed: Sequence[
         if name not in allowed:
             known = ", ".join(allowed) or "none"
             raise ConfigError(f"benchmark '{benchmark}', option '{name}': expected {known}{nearest(name, allowed)}.")
+
+
+def one_of(options: Mapping[str, str], name: str, allowed: Sequence[str]) -> str:
+    """Option `name`, the first of `allowed` where it is not given. Raises :class:`ConfigError` with the nearest."""
+    value = options.get(name, allowed[0])
+    if value not in allowed:
+        raise ConfigError(describe(f"option {name}", ", ".join(allowed), f"'{value}'{nearest(value, allowed)}"))
+    return value
+
+
+def whole_number(options: Mapping[str, str], name: str, default: int) -> int:
+    """Option `name` as a number of at least 0. Raises :class:`ConfigError`."""
+    text = options.get(name, str(default))
+    if not text.isdecimal():
+        raise ConfigError(describe(f"option {name}", "a whole number", f"'{text}'"))
+    return int(text)

@@ -17,7 +17,16 @@ from audio_llm.files import write_atomically
 from audio_llm.prompts import read_reply
 from audio_llm.records import SUFFIXES, Record, read_records
 from audio_llm.reverberation import SAMPLE_RATE, Rendering, Response, dry, hear, load_response
-from eval.benchmarks.base import BenchmarkError, Collection, Item, check_options, refuse_doubles, sha256_of
+from eval.benchmarks.base import (
+    BenchmarkError,
+    Collection,
+    Item,
+    check_options,
+    one_of,
+    refuse_doubles,
+    sha256_of,
+    whole_number,
+)
 from eval.predictions import Prediction
 from eval.scorers.open_answers import SPATIAL_SOUND_QA
 
@@ -79,7 +88,7 @@ class SpatialSoundQA:
         root = data if data.is_dir() else data.parent
         audio, responses = Path(options.get("audio", root)), Path(options.get("responses", root / "responses"))
         rendering = rendering_of(options)
-        skip = _choice(options, "missing", ("list", "skip")) == "skip"
+        skip = one_of(options, "missing", ("list", "skip")) == "skip"
         items: list[Item] = []
         scenes: list[Heard] = []
         errors: dict[str, str] = {}
@@ -134,11 +143,11 @@ def question_files(data: Path) -> list[Path]:
 
 def rendering_of(options: dict[str, str]) -> Rendering:
     """The published rendering with the layout and rate that the responses have."""
-    rate = options.get("sample_rate", str(SAMPLE_RATE))
-    if not rate.isdecimal() or int(rate) == 0:
-        raise ConfigError(describe("option sample_rate", "a rate in Hz", f"'{rate}'"))
-    layout = _choice(options, "layout", ("binaural", *(name for name in LAYOUT_CHANNELS if name != "binaural")))
-    return Rendering(sample_rate=int(rate), layout=layout, silent="keep")
+    rate = whole_number(options, "sample_rate", SAMPLE_RATE)
+    if not rate:
+        raise ConfigError(describe("option sample_rate", "a rate in Hz", "0"))
+    layout = one_of(options, "layout", ("binaural", *(name for name in LAYOUT_CHANNELS if name != "binaural")))
+    return Rendering(sample_rate=rate, layout=layout, silent="keep")
 
 
 def read_item(record: Record, identity: str, audio: Path, responses: Path) -> tuple[Item, Heard]:
@@ -181,13 +190,6 @@ def read_item(record: Record, identity: str, audio: Path, responses: Path) -> tu
 def _sound(path: Path) -> Path:
     """Published clips are named without ``.wav``; other corpora name them with their ending."""
     return path if path.is_file() else path.with_name(f"{path.name}.wav")
-
-
-def _choice(options: dict[str, str], name: str, allowed: Sequence[str]) -> str:
-    value = options.get(name, allowed[0])
-    if value not in allowed:
-        raise ConfigError(describe(f"option {name}", ", ".join(allowed), f"'{value}'{nearest(value, allowed)}"))
-    return value
 
 
 def _line(identity: str, text: str) -> str:
