@@ -58,6 +58,16 @@ class Configurable(Protocol):
         ...
 
 
+@runtime_checkable
+class Asking(Protocol):
+    """A scorer that asks somebody else (a judge). `prepare` gets all rows before they are scored, so that it can ask
+    many at a time; afterwards `problems` tells, by the row's key, why a row that it applies to has no score."""
+
+    problems: dict[tuple[str, str, float, int], str]
+
+    def prepare(self, rows: Sequence[Prediction]) -> None: ...
+
+
 def unscored(row: Prediction) -> bool:
     """Whether there is nothing to score: an error instead of an answer, or a gold answer that is not public."""
     return bool(row.error) or not row.gold
