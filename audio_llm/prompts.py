@@ -236,6 +236,21 @@ def resolve_option(text: str, choices: Sequence[str]) -> Resolution:
     return found
 
 
+def read_letter(text: str) -> str | None:
+    """The one option letter that an answer gives ("B", "(b) rain", "B. rain", "the answer is B"), whatever it means.
+
+    A letter that may be a word ("A dog") is none; of several letters none is taken.
+    """
+    if match := _LEAD_IN.match(text):
+        text = text[match.end() :]
+    if match := _LETTER_ONLY.match(text):
+        return match[1].upper()
+    if (match := _LETTER_FIRST.match(text)) and match[4] is None and _LABEL.match(text):
+        return next(group for group in match.groups()[:3] if group).upper()
+    letters = {(match["a"] or match["b"]).upper() for match in _LETTER_INSIDE.finditer(text)}
+    return letters.pop() if len(letters) == 1 else None
+
+
 def _resolve_labelled(text: str, letter: str, rest: str, bare: bool, options: Sequence[str]) -> Resolution | None:
     """A letter, then words: both must agree. None where the letter may be a word ("A dog …", "I hear …")."""
     index = ascii_uppercase.index(letter.upper())

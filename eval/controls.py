@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +19,8 @@ from audio_llm.audio import Waveform
 from audio_llm.errors import ConfigError, nearest
 from eval.benchmarks.base import Item
 
-CONTROLS = ("silence", "swap", "other_audio", "shuffled_options")
+CONTROLS = ("silence", "swap", "other_audio", "shuffled_options", "text_only")
+DEAF = ("silence", "other_audio", "text_only")  # with these the question can only be guessed
 MIRROR = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
 _SIDE_WORD = re.compile(r"\b(" + "|".join(sorted(MIRROR, key=len, reverse=True)) + r")(?=\b|-)", re.IGNORECASE)
 
@@ -36,17 +39,22 @@ def parse_controls(text: str) -> list[str]:
 # ------------------------------------------------------------------------------------------------- what is asked
 
 
-def silence(item: Item, seed: int) -> Item | None:
+def silence(item: Item, seed: int, sample: int = 0) -> Item | None:
     """The same question; :func:`silent` makes the audio."""
     return item
 
 
-def other_audio(item: Item, seed: int) -> Item | None:
+def other_audio(item: Item, seed: int, sample: int = 0) -> Item | None:
     """The same question; :func:`audio_of_others` says whose audio it gets."""
     return item
 
 
-def swap(item: Item, seed: int) -> Item | None:
+def text_only(item: Item, seed: int, sample: int = 0) -> Item | None:
+    """The same question, and no audio in the prompt at all."""
+    return item
+
+
+def swap(item: Item, seed: int, sample: int = 0) -> Item | None:
     """The item as it is true once left and right are exchanged; None where its answer does not turn on the side.
 
     It applies to an answer that names a side (its mirror must be among the choices), and to "yes" to a question about
@@ -64,23 +72,31 @@ def swap(item: Item, seed: int) -> Item | None:
     return None
 
 
-def shuffled_options(item: Item, seed: int) -> Item | None:
-    """The item with its options in another order (seeded by the item's id, never the old order)."""
-    if len(set(item.choices)) < 2:
-        return None
+def shuffled_options(item: Item, seed: int, sample: int = 0) -> Item | None:
+    """The item with its options in another order, drawn by the seed and the item's id: the `sample`-th of all orders
+    but its own, each order once; None where there are not so many."""
+    own, seen = tuple(item.choices), []
     generator = np.random.default_rng(item_seed(seed, item.id, "shuffled_options"))
-    while True:
-        choices = [item.choices[index] for index in generator.permutation(len(item.choices))]
-        if choices != item.choices:
-            return dataclasses.replace(item, choices=choices)
+    orders = _orders(item.choices)
+    while len(seen) < min(sample + 1, orders - 1):
+        order = tuple(item.choices[index] for index in generator.permutation(len(own)))
+        if order != own and order not in seen:
+            seen.append(order)
+    return dataclasses.replace(item, choices=list(seen[sample])) if sample < len(seen) else None
 
 
-QUESTIONS: dict[str, Callable[[Item, int], Item | None]] = {
-    "": lambda item, seed: item,
+def _orders(choices: Sequence[str]) -> int:
+    """Number of different orders of `choices`, equal ones exchanged counting once."""
+    return math.factorial(len(choices)) // math.prod(math.factorial(count) for count in Counter(choices).values())
+
+
+QUESTIONS: dict[str, Callable[[Item, int, int], Item | None]] = {
+    "": lambda item, seed, sample: item,
     "silence": silence,
     "swap": swap,
     "other_audio": other_audio,
     "shuffled_options": shuffled_options,
+    "text_only": text_only,
 }
 
 

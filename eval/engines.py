@@ -33,7 +33,7 @@ class Request:
     """One question to answer: greedy at temperature 0, else one sample drawn with `seed`."""
 
     item: Item
-    waveform: Waveform
+    waveform: Waveform | None  # None: asked by its words alone
     temperature: float
     max_tokens: int
     seed: int
@@ -95,14 +95,14 @@ def open_engine(
     return TransformersEngine(model, adapter, style=style, batch_size=batch_size or 16)
 
 
-def user_turn(item: Any) -> list[dict[str, Any]]:
-    """The chat messages that ask `item` (an :class:`Item`; any object with a question and choices will do)."""
-    return prompts.conversation(item)
+def user_turn(request: Request) -> list[dict[str, Any]]:
+    """The chat messages that ask a question, with a part for its audio where it has one."""
+    return prompts.conversation(request.item, audios=int(request.waveform is not None))
 
 
-def render(tokenizer: Any, item: Item, style: str | None) -> str:
+def render(tokenizer: Any, request: Request, style: str | None) -> str:
     """The prompt as the model reads it, assistant's turn opened (and begun, where a style is asked for)."""
-    messages = user_turn(item)
+    messages = user_turn(request)
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return str(text) + OPENINGS.get(style or "", "")
 
@@ -138,11 +138,11 @@ class VllmEngine:
 
         def prepared() -> Iterator[OfflineRequest]:
             for request in requests:
-                text = render(self._engine.tokenizer, request.item, self._style)
+                text = render(self._engine.tokenizer, request, self._style)
                 waiting.append((text, time.monotonic()))
                 yield OfflineRequest(
                     prompt=text,
-                    audios=(request.waveform,),
+                    audios=() if request.waveform is None else (request.waveform,),
                     temperature=request.temperature,
                     max_tokens=request.max_tokens,
                     seed=request.seed,
@@ -198,8 +198,9 @@ class TransformersEngine:
         from transformers import LogitsProcessorList
 
         started = time.monotonic()
-        texts = [render(self._processor.tokenizer, request.item, self._style) for request in batch]
-        inputs = self._processor(text=texts, audio=[[request.waveform.samples] for request in batch]).to(self._device)
+        texts = [render(self._processor.tokenizer, request, self._style) for request in batch]
+        audio = [request.waveform.samples for request in batch if request.waveform is not None]
+        inputs = self._processor(text=texts, audio=audio or None).to(self._device)
         inputs.pop("audio_windows", None)
         processor = GumbelSampler(
             [request.temperature for request in batch],
@@ -299,17 +300,14 @@ class HttpEngine:
                     future.cancel()
 
     def _ask(self, request: Request) -> Answer:
-        messages = user_turn(request.item)
+        messages = user_turn(request)
         opening = OPENINGS.get(self._style or "", "")
         digest = prompts.prompt_hash(json.dumps(messages, ensure_ascii=False) + opening)
-        wave = base64.b64encode(encode(limit_peak(request.waveform), "wav")).decode()
-        for message in messages:
-            message["content"] = [
-                {"type": "input_audio", "input_audio": {"data": wave, "format": "wav"}}
-                if part["type"] == "audio"
-                else part
-                for part in message["content"]
-            ]
+        if request.waveform is not None:
+            wave = base64.b64encode(encode(limit_peak(request.waveform), "wav")).decode()
+            sound = {"type": "input_audio", "input_audio": {"data": wave, "format": "wav"}}
+            for message in messages:
+                message["content"] = [sound if part["type"] == "audio" else part for part in message["content"]]
         body: dict[str, Any] = {
             "model": self._model,
             "messages": messages,

@@ -59,6 +59,7 @@ class EvalSettings:
     temperatures: list[float] = field(default_factory=lambda: [0.0])
     samples: int = 1
     controls: list[str] = field(default_factory=list)
+    permutations: int = 1  # of the options, under the control shuffled_options
     seed: int = 0
     max_tokens: int = 256
     style: str | None = None
@@ -71,7 +72,12 @@ class EvalSettings:
             for temperature in self.temperatures
             for sample in range(self.samples if temperature > 0 else 1)
         ]
-        return plain + [Pass(control, self.temperatures[0]) for control in self.controls]
+        times = {"shuffled_options": self.permutations}
+        return plain + [
+            Pass(control, self.temperatures[0], sample)
+            for control in self.controls
+            for sample in range(times.get(control, 1))
+        ]
 
 
 def choose(collection: Collection, limit: int | None, seed: int) -> Collection:
@@ -133,7 +139,7 @@ class Work:
             for way in settings.passes():
                 if item.id in questions.errors and way.control == "swap":
                     continue
-                changed = QUESTIONS[way.control](item, settings.seed)
+                changed = QUESTIONS[way.control](item, settings.seed, way.sample)
                 if changed is None:
                     continue
                 self.total += 1
@@ -163,6 +169,9 @@ class Work:
                 events=item.events,
             )
             row.error = self._questions.errors.get(item.id, "")
+            if way.control == "text_only" and not row.error:
+                yield row, Request(item, None, way.temperature, self._settings.max_tokens, seed)
+                continue
             try:
                 waveform = None if row.error else self._audio(index, way.control)
             except AudioLLMError as error:

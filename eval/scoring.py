@@ -135,6 +135,37 @@ def compare(
 
 
 @dataclass(frozen=True)
+class Permutations:
+    """Answers with the options in `k` other orders: the mean over orders, the worst order, and the share of questions
+    answered right in every order they were asked in."""
+
+    k: int
+    mean: Estimate
+    worst: Estimate
+    all_k: Estimate
+
+
+def permutations(rows: Iterable[Prediction], *, seed: int = 0, scorer: Scorer = HEADLINE) -> Permutations | None:
+    """The control ``shuffled_options``; None where no row is scored."""
+    orders: dict[int, list[Prediction]] = defaultdict(list)
+    scores: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        found = scorer.score(row)
+        if found is not None:
+            orders[row.sample].append(row)
+            scores[row.id].append(found.value)
+    if not scores:
+        return None
+    means = [np.array(list(item_values(found, scorer).values())) for found in orders.values()]
+    return Permutations(
+        k=len(orders),
+        mean=proportion(np.array([float(np.mean(values)) for values in scores.values()]), seed=seed),
+        worst=proportion(min(means, key=np.mean), seed=seed),
+        all_k=proportion(np.array([min(values) for values in scores.values()]), seed=seed),
+    )
+
+
+@dataclass(frozen=True)
 class Flips:
     """Of the items answered right with the true audio, how many followed the sound when the channels were swapped.
 

@@ -9,14 +9,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from audio_llm.files import write_json
-from eval.controls import CONTROLS
+from audio_llm.files import write_json, write_lines
+from eval.controls import CONTROLS, DEAF
 from eval.predictions import Prediction
 from eval.scorers import SCORERS, Scorer
-from eval.scoring import HEADLINE, Cell, Flips, by, compare, flips, summarise
+from eval.scorers.base import Aggregating, Score
+from eval.scoring import (
+    HEADLINE,
+    Cell,
+    Comparison,
+    Flips,
+    Permutations,
+    by,
+    compare,
+    flips,
+    permutations,
+    summarise,
+)
 from eval.statistics import Estimate
 
-SCORES_NAME = "scores.json"
+SCORES_NAME, SCORE_LINES_NAME = "scores.json", "scores.jsonl"
 
 
 @dataclass
@@ -30,6 +42,8 @@ class RunSummary:
     controls: dict[str, Cell]
     flips: Flips | None
     silence_gap: Estimate | None  # accuracy with the sound minus accuracy in silence, on the same questions
+    contributions: dict[str, Comparison]  # of the audio: against each control without it, on the same questions
+    permutations: Permutations | None
     by_type: dict[str, Cell]
     by_format: dict[str, Cell]
     macro_by_type: float
@@ -69,6 +83,7 @@ def summarise_run(name: str, rows: Sequence[Prediction], *, seed: int = 0, score
     main = passes.get("greedy") or passes.get("sampled") or []
     options: dict[str, Any] = {"seed": seed, "scorer": scorer}
     controls = {control: summarise(found, **options) for control, found in passes.items() if control in CONTROLS}
+    contributions = {name: compare(passes[name], main, **options) for name in DEAF if name in passes}
     by_type = by(main, "question_type", **options)
     warm = [row.temperature for row in passes.get("sampled", [])]
     return RunSummary(
@@ -78,7 +93,9 @@ def summarise_run(name: str, rows: Sequence[Prediction], *, seed: int = 0, score
         sampled_temperature=warm[0] if warm else 0.0,
         controls=controls,
         flips=flips(main, passes["swap"], scorer=scorer) if "swap" in passes else None,
-        silence_gap=compare(passes["silence"], main, **options).difference if "silence" in passes else None,
+        silence_gap=contributions["silence"].difference if "silence" in contributions else None,
+        contributions=contributions,
+        permutations=permutations(passes.get("shuffled_options", []), **options),
         by_type=by_type,
         by_format=by(main, "format", **options),
         macro_by_type=_mean([cell.accuracy.value for cell in by_type.values() if cell.accuracy.n]),
@@ -87,19 +104,80 @@ def summarise_run(name: str, rows: Sequence[Prediction], *, seed: int = 0, score
     )
 
 
-def write_scores(out: Path, rows: Sequence[Prediction], scorer: Scorer = HEADLINE) -> None:
-    """``scores.json``: the tables and one row per answer (value, answer, explanation), recomputable at any time."""
-    summary = summarise_run(out.name, rows, scorer=scorer)
+@dataclass(frozen=True)
+class Reading:
+    """One pass of a run as one scorer reads it; `figures` are what the scorer has beyond the mean of its rows."""
+
+    scorer: str
+    version: str
+    title: str
+    cell: Cell
+    figures: dict[str, float]
+
+
+@dataclass
+class Scored:
+    """What several scorers make of the same predictions: readings by pass, and every single score."""
+
+    spectrum: dict[str, list[Reading]]
+    lines: list[dict[str, Any]]
+
+
+def score_all(rows: Sequence[Prediction], scorers: Sequence[Scorer], *, seed: int = 0) -> Scored:
+    """Every pass under every scorer that applies to it, in the scorers' order."""
+    lines = []
+    spectrum: dict[str, list[Reading]] = {}
+    for name, found in passes_of(rows).items():
+        for scorer in scorers:
+            pairs = [(row, score) for row in found if (score := scorer.score(row)) is not None]
+            if not pairs:
+                continue
+            kept, scores = [row for row, _ in pairs], [score for _, score in pairs]
+            figures = scorer.aggregate(kept, scores) if isinstance(scorer, Aggregating) else {}
+            cell = summarise(found, seed=seed, scorer=Stored(scorer, pairs))
+            spectrum.setdefault(name, []).append(Reading(scorer.name, scorer.version, scorer.title, cell, figures))
+            lines += [
+                {"scorer": scorer.name, "version": scorer.version, "control": row.control}
+                | {"temperature": row.temperature, "sample": row.sample, **to_plain(score)}
+                for row, score in pairs
+            ]
+    return Scored(spectrum, lines)
+
+
+class Stored:
+    """Scores that were given already, by the scorer's name: nothing is judged twice for one table."""
+
+    def __init__(self, scorer: Scorer, pairs: Sequence[tuple[Prediction, Score]]) -> None:
+        self.name, self.version, self.title = scorer.name, scorer.version, scorer.title
+        self._scores = {row.key: score for row, score in pairs}
+
+    def score(self, row: Prediction) -> Score | None:
+        return self._scores.get(row.key)
+
+
+def write_scores(out: Path, rows: Sequence[Prediction], scorers: Sequence[Scorer] = (HEADLINE,)) -> Scored:
+    """``scores.json``: the tables under the first scorer and the figures of all of them; ``scores.jsonl``: one line an
+    answer and scorer (value, answer, explanation). Both are recomputed from the predictions alone, at any time."""
+    headline, scored = scorers[0], score_all(rows, scorers)
+    summary = summarise_run(out.name, rows, scorer=headline)
     tree = {
-        "scorer": {"name": scorer.name, "version": scorer.version},
+        "scorer": {"name": headline.name, "version": headline.version},
         "summary": to_plain(summary),
-        "scores": [
-            {"control": row.control, "temperature": row.temperature, "sample": row.sample, **to_plain(found)}
-            for row in rows
-            if (found := scorer.score(row)) is not None
-        ],
+        "spectrum": to_plain(scored.spectrum),
     }
+    write_lines(out / SCORE_LINES_NAME, scored.lines)
     write_json(out / SCORES_NAME, tree)
+    return scored
+
+
+def print_spectrum(scored: Scored) -> None:
+    """One line a scorer and pass: accuracy with its interval, unreadable replies; further figures below it."""
+    for name, readings in scored.spectrum.items():
+        print(f"\n{name}: accuracy in percent [95 % interval] by scorer")
+        for reading in readings:
+            print(f"  {reading.scorer:<26} {_line(reading.cell)}")
+            for figure, value in reading.figures.items():
+                print(f"      {figure:<46} {value:.4f}")
 
 
 def to_plain(value: Any) -> Any:
@@ -119,8 +197,8 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def print_run(name: str, rows: Sequence[Prediction], scorer: Scorer = HEADLINE) -> None:
-    """The run as a table on the terminal."""
+def print_run(name: str, rows: Sequence[Prediction], scorer: Scorer = HEADLINE, groups: Sequence[str] = ()) -> None:
+    """The run as a table on the terminal, broken down by kind of question and by `groups` (keys of the items)."""
     summary = summarise_run(name, rows, scorer=scorer)
     print(f"\n{name}: accuracy in percent [95 % interval], scorer {scorer.name} {scorer.version}")
     for label, cell in [
@@ -133,9 +211,20 @@ def print_run(name: str, rows: Sequence[Prediction], scorer: Scorer = HEADLINE) 
     if summary.flips is not None and summary.flips.share.n:
         share = summary.flips.share
         print(f"  {'swap: right answers that follow':<34} {share!s:>22}  of {share.n}")
+    for control, found in summary.contributions.items():
+        test = f", McNemar p {found.mcnemar.p_value:.2g}" if found.mcnemar else ""
+        print(f"  {'audio contribution over ' + control:<34} {found.difference!s:>22}  n {found.difference.n}{test}")
+    if summary.permutations is not None:
+        orders, label = summary.permutations, f"options in {summary.permutations.k} other orders"
+        print(f"  {label:<34} {orders.mean!s:>22}  worst {orders.worst}, all {orders.all_k}")
     print("  by kind of question")
     for kind, cell in summary.by_type.items():
         print(f"    {kind:<32} {_line(cell)}")
+    main = summary.rows.get("greedy") or summary.rows.get("sampled") or []
+    for group in (name for name in groups if name != "question_type"):
+        print(f"  by {group}")
+        for value, cell in by(main, group, scorer=scorer).items():
+            print(f"    {value:<32} {_line(cell)}")
 
 
 def _line(cell: Cell) -> str:

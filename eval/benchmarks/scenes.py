@@ -17,7 +17,14 @@ class Scenes:
 
     name = "scenes"
     title = "Questions of shard folders"
-    scorers = ("option-resolution", "letter", "mmau-official", "mmau-official-extracted", "mmau-official-resolved")
+    scorers = (
+        "option-resolution",
+        "letter",
+        "mmau-official",
+        "mmau-official-extracted",
+        "mmau-official-resolved",
+        "tag-exact",
+    )
     groups = ("question_type", "format")
 
     def open(self, data: Path, **options: str) -> Collection:

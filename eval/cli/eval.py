@@ -15,13 +15,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="of the benchmark, for instance audio=FOLDER"
     )
-    parser.add_argument("--out", required=True, help="run folder: predictions.jsonl, run.json, scores.json")
+    parser.add_argument("--out", required=True, help="run folder: predictions.jsonl, run.json, scores")
     parser.add_argument(
         "--engine", default="auto", help="auto, vllm, transformers, or an OpenAI address http://HOST:PORT/v1"
     )
     parser.add_argument("--adapter", help="PEFT adapter folder (its name behind an address)")
     parser.add_argument(
-        "--controls", default="silence,swap", help="of silence, swap, other_audio, shuffled_options; or all, none"
+        "--controls",
+        default="silence,swap",
+        help="of silence, swap, other_audio, shuffled_options, text_only; or all, none",
+    )
+    parser.add_argument(
+        "--permutations", type=int, default=1, metavar="K", help="orders of the options under shuffled_options"
     )
     parser.add_argument("--temperature", default="0", help="one pass each, for instance 0,1; controls run at the first")
     parser.add_argument("--samples", type=int, default=1, help="answers per question at temperatures above 0")
@@ -46,13 +51,17 @@ def run(args: argparse.Namespace) -> int:
         if spatial.is_encoder_folder(args.model):
             return _spatial(args)
     from eval import predictions, runner
+    from eval.benchmarks import get_benchmark
+    from eval.cli.options import key_values
     from eval.engines import open_engine
-    from eval.tables import headline_of, print_run, write_scores
+    from eval.scorers import get_scorers
+    from eval.tables import print_run, write_scores
 
     settings = runner.EvalSettings(
         temperatures=_temperatures(args.temperature),
         samples=_positive("--samples", args.samples),
         controls=_controls(args.controls),
+        permutations=_positive("--permutations", args.permutations),
         seed=args.seed,
         max_tokens=_positive("--max-tokens", args.max_tokens),
         style=args.style,
@@ -61,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if args.overwrite:
         runner.clean(out)
-    source = runner.Source(args.benchmark, tuple(args.data), _options(args.option))
+    source = runner.Source(args.benchmark, tuple(args.data), key_values("--option", args.option))
     questions = source.open(settings)
     command = ["audio-llm", "eval", *sys.argv[2:]]
     manifest = runner.build_manifest(args.model, args.adapter, source, questions, settings, args.engine, command)
@@ -83,9 +92,10 @@ def run(args: argparse.Namespace) -> int:
             + (f", {result.errors} could not be asked" if result.errors else "")
         )
     rows = predictions.read(out)
-    scorer = headline_of(predictions.read_manifest(out))
-    write_scores(out, rows, scorer)
-    print_run(out.name, rows, scorer)
+    benchmark = get_benchmark(args.benchmark)
+    scorers = get_scorers(benchmark.scorers)
+    write_scores(out, rows, scorers)
+    print_run(out.name, rows, scorers[0], benchmark.groups)
     return 0
 
 
@@ -127,15 +137,6 @@ def _temperatures(text: str) -> list[float]:
     if not values or min(values) < 0 or len(set(values)) < len(values):
         raise ConfigError(f"--temperature: expected different numbers of at least 0, found '{text}'.")
     return values
-
-
-def _options(pairs: list[str]) -> dict[str, str]:
-    from audio_llm.errors import ConfigError
-
-    for pair in pairs:
-        if "=" not in pair:
-            raise ConfigError(f"--option: expected KEY=VALUE, found '{pair}'.")
-    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def _controls(text: str) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from audio_llm.prompts import read_reply
+from string import ascii_uppercase
+
+from audio_llm.prompts import read_letter, read_reply
 from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer, unscored
 from eval.scorers.open_answers import score_open
@@ -40,4 +42,25 @@ def _score_choice(row: Prediction) -> Score:
     return Score(row.id, row.question_type, float(right), answer, explanation, True)
 
 
-SCORERS: tuple[Scorer, ...] = (OptionResolution(),)
+class LetterMatch:
+    """Right when the answer names the gold option's letter; words beside the letter are not looked at."""
+
+    name = "letter"
+    version = "1"
+    title = "Letter match"
+
+    def score(self, row: Prediction) -> Score | None:
+        if unscored(row) or not row.choices or row.gold not in row.choices:
+            return None
+        letter = read_letter(read_reply(row.raw, row.choices).answer)
+        gold = ascii_uppercase[row.choices.index(row.gold)]
+        if letter is None:
+            return Score(row.id, row.question_type, 0.0, None, f"names no letter; gold ({gold})", False)
+        place = ascii_uppercase.index(letter)
+        # Of repeated options every letter is right.
+        right = place < len(row.choices) and row.choices[place] == row.gold
+        note = "right" if right else f"gold ({gold})"
+        return Score(row.id, row.question_type, float(right), letter, f"letter {letter}: {note}", True)
+
+
+SCORERS: tuple[Scorer, ...] = (OptionResolution(), LetterMatch())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from audio_llm.errors import AudioLLMError, describe
@@ -11,17 +12,24 @@ from audio_llm.prompts import read_reply
 from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer, unscored
 
+KEY = "model_output"  # what the official script reads; other spellings it leaves out without a word
+TASKS, DIFFICULTIES = ("sound", "music", "speech"), ("easy", "hard", "medium")
 _TOKEN = re.compile(r"\b\w+\b")
 
 
 class MatchError(AudioLLMError):
-    """Something other than text where the rule reads text; the original ends there with an AttributeError."""
+    """Input on which the original script ends with a traceback; `reference` is the last line of that traceback."""
+
+    def __init__(self, message: str, reference: str) -> None:
+        super().__init__(message)
+        self.reference = reference
 
 
 def tokens(text: Any) -> frozenset[str]:
     """The maximal runs of word characters (letters, digits, underscore) of the lowercased text, as a set."""
     if not isinstance(text, str):
-        raise MatchError(describe("MMAU's string match", "text", f"{text!r}"))
+        reference = f"AttributeError: '{type(text).__name__}' object has no attribute 'lower'"
+        raise MatchError(describe("MMAU's string match", "text", f"{text!r}"), reference)
     return frozenset(_TOKEN.findall(text.lower()))
 
 
@@ -87,6 +95,75 @@ def resolved_text(row: Prediction) -> str | None:
 
 def _short(text: str, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+# ------------------------------------------------------------------------------------------- the official summary
+
+
+@dataclass
+class OfficialReport:
+    """What the official script prints: per group right answers and items, an accuracy rounded to two decimals.
+
+    Items without ``model_output`` are in no denominator, as in the original; `left_out` says how many there were.
+    """
+
+    groups: dict[str, list[int]] = field(default_factory=lambda: {name: [0, 0] for name in (*TASKS, *DIFFICULTIES)})
+    right: int = 0
+    total: int = 0
+    left_out: int = 0
+
+    def count(self, names: Sequence[str], right: bool) -> None:
+        """Add one item to its groups."""
+        for name in names:
+            self.groups[name][0] += right
+            self.groups[name][1] += 1
+        self.right, self.total = self.right + right, self.total + 1
+
+    def figures(self) -> dict[str, tuple[float, int]]:
+        """Percent and number of items by group, and ``Total Accuracy`` where there are items at all."""
+        figures = {name: (_percent(right, count), count) for name, (right, count) in self.groups.items()}
+        return figures | ({"Total Accuracy": (_percent(self.right, self.total), self.total)} if self.total else {})
+
+
+def official_report(records: Sequence[Mapping[str, Any]]) -> OfficialReport:
+    """The official script's aggregation of an array of items with ``model_output``.
+
+    Raises :class:`MatchError`, holding what the original dies of, for a task or difficulty that it does not know, for
+    anything but text where it reads text, and where no item has the key.
+    """
+    report = OfficialReport()
+    for number, record in enumerate(records):
+        if KEY not in record:
+            report.left_out += 1
+            continue
+        where = f"item {number} ({record.get('id')})"
+        for name in ("answer", "task", "difficulty", "choices"):
+            if name not in record:
+                raise MatchError(describe(where, f"the key '{name}'", ", ".join(record)), f"KeyError: '{name}'")
+        right = string_match(record["answer"], record[KEY], record["choices"])
+        for name, known in (("task", TASKS), ("difficulty", DIFFICULTIES)):
+            if record[name] not in known:
+                message = describe(f"{where}: {name}", f"one of {', '.join(known)}", f"{record[name]!r}")
+                raise MatchError(message, f"KeyError: {record[name]!r}")
+        category = record.get("sub-category")
+        if category is not None:
+            report.groups.setdefault(category, [0, 0])
+        report.count([record["task"], record["difficulty"], *([category] if category is not None else [])], right)
+    return report
+
+
+def refuse_nothing(report: OfficialReport, records: Sequence[Mapping[str, Any]]) -> None:
+    """Raise :class:`MatchError` where no item was scored: the original divides by zero, its group figures printed."""
+    if not report.total:
+        keys = sorted({name for record in records for name in record if name.startswith("model_")})
+        found = f"{len(records)} items with {', '.join(keys) or 'no such key'}"
+        raise MatchError(
+            describe("predictions", f"items with the key '{KEY}'", found), "ZeroDivisionError: division by zero"
+        )
+
+
+def _percent(right: int, count: int) -> float:
+    return round(100 * right / count, 2) if count else 0.0
 
 
 SCORERS: tuple[Scorer, ...] = (

@@ -1,0 +1,213 @@
+"""MMAU, massive multi-task audio understanding and reasoning (Sakshi et al., ICLR 2025): test-mini and test."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from audio_llm.audio import Waveform, decode
+from audio_llm.errors import ConfigError, describe, nearest
+from audio_llm.files import write_json
+from eval.benchmarks.base import BenchmarkError, Collection, Item, check_options, refuse_doubles, sha256_of
+from eval.predictions import Prediction
+from eval.scorers.mmau import DIFFICULTIES, KEY, TASKS, extracted_text, raw_text, resolved_text
+
+REQUIRED = ("id", "audio_id", "question", "choices", "task", "difficulty")
+# What the organisers' file says about an item besides question, choices and answer: kept, for tables and submissions.
+FACTS = ("audio_id", "dataset", "task", "split", "category", "sub-category", "difficulty")
+
+
+class Mmau:
+    """The official JSON array and a folder of audio.
+
+    `data` is the JSON file, or a folder that holds exactly one ``mmau*.json``. Option ``audio``: the folder that
+    ``audio_id`` (``./test-mini-audios/ID.wav``) is relative to, or that holds the files themselves; default: where the
+    JSON lies. An item without an answer belongs to the hidden test: it is asked and never scored.
+    """
+
+    name = "mmau"
+    title = "MMAU"
+    scorers = (
+        "option-resolution",
+        "mmau-official",
+        "mmau-official-extracted",
+        "mmau-official-resolved",
+        "letter",
+        "tag-exact",
+        "letter-or-random",
+    )
+    groups = ("task", "difficulty", "sub-category")
+
+    def open(self, data: Path, **options: str) -> Collection:
+        """The items of `data`. Raises :class:`BenchmarkError` for what is not MMAU's file, naming item and key."""
+        check_options(self.name, options, ("audio",))
+        path = question_file(data)
+        records = read_records(path)
+        folder = Path(options["audio"]) if "audio" in options else path.parent
+        if not folder.is_dir():
+            raise BenchmarkError(describe(f"option audio={folder}", "a folder of MMAU's audio", "none"))
+        items, counts = [], Counter[str]()
+        for number, record in enumerate(records):
+            items.append(_item(record, f"{path} item {number}"))
+            counts.update(_defects(record))
+        refuse_doubles(items, str(path))
+        files = [_audio_file(folder, str(record["audio_id"])) for record in records]
+        errors = {
+            item.id: describe(f"item '{item.id}'", f"its audio {item.meta['audio_id']} under {folder}", "no such file")
+            for item, file in zip(items, files, strict=True)
+            if not file.is_file()
+        }
+        if errors:
+            counts["audio missing"] = len(errors)
+        if len(errors) == len(items):
+            cure = "Name the folder of the audio: --option audio=FOLDER."
+            raise BenchmarkError(describe(f"{path}", f"audio of its items under {folder}", "none of it", cure))
+
+        def load(index: int) -> Waveform:
+            return decode(files[index], name=f"item '{items[index].id}'")
+
+        return Collection(items, errors, dict(counts), [sha256_of(path)], load)
+
+    def submission(self, rows: Sequence[Prediction], out: Path, **options: str) -> list[Path]:
+        """``submission.json``: the official array, each answer under ``model_output``, which the official scorer reads.
+
+        Option ``form``: ``resolved`` (default: the text of the option the reply resolves to, else its extracted
+        words), ``extracted`` or ``raw``. A question that could not be asked has an empty answer, and stays in.
+        """
+        check_options(self.name, options, ("form",))
+        form = options.get("form", "resolved")
+        if form not in FORMS:
+            raise ConfigError(f"option form={form}: expected one of {', '.join(FORMS)}{nearest(form, FORMS)}.")
+        path = out / "submission.json"
+        write_json(path, [_record(row) | {KEY: FORMS[form](row) or ""} for row in rows])
+        return [path]
+
+    def read_answers(self, path: Path, **options: str) -> list[Prediction]:
+        """Predictions from a file in the official shape, ours or another harness's.
+
+        Option ``key``: where the answers lie, ``model_output`` by default. An item without it, or with something else
+        than text, becomes a row with an error: it is left out of accuracies, and counted. Raises
+        :class:`BenchmarkError` where no item has the key.
+        """
+        check_options(self.name, options, ("key",))
+        key = options.get("key", KEY)
+        records = read_records(path)
+        if not any(key in record for record in records):
+            near = sorted({name for record in records for name in record if "model" in name or "pred" in name})
+            cure = f"If that is where the answers are: --option key={near[0]}." if near else None
+            raise BenchmarkError(describe(str(path), f"answers under the key '{key}'", ", ".join(near) or "none", cure))
+        return [_answered(record, key, f"{path} item {number}") for number, record in enumerate(records)]
+
+
+def _answered(record: dict[str, Any], key: str, where: str) -> Prediction:
+    item, said = _item(record, where), record.get(key)
+    problem = "" if isinstance(said, str) else f"its '{key}' is {said!r}, not text"
+    return Prediction(
+        id=item.id,
+        question_type=item.question_type,
+        format=item.format,
+        question=item.question,
+        choices=item.choices,
+        gold=item.gold,
+        raw=said if isinstance(said, str) else "",
+        error=problem if key in record else f"the file has no '{key}' for this item",
+        clip=item.clip,
+        meta=item.meta,
+    )
+
+
+def question_file(data: Path) -> Path:
+    """The JSON file that `data` is or holds. Raises :class:`BenchmarkError` where there is none or more than one."""
+    if not data.is_dir():
+        if not data.is_file():
+            raise BenchmarkError(describe(str(data), "MMAU's JSON file or the folder that holds it", "nothing there"))
+        return data
+    found = sorted(data.glob("mmau*.json"))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise BenchmarkError(describe(f"folder {data}", "one mmau*.json", names, "Name the file itself."))
+    return found[0]
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The array of MMAU's JSON file. Raises :class:`BenchmarkError` where it is malformed or no array of objects."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BenchmarkError(describe(str(path), "a readable UTF-8 file", str(error))) from error
+    except json.JSONDecodeError as error:
+        cure = "JSON lines become an array with: jq -s . FILE." if error.msg == "Extra data" else None
+        raise BenchmarkError(
+            describe(str(path), "one JSON array", f"{error.msg} in line {error.lineno} column {error.colno}", cure)
+        ) from error
+    if not isinstance(tree, list) or not all(isinstance(record, dict) for record in tree):
+        raise BenchmarkError(describe(str(path), "a JSON array of objects", f"a {type(tree).__name__} of other things"))
+    if not tree:
+        raise BenchmarkError(describe(str(path), "at least one question", "an empty array"))
+    return tree
+
+
+def _item(record: dict[str, Any], where: str) -> Item:
+    for name in REQUIRED:
+        if name not in record:
+            found = f"only {', '.join(record)}{nearest(name, record)}" if record else "an empty object"
+            raise BenchmarkError(describe(f"{where}", f"the key '{name}'", found))
+    choices = record["choices"]
+    if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
+        raise BenchmarkError(describe(f"{where}: choices", "a list of texts", f"{choices!r}"))
+    for name, known in (("task", TASKS), ("difficulty", DIFFICULTIES)):
+        if record[name] not in known:
+            found = f"{record[name]!r}{nearest(str(record[name]), known)}"
+            raise BenchmarkError(describe(f"{where}: {name}", f"one of {', '.join(known)}", found))
+    answer = record.get("answer") or ""
+    for name, value in (("question", record["question"]), ("answer", answer)):
+        if not isinstance(value, str):
+            raise BenchmarkError(describe(f"{where}: {name}", "text", f"{value!r}"))
+    return Item(
+        id=str(record["id"]),
+        question=record["question"],
+        choices=list(choices),
+        gold=answer,
+        question_type=str(record["task"]),
+        format="mmau",
+        clip=str(record["audio_id"]),
+        meta={name: record[name] for name in FACTS if name in record},
+    )
+
+
+def _defects(record: dict[str, Any]) -> list[str]:
+    """What is odd about an item of the published file, kept as it is and counted."""
+    choices, answer = record["choices"], record.get("answer")
+    found = ["repeated choices"] if len(set(choices)) < len(choices) else []
+    if not answer:
+        found.append("answer hidden")
+    elif answer not in choices:
+        found.append("answer not among the choices")
+    return found
+
+
+def _audio_file(folder: Path, audio_id: str) -> Path:
+    file = folder / audio_id
+    return file if file.is_file() else folder / Path(audio_id).name
+
+
+def _record(row: Prediction) -> dict[str, Any]:
+    facts = {name: row.meta[name] for name in FACTS if name in row.meta}
+    answer = {"answer": row.gold} if row.gold else {}
+    return {"id": row.id, "question": row.question, "choices": row.choices, **answer, **facts}
+
+
+def _resolved_or_extracted(row: Prediction) -> str | None:
+    return resolved_text(row) or extracted_text(row)
+
+
+FORMS: dict[str, Callable[[Prediction], str | None]] = {
+    "resolved": _resolved_or_extracted,
+    "extracted": extracted_text,
+    "raw": raw_text,
+}
+
+BENCHMARK = Mmau()

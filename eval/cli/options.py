@@ -1,0 +1,20 @@
+"""What several verbs read from their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from audio_llm.errors import ConfigError
+
+
+def key_values(flag: str, pairs: Sequence[str]) -> dict[str, str]:
+    """``["a=1", "b=2"]`` → a mapping. Raises :class:`ConfigError` naming `flag` for anything else."""
+    values: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{flag}: expected KEY=VALUE, found '{pair}'.")
+        if key in values:
+            raise ConfigError(f"{flag}: expected {key} once, found it twice.")
+        values[key] = value
+    return values

@@ -1,0 +1,96 @@
+"""``audio-llm rescore RUN``: every scorer side by side, from stored predictions alone."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+HELP = "score stored answers again, under several scorers side by side; write submission files"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders, predictions.jsonl or official .json files")
+    parser.add_argument(
+        "--scorers", metavar="NAMES", help="with commas, the headline first; all (default: benchmark's)"
+    )
+    parser.add_argument(
+        "--with", dest="settings", action="append", default=[], metavar="SCORER.KEY=VALUE", help="set up a scorer"
+    )
+    parser.add_argument("--benchmark", help="whose answers these are (default: what run.json says, mmau for .json)")
+    parser.add_argument("--submission", metavar="FOLDER", help="write the files that the benchmark's organisers read")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of a .json file (key=NAME) or submission (form=raw)",
+    )
+    parser.add_argument("--disagreement", action="store_true", help="show replies on which public scorers disagree")
+    parser.add_argument(
+        "--strict-reference", action="store_true", help="MMAU .json: the official script's figures, or how it dies"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from audio_llm.errors import ConfigError
+
+    if args.disagreement:
+        return _disagreement()
+    if not args.runs:
+        raise ConfigError("rescore: expected a run folder or a file of predictions, found none.")
+    if args.strict_reference:
+        return max(_reference(path) for path in args.runs)
+    return max(_rescore(path, args) for path in args.runs)
+
+
+def _rescore(path: str, args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from audio_llm.errors import ConfigError
+    from eval import rescoring
+    from eval.benchmarks import get_benchmark
+    from eval.cli.options import key_values
+    from eval.tables import print_run, print_spectrum, score_all, write_scores
+
+    options = key_values("--option", args.option)
+    foreign = Path(path).suffix == ".json"
+    stored = rescoring.load(path, args.benchmark, options if foreign else None)
+    scorers = rescoring.scorers_for(stored, args.scorers, rescoring.parse_settings(args.settings))
+    groups = get_benchmark(stored.benchmark).groups if stored.benchmark else ()
+    scored = write_scores(Path(path), stored.rows, scorers) if Path(path).is_dir() else score_all(stored.rows, scorers)
+    print_run(stored.name, stored.rows, scorers[0], groups)
+    print_spectrum(scored)
+    if args.submission:
+        if not stored.benchmark:
+            raise ConfigError("--submission: expected --benchmark NAME, for the run does not say its own.")
+        out = Path(args.submission)
+        out.mkdir(parents=True, exist_ok=True)
+        rows = rescoring.answers_of(stored.rows)
+        written = get_benchmark(stored.benchmark).submission(rows, out, **({} if foreign else options))
+        print("submission: " + ", ".join(str(file) for file in written))
+
+    unread = [row for row in stored.rows if row.error] if foreign else []
+    if unread:
+        print(f"{len(unread)} of {len(stored.rows)} items are left out; the first: {unread[0].error}", file=sys.stderr)
+    return 1 if unread else 0
+
+
+def _reference(path: str) -> int:
+    from eval.rescoring import reference_report
+    from eval.scorers.mmau import MatchError
+
+    try:
+        reference_report(path)
+    except MatchError as error:
+        print(f"audio-llm: the official script ends here: {error}", file=sys.stderr)
+        print(error.reference, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _disagreement() -> int:
+    from eval import disagreement
+
+    table = disagreement.rows()
+    print(disagreement.markdown(table))
+    return 1 if disagreement.wrong(table) else 0

@@ -1,0 +1,112 @@
+"""Two runs side by side on the questions that both answered."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from audio_llm.errors import describe, nearest
+from eval.predictions import Prediction, PredictionsError
+from eval.rescoring import Stored
+from eval.scorers import Scorer
+from eval.scoring import Cell, Comparison, compare, summarise
+from eval.tables import passes_of
+
+
+@dataclass(frozen=True)
+class Line:
+    """One group of questions: both accuracies on the common ones, their difference and the test of it."""
+
+    name: str
+    first: Cell
+    second: Cell
+    found: Comparison
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The whole table; `only` counts the questions that just one of the two runs answered."""
+
+    names: tuple[str, str]
+    scorer: str
+    only: tuple[int, int]
+    lines: list[Line]
+
+
+def compare_runs(first: Stored, second: Stored, scorer: Scorer, *, answers: str, group: str) -> Compared:
+    """`second` against `first` on one pass. Raises :class:`PredictionsError` where they were not asked the same."""
+    left, right = _answers(first, answers, scorer), _answers(second, answers, scorer)
+    common = [name for name in left if name in right]
+    if not common:
+        raise PredictionsError(describe(f"runs {first.name} and {second.name}", "questions in common", "none"))
+    for name in common:
+        _refuse_other_question(name, left[name][0], right[name][0])
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in common:
+        row = right[name][0]
+        value = getattr(row, group, None) or row.meta.get(group)
+        groups[str(value or "not stated")].append(name)
+    ordered = sorted(groups.items(), key=lambda pair: -len(pair[1]))
+    parts = [("all", common), *(ordered if len(ordered) > 1 else [])]
+    lines = [_line(name, ids, left, right, scorer) for name, ids in parts]
+    only = len(left) - len(common), len(right) - len(common)
+    return Compared((first.name, second.name), f"{scorer.name} {scorer.version}", only, lines)
+
+
+def _answers(stored: Stored, answers: str, scorer: Scorer) -> dict[str, list[Prediction]]:
+    """Scored rows of a pass by question."""
+    passes = passes_of(stored.rows)
+    if answers not in passes:
+        found = f"only {', '.join(passes)}{nearest(answers, passes)}"
+        raise PredictionsError(describe(f"run {stored.name}", f"answers '{answers}'", found))
+    rows: dict[str, list[Prediction]] = defaultdict(list)
+    for row in passes[answers]:
+        if scorer.score(row) is not None:
+            rows[row.id].append(row)
+    return rows
+
+
+def _refuse_other_question(name: str, first: Prediction, second: Prediction) -> None:
+    for what, a, b in (
+        ("question", first.question, second.question),
+        ("choices", sorted(first.choices), sorted(second.choices)),
+        ("answer", first.gold, second.gold),
+    ):
+        if a != b:
+            cure = "Both runs must be of the same version of the data: see data_sha256 in their run.json."
+            raise PredictionsError(describe(f"item '{name}', {what}", f"{a!r} in both runs", f"{b!r} in one", cure))
+
+
+def _line(
+    name: str,
+    ids: list[str],
+    left: Mapping[str, list[Prediction]],
+    right: Mapping[str, list[Prediction]],
+    scorer: Scorer,
+) -> Line:
+    first, second = ([row for item in ids for row in rows[item]] for rows in (left, right))
+    return Line(
+        name, summarise(first, scorer=scorer), summarise(second, scorer=scorer), compare(first, second, scorer=scorer)
+    )
+
+
+def table(compared: Compared) -> str:
+    """The comparison as text."""
+    width = max(len(line.name) for line in compared.lines)
+    head = f"accuracy in percent [95 % interval], scorer {compared.scorer}"
+    lines = [f"{compared.names[0]} -> {compared.names[1]}: {head}"]
+    for line in compared.lines:
+        test = line.found.mcnemar
+        note = (
+            f", right only before {test.only_first}, only after {test.only_second}, p {test.p_value:.2g}"
+            if test
+            else ""
+        )
+        lines.append(
+            f"  {line.name:<{width}}  {line.first.accuracy!s:>22}  {line.second.accuracy!s:>22}  "
+            f"difference {line.found.difference!s:>22}  n {line.found.difference.n}{note}"
+        )
+    if any(compared.only):
+        lines.append(f"  answered by one run alone and left out: {compared.only[0]} and {compared.only[1]}")
+    return "\n".join(lines)

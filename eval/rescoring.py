@@ -1,0 +1,99 @@
+"""Scores from stored predictions alone: of a run folder, of a predictions file, of an official file of a benchmark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from audio_llm.errors import ConfigError, describe
+from eval.benchmarks import get_benchmark
+from eval.predictions import Prediction, PredictionsError, read, read_manifest
+from eval.scorers import SCORERS, Scorer, get_scorers
+from eval.scorers.mmau import MatchError, OfficialReport, official_report, refuse_nothing
+
+DEFAULT = ("option-resolution", "letter", "mmau-official", "mmau-official-extracted", "mmau-official-resolved")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Predictions, the benchmark they belong to ("" where nothing says) and what the run's manifest says of them."""
+
+    name: str
+    rows: list[Prediction]
+    benchmark: str
+    manifest: dict[str, Any]
+
+
+def load(path: str | Path, benchmark: str | None = None, options: Mapping[str, str] | None = None) -> Stored:
+    """A run folder, a ``predictions.jsonl``, or a ``.json`` file in the shape that a benchmark's own scripts read
+    (`options`: what that reader takes)."""
+    path = Path(path)
+    if path.is_dir() or path.suffix != ".json":
+        rows, manifest = read(path), read_manifest(path if path.is_dir() else path.parent)
+        return Stored(path.resolve().name, rows, benchmark or str(manifest.get("benchmark", "")), manifest)
+    if not path.is_file():
+        raise PredictionsError(describe(str(path), "a run folder or a file of predictions", "nothing there"))
+    name = benchmark or "mmau"
+    reader = getattr(get_benchmark(name), "read_answers", None)
+    if reader is None:
+        raise ConfigError(f"benchmark '{name}': has no file of answers of its own; rescore the run folder instead.")
+    return Stored(path.stem, reader(path, **(options or {})), name, {})
+
+
+def scorers_for(
+    stored: Stored, wanted: str | None, settings: Mapping[str, Mapping[str, str]] | None = None
+) -> list[Scorer]:
+    """`wanted` (names with commas, or ``all``), else those of the benchmark; scorers with `settings` are added."""
+    if wanted == "all":
+        names = list(SCORERS)
+    elif wanted:
+        names = [name.strip() for name in wanted.split(",") if name.strip()]
+    else:
+        names = list(get_benchmark(stored.benchmark).scorers) if stored.benchmark else list(DEFAULT)
+    settings = {name: dict(options) for name, options in (settings or {}).items()}
+    return get_scorers([*names, *(name for name in settings if name not in names)], settings)
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, dict[str, str]]:
+    """``["judge.url=http://…"]`` → settings by scorer. Raises :class:`ConfigError` for anything else."""
+    settings: dict[str, dict[str, str]] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        scorer, dot, name = key.partition(".")
+        if not (equals and dot and scorer and name):
+            raise ConfigError(f"--with: expected SCORER.KEY=VALUE, found '{pair}'.")
+        settings.setdefault(scorer, {})[name] = value
+    return settings
+
+
+def answers_of(rows: Sequence[Prediction]) -> list[Prediction]:
+    """One row an item, for a submission: the true audio, at the lowest temperature, its first sample."""
+    plain = [row for row in rows if not row.control and row.sample == 0]
+    coldest = min((row.temperature for row in plain), default=0.0)
+    return [row for row in plain if row.temperature == coldest]
+
+
+def reference_report(path: str | Path) -> OfficialReport:
+    """What MMAU's own script prints for a file. Raises :class:`MatchError` with what the original dies of."""
+    try:
+        records = json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        message = describe(str(path), "one JSON array", str(error))
+        raise MatchError(message, f"json.decoder.JSONDecodeError: {error}") from error
+    except OSError as error:
+        raise PredictionsError(describe(str(path), "a file of MMAU's answers", str(error))) from error
+    report = official_report(records)
+    print_reference(report)
+    refuse_nothing(report, records)
+    return report
+
+
+def print_reference(report: OfficialReport) -> None:
+    """The official figures, one group a line, and how many items the original left out without saying so."""
+    for name, (percent, count) in report.figures().items():
+        print(f"{name} : {percent:.2f}% over {count} samples")
+    if report.left_out:
+        print(f"{report.left_out} items have no model_output: the official script leaves them out of every denominator")
