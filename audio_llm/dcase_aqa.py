@@ -24,7 +24,7 @@ from string import ascii_uppercase
 from typing import Any, Literal
 
 from audio_llm.audio import Waveform, decode
-from audio_llm.errors import AudioError, DataError, describe
+from audio_llm.errors import DataError, describe
 from audio_llm.files import atomic_file, write_atomically
 from audio_llm.prompts import normalise
 from audio_llm.records import SUFFIXES, Cell, Record, read_records
@@ -61,10 +61,10 @@ class Question:
         return "" if self.answer is None else self.choices[self.answer]
 
     def waveform(self) -> Waveform:
-        """Its sound, by content whatever the file is called. Raises :class:`AudioError` where it cannot be heard."""
+        """Its sound, by content whatever the file is called. Raises :class:`AudioLLMError` where it cannot be heard."""
         if isinstance(self.audio, Path):
             return decode(self.audio)
-        return decode(_bytes_of(self.audio), name=f"audio of '{self.id}'")
+        return decode(self.audio.data(), name=f"audio of '{self.id}'")
 
 
 @dataclass
@@ -117,7 +117,7 @@ def read(data: str | Path, audio: str | Path | None = None) -> Questions:
 
 
 def content_names(paths: Iterable[Path]) -> dict[Path, str]:
-    """A name for every file, equal for equal bytes: SHA-256 where another file has its size, else size and path.
+    """A name for every file, equal for equal bytes: SHA-256 where another file has its size, else name and size.
 
     Only files of equal size can be equal, so that a folder of clips is not read twice.
     """
@@ -125,7 +125,7 @@ def content_names(paths: Iterable[Path]) -> dict[Path, str]:
     sizes = {path: path.stat().st_size if path.is_file() else -1 for path in distinct}
     crowd = Counter(sizes.values())
     return {
-        path: _sha256(path) if sizes[path] >= 0 and crowd[sizes[path]] > 1 else f"{sizes[path]}:{path}"
+        path: _sha256(path) if sizes[path] >= 0 and crowd[sizes[path]] > 1 else f"{path.name} ({sizes[path]} bytes)"
         for path in distinct
     }
 
@@ -253,14 +253,6 @@ def _refuse_doubles(rows: Sequence[Question]) -> None:
             cure = "Read the splits one at a time." if seen[row.id] != row.stem else None
             raise DataError(describe(f"question '{row.id}'", "an id that occurs once", "a second one", cure))
         seen[row.id] = row.stem
-
-
-def _bytes_of(cell: Cell) -> bytes:
-    value = cell.load()
-    data = value.get("bytes") if isinstance(value, Mapping) else value
-    if not isinstance(data, bytes):
-        raise AudioError(describe(f"{cell.path}: row {cell.row}, '{cell.column}'", "audio bytes", type(data).__name__))
-    return data
 
 
 def _sha256(path: Path) -> str:

@@ -30,6 +30,15 @@ class Cell:
         group, offset = _group_of(self.path, self.row)
         return _group(self.path, self.column, group)[offset].as_py()
 
+    def data(self) -> bytes:
+        """The bytes themselves, also where they stand under ``bytes`` as Hugging Face's audio columns have them."""
+        value = self.load()
+        data = value.get("bytes") if isinstance(value, Mapping) else value
+        if not isinstance(data, bytes):
+            where = f"{self.path}: row {self.row}, '{self.column}'"
+            raise DataError(describe(where, "the bytes of a file", type(data).__name__))
+        return data
+
 
 @dataclass(frozen=True)
 class Record:

@@ -1,0 +1,264 @@
+"""DCASE task 5, AudioBench and zero-shot folders as benchmarks; text scores against other implementations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from audio_llm.errors import AudioError, AudioLLMError, ConfigError
+from eval.benchmarks import get_benchmark, open_benchmark
+from eval.benchmarks.base import Collection, Item
+from eval.predictions import Prediction
+from eval.scorers import SCORERS
+from eval.scorers.stemming import stem
+from eval.scorers.text import meteor
+
+ESC10 = Path(__file__).parents[2] / "shared" / "data" / "esc10"
+OTHERS = json.loads((Path(__file__).parent / "data" / "meteor.json").read_text())
+
+
+def tone(path: Path, hertz: float, kind: str = "WAV") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = 0.2 * np.sin(2 * np.pi * hertz * np.arange(4000) / 16_000)
+    soundfile.write(path, samples, 16_000, format=kind)
+
+
+def answer(item: Item, raw: str) -> Prediction:
+    """What a run stores of `item` when the model says `raw`."""
+    return Prediction(
+        item.id, item.question_type, item.format, item.question, item.choices, item.gold, raw=raw, meta=item.meta
+    )
+
+
+def aggregate(name: str, rows: list[Prediction]) -> dict[str, float]:
+    kept = [(row, score) for row in rows if (score := SCORERS[name].score(row)) is not None]
+    return SCORERS[name].aggregate([row for row, _ in kept], [score for _, score in kept])  # type: ignore[attr-defined]
+
+
+# ------------------------------------------------------------------------------------------------ DCASE task 5
+
+
+@pytest.fixture
+def dcase(tmp_path: Path) -> Path:
+    """Six questions of three parts; one clip is MP3, one key broken, one clip twice and one in training too."""
+    tone(tmp_path / "dev" / "audio" / "whale.wav", 200)
+    tone(tmp_path / "dev" / "audio" / "fold1_a.wav", 300)
+    tone(tmp_path / "dev" / "audio" / "audio_1.wav", 400, "MP3")
+    rows = [
+        ("whale", "A. rain", "species"),
+        ("fold1_a", "B. wind", "counting"),
+        ("fold1_a", "A. rain", "counting"),
+        ("audio_1", "B. wind", "both"),
+        ("audio_1", "A. wind", "both"),
+        ("gone", "A. rain", "both"),
+    ]
+    for number, (name, gold, kind) in enumerate(rows):
+        row = {"id": f"q{number}", "audio_url": f"audio/{name}.wav", "question": f"Question {number}?"}
+        row |= {"choice": ["A. rain", "B. wind"], "answer": gold, "question_type": kind}
+        (tmp_path / "dev" / f"q{number}.json").write_text(
+            json.dumps(row | {"id": f"part{(1, 2, 2, 3, 3, 3)[number]}_{number}"})
+        )
+    (tmp_path / "train" / "audio").mkdir(parents=True)
+    (tmp_path / "train" / "audio" / "audio_7.wav").write_bytes((tmp_path / "dev" / "audio" / "whale.wav").read_bytes())
+    row |= {"id": "t", "audio_url": "audio/audio_7.wav"}
+    (tmp_path / "train" / "t.json").write_text(json.dumps(row))
+    return tmp_path
+
+
+def test_dcase_items_errors_and_counts(dcase: Path) -> None:
+    found = open_benchmark("dcase_aqa", dcase / "dev", train=str(dcase / "train"))
+    assert [item.meta["part"] for item in found.items] == [1, 2, 2, 3, 3, 3]
+    assert found.counts == {
+        "answer is none of the options": 1,
+        "audio file missing": 1,
+        "MPEG audio named .wav": 1,
+        "questions about a clip that an earlier question has": 2,
+        "clip also in the training questions": 1,
+    }
+    assert sorted(found.errors) == ["part3_4", "part3_5"]
+    assert found.items[1].clip == found.items[2].clip != found.items[3].clip
+    assert str(dcase) not in json.dumps([item.clip for item in found.items]), "clips have the same names anywhere"
+    assert found.waveform(3).sample_rate == 16_000
+    dropped = open_benchmark("dcase_aqa", dcase / "dev", train=str(dcase / "train"), duplicates="drop")
+    assert [item.id for item in dropped.items] == [item.id for item in found.items][1:]
+    with pytest.raises(AudioLLMError, match="train=FOLDER"):
+        open_benchmark("dcase_aqa", dcase / "dev", duplicates="drop")
+
+
+def test_dcase_figures_are_macro_and_weighted(dcase: Path) -> None:
+    items = open_benchmark("dcase_aqa", dcase / "dev").items
+    rows = [answer(items[0], "A"), answer(items[1], "B. wind"), answer(items[2], "wind"), answer(items[3], "(A) rain")]
+    rows += [answer(items[5], "I hear the sound of rain there, I think")]  # a mention is no answer here
+    found = aggregate("dcase-aqa", rows)
+    assert found["part 1 (bioacoustics)"] == 1 and found["part 2 (temporal soundscapes)"] == 0.5
+    assert found["part 3 (complex questions)"] == 0 and found["part 3 (complex questions): questions"] == 2
+    assert found["domain average (mean of parts)"] == pytest.approx(0.5)
+    assert found["weighted by questions"] == pytest.approx(2 / 5)
+    assert found["type counting"] == 0.5
+    score = SCORERS["dcase-aqa"].score(rows[-1])
+    assert score is not None and not score.parsed and "only mentioned" in score.explanation
+    assert SCORERS["dcase-aqa"].score(answer(items[4], "A")) is None, "nothing is right where the key is broken"
+
+
+def test_dcase_submission_is_written_and_valid(dcase: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    items = open_benchmark("dcase_aqa", dcase / "dev").items
+    rows = [answer(item, "B") for item in items[:-1]] + [answer(items[-1], "no idea")]
+    options = {"label": "Doe_LAB_task5_2", "key": "stem", "answer": "letter"}
+    paths = get_benchmark("dcase_aqa").submission(rows, dcase / "out", **options)
+    assert [path.name for path in paths] == [f"Doe_LAB_task5_2.{end}" for end in ("output.csv", "meta.yaml", "zip")]
+    assert paths[0].read_text().splitlines()[:2] == ["question,answer", "q0,B"]
+    assert "no answer to 1 of 6" in capsys.readouterr().err
+    with pytest.raises(AudioLLMError, match="options of a DCASE question"):
+        get_benchmark("dcase_aqa").submission([Prediction("x", "", "", "", ["a"], "a")], dcase / "out")
+
+
+# ------------------------------------------------------------------------------------------------ zero-shot folders
+
+
+@pytest.mark.skipif(not ESC10.exists(), reason="no ESC-10 here")
+def test_a_corpus_becomes_questions_by_its_official_folds() -> None:
+    found = open_benchmark("zero_shot", ESC10)
+    one = open_benchmark("zero_shot", ESC10, folds="2")
+    assert {item.meta["fold"] for item in one.items} == {"2"} and 0 < len(one.items) < len(found.items)
+    assert all(item.gold in item.choices and len(set(item.choices)) == 10 for item in found.items)
+    places = np.bincount([item.choices.index(item.gold) for item in found.items], minlength=10)
+    assert places.min() > 0.5 * places.mean(), "the right choice stands anywhere"
+    assert {item.id: item.choices for item in one.items}.items() <= {i.id: i.choices for i in found.items}.items()
+    wave = one.waveform(0)
+    samples, rate = soundfile.read(ESC10 / "audio" / one.items[0].id)
+    assert (wave.sample_rate, wave.num_samples) == (rate, len(samples))
+    with pytest.raises(ConfigError, match="option folds"):
+        open_benchmark("zero_shot", ESC10, folds="9")
+
+
+def test_many_classes_are_drawn_from(tmp_path: Path) -> None:
+    for number in range(30):
+        tone(tmp_path / f"class_{number}" / "a.wav", 100 + number)
+    items = open_benchmark("zero_shot", tmp_path).items
+    assert {len(item.choices) for item in items} == {10} and all(item.gold in item.choices for item in items)
+    assert len({tuple(item.choices) for item in items}) == 30
+    assert len(open_benchmark("zero_shot", tmp_path, choices="26").items[0].choices) == 26
+    assert items[0].choices != open_benchmark("zero_shot", tmp_path, seed="1").items[0].choices
+    for bad in ({"choices": "27"}, {"choices": "many"}, {"folds": "1"}, {"fold": "1"}):
+        with pytest.raises(ConfigError):
+            open_benchmark("zero_shot", tmp_path, **bad)
+    with pytest.raises(AudioError, match="no such folder"):
+        open_benchmark("zero_shot", tmp_path / "nowhere")
+
+
+# ------------------------------------------------------------------------------------------------ AudioBench
+
+
+def parquet(path: Path, rows: list[dict], sounds: list[bytes]) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as files
+
+    table = [row | {"context": {"bytes": data, "path": None}} for row, data in zip(rows, sounds, strict=True)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_table(arrow.Table.from_pylist(table), path, row_group_size=2)
+
+
+def heard(collection: Collection, index: int) -> float:
+    wave = collection.waveform(index)
+    return float(np.argmax(np.abs(np.fft.rfft(wave.samples[0]))) * wave.sample_rate / wave.num_samples)
+
+
+def test_audiobench_files_open_with_their_sound(tmp_path: Path) -> None:
+    for number in range(5):
+        tone(tmp_path / f"{number}.wav", 1000 + 400 * number)
+    sounds = [(tmp_path / f"{number}.wav").read_bytes() for number in range(5)]
+    rows = [{"instruction": f"What is {n}?", "answer": f"a bird {n}"} for n in range(5)]
+    parquet(tmp_path / "wavcaps_qa_test" / "data" / "test-0.parquet", rows, sounds)
+    found = open_benchmark("audiobench", tmp_path / "wavcaps_qa_test")
+    assert [item.meta["set"] for item in found.items] == ["wavcaps_qa"] * 5
+    assert [heard(found, n) for n in (4, 0, 3)] == pytest.approx([2600, 1000, 2200], abs=5)
+    assert found.items[2].question == "What is 2?" and found.items[2].gold == "a bird 2"
+    lines = [{"audio": f"{n}.wav", "answer": {"text": f"a bird {n}"}, "references": ["bird song"]} for n in range(5)]
+    (tmp_path / "audiocaps.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [*lines, {**lines[0], "audio": "9.wav"}])
+    )
+    captions = open_benchmark("audiobench", tmp_path / "audiocaps.jsonl")
+    assert captions.counts == {"audio file missing": 1} and list(captions.errors) == ["audiocaps/5"]
+    assert captions.items[0].question.startswith("Describe") and heard(captions, 1) == pytest.approx(1400, abs=5)
+    score = SCORERS["audiobench"].score(answer(captions.items[0], "<answer>bird song</answer>"))
+    assert score is not None and score.value > 0.9 and "reference 'bird song'" in score.explanation
+
+
+def test_audiobench_music_has_choices_from_either_place(tmp_path: Path) -> None:
+    tone(tmp_path / "a.wav", 500)
+    lettered = "Which instrument?\n(A) piano\n(B) A flute"
+    rows = [
+        {"audio": "a.wav", "instruction": "Which?", "choices": ["piano", "flute"], "answer": "flute"},
+        {"audio": "a.wav", "instruction": lettered, "answer": "(B) A flute"},
+        {"audio": "a.wav", "instruction": lettered, "answer": "drums"},
+    ]
+    (tmp_path / "muchomusic.json").write_text(json.dumps(rows))
+    found = open_benchmark("audiobench", tmp_path / "muchomusic.json")
+    assert [item.choices for item in found.items] == [["piano", "flute"], ["piano", "A flute"], ["piano", "A flute"]]
+    assert [item.gold for item in found.items] == ["flute", "A flute", ""]
+    assert found.items[1].question == "Which instrument?"
+    assert list(found.errors) == ["muchomusic/2"] and "'drums' is none of the options" in found.errors["muchomusic/2"]
+    score = SCORERS["audiobench"].score(answer(found.items[1], "B"))
+    assert score is not None and score.value == 1
+    paths = get_benchmark("audiobench").submission([answer(found.items[0], "<answer>flute</answer>")], tmp_path / "out")
+    assert json.loads(paths[0].read_text())[0]["model_prediction"] == "flute"
+
+
+def test_audiobench_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('[{"audio": "a.wav", "instruction": "?"}]')
+    with pytest.raises(ConfigError, match="a path that names its set"):
+        open_benchmark("audiobench", tmp_path / "x.json")
+    with pytest.raises(ConfigError, match="did you mean 'clotho_aqa'"):
+        open_benchmark("audiobench", tmp_path / "x.json", set="clotho")
+    with pytest.raises(AudioLLMError, match=r"x\.json: \[0\]: expected 'answer' or 'reference'"):
+        open_benchmark("audiobench", tmp_path / "x.json", set="clotho_aqa")
+    (tmp_path / "x.json").write_text('[{"audio": "a.wav"}, 3]')
+    with pytest.raises(AudioLLMError, match=r"\[1\]: expected an object, found int"):
+        open_benchmark("audiobench", tmp_path / "x.json", set="clotho_aqa")
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(AudioLLMError, match=r"x\.parquet: expected a Parquet file"):
+        open_benchmark("audiobench", tmp_path / "x.parquet", set="clotho_aqa")
+
+
+# ------------------------------------------------------------------------------------------------ text scores
+
+
+def test_stems_are_porters() -> None:
+    assert {word: stem(word) for word in OTHERS["stems"]} == OTHERS["stems"]
+
+
+def test_meteor_is_the_common_ports_without_synonyms() -> None:
+    for case in OTHERS["meteor"]:
+        assert meteor(case["said"], case["reference"])[0] == pytest.approx(case["meteor"], abs=1e-12), case
+
+
+@given(st.lists(st.sampled_from("a dog barks rain falls on the roof".split()), min_size=1, max_size=12, unique=True))
+def test_meteor_of_a_text_with_itself_is_the_best_there_is(text: list[str]) -> None:
+    said = " ".join(text)
+    best, _ = meteor(said, said)
+    assert best == pytest.approx(1 - 0.5 / len(text) ** 3)
+    assert meteor(" ".join(reversed(text)), said)[0] <= best + 1e-12
+    assert meteor(said + " zebra", said)[0] < best
+    assert meteor("zebra", said)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("raw", "gold", "values"),
+    [
+        ("A dog.", "a dog", (1, 1)),
+        ("<think>a cat</think><answer>It is a dog barking</answer>", "a dog", (0, 1)),
+        ("<think>a dog", "a dog", (0, 0)),
+        ("hot dogs", "a dog", (0, 0)),
+        ("", "a dog", (0, 0)),
+    ],
+)
+def test_string_scores(raw: str, gold: str, values: tuple[int, int]) -> None:
+    row = Prediction("x", "question", "audiobench", "?", [], gold, raw=raw)
+    found = [SCORERS[name].score(row) for name in ("string-exact", "string-contains")]
+    assert tuple(score.value for score in found if score) == values

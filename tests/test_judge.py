@@ -1,0 +1,162 @@
+"""The judge: asked once, kept on disk, read strictly, and no score where it talks nonsense."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from audio_llm.errors import AudioLLMError, ConfigError
+from eval.predictions import Prediction
+from eval.scorers import SCORERS, Scorer, get_scorers
+from eval.scorers.judge import BINARY, GRADED, read_rating
+
+
+class JudgeServer(BaseHTTPRequestHandler):
+    """A judge that rates by how many words of the reference it sees in the answer, or says `says`."""
+
+    asked: list[dict]
+    says = ""
+
+    def do_GET(self) -> None:
+        self._reply(200, {"data": [{"id": "wise"}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(body)
+        text = body["messages"][0]["content"]
+        reference, answer = (text.split(f"\n{name}:\n")[1].split("\n\n")[0].split() for name in ("Reference", "Answer"))
+        if answer == ["refuse"]:
+            return self._reply(400, {"error": {"message": "no such thing"}})
+        rating = round(5 * len(set(answer) & set(reference)) / len(reference))
+        said = self.says or f"They share words.\nRating: {rating}"
+        return self._reply(200, {"choices": [{"message": {"content": said}}]})
+
+    def _reply(self, code: int, tree: dict) -> None:
+        data = json.dumps(tree).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def judge_server(says: str = "") -> Iterator[tuple[str, list[dict]]]:
+    asked: list[dict] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("OneJudge", (JudgeServer,), {"asked": asked, "says": says}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def row(number: int, raw: str, gold: str = "rain on roof") -> Prediction:
+    return Prediction(f"x{number}", "question", "audiobench", "What is heard?", [], gold, raw=raw)
+
+
+def judge(name: str = "judge", **settings: str) -> Scorer:
+    return get_scorers([name], {name: settings} if settings else None)[0]
+
+
+ROWS = [
+    row(0, "<think>hail? no</think><answer>rain on roof</answer>"),
+    row(1, "rain"),
+    row(2, "hail"),
+    row(3, "<think>rain on roof"),
+    row(4, "<answer></answer>"),
+]
+
+
+def test_answers_are_rated_once_and_kept(tmp_path: Path) -> None:
+    cache = str(tmp_path / "deep" / "judge.jsonl")
+    with judge_server() as (url, asked):
+        scorer = judge(url=url, cache=cache)
+        scorer.prepare(ROWS)  # type: ignore[attr-defined]
+        scores = [scorer.score(entry) for entry in ROWS]
+        assert [score and score.value for score in scores] == [1.0, 0.4, 0.0, 0.0, 0.0]
+        assert [score and score.parsed for score in scores] == [True, True, True, False, False]
+        assert "rated 2 of 5 by wise" in str(scores[1])
+        assert len(asked) == 3, "nobody is asked about an answer that is not there"
+        assert all(body["temperature"] == 0 and "hail? no" not in str(body) for body in asked)
+        again = judge(url=url, cache=cache)
+        again.prepare(ROWS)  # type: ignore[attr-defined]
+        assert [again.score(entry) for entry in ROWS] == scores and len(asked) == 3
+    alone = judge(model="wise", cache=cache)  # the judge is gone
+    assert [alone.score(entry) for entry in ROWS] == scores
+    assert alone.score(row(5, "thunder")) is None
+    assert list(alone.problems.values()) == ["not judged yet"]  # type: ignore[attr-defined]
+    assert judge(model="other", cache=cache).score(ROWS[0]) is None
+
+
+@pytest.mark.parametrize(
+    ("says", "why"),
+    [
+        ("I would give it a four.", "no line 'Rating: N'"),
+        ("Rating: 4\nRating: 5", "2 ratings"),
+        ("Rating: 4\nThat is my view.", "words after one"),
+        ("Well.\nRating: 6", "'6' is none of 0 to 5"),
+        ("Well.\nRating: 4.5", "'4.5' is none"),
+        ("Well.\nRating: five", "'five' is none"),
+        ("Well.\nRating: 4/5", "'4/5' is none"),
+    ],
+)
+def test_nonsense_is_no_score_with_its_reason(tmp_path: Path, says: str, why: str) -> None:
+    with judge_server(says) as (url, asked):
+        scorer = judge(url=url, cache=str(tmp_path / "c.jsonl"))
+        scorer.prepare(ROWS[:3])  # type: ignore[attr-defined]
+        assert [scorer.score(entry) for entry in ROWS[:3]] == [None] * 3
+        problems = scorer.problems  # type: ignore[attr-defined]
+        assert set(problems) == {entry.key for entry in ROWS[:3]} and all(why in text for text in problems.values())
+        assert len(asked) == 3
+        assert scorer.score(ROWS[4]) is not None
+
+
+def test_a_refusal_is_that_rows_alone_and_a_dead_judge_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    cache = str(tmp_path / "c.jsonl")
+    with judge_server() as (url, _):
+        scorer = judge(url=url, cache=cache)
+        rows = [row(0, "rain"), row(1, "refuse"), row(2, "roof")]
+        scorer.prepare(rows)  # type: ignore[attr-defined]
+        assert [scorer.score(entry) is not None for entry in rows] == [True, False, True]
+        assert "no such thing" in scorer.problems[rows[1].key]  # type: ignore[attr-defined]
+    with pytest.raises(AudioLLMError, match="/chat/completions: expected a reply"):
+        scorer.prepare([row(3, "thunder")])  # type: ignore[attr-defined]
+    assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 2, "what it said before is kept"
+
+
+def test_several_references_stand_in_one_question(tmp_path: Path) -> None:
+    entry = row(0, "drops")
+    entry.meta["references"] = ["drops fall"]
+    with judge_server() as (url, asked):
+        judge(url=url, cache=str(tmp_path / "c.jsonl")).score(entry)
+    assert "Reference:\nrain on roof\ndrops fall\n" in asked[0]["messages"][0]["content"]
+
+
+def test_without_settings_it_does_not_apply_and_wrong_ones_are_named() -> None:
+    assert SCORERS["judge"].score(ROWS[0]) is None
+    with pytest.raises(ConfigError, match="did you mean 'model'"):
+        judge(modle="x")
+    with pytest.raises(ConfigError, match="expected url"):
+        judge(cache="x")
+
+
+@given(st.integers(0, 5), st.text(alphabet="abc .:\n*", max_size=40))
+def test_a_rating_on_a_line_of_its_own_is_read(rating: int, before: str) -> None:
+    assert read_rating(f"{before}\nRating: {rating}\n", GRADED.best) == (rating, "")
+    assert read_rating(f"{before}\n**Rating: {rating}**", GRADED.best) == (rating, "")
+    assert (read_rating(f"{before}\nrating:  {rating}", BINARY.best)[0] is None) == (rating > 1)
