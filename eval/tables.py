@@ -13,7 +13,7 @@ from audio_llm.files import write_json, write_lines
 from eval.controls import CONTROLS, DEAF
 from eval.predictions import Prediction
 from eval.scorers import SCORERS, Scorer
-from eval.scorers.base import Aggregating, Score
+from eval.scorers.base import Aggregating, Asking, Score
 from eval.scoring import (
     HEADLINE,
     Cell,
@@ -127,9 +127,13 @@ def score_all(rows: Sequence[Prediction], scorers: Sequence[Scorer], *, seed: in
     """Every pass under every scorer that applies to it, in the scorers' order."""
     lines = []
     spectrum: dict[str, list[Reading]] = {}
+    for scorer in scorers:
+        if isinstance(scorer, Asking):
+            scorer.prepare(rows)
     for name, found in passes_of(rows).items():
         for scorer in scorers:
             pairs = [(row, score) for row in found if (score := scorer.score(row)) is not None]
+            lines += [unscored_line(scorer, row, why) for row, why in problems_of(scorer, found)]
             if not pairs:
                 continue
             kept, scores = [row for row, _ in pairs], [score for _, score in pairs]
@@ -142,6 +146,25 @@ def score_all(rows: Sequence[Prediction], scorers: Sequence[Scorer], *, seed: in
                 for row, score in pairs
             ]
     return Scored(spectrum, lines)
+
+
+def problems_of(scorer: Scorer, rows: Sequence[Prediction]) -> list[tuple[Prediction, str]]:
+    """Of `rows`, those that a scorer which asks somebody else could not score, and why."""
+    if not isinstance(scorer, Asking):
+        return []
+    return [(row, scorer.problems[row.key]) for row in rows if row.key in scorer.problems]
+
+
+def unscored_line(scorer: Scorer, row: Prediction, why: str) -> dict[str, Any]:
+    """The line of a row without a score: it is in no figure, and the reason stands where the explanation would."""
+    return {"scorer": scorer.name, "version": scorer.version, "control": row.control} | {
+        "temperature": row.temperature,
+        "sample": row.sample,
+        "id": row.id,
+        "question_type": row.question_type,
+        "value": None,
+        "explanation": f"no score: {why}",
+    }
 
 
 class Stored:
@@ -178,6 +201,12 @@ def print_spectrum(scored: Scored) -> None:
             print(f"  {reading.scorer:<26} {_line(reading.cell)}")
             for figure, value in reading.figures.items():
                 print(f"      {figure:<46} {value:.4f}")
+    unscored = [line for line in scored.lines if line["value"] is None]
+    if unscored:
+        first = unscored[0]
+        print(
+            f"\n{len(unscored)} answers have no score; the first, '{first['id']}' by {first['scorer']}: {first['explanation']}"
+        )
 
 
 def to_plain(value: Any) -> Any:

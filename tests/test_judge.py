@@ -160,3 +160,19 @@ def test_a_rating_on_a_line_of_its_own_is_read(rating: int, before: str) -> None
     assert read_rating(f"{before}\nRating: {rating}\n", GRADED.best) == (rating, "")
     assert read_rating(f"{before}\n**Rating: {rating}**", GRADED.best) == (rating, "")
     assert (read_rating(f"{before}\nrating:  {rating}", BINARY.best)[0] is None) == (rating > 1)
+
+
+def test_rescoring_shows_what_has_no_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from audio_llm.cli import main
+    from eval.predictions import FILE_NAME, PredictionWriter
+
+    with PredictionWriter(tmp_path / "run" / FILE_NAME) as writer:
+        writer.write(ROWS)
+    settings = ["--with", f"judge.cache={tmp_path / 'c.jsonl'}", "--scorers", "string-contains,judge"]
+    with judge_server("maybe") as (url, asked):
+        assert main(["rescore", str(tmp_path / "run"), *settings, "--with", f"judge.url={url}"]) == 0
+    assert len(asked) == 3
+    shown = capsys.readouterr().out
+    assert "3 answers have no score; the first, 'x0' by judge: no score: no line 'Rating: N'" in shown
+    lines = [json.loads(line) for line in (tmp_path / "run" / "scores.jsonl").read_text().splitlines()]
+    assert [line["value"] for line in lines if line["scorer"] == "judge"].count(None) == 3
