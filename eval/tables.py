@@ -204,9 +204,8 @@ def print_spectrum(scored: Scored) -> None:
     unscored = [line for line in scored.lines if line["value"] is None]
     if unscored:
         first = unscored[0]
-        print(
-            f"\n{len(unscored)} answers have no score; the first, '{first['id']}' by {first['scorer']}: {first['explanation']}"
-        )
+        who = f"'{first['id']}' by {first['scorer']}"
+        print(f"\n{len(unscored)} answers have no score; the first, {who}: {first['explanation']}")
 
 
 def to_plain(value: Any) -> Any:
