@@ -135,6 +135,8 @@ class Block(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(size) for _ in range(3))
         self.text_attention = nn.MultiheadAttention(size, heads, dropout, batch_first=True)
         self.audio_attention = nn.MultiheadAttention(size, heads, dropout, batch_first=True)
+        # Whether a sound is the one a word names is a product of the two. From sums alone a small model learns that late.
+        self.agreement = nn.Linear(size, size, bias=False)
         self.mlp = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
         self.dropout = nn.Dropout(dropout)
 
@@ -148,8 +150,9 @@ class Block(nn.Module):
         inner = self.text_attention(inner, inner, inner, text_padding.flatten(0, 1), need_weights=False)[0]
         text = text + self.dropout(inner.unflatten(0, (batch, rows)))
         inner = self.norms[1](text).flatten(1, 2)
-        inner = self.audio_attention(inner, heard, heard, heard_padding, need_weights=False)[0]
-        text = text + self.dropout(inner.unflatten(1, (rows, length)))
+        found = self.audio_attention(inner, heard, heard, heard_padding, need_weights=False)[0]
+        found = found + self.agreement(inner * found)
+        text = text + self.dropout(found.unflatten(1, (rows, length)))
         return text + self.dropout(self.mlp(self.norms[2](text)))
 
 

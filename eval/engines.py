@@ -88,6 +88,10 @@ def open_engine(
         raise CheckpointError(describe(f"model {model}", "a checkpoint folder with config.json", "none"))
     if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
         raise CheckpointError(describe(f"adapter {adapter}", "a PEFT adapter with adapter_config.json", "none"))
+    from eval.echotwin import EchoTwinEngine, is_echotwin_folder
+
+    if is_echotwin_folder(model):
+        return EchoTwinEngine(model, batch_size or 16)
     if kind == "auto":
         kind = "vllm" if find_spec("vllm") else "transformers"
     if kind == "vllm":

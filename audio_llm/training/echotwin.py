@@ -36,7 +36,6 @@ from audio_llm.training.echotwin_data import (
     QuestionDataset,
     RunDataset,
     accuracy,
-    option_scores,
 )
 from audio_llm.training.language_model import check_reloaded
 from audio_llm.training.supervised import freeze_below
@@ -208,8 +207,7 @@ class EchoTwinTrainer(Trainer):
         assert self.validation is not None
         before = [log["eval_accuracy"] for log in self.state.log_history if "eval_accuracy" in log]
         model: Any = self.accelerator.unwrap_model(self.model)
-        rows = self.validation.questions
-        found = accuracy(option_scores(model, self.data_collator, rows, self.args.eval_batch_size), rows)  # type: ignore[arg-type]
+        found = accuracy(model, self.data_collator, self.validation, self.args.eval_batch_size)  # type: ignore[arg-type]
         metrics = {f"{metric_key_prefix}_accuracy": found}
         if self.state.is_world_process_zero and found > max(before, default=-1.0):
             save_echotwin(self.recipe.output, model, self.tokenizer)
@@ -248,10 +246,10 @@ def read_questions(paths: Sequence[Path], audio: Path | None) -> tuple[list[dcas
 
 
 def open_questions(
-    recipe: EchoTwinRecipe, questions: Sequence[dcase_aqa.Question], model: EchoTwin, listener: Listener, name: str
+    recipe: EchoTwinRecipe, questions: Sequence[dcase_aqa.Question], listener: Listener, name: str
 ) -> QuestionDataset:
     """The usable questions. :class:`TrainingError` where there are none, or too many had to be left out."""
-    dataset = QuestionDataset(questions, model, listener)
+    dataset = QuestionDataset(questions, listener)
     share = len(dataset.rejects) / max(1, len(questions))
     if not len(dataset) or share > recipe.max_rejects:
         first = next(iter(dataset.rejects.items()), ("", "no questions"))
@@ -279,8 +277,8 @@ def fit(recipe: EchoTwinRecipe) -> dict[str, Any]:
         return done
     model, tokenizer = build_model(recipe, rows)
     listener = Listener(model, recipe.cache, learning=recipe.unfreeze > 0)
-    train = open_questions(recipe, rows, model, listener, "training")
-    validation = open_questions(recipe, held_out, model, listener, "validation") if held_out else None
+    train = open_questions(recipe, rows, listener, "training")
+    validation = open_questions(recipe, held_out, listener, "validation") if held_out else None
     trainer = build_trainer(recipe, arguments, model, tokenizer, train, validation, position)
     files.write_lines(
         recipe.output / "rejects.jsonl", [{"sample": name, "reason": why} for name, why in train.rejects.items()]
@@ -354,9 +352,8 @@ def build_trainer(
     position: dict[str, Any],
 ) -> EchoTwinTrainer:
     """The trainer of a run with its data, callbacks and files."""
-    listener = train.listener
     known = [*train.questions, *(validation.questions if validation else [])]
-    collator = Collator(model, tokenizer, listener, max(len(row.choices) for row in known), recipe.permute)
+    collator = Collator(model, tokenizer, max(len(row.choices) for row in known), recipe.permute)
     per_step = recipe.batch_size * arguments.world_size
     trainer = EchoTwinTrainer(
         recipe=recipe,

@@ -22,13 +22,6 @@ from audio_llm.training.encoder_cache import EncoderCache
 BATCH_WINDOWS = 32  # through the frozen tower at a time
 
 
-class Asked(NamedTuple):
-    """A question as an item of a batch; `draw` seeds what is random about it in training."""
-
-    question: Question
-    draw: tuple[int, int] | None = None
-
-
 class Heard(NamedTuple):
     """A recording's tokens (n, hidden) and their centres in seconds (n,)."""
 
@@ -36,17 +29,29 @@ class Heard(NamedTuple):
     seconds: Tensor
 
 
+class Asked(NamedTuple):
+    """A question as an item of a batch. `heard` is a recording's tokens, or its windows for a tower that learns.
+
+    `answer` is an index into `choices`; `draw` seeds what is random about the item in training.
+    """
+
+    question: str
+    choices: tuple[str, ...]
+    answer: int | None
+    heard: Heard | list[np.ndarray] | None
+    draw: tuple[int, int] | None = None
+
+
 @dataclass
 class Listener:
     """Recordings through the audio tower of `model`, each once; `cache` is a folder shared by runs, or None.
 
-    `rejects` has a line for every recording that cannot be used; the rule is one for training and for prediction.
+    `rejects` holds why a recording cannot be used; the rule is one for training and for prediction.
     """
 
     model: EchoTwin
     cache: Path | None = None
     learning: bool = False  # the tower is trained: recordings are only checked here, and heard in every batch anew
-    silent: bool = False  # digital silence of the same length instead: the control
     rejects: dict[Any, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -56,62 +61,62 @@ class Listener:
             kind = "columns" if self.model.config.columns else "tokens"
             self._encode = EncoderCache(self.cache / kind, self.model)
 
-    def __getitem__(self, question: Question) -> Heard:
-        return self._known[question.audio]
-
     def listen(self, questions: Iterable[Question], quiet: bool = False) -> None:
         """Hear every recording that was not heard yet."""
         from tqdm import tqdm
 
         known = self._known.keys() | self.rejects.keys()
         wanted = {question.audio: question for question in questions if question.audio not in known}
-        waiting: list[tuple[Any, list[np.ndarray]]] = []
-        self.model.eval()
+        waiting: dict[Any, list[np.ndarray]] = {}
         for clip, question in tqdm(wanted.items(), desc="listen", unit="clip", disable=quiet, leave=False):
             try:
-                windows = self.windows(question)
-                if not self.learning:
-                    waiting.append((clip, windows))
+                windows = self.windows(question.waveform())
             except AudioLLMError as error:
                 self.rejects[clip] = str(error)
-            if sum(len(windows) for _, windows in waiting) >= BATCH_WINDOWS:
-                self._hear(waiting)
-                waiting = []
-        self._hear(waiting)
+                continue
+            if not self.learning:
+                waiting[clip] = windows
+            if sum(map(len, waiting.values())) >= BATCH_WINDOWS:
+                self._known |= dict(zip(waiting, self.hear(list(waiting.values())), strict=True))
+                waiting = {}
+        self._known |= dict(zip(waiting, self.hear(list(waiting.values())), strict=True))
 
-    def windows(self, question: Question) -> list[np.ndarray]:
-        """What the tower is given of a question's recording. Raises :class:`AudioError`."""
-        waveform = question.waveform()
-        if self.silent:
-            waveform = Waveform(np.zeros_like(waveform.samples), waveform.sample_rate, waveform.layout)
+    def ask(self, question: Question, draw: tuple[int, int] | None = None) -> Asked:
+        """A question whose recording was listened to, as an item."""
+        heard: Any = None
+        if self.model.config.listen:
+            heard = self.windows(question.waveform()) if self.learning else self._known[question.audio]
+        return Asked(question.question, question.choices, question.answer, heard, draw)
+
+    def windows(self, waveform: Waveform) -> list[np.ndarray]:
+        """What the tower is given of a recording. Raises :class:`AudioError`."""
         return audio_windows(waveform, self.model.audio_enc, self.model.config)
 
-    def _hear(self, clips: Sequence[tuple[Any, list[np.ndarray]]]) -> None:
-        windows = [window for _, parts in clips for window in parts]
-        found: list[Tensor] = []
+    def hear(self, recordings: Sequence[list[np.ndarray]]) -> list[Heard]:
+        """Recordings, each as its windows, to what the model hears of them."""
+        windows = [window for parts in recordings for window in parts]
+        found: list[tuple[Tensor, Tensor]] = []
         for start in range(0, len(windows), BATCH_WINDOWS):
             found += self._tokens(windows[start : start + BATCH_WINDOWS])
-        position = 0
-        for clip, parts in clips:
-            mine, position = found[position : position + len(parts)], position + len(parts)
-            self._known[clip] = self._joined(mine)
+        result, rest = [], iter(found)
+        for parts in recordings:
+            mine = [next(rest) for _ in parts]
+            tokens, mask = (torch.cat(pieces) for pieces in zip(*mine, strict=True))
+            seconds = torch.cat([self.model.token_seconds(len(piece), n) for n, (piece, _) in enumerate(mine)])
+            result.append(Heard(tokens[mask], seconds[mask]))
+        return result
 
     @torch.no_grad()
-    def _tokens(self, windows: Sequence[np.ndarray]) -> list[Tensor]:
-        """Per window its tokens (n, hidden) with NaN where nothing may be attended to."""
+    def _tokens(self, windows: Sequence[np.ndarray]) -> list[tuple[Tensor, Tensor]]:
+        """Per window its tokens (n, hidden) and mask (n,)."""
+        self.model.audio_enc.eval()
         waveform, lengths = stack_windows(windows)
         device = next(self.model.parameters()).device
         tokens, mask = self._encode(waveform.to(device), lengths.to(device))
         if not torch.isfinite(tokens[mask]).all():
-            cure = "The features are computed in float32; the weights of the encoder are damaged."
+            cure = "Features are computed in float32, so the weights of the encoder are damaged."
             raise TrainingError(describe("audio tower", "finite tokens", "NaN or infinity", cure))
-        return list(tokens.float().masked_fill(~mask[..., None], torch.nan).cpu())
-
-    def _joined(self, windows: Sequence[Tensor]) -> Heard:
-        tokens = torch.cat(list(windows))
-        seconds = torch.cat([self.model.token_seconds(len(w), number) for number, w in enumerate(windows)])
-        kept = ~tokens[:, 0].isnan()
-        return Heard(tokens[kept], seconds[kept])
+        return list(zip(tokens.float().cpu(), mask.cpu(), strict=True))
 
 
 def stack_windows(windows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -127,13 +132,14 @@ class QuestionDataset(Dataset):
     `rejects` names the others by id, with the reason; the rule is the same for training, validation and scoring.
     """
 
-    def __init__(self, questions: Sequence[Question], model: EchoTwin, listener: Listener, quiet: bool = False) -> None:
-        if model.config.listen:
+    def __init__(self, questions: Sequence[Question], listener: Listener, quiet: bool = False) -> None:
+        config = listener.model.config
+        if config.listen:
             listener.listen(questions, quiet)
         self.listener = listener
         self.questions: list[Question] = []
         self.rejects: dict[str, str] = {}
-        letters = model.config.num_letters if model.config.head == "letters" else None
+        letters = config.num_letters if config.head == "letters" else None
         for question in questions:
             reason = listener.rejects.get(question.audio) or reason_against(question, letters)
             if reason:
@@ -145,7 +151,16 @@ class QuestionDataset(Dataset):
         return len(self.questions)
 
     def __getitem__(self, index: int) -> Asked:
-        return Asked(self.questions[index])
+        return self.listener.ask(self.questions[index])
+
+
+def reason_against(question: Question, letters: int | None) -> str:
+    """Why a question cannot be learnt from, "" where it can; `letters` are as many options as a letter head knows."""
+    if question.answer is None:
+        return question.problem or "no answer"
+    if letters is not None and len(question.choices) > letters:
+        return f"{len(question.choices)} options, the letter head has {letters}"
+    return "" if len(question.choices) > 1 else "a single option"
 
 
 class RunDataset(Dataset):
@@ -166,16 +181,8 @@ class RunDataset(Dataset):
         if epoch != self._epoch:
             self._epoch = epoch
             self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.questions))
-        return Asked(self.questions.questions[self._order[place]], (self.seed, position))
-
-
-def reason_against(question: Question, letters: int | None) -> str:
-    """Why a question cannot be learnt from, "" where it can; `letters` are as many options as a letter head knows."""
-    if question.answer is None:
-        return question.problem or "no answer"
-    if letters is not None and len(question.choices) > letters:
-        return f"{len(question.choices)} options, the letter head has {letters}"
-    return "" if len(question.choices) > 1 else "a single option"
+        question = self.questions.questions[self._order[place]]
+        return self.questions.listener.ask(question, (self.seed, position))
 
 
 class Collator:
@@ -186,46 +193,41 @@ class Collator:
     letter head sees the options of a training question in another order each time.
     """
 
-    def __init__(
-        self, model: EchoTwin, tokenizer: Any, listener: Listener, options: int, permute: bool = False
-    ) -> None:
-        self.config, self.tokenizer, self.listener = model.config, tokenizer, listener
+    def __init__(self, model: EchoTwin, tokenizer: Any, options: int, permute: bool = False) -> None:
+        self.config, self.tokenizer = model.config, tokenizer
         self.options = model.config.num_letters if model.config.head == "letters" else options
         self.permute = permute and model.config.head == "letters"
 
     def order(self, item: Asked) -> list[int]:
         """Which of the choices stands where in the batch."""
-        choices = item.question.choices
         if self.config.head == "options":
-            return sorted(range(len(choices)), key=lambda place: choices[place])
+            return sorted(range(len(item.choices)), key=lambda place: item.choices[place])
         if self.permute and item.draw is not None:
-            return np.random.default_rng(item.draw).permutation(len(choices)).tolist()
-        return list(range(len(choices)))
+            return np.random.default_rng(item.draw).permutation(len(item.choices)).tolist()
+        return list(range(len(item.choices)))
 
     def __call__(self, items: Sequence[Asked]) -> dict[str, Tensor]:
-        questions = [item.question for item in items]
         orders = [self.order(item) for item in items]
         rows = [
-            read_text(self.tokenizer, question.question, [question.choices[place] for place in order], self.config)
-            for question, order in zip(questions, orders, strict=True)
+            read_text(self.tokenizer, item.question, [item.choices[place] for place in order], self.config)
+            for item, order in zip(items, orders, strict=True)
         ]
         batch = self._text(rows)
         sizes = torch.tensor([len(order) for order in orders])
         batch["option_mask"] = torch.arange(self.options) < sizes[:, None]
         if self.config.listen:
-            batch |= self._audio(questions)
-        answers = [question.answer for question in questions]
-        if None not in answers:
-            batch["labels"] = torch.tensor([o.index(int(a or 0)) for o, a in zip(orders, answers, strict=True)])
+            batch |= self._audio(items)
+        if all(item.answer is not None for item in items):
+            places = [order.index(item.answer or 0) for item, order in zip(items, orders, strict=True)]
+            batch["labels"] = torch.tensor(places)
         return batch
 
-    def _audio(self, questions: Sequence[Question]) -> dict[str, Tensor]:
-        if self.listener.learning:
-            parts = [self.listener.windows(question) for question in questions]
-            waveform, lengths = stack_windows([window for windows in parts for window in windows])
-            counts = torch.tensor([len(windows) for windows in parts])
+    def _audio(self, items: Sequence[Asked]) -> dict[str, Tensor]:
+        heard: list[Any] = [item.heard for item in items]
+        if not isinstance(heard[0], Heard):
+            waveform, lengths = stack_windows([window for windows in heard for window in windows])
+            counts = torch.tensor([len(windows) for windows in heard])
             return {"waveform": waveform, "audio_lengths": lengths, "audio_windows": counts}
-        heard = [self.listener[question] for question in questions]
         tokens = pad_sequence([part.tokens for part in heard], batch_first=True)
         seconds = pad_sequence([part.seconds for part in heard], batch_first=True)
         counts = torch.tensor([len(part.seconds) for part in heard])
@@ -247,34 +249,30 @@ class Collator:
         batch["attention_mask"][:, :, 0] = 1
         return batch
 
-    def asked_order(self, scores: Sequence[float], question: Question) -> list[float]:
-        """Scores of a batch's row, in the order in which the question has its choices."""
-        order = self.order(Asked(question))
+    def asked_order(self, scores: Sequence[float], item: Asked) -> list[float]:
+        """Scores of a batch's row, in the order in which the item has its choices."""
+        order = self.order(item)
         return [scores[order.index(place)] for place in range(len(order))]
 
 
 @torch.inference_mode()
-def option_scores(
-    model: EchoTwin, collator: Collator, questions: Sequence[Question], batch_size: int, quiet: bool = True
-) -> list[list[float]]:
-    """Log-probabilities of every question's choices, in the order in which it has them."""
-    from tqdm import tqdm
-
+def option_scores(model: EchoTwin, collator: Collator, items: Sequence[Asked]) -> list[list[float]]:
+    """Log-probabilities of every item's choices, in the order in which it has them; one batch."""
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    found: list[list[float]] = []
-    for start in tqdm(range(0, len(questions), batch_size), desc="answer", disable=quiet, leave=False):
-        part = questions[start : start + batch_size]
-        batch = {name: value.to(device) for name, value in collator([Asked(question) for question in part]).items()}
-        batch.pop("labels", None)
-        rows = model(**batch)["logits"].log_softmax(dim=1).tolist()
-        found += [collator.asked_order(row, question) for row, question in zip(rows, part, strict=True)]
+    batch = {name: value.to(device) for name, value in collator(items).items()}
+    batch.pop("labels", None)
+    rows = model(**batch)["logits"].log_softmax(dim=1).tolist()
     model.train(training)
-    return found
+    return [collator.asked_order(row, item) for row, item in zip(rows, items, strict=True)]
 
 
-def accuracy(scores: Sequence[Sequence[float]], questions: Sequence[Question]) -> float:
+def accuracy(model: EchoTwin, collator: Collator, questions: QuestionDataset, batch_size: int) -> float:
     """Share of questions whose best-scored choice is the right one."""
-    right = [row.index(max(row)) == question.answer for row, question in zip(scores, questions, strict=True)]
-    return sum(right) / max(1, len(right))
+    right = 0
+    for start in range(0, len(questions), batch_size):
+        items = [questions[index] for index in range(start, min(start + batch_size, len(questions)))]
+        scores = option_scores(model, collator, items)
+        right += sum(row.index(max(row)) == item.answer for row, item in zip(scores, items, strict=True))
+    return right / max(1, len(questions))
