@@ -10,7 +10,7 @@ from audio_llm.errors import AudioLLMError, nearest
 
 ORDER = (
     *("doctor", "prep", "inspect", "train", "folds", "predict", "sft", "grpo"),
-    *("eval", "report", "serve", "ask", "convert"),
+    *("eval", "rescore", "compare", "report", "export-tasks", "serve", "ask", "convert"),
 )
 
 
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: audio-llm VERB ...\n\nTeach a language model to listen.\n\nverbs:")
         for name in names:
-            print(f"  {name:<9} {verbs[name].load().HELP}")
+            print(f"  {name:<12} {verbs[name].load().HELP}")
         print("\n'audio-llm VERB --help' tells more.")
         return 0 if argv else 2
     if argv[0] == "--version":

@@ -1,0 +1,47 @@
+"""``audio-llm export-tasks DATA``: questions of a benchmark as a task folder of lmms-eval."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+HELP = "write a benchmark's questions as an lmms-eval task folder, with their sound and our scorer"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", nargs="+", help="the benchmark's data, as for audio-llm eval")
+    parser.add_argument("--benchmark", default="scenes", help="scenes (shard folders), mmau, …: docs/benchmarks.md")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the benchmark")
+    parser.add_argument("--out", required=True, help="folder of tasks: --include_path of lmms-eval")
+    parser.add_argument("--task", metavar="NAME", help="the task's name (default: audio_llm_BENCHMARK)")
+    parser.add_argument("--scorer", help="whose values are the metric (default: the benchmark's first)")
+    parser.add_argument("--limit", type=int, help="this many questions, drawn by the seed")
+    parser.add_argument("--seed", type=int, default=0, help="of --limit (default: 0)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace) -> int:
+    from eval.benchmarks import get_benchmark, open_benchmark
+    from eval.cli.options import key_values
+    from eval.handover import export_task
+    from eval.runner import choose
+
+    benchmark = get_benchmark(args.benchmark)
+    opened = open_benchmark(args.benchmark, args.data, **key_values("--option", args.option))
+    exported = export_task(
+        choose(opened, args.limit, args.seed),
+        args.task or f"audio_llm_{args.benchmark}",
+        args.out,
+        scorer=args.scorer or benchmark.scorers[0],
+        title=benchmark.title,
+        progress=not args.quiet,
+    )
+    print(f"{exported.folder}: {exported.questions} questions")
+    print(
+        f"lmms_eval --model audio_llm --model_args base_url=http://HOST:PORT --include_path {exported.folder.parent} "
+        f"--tasks {exported.folder.name}"
+    )
+    if exported.left_out:
+        first = next(iter(exported.left_out.items()))
+        print(f"{len(exported.left_out)} questions left out; the first, '{first[0]}': {first[1]}", file=sys.stderr)
+    return 0

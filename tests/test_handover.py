@@ -1,0 +1,168 @@
+"""Exported lmms-eval tasks: read as lmms-eval reads them, with the sound and the scores that we give ourselves."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+from audio_llm.audio import Waveform, decode
+from audio_llm.cli import main
+from audio_llm.errors import AudioError, ConfigError, DataError
+from eval.benchmarks.base import Collection, Item
+from eval.handover import audio_part, export_task
+from eval.predictions import Prediction
+from eval.scorers import SCORERS
+
+
+def collection(count: int = 6, channels: int = 2) -> Collection:
+    rng = np.random.default_rng(0)
+    layout = {1: "mono", 2: "stereo", 4: "foa"}[channels]
+    waves = [Waveform(rng.uniform(-0.5, 0.5, (channels, 800)).astype(np.float32), 16_000, layout) for _ in range(count)]
+    items = [
+        Item(f"q{n}", f"Which is {n}?", ["rain", "wind"], "rain", "kind", "format", f"c{n // 2}", {"a": [n]})
+        for n in range(count)
+    ]
+    return Collection(items, load=lambda index: waves[index // 2])  # two questions a clip
+
+
+def loaded(folder: Path) -> dict[str, Any]:
+    """The task's YAML with its functions, found as lmms-eval finds them."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    def function(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Callable[..., Any]:
+        module, name = str(loader.construct_scalar(node)).rsplit(".", 1)
+        spec = importlib.util.spec_from_file_location(f"{folder.name}_{module}", folder / f"{module}.py")
+        assert spec and spec.loader
+        found = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(found)
+        return getattr(found, name)
+
+    Loader.add_constructor("!function", function)
+    (path,) = folder.glob("*.yaml")
+    return yaml.load(path.read_text(), Loader=Loader)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_a_task_folder_holds_questions_sound_and_our_scorer(tmp_path: Path, channels: int) -> None:
+    source = collection(channels=channels)
+    exported = export_task(source, "audio_llm_test", tmp_path, scorer="option-resolution", title="Test")
+    assert exported.questions == 6 and not exported.left_out
+    task = loaded(exported.folder)
+    assert task["task"] == "audio_llm_test" and task["metric_list"][0]["metric"] == "option-resolution"
+    docs = [json.loads(line) for line in Path(task["dataset_kwargs"]["data_files"]["test"]).read_text().splitlines()]
+    assert len({doc["audio"] for doc in docs}) == 3 == len(list((exported.folder / "audio").iterdir()))
+    for index, doc in enumerate(docs):
+        ((message),) = task["doc_to_messages"](doc)
+        sound, text = message["content"]
+        samples, rate = soundfile.read(io.BytesIO(base64.b64decode(sound["url"].split(",")[1])), always_2d=True)
+        assert rate == 16_000 and np.allclose(samples.T, source.waveform(index).samples, atol=2**-15)
+        assert text["text"] == task["doc_to_text"](doc, {}) == f"Which is {index}?\nChoices:\n(A) rain\n(B) wind"
+        (visual,) = task["doc_to_visual"](doc)
+        assert np.allclose(np.atleast_2d(visual["array"].T), samples.T, atol=1e-6) and Path(visual["path"]).is_file()
+        assert doc[task["doc_to_target"]] == "rain"
+        for reply in ("B", "<think>wind</think><answer>rain</answer>", "(A) wind", ""):
+            item = source.items[index]
+            row = Prediction(item.id, "kind", "format", item.question, item.choices, item.gold, raw=reply)
+            score = SCORERS["option-resolution"].score(row)
+            assert score is not None
+            assert task["process_results"](doc, [reply]) == {"option-resolution": score.value}
+
+
+def test_what_cannot_be_asked_is_left_out_and_listed(tmp_path: Path) -> None:
+    source = collection()
+    source.items[1] = Item("hidden", "?", ["a", "b"], "", "", "", "x")
+    source.errors["q2"] = "no such file"
+    load = source.load
+
+    def broken(index: int) -> Waveform:
+        if index == 3:
+            raise AudioError("clip 3: expected sound, found noise.")
+        assert load is not None
+        return load(index)
+
+    source.load = broken
+    exported = export_task(source, "few", tmp_path, scorer="letter")
+    assert exported.questions == 3
+    assert exported.left_out == {
+        "hidden": "its answer is not public",
+        "q2": "no such file",
+        "q3": "clip 3: expected sound, found noise.",
+    }
+    again = export_task(collection(2), "few", tmp_path, scorer="letter")
+    assert again.questions == 2 and len((again.folder / "docs.jsonl").read_text().splitlines()) == 2
+
+
+def test_what_cannot_be_exported_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="task name"):
+        export_task(collection(), "My Task", tmp_path, scorer="letter")
+    with pytest.raises(ConfigError, match="did you mean 'letter'"):
+        export_task(collection(), "t", tmp_path, scorer="leter")
+    with pytest.raises(ConfigError, match="needs nobody else"):
+        export_task(collection(), "t", tmp_path, scorer="judge")
+    with pytest.raises(DataError, match="none: gone"):
+        export_task(Collection(collection(1).items, {"q0": "gone"}), "t", tmp_path, scorer="letter")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_verb_exports_a_folder_of_sounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("rain", "wind"):
+        for number in range(2):
+            path = tmp_path / "sounds" / name / f"{number}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, np.random.default_rng(number).uniform(-0.1, 0.1, 400), 8000)
+    command = ["export-tasks", str(tmp_path / "sounds"), "--benchmark", "zero_shot", "--out", str(tmp_path / "tasks")]
+    assert main([*command, "--limit", "3", "--quiet"]) == 0
+    assert "audio_llm_zero_shot: 3 questions" in capsys.readouterr().out
+    task = loaded(tmp_path / "tasks" / "audio_llm_zero_shot")
+    doc = json.loads((tmp_path / "tasks" / "audio_llm_zero_shot" / "docs.jsonl").read_text().splitlines()[0])
+    assert task["process_results"](doc, [doc["answer"]]) == {"option-resolution": 1.0}
+    assert main([*command, "--scorer", "nobody"]) == 2
+    assert "nobody" in capsys.readouterr().err
+
+
+def test_sound_of_other_peoples_tasks_is_sent_whole(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    for shape in ((900,), (900, 2), (2, 900), (4, 900)):
+        array = rng.uniform(-0.9, 0.9, shape).astype(np.float32)
+        part = audio_part({"array": array, "sampling_rate": 22_050, "path": "elsewhere.wav"}, "doc")["input_audio"]
+        heard = decode(base64.b64decode(part["data"]))
+        wide = np.atleast_2d(array if shape != (900, 2) else array.T)
+        assert heard.sample_rate == 22_050 and np.allclose(heard.samples, wide, atol=2**-15)
+    path = tmp_path / "a.flac"
+    soundfile.write(path, rng.uniform(-0.5, 0.5, (500, 2)), 48_000)
+    part = audio_part({"array": None, "path": str(path)}, "doc")["input_audio"]
+    assert part["format"] == "flac" and base64.b64decode(part["data"]) == path.read_bytes()
+    for wrong in ("a.wav", {"array": np.zeros((3, 900)), "sampling_rate": 8000}):
+        with pytest.raises(AudioError, match="document 7"):
+            audio_part(wrong, "document 7")
+
+
+@pytest.mark.slow
+def test_lmms_eval_itself_runs_an_exported_task(tmp_path: Path) -> None:
+    """Where lmms-eval is installed: its own command line, its task loader, our model and its OpenAI model."""
+    pytest.importorskip("lmms_eval")
+    import subprocess
+
+    from tests.test_eval import listener
+
+    exported = export_task(collection(4), "audio_llm_whole", tmp_path, scorer="option-resolution")
+    with listener() as address:
+        for model, arguments in (("audio_llm", f"base_url={address}"),):
+            command = [sys.executable, "-m", "lmms_eval", "--model", model, "--model_args", arguments]
+            command += ["--include_path", str(tmp_path), "--tasks", exported.folder.name, "--batch_size", "1"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr[-2000:]
+            assert "option-resolution" in done.stdout
