@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-HELP = "write a benchmark's questions as an lmms-eval task folder, with their sound and our scorer"
+HELP = "write a benchmark's questions as an lmms-eval task folder: sound, prompts, our scorer"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
