@@ -91,7 +91,16 @@ def open_engine(
     from eval.echotwin import EchoTwinEngine, is_echotwin_folder
 
     if is_echotwin_folder(model):
-        return EchoTwinEngine(model, batch_size or 16)
+        return EchoTwinEngine.open(model, batch_size or 16)
+    from eval.native import NativeEngine, is_native
+
+    if is_native(model):
+        if kind == "vllm":
+            cure = "Use --engine transformers, or start `vllm serve` with it and give its address."
+            raise ConfigError(
+                describe(f"engine vllm, model {model}", "a checkpoint of this package", "another's", cure)
+            )
+        return NativeEngine(model, adapter, style=style, batch_size=batch_size or 8)
     if kind == "auto":
         kind = "vllm" if find_spec("vllm") else "transformers"
     if kind == "vllm":
@@ -177,17 +186,22 @@ class TransformersEngine:
     def __init__(self, model: str, adapter: str | None, *, style: str | None, batch_size: int) -> None:
         import torch
 
-        from audio_llm.checkpoints.build import load_model, load_processor
-
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._processor = load_processor(model)
-        loaded = load_model(model, dtype="auto" if self._device == "cuda" else torch.float32)
+        self._style, self._batch_size = style, batch_size
+        loaded = self._load(model, dtype="auto" if self._device == "cuda" else torch.float32)
         if adapter is not None:
             from peft import PeftModel
 
             loaded = PeftModel.from_pretrained(loaded, adapter)
         self._model = loaded.to(self._device).eval()
-        self._style, self._batch_size = style, batch_size
+
+    def _load(self, model: str, **options: Any) -> Any:
+        """The model; what turns requests into its inputs is kept."""
+        from audio_llm.checkpoints.build import load_model, load_processor
+
+        self._processor = load_processor(model)
+        self._tokenizer, self._audio_token_id = self._processor.tokenizer, self._processor.audio_token_id
+        return load_model(model, **options)
 
     def prepare(self, waveform: Waveform, name: str) -> Waveform:
         return fit(waveform, self._processor.feature_extractor, name)
@@ -197,27 +211,33 @@ class TransformersEngine:
         while batch := list(itertools.islice(source, self._batch_size)):
             yield from self._answer(batch)
 
+    def _render(self, request: Request) -> str:
+        return render(self._tokenizer, request, self._style)
+
+    def _encode(self, texts: list[str], batch: list[Request]) -> Any:
+        """Left-padded ids and mask (batch, n), and the audio of those requests that have some, in order."""
+        audio = [request.waveform.samples for request in batch if request.waveform is not None]
+        inputs = self._processor(text=texts, audio=audio or None)
+        inputs.pop("audio_windows", None)
+        return inputs
+
     def _answer(self, batch: list[Request]) -> list[Answer]:
         import torch
         from transformers import LogitsProcessorList
 
         started = time.monotonic()
-        texts = [render(self._processor.tokenizer, request, self._style) for request in batch]
-        audio = [request.waveform.samples for request in batch if request.waveform is not None]
-        inputs = self._processor(text=texts, audio=audio or None).to(self._device)
-        inputs.pop("audio_windows", None)
-        processor = GumbelSampler(
-            [request.temperature for request in batch],
-            [request.seed for request in batch],
-            self._model.config.audio_token_id,
+        texts = [self._render(request) for request in batch]
+        inputs = self._encode(texts, batch).to(self._device)
+        sampler = GumbelSampler(
+            [request.temperature for request in batch], [request.seed for request in batch], self._audio_token_id
         )
-        tokenizer = self._processor.tokenizer
+        tokenizer = self._tokenizer
         with torch.inference_mode():
             output = self._model.generate(
                 **inputs,
                 do_sample=False,
                 max_new_tokens=max(request.max_tokens for request in batch),
-                logits_processor=LogitsProcessorList([processor]),
+                logits_processor=LogitsProcessorList([sampler]),
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             )
         new = output[:, inputs["input_ids"].shape[1] :].cpu()
@@ -235,7 +255,7 @@ class TransformersEngine:
         stop = next((place for place, token in enumerate(ids[:limit]) if token in ends), None)
         kept = ids[:limit] if stop is None else ids[:stop]
         return Answer(
-            raw=OPENINGS.get(self._style or "", "") + self._processor.tokenizer.decode(kept, skip_special_tokens=True),
+            raw=OPENINGS.get(self._style or "", "") + self._tokenizer.decode(kept, skip_special_tokens=True),
             finish_reason="length" if stop is None else "stop",
             prompt_tokens=prompt_tokens,
             completion_tokens=len(kept) + (stop is not None),

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from audio_llm.audio import Waveform, swap_channels
+from audio_llm.audio import Waveform, downmix, select_channel, swap_channels
 from audio_llm.errors import AudioError, AudioLLMError, describe
 from audio_llm.files import write_json
 from eval.benchmarks import get_benchmark, open_benchmark
@@ -64,6 +64,7 @@ class EvalSettings:
     max_tokens: int = 256
     style: str | None = None
     limit: int | None = None
+    mono: str | None = None  # how a model with one ear hears several channels: mean, omni, left, right
 
     def passes(self) -> list[Pass]:
         """True audio at every temperature (several samples above 0), then the controls at the first temperature."""
@@ -123,6 +124,12 @@ def evaluate(
     manifest["seconds"] = round(float(read_manifest(out).get("seconds") or 0) + seconds, 2)
     write_json(out / MANIFEST_NAME, manifest)
     return RunResult(work.total - work.reused, work.reused, work.errors, seconds, seconds)
+
+
+def one_channel(waveform: Waveform, method: str) -> Waveform:
+    """Mono by the method that the run names: ``mean``, ``omni`` (FOA's W), or a channel by name."""
+    mixed = method in ("mean", "omni")
+    return downmix(waveform, method) if mixed else select_channel(waveform, method)
 
 
 class Work:
@@ -194,6 +201,8 @@ class Work:
             waveform = silent(waveform)
         elif control == "swap":
             waveform = swap_channels(waveform)
+        if self._settings.mono and waveform.num_channels > 1:
+            waveform = one_channel(waveform, self._settings.mono)
         return self._engine.prepare(waveform, f"item '{self._questions.items[source].id}'")
 
     def count_error(self, row: Prediction) -> None:

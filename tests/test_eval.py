@@ -312,10 +312,15 @@ class Listener(BaseHTTPRequestHandler):
         if type(self).calls <= type(self).broken_until:
             self._reply(503, {"error": "warming up"})
             return
-        audio = next(part["input_audio"] for part in parts if part["type"] == "input_audio")
+        audio = next((part["input_audio"] for part in parts if part["type"] == "input_audio"), None)
+        if audio is None:
+            self._answer("left")
+            return
         samples, _ = soundfile.read(io.BytesIO(base64.b64decode(audio["data"])), always_2d=True)
         power = (samples**2).mean(axis=0)
-        side = "right" if power[1] > power[0] else "left"
+        self._answer("right" if power[1] > power[0] else "left")
+
+    def _answer(self, side: str) -> None:
         message = {"role": "assistant", "content": f"<think>noise</think>\n<answer>{side}</answer>"}
         usage = {"prompt_tokens": 20, "completion_tokens": 7}
         self._reply(200, {"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage})

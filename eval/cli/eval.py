@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+MONO = ("mean", "omni", "left", "right")
 HELP = "answer held-out questions with a model, with controls; every answer is stored and scored"
 
 
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, default=256, help="longest reply; a longer one is cut and counted")
     parser.add_argument("--labels", metavar="JSON", help="of an encoder folder: file with its 'labels', dataset.json")
     parser.add_argument("--style", help="begin the reply for the model: answer, think or think_semantics")
+    parser.add_argument("--mono", choices=MONO, help="for a model with one ear: which one it hears of several channels")
     parser.add_argument("--batch-size", type=int, help="sequences decoded together (requests in flight over HTTP)")
     parser.add_argument(
         "--overwrite", action="store_true", help="drop an earlier run in --out instead of continuing it"
@@ -65,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         max_tokens=_positive("--max-tokens", args.max_tokens),
         style=args.style,
+        mono=args.mono,
         limit=None if args.limit is None else _positive("--limit", args.limit),
     )
     out = Path(args.out)
