@@ -15,9 +15,11 @@ from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer
 from eval.scorers.choice import OptionResolution
 from eval.scorers.open_answers import OPEN_SCORERS, answer_kind
+from eval.scorers.spatial_sound_qa import SpatialSoundQA
 from eval.statistics import Estimate, McNemar, mcnemar, paired_difference, proportion
 
 HEADLINE: Scorer = OptionResolution()  # where a benchmark names no other
+OPEN_RULE = (HEADLINE.name, SpatialSoundQA.name)  # open questions have the value of `open_answers.score_open`
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def chance_levels(rows: list[Prediction], scorer: Scorer = HEADLINE) -> dict[tup
     a scorer other than the default one: no constant answer was tried there)."""
     golds: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for row in rows:
-        if not row.choices and scorer.name == HEADLINE.name:
+        if not row.choices and scorer.name in OPEN_RULE:
             golds[row.question_type, answer_kind(row)][normalise(row.gold)] += 1
     best = {group: _best_constant(group[1], counts) for group, counts in golds.items()}
     return {

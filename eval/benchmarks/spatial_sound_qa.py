@@ -78,7 +78,7 @@ class SpatialSoundQA:
 
     name = "spatial_sound_qa"
     title = "SpatialSoundQA"
-    scorers = ("spatial-sound-qa", "label-similarity", "option-resolution")
+    scorers = ("spatial-sound-qa", "label-similarity")
     groups = ("question_type", "paper_type", "file")
 
     def open(self, data: Path, **options: str) -> Collection:
