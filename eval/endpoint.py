@@ -46,13 +46,13 @@ class Endpoint:
             raise EngineError(describe(self.base, "an OpenAI chat completion", f"no {error} in the reply")) from error
         return reply
 
-    def call(self, path: str, body: dict[str, Any] | None = None, retries: int = RETRIES) -> dict[str, Any]:
+    def call(self, path: str, body: dict[str, Any] | None = None, retries: int | None = None) -> dict[str, Any]:
         """POST `body` (GET without one). 4xx is the request's fault; everything else is tried again, then fatal."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(KEY_VARIABLE):
             headers["Authorization"] = f"Bearer {key}"
-        reason = ""
+        reason, retries = "", RETRIES if retries is None else retries
         for attempt in range(retries + 1):
             try:
                 call = urllib.request.Request(self.base + path, data=data, headers=headers)

@@ -1,0 +1,326 @@
+"""Runs over a benchmark's files with a stranger's endpoint: kills, corrupt audio, controls, rescoring, comparing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from audio_llm.cli import main
+from eval import controls, predictions
+from eval.benchmarks import open_benchmark
+from eval.benchmarks.base import BenchmarkError
+from eval.controls import Item
+from eval.predictions import Prediction
+from eval.scorers import SCORERS
+from eval.scorers.mmau import official_report
+from tests.test_eval import Listener, listener
+
+SOUNDS = ("rain", "dog", "bell", "siren")
+
+
+class Hearing(Listener):
+    """Names the sound by the pitch of what it is sent, as an option's text; the first option where it hears nothing."""
+
+    def do_POST(self) -> None:
+        type(self).calls += 1
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        parts = body["messages"][0]["content"]
+        text = next(part["text"] for part in parts if part["type"] == "text")
+        audio = next((part["input_audio"] for part in parts if part["type"] == "input_audio"), None)
+        samples = np.zeros(1) if audio is None else soundfile.read(io.BytesIO(base64.b64decode(audio["data"])))[0]
+        time.sleep(self.pause)
+        if np.abs(samples).max() < 1e-3:
+            self._answer(text.split("(A) ")[1].split("\n")[0])
+        else:
+            pitch = np.abs(np.fft.rfft(samples)).argmax() * 8000 / len(samples)
+            self._answer(SOUNDS[round(pitch / 500) - 1])
+
+    pause = 0.0
+
+
+def make_mmau(folder: Path, count: int, hidden: bool = False) -> Path:
+    """`count` questions in MMAU's layout; the sounds are tones of 500, 1000, 1500 and 2000 Hz."""
+    rng = random.Random(7)
+    (folder / "audios").mkdir(parents=True)
+    records = []
+    for number in range(count):
+        kind = rng.randrange(len(SOUNDS))
+        tone = 0.3 * np.sin(2 * np.pi * 500 * (kind + 1) * np.arange(800) / 8000 + number)
+        soundfile.write(folder / "audios" / f"{number}.wav", tone, 8000)
+        choices = rng.sample(SOUNDS, k=4)
+        record = {"id": f"q{number}", "audio_id": f"./audios/{number}.wav", "question": "Which sound is it?"}
+        record |= {"choices": choices, "task": rng.choice(["sound", "music", "speech"]), "split": "test-mini"}
+        record |= {"difficulty": rng.choice(["easy", "medium", "hard"]), "sub-category": "Sources"}
+        records.append(record if hidden else record | {"answer": SOUNDS[kind]})
+    (folder / "mmau-test-mini.json").write_text(json.dumps(records))
+    return folder
+
+
+def command(data: Path, out: Path, address: str, *more: str) -> list[str]:
+    return [
+        "eval",
+        "listener",
+        str(data),
+        "--benchmark",
+        "mmau",
+        "--out",
+        str(out),
+        "--engine",
+        address,
+        "--quiet",
+        *more,
+    ]
+
+
+def lines(out: Path) -> list[dict]:
+    """The predictions file without the one thing that no two runs share."""
+    rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """Data of 40 questions and a run with all controls."""
+    folder = tmp_path_factory.mktemp("mmau")
+    data, out = make_mmau(folder / "data", 40), folder / "run"
+    with kind(Hearing) as address:
+        assert main(command(data, out, address, "--controls", "all", "--permutations", "3")) == 0
+    yield data, out
+
+
+def kind(listening: type[Listener], **attributes):
+    return listener(
+        **{name: value for name, value in vars(listening).items() if not name.startswith("__")} | attributes
+    )
+
+
+def test_a_model_that_listens_is_told_from_one_that_does_not(finished, capsys) -> None:
+    data, out = finished
+    tree = json.loads((out / "scores.json").read_text())
+    summary = tree["summary"]
+    assert summary["greedy"]["accuracy"] | {"low": 0} == {"value": 1.0, "low": 0, "high": 1.0, "n": 40}
+    rows = predictions.read(out)
+    first = np.mean([row.gold == row.choices[0] for row in rows if row.control == "silence"])
+    for name in ("silence", "text_only"):
+        assert summary["controls"][name]["accuracy"]["value"] == first
+        assert summary["contributions"][name]["difference"]["value"] == pytest.approx(1 - first)
+        assert summary["contributions"][name]["mcnemar"]["only_second"] == round(40 * (1 - first))
+    assert summary["controls"]["other_audio"]["accuracy"]["value"] < 0.7
+    orders = summary["permutations"]
+    assert (orders["k"], orders["mean"]["value"], orders["worst"]["value"], orders["all_k"]["value"]) == (3, 1, 1, 1)
+    asked = {row.id: set() for row in rows}
+    for row in rows:
+        if row.control == "shuffled_options":
+            asked[row.id].add(tuple(row.choices))
+    assert all(len(orders) == 3 for orders in asked.values())
+    manifest = predictions.read_manifest(out)
+    assert manifest["benchmark"] == "mmau"
+    digest = hashlib.sha256((data / "mmau-test-mini.json").read_bytes()).hexdigest()
+    assert manifest["data_sha256"] == [digest]
+
+
+def test_permutations_punish_a_habit_of_place() -> None:
+    from eval.scoring import permutations
+
+    golds = ["dog"] * 6
+    rows = []
+    for number, gold in enumerate(golds):
+        item = Item(f"i{number}", "?", ["dog", "rain", "bell"], gold, "sound", "t", "c")
+        for sample in range(5):
+            asked = controls.shuffled_options(item, 0, sample)
+            assert asked is not None
+            fields = dict(id=item.id, question_type="sound", format="t", question="?", choices=asked.choices, gold=gold)
+            rows.append(Prediction(**fields, raw="(A)", control="shuffled_options", sample=sample))
+        assert controls.shuffled_options(item, 0, 5) is None  # 3! orders, one of them its own
+    found = permutations(rows)
+    assert found is not None and found.k == 5
+    assert found.mean.value == pytest.approx(1 / 5)  # dog stands first in 2 of 6 orders, one of them its own
+    assert found.all_k.value == 0 and found.worst.value <= found.mean.value
+
+
+def test_rescoring_gives_the_same_files_to_the_last_digit(finished, tmp_path: Path, capsys) -> None:
+    _, out = finished
+    before = [(out / name).read_bytes() for name in ("scores.json", "scores.jsonl")]
+    (out / "scores.json").unlink()
+    assert main(["rescore", str(out)]) == 0
+    assert [(out / name).read_bytes() for name in ("scores.json", "scores.jsonl")] == before
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("option-resolution", "mmau-official", "letter", "tag-exact"))
+    scores = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+    assert all(set(score) >= {"scorer", "version", "id", "value", "answer", "explanation"} for score in scores)
+    assert {score["scorer"] for score in scores} == set(SCORERS) & {score["scorer"] for score in scores}
+
+
+def test_a_submission_is_what_the_official_rule_reads(finished, tmp_path: Path) -> None:
+    data, out = finished
+    assert main(["rescore", str(out), "--submission", str(tmp_path)]) == 0
+    official = json.loads((data / "mmau-test-mini.json").read_text())
+    sent = json.loads((tmp_path / "submission.json").read_text())
+    assert [{name: value for name, value in record.items() if name != "model_output"} for record in sent] == official
+    report = official_report(sent)
+    assert (report.right, report.total, report.left_out) == (40, 40, 0)
+    assert main(["rescore", str(tmp_path / "submission.json")]) == 0
+    assert main(["rescore", str(out), "--submission", str(tmp_path), "--option", "form=rw"]) == 2
+
+
+def test_a_hidden_test_is_asked_and_not_scored(tmp_path: Path, capsys) -> None:
+    data, out = make_mmau(tmp_path / "data", 12, hidden=True), tmp_path / "run"
+    with kind(Hearing) as address:
+        assert main(command(data, out, address, "--controls", "none")) == 0
+    assert predictions.read_manifest(out)["counts"] == {"answer hidden": 12}
+    assert (out / "scores.jsonl").read_text() == ""
+    assert main(["rescore", str(out), "--submission", str(tmp_path / "sent")]) == 0
+    sent = json.loads((tmp_path / "sent" / "submission.json").read_text())
+    assert len(sent) == 12 and all(record["model_output"] in SOUNDS and "answer" not in record for record in sent)
+
+
+def test_one_item_with_corrupt_audio_changes_its_own_row_and_the_counts(finished, tmp_path: Path, capsys) -> None:
+    whole, out = finished
+    data = make_mmau(tmp_path / "data", 40)
+    records = json.loads((data / "mmau-test-mini.json").read_text())
+    for name, place in (("corrupt", 5), ("missing", 17)):
+        records.insert(place, records[0] | {"id": name, "audio_id": f"./audios/{name}.wav"})
+    (data / "audios" / "corrupt.wav").write_bytes(b"RIFF no sound in here")
+    (data / "mmau-test-mini.json").write_text(json.dumps(records))
+    with kind(Hearing) as address:
+        code = main(command(data, tmp_path / "run", address, "--controls", "silence,swap,shuffled_options"))
+    assert code == 0
+    shown = capsys.readouterr().out
+    kept = {("", 0), ("silence", 0), ("shuffled_options", 0)}
+    before = [row for row in lines(out) if (row["control"], row["sample"]) in kept]
+    after = lines(tmp_path / "run")
+    assert [row for row in after if row["id"] not in ("corrupt", "missing")] == before
+    errors = {row["id"]: row["error"] for row in after if row["error"]}
+    assert set(errors) == {"corrupt", "missing"}
+    assert "no such file" in errors["missing"] and "item 'corrupt'" in errors["corrupt"]
+    ours, theirs = (json.loads((run / "scores.json").read_text())["summary"] for run in (out, tmp_path / "run"))
+    assert theirs["greedy"] == ours["greedy"] | {"errors": 2}
+    assert theirs["controls"]["silence"] == ours["controls"]["silence"] | {"errors": 2}
+    assert "n 40" in shown and "errors 2 left out" in shown
+    assert predictions.read_manifest(tmp_path / "run")["counts"] == {"audio missing": 1}
+
+
+def test_a_run_of_500_questions_killed_at_a_random_moment_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    data = make_mmau(tmp_path / "data", 500)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    with kind(Hearing, pause=0.02) as address:
+        assert main(command(data, whole, address, "--controls", "none")) == 0
+        call = [sys.executable, "-m", "audio_llm", *command(data, killed, address, "--controls", "none")]
+        call += ["--batch-size", "4"]
+        process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        path, deadline = killed / "predictions.jsonl", time.monotonic() + 90
+        while process.poll() is None and time.monotonic() < deadline and not (path.exists() and path.stat().st_size):
+            time.sleep(0.01)
+        time.sleep(random.random() / 2)
+        assert process.poll() is None, "the run ended before it could be killed"
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        kept = len(predictions.mend(killed / "predictions.jsonl"))
+        assert 0 < kept < 500
+        assert main(command(data, killed, address, "--controls", "none")) == 0
+    assert lines(killed) == lines(whole)
+    assert len({row["id"] for row in lines(killed)}) == len(lines(killed)) == 500
+
+
+def test_an_endpoint_that_goes_away_costs_no_answers(tmp_path: Path, monkeypatch, capsys) -> None:
+    from eval import endpoint
+
+    def die_after_thirty(self: Hearing) -> None:
+        if type(self).calls < 30:
+            Hearing.do_POST(self)
+        self.close_connection = True  # as a process that died: no reply at all
+
+    monkeypatch.setattr(endpoint, "RETRIES", 0)
+    data, out = make_mmau(tmp_path / "data", 60), tmp_path / "run"
+    with listener(do_POST=die_after_thirty, pause=0.0) as address:
+        assert main(command(data, out, address, "--controls", "none", "--batch-size", "2")) == 2
+    assert "repeat the command" in capsys.readouterr().err
+    kept = lines(out)
+    assert len(kept) >= 28 and not any(row["error"] for row in kept)
+    with kind(Hearing) as address:
+        assert main(command(data, out, address, "--controls", "none")) == 0
+    assert lines(out)[: len(kept)] == kept and len(lines(out)) == 60
+
+
+def test_two_runs_are_compared_question_by_question(finished, tmp_path: Path, capsys) -> None:
+    _, out = finished
+    rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    worse = tmp_path / "worse"
+    worse.mkdir()
+    plain = [row for row in rows if not row["control"]]
+    for row in plain[:10]:
+        row["raw"] = next(choice for choice in row["choices"] if choice != row["gold"])
+    (worse / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in plain[:38]))
+    assert main(["compare", str(worse), str(out), "--by", "difficulty"]) == 0
+    shown = capsys.readouterr().out
+    assert "right only before 0, only after 10, p 0.002" in shown  # 2 * 0.5**10
+    assert "n 38" in shown and "easy" in shown
+    assert "answered by one run alone and left out: 0 and 2" in shown
+    for change, message in (({"question": "Which animal?"}, "question"), ({"gold": "dog!"}, "answer")):
+        (worse / "predictions.jsonl").write_text(json.dumps(plain[0] | change) + "\n")
+        assert main(["compare", str(worse), str(out)]) == 2
+        assert f"item 'q0', {message}" in capsys.readouterr().err
+    assert main(["compare", str(worse), str(out), "--answers", "gredy"]) == 2
+    assert "did you mean 'greedy'" in capsys.readouterr().err
+
+
+def item(**changes) -> dict:
+    record = {"id": "a", "audio_id": "a.wav", "question": "?", "choices": ["x", "y"], "answer": "x", "task": "sound"}
+    return record | {"difficulty": "easy"} | changes
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[{", r"one JSON array, found .* in line 1"),
+        ('{"a": 1}\n{"a": 2}', "jq -s"),
+        ('{"a": 1}', "array of objects"),
+        ("[]", "at least one question"),
+        (json.dumps([{key: value for key, value in item().items() if key != "choices"}]), "the key 'choices'"),
+        (json.dumps([item(choices="x")]), "choices: expected a list of texts"),
+        (json.dumps([item(), item()]), "item 'a': expected an id that occurs once"),
+        (json.dumps([item(task="sounds")]), r"did you mean 'sound'"),
+        (json.dumps([item(answer=3)]), "answer: expected text, found 3"),
+        (json.dumps([item()]), "--option audio=FOLDER"),
+    ],
+)
+def test_bad_files_are_one_sentence(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "mmau-test-mini.json"
+    path.write_text(content)
+    with pytest.raises(BenchmarkError, match=message):
+        open_benchmark("mmau", path)
+
+
+def test_bad_arguments_of_the_verbs_are_one_line(finished, tmp_path: Path, capsys) -> None:
+    data, out = finished
+    base = ["eval", "m", str(data), "--out", str(tmp_path / "new"), "--engine", "transformers"]
+    for arguments, message in [
+        ([*base, "--benchmark", "mmua"], "did you mean 'mmau'"),
+        ([*base, "--benchmark", "mmau", "--option", "audios=x"], "did you mean 'audio'"),
+        ([*base, "--benchmark", "mmau", "--option", "audio"], "expected KEY=VALUE"),
+        ([*base, "--benchmark", "mmau", "--option", "audio=nowhere"], "a folder of MMAU's audio"),
+        (["eval", "m", str(tmp_path), "--benchmark", "mmau", "--out", str(tmp_path / "new")], "one mmau*.json"),
+        (["rescore"], "expected a run folder"),
+        (["rescore", str(tmp_path / "nothing")], "a predictions file"),
+        (["rescore", str(out), "--scorers", "letters"], "did you mean 'letter'"),
+        (["rescore", str(out), "--with", "letter"], "SCORER.KEY=VALUE"),
+        (["rescore", str(out), "--with", "letter.a=b"], "takes no settings"),
+        (["compare", str(out), str(tmp_path)], "a predictions file"),
+    ]:
+        assert main(arguments) == 2, arguments
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error, (arguments, error)
