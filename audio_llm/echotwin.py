@@ -135,7 +135,7 @@ class Block(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(size) for _ in range(3))
         self.text_attention = nn.MultiheadAttention(size, heads, dropout, batch_first=True)
         self.audio_attention = nn.MultiheadAttention(size, heads, dropout, batch_first=True)
-        # Whether a sound is the one a word names is a product of the two. From sums alone a small model learns that late.
+        # Whether a sound is the one a word names is a product of the two; from sums it is learnt late, if at all.
         self.agreement = nn.Linear(size, size, bias=False)
         self.mlp = nn.Sequential(nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
         self.dropout = nn.Dropout(dropout)

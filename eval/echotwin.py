@@ -5,21 +5,28 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from audio_llm import audio
 from audio_llm.audio import Waveform
-from audio_llm.errors import AudioLLMError, describe
+from audio_llm.errors import AudioLLMError, ConfigError, DataError, describe
+from audio_llm.files import write_lines
 from eval import predictions, statistics
 from eval.predictions import Prediction
 
 if TYPE_CHECKING:
+    from audio_llm import dcase_aqa
+    from audio_llm.dcase_aqa import Question
+    from audio_llm.echotwin import EchoTwin
+    from audio_llm.training.echotwin_data import Asked
     from eval.engines import Answer, Request
 
 
@@ -36,15 +43,21 @@ class EchoTwinEngine:
 
     name = "echotwin"
 
-    def __init__(self, model: str, batch_size: int = 16) -> None:
+    def __init__(self, model: EchoTwin, tokenizer: Any, batch_size: int = 16) -> None:
         import torch
 
-        from audio_llm.checkpoints.echotwin import load_echotwin
         from audio_llm.training.echotwin_data import Listener
 
-        self.model, self.tokenizer = load_echotwin(model)
-        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        self.listener, self.batch_size = Listener(self.model), batch_size
+        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer, self.batch_size = tokenizer, batch_size
+        self.listener = Listener(self.model)
+
+    @classmethod
+    def open(cls, folder: str | Path, batch_size: int = 16) -> EchoTwinEngine:
+        """The model in a folder of training."""
+        from audio_llm.checkpoints.echotwin import load_echotwin
+
+        return cls(*load_echotwin(folder), batch_size)
 
     def prepare(self, waveform: Waveform, name: str) -> Waveform:
         """The audio as it is; the model makes one channel of several, as its tower wants it."""
@@ -53,39 +66,38 @@ class EchoTwinEngine:
         return waveform
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Answer]:
-        stream = iter(requests)
-        while batch := list(itertools.islice(stream, self.batch_size)):
-            yield from self._answer(batch)
-
-    def _answer(self, batch: Sequence[Request]) -> list[Answer]:
-        from audio_llm.training.echotwin_data import Asked, Collator, option_scores
+        from audio_llm.training.echotwin_data import Asked
         from eval.engines import Answer
 
-        started = time.monotonic()
-        heard = self.listener.hear([self.listener.windows(request.waveform) for request in batch])
-        items = [
-            Asked(request.item.question, tuple(request.item.choices), None, tokens)
-            for request, tokens in zip(batch, heard, strict=True)
-        ]
-        reasons = [self._reason(item) for item in items]
+        stream = iter(requests)
+        while batch := list(itertools.islice(stream, self.batch_size)):
+            started = time.monotonic()
+            heard = self.listener.hear([self.listener.windows(request.waveform) for request in batch])
+            items = [
+                Asked(request.item.question, tuple(request.item.choices), None, tokens)
+                for request, tokens in zip(batch, heard, strict=True)
+            ]
+            scores = self.score(items)
+            seconds = (time.monotonic() - started) / len(batch)
+            for item, row in zip(items, scores, strict=True):
+                if isinstance(row, str):
+                    yield Answer(error=row)
+                    continue
+                asked = hashlib.sha256(json.dumps([item.question, item.choices]).encode()).hexdigest()[:16]
+                best = item.choices[row.index(max(row))]
+                yield Answer(raw=best, finish_reason="stop", prompt_hash=asked, seconds=seconds)
+
+    def score(self, items: Sequence[Asked]) -> list[list[float] | str]:
+        """Log-probabilities of every item's choices, or why the model cannot tell them apart; one batch."""
+        from audio_llm.training.echotwin_data import Collator, option_scores
+
+        reasons = [self._reason(len(item.choices)) for item in items]
         able = [item for item, reason in zip(items, reasons, strict=True) if not reason]
         collator = Collator(self.model, self.tokenizer, max((len(item.choices) for item in able), default=0))
         scores = iter(option_scores(self.model, collator, able) if able else [])
-        seconds = (time.monotonic() - started) / len(batch)
-        answers = []
-        for item, reason in zip(items, reasons, strict=True):
-            if reason:
-                answers.append(Answer(error=reason))
-                continue
-            row = next(scores)
-            asked = hashlib.sha256(json.dumps([item.question, item.choices]).encode()).hexdigest()[:16]
-            best = item.choices[row.index(max(row))]
-            answers.append(Answer(raw=best, finish_reason="stop", prompt_hash=asked, seconds=seconds))
-        return answers
+        return [reason or next(scores) for reason in reasons]
 
-    def _reason(self, item: object) -> str:
-        """Why an item cannot be answered, "" where it can."""
-        choices = len(item.choices)  # type: ignore[attr-defined]
+    def _reason(self, choices: int) -> str:
         if choices < 2:
             return describe("question for EchoTwin", "at least two choices", str(choices))
         config = self.model.config
@@ -94,6 +106,92 @@ class EchoTwinEngine:
         return ""
 
     def close(self) -> None: ...
+
+
+# --------------------------------------------------------------------------------------- by the flags of the original
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question with the log-probabilities of its choices; without them, `problem` says why."""
+
+    question: Question
+    scores: tuple[float, ...] = ()
+    problem: str = ""
+
+    @property
+    def choice(self) -> int | None:
+        return self.scores.index(max(self.scores)) if self.scores else None
+
+
+def open_model(checkpoint: str, beats: str | None, text: str | None, batch_size: int) -> EchoTwinEngine:
+    """A run folder of training, or an original file together with the checkpoints of its towers."""
+    from audio_llm.checkpoints.echotwin import load_original
+
+    if Path(checkpoint).is_dir():
+        return EchoTwinEngine.open(checkpoint, batch_size)
+    if beats is None or text is None:
+        raise ConfigError(describe(f"checkpoint {checkpoint}", "--beats_ckpt and --hf_text_dir beside it", "none"))
+    return EchoTwinEngine(*load_original(checkpoint, beats, text), batch_size)
+
+
+def answer(engine: EchoTwinEngine, data: str | Path, sounds: str | Path | None = None) -> list[Answered]:
+    """Answers to all questions of `data`, in order; one whose recording cannot be heard has its `problem` instead."""
+    from tqdm import tqdm
+
+    from audio_llm import dcase_aqa
+
+    rows = dcase_aqa.read(data, sounds).rows
+    engine.listener.listen(rows)
+    found = {row.id: Answered(row, (), engine.listener.rejects.get(row.audio, "")) for row in rows}
+    able = [row for row in rows if not found[row.id].problem]
+    for start in tqdm(range(0, len(able), engine.batch_size), desc="answer", leave=False):
+        batch = able[start : start + engine.batch_size]
+        for row, scores in zip(batch, engine.score([engine.listener.ask(row) for row in batch]), strict=True):
+            failed = isinstance(scores, str)
+            found[row.id] = Answered(row, () if failed else tuple(scores), str(scores) if failed else "")
+    return list(found.values())
+
+
+def dev_table(answers: Sequence[Answered]) -> str:
+    """Accuracy in all, by part and by type of question, with counts; what could not be scored is counted by reason."""
+    usable = [row for row in answers if row.scores and row.question.answer is not None]
+    groups: dict[str, list[bool]] = {"overall": []}
+    for row in usable:
+        right = row.choice == row.question.answer
+        for name in ("overall", f"part {row.question.part}", row.question.question_type):
+            groups.setdefault(name, []).append(right)
+    lines = [f"{name:<24} {statistics.wilson(sum(rows), len(rows))} ({len(rows)})" for name, rows in groups.items()]
+    parts = [float(np.mean(rows)) for name, rows in groups.items() if name.startswith("part ")]
+    lines.insert(1, f"{'mean of the parts':<24} {100 * float(np.mean(parts)) if parts else float('nan'):.1f}")
+    reasons = Counter("no usable answer" if row.scores else row.problem for row in answers if row not in usable)
+    return "\n".join([*lines, *(f"left out: {count} × {reason}" for reason, count in reasons.items())])
+
+
+def write_submission(answers: Sequence[Answered], path: str | Path, key: dcase_aqa.Key) -> list[str]:
+    """Write and validate the CSV, with ``scores.jsonl`` beside it; returns lines that say what was done.
+
+    Raises :class:`DataError` for a file that could not be handed in.
+    """
+    from audio_llm import dcase_aqa
+
+    path = Path(path)
+    rows = [dcase_aqa.Answered(row.question.id, row.question.stem, row.question.options, row.choice) for row in answers]
+    dcase_aqa.write_csv(rows, path, key=key)
+    problems = dcase_aqa.validate_submission(path, [row.question for row in answers], key=key, unanswered=True)
+    if problems:
+        raise DataError(problems[0])
+    scores = path.with_name(f"{path.stem}.scores.jsonl")
+    records = []
+    for row in answers:
+        chances = {
+            choice: round(math.exp(value), 6) for choice, value in zip(row.question.choices, row.scores, strict=False)
+        }
+        records.append({"id": row.question.id, "choices": chances} | ({"problem": row.problem} if row.problem else {}))
+    write_lines(scores, records)
+    empty = [row for row in answers if row.choice is None]
+    lines = [f"{path}: {len(answers)} questions, valid; probabilities in {scores}"]
+    return lines + [f"left empty: {row.question.id}: {row.problem}" for row in empty]
 
 
 # ------------------------------------------------------------------------------------------------------------ the table
@@ -156,30 +254,40 @@ def majority_letter(run: str | Path, training: Sequence[str]) -> tuple[Row, dict
     return Row(f"majority letter ({chr(65 + letter)})", accuracy, by_part(rows, right), None), right
 
 
-def compare(runs: Mapping[str, str], training: Sequence[str]) -> str:
-    """A Markdown table of `runs` (name → run folder) and of the majority letter, then each run against the next.
+@dataclass(frozen=True)
+class Table:
+    """Markdown, and whether every model is ahead of the next with the whole interval of the paired difference."""
+
+    text: str
+    ordered: bool
+
+
+def compare(runs: Mapping[str, str], training: Sequence[str]) -> Table:
+    """`runs` (name → run folder), best first, and the majority letter of `training`; then each against the next.
 
     Only items that every run could be asked are compared. Raises :class:`AudioLLMError` where runs share none.
     """
     found = [row_of(name, run) for name, run in runs.items()]
     found.append(majority_letter(next(iter(runs.values())), training))
-    shared = set.intersection(*(set(right) for _, right in found))
-    if not shared:
+    keys = sorted(set.intersection(*(set(right) for _, right in found)))
+    if not keys:
         raise AudioLLMError(describe("runs", "answers to the same questions", "none in common"))
     parts = sorted({part for row, _ in found for part in row.parts})
     lines = [
-        f"| model | accuracy, 95 % interval | {' | '.join(parts)} | macro | choice moves when options are permuted |",
+        f"| model | accuracy, 95 % interval | {' | '.join(f'part {part}' for part in parts)} | mean of parts "
+        "| choice moves when options are permuted |",
         f"|---|---|{'---|' * len(parts)}---|---|",
     ]
     for row, _ in found:
         cells = [f"{100 * row.parts.get(part, float('nan')):.1f}" for part in parts]
-        moved = "—" if row.moved is None else f"{100 * row.moved.value:.1f} % of {row.moved.n}"
+        moved = "" if row.moved is None else f"{100 * row.moved.value:.1f} % of {row.moved.n}"
         lines.append(f"| {row.name} | {row.accuracy} | {' | '.join(cells)} | {100 * row.macro:.1f} | {moved} |")
     lines.append("")
-    keys = sorted(shared)
+    ordered = True
     for (first, a), (second, b) in itertools.pairwise(found):
         one, other = (np.array([right[key] for key in keys], dtype=float) for right in (a, b))
         gain = statistics.paired_difference(other, one)
+        ordered &= gain.low > 0
         p = statistics.mcnemar(other, one).p_value
         lines.append(f"{first.name} over {second.name}: {gain} points on {len(keys)} questions (McNemar p = {p:.2g})")
-    return "\n".join(lines)
+    return Table("\n".join(lines), ordered)

@@ -10,7 +10,7 @@ from audio_llm.errors import AudioLLMError, nearest
 
 ORDER = (
     *("doctor", "prep", "inspect", "train", "folds", "predict", "sft", "grpo"),
-    *("eval", "rescore", "compare", "report", "export-tasks", "serve", "ask", "convert"),
+    *("eval", "rescore", "compare", "echotwin", "report", "export-tasks", "serve", "ask", "convert"),
 )
 
 

@@ -374,9 +374,8 @@ def build_trainer(
     return trainer
 
 
-def run(path: str | Path | None, overrides: list[str] | None = None) -> dict[str, Any]:
-    """``audio-llm train RECIPE`` with ``task: echotwin``."""
-    recipe = recipes.load(EchoTwinRecipe, path, overrides)
+def report(recipe: EchoTwinRecipe) -> dict[str, Any]:
+    """:func:`fit`, and a few lines about it."""
     result = fit(recipe)
     unusable = ", ".join(f"{count} × {reason}" for reason, count in result["repaired or unusable"].items())
     print(f"{result['questions']} questions, {result['rejects']} left out ({unusable or 'nothing to repair'})")
@@ -384,3 +383,8 @@ def run(path: str | Path | None, overrides: list[str] | None = None) -> dict[str
         print(f"  validation accuracy      {result['validation_accuracy']:.3f}")
     print(f"  model                    {recipe.output}")
     return result
+
+
+def run(path: str | Path | None, overrides: list[str] | None = None) -> dict[str, Any]:
+    """``audio-llm train RECIPE`` with ``task: echotwin``."""
+    return report(recipes.load(EchoTwinRecipe, path, overrides))

@@ -1,0 +1,129 @@
+"""``audio-llm echotwin``: EchoTwin-QA by the flags of the original, and the table of what it hears.
+
+``audio-llm train`` with ``task: echotwin`` and ``audio-llm eval --benchmark dcase_aqa`` do the same with recipes, run
+folders and controls.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "EchoTwin-QA: train and evaluate by the original's flags, compare runs"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="train|evaluate|table")
+    _train(kinds.add_parser("train", help="train on JSON folders", description="Train by the original's flags."))
+    _evaluate(
+        kinds.add_parser("evaluate", help="score a dev set, write submission.csv", description="Evaluate a model.")
+    )
+    table = kinds.add_parser("table", help="compare runs of audio-llm eval", description="Compare runs.")
+    table.add_argument("runs", nargs="+", metavar="NAME=RUN", help="run folders of audio-llm eval, best first")
+    table.add_argument("--train", nargs="+", required=True, metavar="DATA", help="training questions: majority letter")
+    table.add_argument("--out", help="write the table to this file as well")
+    table.add_argument("--strict", action="store_true", help="exit code 1 unless every model beats the next one")
+
+
+def _train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json_dir_train", required=True, help="folder with one JSON file a question")
+    parser.add_argument("--json_dir_val", required=True, help="the same, for validation")
+    parser.add_argument("--audio_dir", help="folder of the sound files; by default where the questions say")
+    parser.add_argument("--checkpoint", required=True, help="BEATs checkpoint, or an encoder folder")
+    parser.add_argument("--save_dir", default="runs/exp1", help="run folder (default: runs/exp1)")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--epochs", type=float, default=15)
+    parser.add_argument("--lr_text", type=float, default=1e-5, help="rate of text tower and head")
+    parser.add_argument("--lr_audio", type=float, default=1e-6, help="rate of the audio layers that learn")
+    parser.add_argument("--unfreeze_audio_layers", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1337)
+    parser.add_argument("--num_workers", type=int, default=4, help="accepted; recordings are heard once, by threads")
+    parser.add_argument("--amp", action="store_true", help="bfloat16; features stay in float32")
+    parser.add_argument("--weight_decay", type=float, default=0.0)
+    parser.add_argument("--hf_text_dir", help="text tower; without it, a small one is built from the questions")
+    parser.add_argument("--head", choices=("options", "letters"), default="options", help="letters: the original's")
+    parser.add_argument("--cache", help="folder for what the frozen audio tower makes of the recordings")
+
+
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model_checkpoint", required=True, help="an original best.pt, or a run folder of training")
+    parser.add_argument("--beats_ckpt", help="of a best.pt: the BEATs checkpoint it was trained with")
+    parser.add_argument("--hf_text_dir", help="of a best.pt: the text tower's folder (configuration and tokenizer)")
+    parser.add_argument("--dev_json_dir", help="questions with answers, to be scored")
+    parser.add_argument("--dev_audio_dir")
+    parser.add_argument("--eval_json_dir", help="questions to be answered in --output_csv")
+    parser.add_argument("--eval_audio_dir")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--num_workers", type=int, default=4, help="accepted, without effect")
+    parser.add_argument("--output_csv", default="submission.csv")
+    parser.add_argument("--freeze_audio", action="store_true", help="accepted, without effect")
+    parser.add_argument(
+        "--key", choices=("id", "stem"), default="stem", help="column 'question' (stem: the original's)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    return {"train": run_train, "evaluate": run_evaluate, "table": run_table}[args.kind](args)
+
+
+def run_train(args: argparse.Namespace) -> int:
+    from audio_llm.echotwin import EchoTwinConfig
+    from audio_llm.training import echotwin
+
+    checkpoint = Path(args.checkpoint)
+    encoder = {"path": str(checkpoint)} if checkpoint.is_dir() else {"name": "beats", "published": str(checkpoint)}
+    echotwin.report(
+        echotwin.EchoTwinRecipe(
+            train=[Path(args.json_dir_train)],
+            validation=Path(args.json_dir_val),
+            audio=Path(args.audio_dir) if args.audio_dir else None,
+            output=Path(args.save_dir),
+            encoder=encoder,
+            text=echotwin.TextTower(path=Path(args.hf_text_dir) if args.hf_text_dir else None),
+            model=EchoTwinConfig(head=args.head),
+            unfreeze=args.unfreeze_audio_layers,
+            cache=Path(args.cache) if args.cache else None,
+            epochs=args.epochs,
+            batch_size=args.batch_size,
+            learning_rate=args.lr_text,
+            text_rate=args.lr_text,
+            audio_rate=args.lr_audio,
+            weight_decay=args.weight_decay,
+            precision="bf16" if args.amp else "fp32",
+            seed=args.seed,
+        )
+    )
+    return 0
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    from audio_llm.errors import ConfigError, describe
+    from eval import echotwin
+
+    if not args.dev_json_dir and not args.eval_json_dir:
+        raise ConfigError(describe("echotwin evaluate", "--dev_json_dir or --eval_json_dir", "neither"))
+    engine = echotwin.open_model(args.model_checkpoint, args.beats_ckpt, args.hf_text_dir, args.batch_size)
+    if args.dev_json_dir:
+        answers = echotwin.answer(engine, args.dev_json_dir, args.dev_audio_dir)
+        print(echotwin.dev_table(answers))
+    if args.eval_json_dir:
+        answers = echotwin.answer(engine, args.eval_json_dir, args.eval_audio_dir)
+        for line in echotwin.write_submission(answers, args.output_csv, args.key):
+            print(line)
+    return 0
+
+
+def run_table(args: argparse.Namespace) -> int:
+    from audio_llm.errors import ConfigError, describe
+    from audio_llm.files import write_atomically
+    from eval import echotwin
+
+    pairs = [text.partition("=") for text in args.runs]
+    for name, sep, folder in pairs:
+        if not sep or not folder:
+            raise ConfigError(describe("echotwin table", "NAME=RUN", f"'{name}'"))
+    found = echotwin.compare({name: folder for name, _, folder in pairs}, args.train)
+    print(found.text)
+    if args.out:
+        write_atomically(args.out, found.text + "\n")
+    return 0 if found.ordered or not args.strict else 1
