@@ -245,10 +245,12 @@ def read_letter(text: str) -> str | None:
         text = text[match.end() :]
     if match := _LETTER_ONLY.match(text):
         return match[1].upper()
+    letters = {(match["a"] or match["b"]).upper() for match in _LETTER_INSIDE.finditer(text)}
+    if len(letters) > 1:
+        return None
     if (match := _LETTER_FIRST.match(text)) and match[4] is None and _LABEL.match(text):
         return next(group for group in match.groups()[:3] if group).upper()
-    letters = {(match["a"] or match["b"]).upper() for match in _LETTER_INSIDE.finditer(text)}
-    return letters.pop() if len(letters) == 1 else None
+    return letters.pop() if letters else None
 
 
 def _resolve_labelled(text: str, letter: str, rest: str, bare: bool, options: Sequence[str]) -> Resolution | None:

@@ -56,6 +56,7 @@ class Engine(Protocol):
     """One model, ready to answer."""
 
     name: str
+    needs_audio: bool  # True: it cannot be asked by the words alone
 
     def prepare(self, waveform: Waveform, name: str) -> Waveform:
         """The audio as the model takes it. Raises :class:`AudioError` for what it cannot hear."""
@@ -132,6 +133,7 @@ class VllmEngine:
     """The whole model through vLLM's plugin, in this process."""
 
     name = "vllm"
+    needs_audio = False
 
     def __init__(self, model: str, adapter: str | None, *, style: str | None, batch_size: int, seed: int) -> None:
         from audio_llm.checkpoints.build import load_processor
@@ -182,6 +184,7 @@ class TransformersEngine:
     """Plain ``generate`` in padded batches: slower, and needs nothing but Transformers."""
 
     name = "transformers"
+    needs_audio = False
 
     def __init__(self, model: str, adapter: str | None, *, style: str | None, batch_size: int) -> None:
         import torch
@@ -295,6 +298,8 @@ class GumbelSampler:
 
 class HttpEngine:
     """An OpenAI-compatible endpoint (``audio-llm serve``, vLLM, …): audio goes as base64 WAV with all its channels."""
+
+    needs_audio = False
 
     def __init__(self, url: str, model: str, adapter: str | None, *, style: str | None, concurrency: int) -> None:
         self._endpoint = Endpoint(url)

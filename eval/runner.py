@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from audio_llm.audio import Waveform, downmix, select_channel, swap_channels
-from audio_llm.errors import AudioError, AudioLLMError, describe
+from audio_llm.errors import AudioError, AudioLLMError, ConfigError, describe
 from audio_llm.files import write_json
 from eval.benchmarks import get_benchmark, open_benchmark
 from eval.benchmarks.base import Collection, Item, sha256_of
@@ -111,6 +111,9 @@ def evaluate(
     progress: bool = True,
 ) -> RunResult:
     """Ask everything that ``out/predictions.jsonl`` does not hold yet. Raises when another run's answers lie there."""
+    if engine.needs_audio and "text_only" in settings.controls:
+        others = ",".join(name for name in settings.controls if name != "text_only") or "none"
+        raise ConfigError(f"control 'text_only': {engine.name} cannot be asked without audio. Use --controls {others}.")
     out.mkdir(parents=True, exist_ok=True)
     claim(out, manifest)
     path = out / FILE_NAME

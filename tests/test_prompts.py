@@ -18,6 +18,7 @@ from audio_llm.prompts import (
     conversation,
     normalise,
     question_text,
+    read_letter,
     read_reply,
     resolve_option,
     target_text,
@@ -93,34 +94,107 @@ def test_a_label_beyond_the_options_is_no_answer(label: str) -> None:
     assert found.index is None and found.problem == "letter E beyond the 4 options"
 
 
-@pytest.mark.skipif(not (SHARED / "data/mmau").exists(), reason="needs ../shared/data/mmau")
+@pytest.fixture(scope="module")
+def mmau() -> list[tuple[list[str], int, int]]:
+    """Choices, place of the gold answer and of a wrong one, of the 1,000 questions of MMAU test-mini."""
+    path = SHARED / "data/mmau/mmau-test-mini.json"
+    if not path.is_file():
+        pytest.skip("needs ../shared/data/mmau")
+    found = []
+    for item in json.loads(path.read_text()):
+        gold = item["choices"].index(item["answer"])
+        wrong = next(i for i, choice in enumerate(item["choices"]) if normalise(choice) != normalise(item["answer"]))
+        found.append((item["choices"], gold, wrong))
+    return found
+
+
+RIGHT = [  # {g} the gold text, {G} its letter
+    *(
+        "{g}",
+        "{g}.",
+        "{G}. {g}",
+        "{G}. {g}.",
+        "({G}) {g}",
+        "[{G}] {g}",
+        "{G}: {g}",
+        "{G} - {g}",
+        "**{G}**: {g}",
+        "({G})",
+    ),
+    *("Option {G}", "<answer>{g}</answer>", "<answer>({G}) {g}</answer>", "<answer>({G})</answer>", '"{g}"', "**{g}**"),
+    *("The answer is {g}", "The answer is {g}.", "Answer: {g}", "The correct option is {G}: {g}", "{G} {g}"),
+    *("<think>It could be {w}.</think>\n<answer>{g}</answer>", "The answer is ({G}) {g}."),
+]
+WRONG = [  # {w} a wrong option, {W} its letter
+    *("", "<answer></answer>", "{w}", "({W})", "({G}) {w}", "({W}) {g}", "{W}. {g}", "The answer is {W}: {g}"),
+    *("not {g}", "Not {g}.", "It is not {g}", "It isn't {g}.", "<answer>not {g}</answer>", "not ({G}) {g}", "not {G}"),
+    *(
+        "anything but {g}",
+        "{g} is not the answer",
+        "{g} is incorrect.",
+        "neither {g} nor {w}",
+        "The answer is not {g}.",
+    ),
+    *("{g} or {w}", "{g}; {w}", "{g}\n{w}", "(Z) {g}", "<answer>{g}</answer><answer>{w}</answer>", "<think>{g}"),
+]
+
+
+def filled(form: str, choices: list[str], gold: int, wrong: int) -> str:
+    letters = {"G": ascii_uppercase[gold], "W": ascii_uppercase[wrong]}
+    return form.format(g=choices[gold], w=choices[wrong], **letters)
+
+
+@pytest.mark.parametrize("form", [*RIGHT, "upper", "lower"])
+def test_every_way_of_giving_the_right_answer_counts_on_mmau(mmau, form: str) -> None:
+    for choices, gold, wrong in mmau:
+        plain = form in ("upper", "lower")
+        text = getattr(choices[gold], form)() if plain else filled(form, choices, gold, wrong)
+        choice = read_reply(text, choices).choice
+        assert choice is not None and choices[choice] == choices[gold], (text, choices)
+
+
+@pytest.mark.parametrize("form", ["{G}", "{G}.", "<answer>{G}</answer>"])
+def test_a_bare_letter_is_a_label_unless_it_is_itself_an_option(mmau, form: str) -> None:
+    """Where "C" is both the label of the third option and the text of another one, the text is meant."""
+    both = 0
+    for choices, gold, wrong in mmau:
+        letter = ascii_uppercase[gold]
+        choice = read_reply(filled(form, choices, gold, wrong), choices).choice
+        own = [place for place, option in enumerate(choices) if normalise(option) == letter.casefold()]
+        assert choice is not None and choices[choice] == choices[own[0] if own else gold], (letter, choices)
+        both += bool(own) and choices[own[0]] != choices[gold]
+    assert both == 2
+
+
+@pytest.mark.parametrize("form", WRONG)
+def test_contradictions_denials_and_silence_earn_nothing_on_mmau(mmau, form: str) -> None:
+    for choices, gold, wrong in mmau:
+        text = filled(form, choices, gold, wrong)
+        choice = read_reply(text, choices).choice
+        assert choice is None or choices[choice] != choices[gold], (text, choices)
+
+
+def test_options_that_are_single_letters_are_never_eaten(mmau) -> None:
+    letters = 0
+    for choices, _, _ in mmau:
+        for option in choices:
+            if len(normalise(option)) == 1:
+                for text in (option, f"<answer>{option}</answer>", f"The answer is {option}.", option.upper()):
+                    choice = read_reply(text, choices).choice
+                    assert choice is not None and normalise(choices[choice]) == normalise(option), (text, choices)
+                letters += 1
+    assert letters >= 30
+
+
 @pytest.mark.parametrize(
-    "form",
+    ("text", "letter"),
     [
-        lambda letter, gold: gold,
-        lambda letter, gold: f"{letter}. {gold}",
-        lambda letter, gold: f"({letter}) {gold}",
-        lambda letter, gold: f"<think>Hm.</think><answer>({letter}) {gold}</answer>",
-        lambda letter, gold: gold.upper(),
-        lambda letter, gold: gold + ".",
+        *(("B", "B"), ("(b) rain", "B"), ("B. A dog", "B"), ("The answer is B.", "B"), ("Option C", "C")),
+        *(("A dog barking", None), ("I hear rain", None), ("", None), ("(A) or (B)", None), ("E minor", None)),
     ],
 )
-def test_every_way_of_giving_the_right_answer_counts_on_mmau(form) -> None:
-    items = json.loads((SHARED / "data/mmau/mmau-test-mini.json").read_text())
-    for item in items:
-        index = item["choices"].index(item["answer"])
-        choice = read_reply(form(ascii_uppercase[index], item["answer"]), item["choices"]).choice
-        assert choice is not None and normalise(item["choices"][choice]) == normalise(item["answer"]), item
-
-
-@pytest.mark.skipif(not (SHARED / "data/mmau").exists(), reason="needs ../shared/data/mmau")
-def test_contradictions_and_denials_earn_nothing_on_mmau() -> None:
-    for item in json.loads((SHARED / "data/mmau/mmau-test-mini.json").read_text()):
-        options = [normalise(choice) for choice in item["choices"]]
-        gold = options.index(normalise(item["answer"]))
-        wrong = next(i for i, option in enumerate(options) if option != options[gold])
-        for text in (f"({ascii_uppercase[wrong]}) {item['answer']}", f"not {item['answer']}", ""):
-            assert read_reply(text, item["choices"]).choice is None, (text, item)
+def test_letters_are_read_where_they_are_labels(text: str, letter: str | None) -> None:
+    assert read_letter(text) == letter
 
 
 def test_a_target_is_read_back_as_it_was_meant() -> None:
