@@ -21,6 +21,7 @@ from eval.scorers.base import Score, Scorer, unscored
 from eval.scorers.open_answers import answer_kind, read_distance, read_labels, score_open
 
 TOLERANCES = (0.0, 0.5, 1.0)  # metres; answers stand on a grid of 0.5 m, so that 0 asks for the exact step
+AT_ONCE = 1024  # answers embedded together: tens of megabytes, whatever the number of answers
 NONBINARY = ("MIXUP_NONBINARY_DISTANCE", "MIXUP_NONBINARY_SOURCE", "MIXUP_NONBINARY_DIRECTION")
 Pair = tuple[Prediction, Score]
 
@@ -201,9 +202,10 @@ class LabelSimilarity:
         targets = np.array([[label in gold for label in classes] for gold in golds], dtype=bool)
         similarity = np.zeros(targets.shape)
         told = [place for place, score in enumerate(scores) if score.answer]
-        if told:
-            vectors = self._answers([str(scores[place].answer) for place in told])
-            similarity[told] = vectors @ self._labels(classes).T
+        of_classes = self._labels(classes)
+        for start in range(0, len(told), AT_ONCE):
+            places = told[start : start + AT_ONCE]
+            similarity[places] = self._answers([str(scores[place].answer) for place in places]) @ of_classes.T
         present = np.flatnonzero(targets.any(axis=0))
         precisions = [average_precision(similarity[:, place], targets[:, place]) for place in present]
         name = self._answers.name
