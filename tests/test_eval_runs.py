@@ -324,3 +324,24 @@ def test_bad_arguments_of_the_verbs_are_one_line(finished, tmp_path: Path, capsy
         assert main(arguments) == 2, arguments
         error = capsys.readouterr().err
         assert message in error and "Traceback" not in error, (arguments, error)
+
+
+def test_the_benchmark_in_the_documentation_works_and_has_at_most_40_lines(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "evaluation.md").read_text()
+    code = page.split("## Adding a benchmark")[1].split("```python\n")[1].split("```")[0]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 40
+    names: dict = {}
+    exec(compile(code, "clip_quiz.py", "exec"), names)
+    benchmark = names["BENCHMARK"]
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.ones(400), 8000)
+    table = tmp_path / "quiz.csv"
+    table.write_text("clip,question,options,answer\na.wav,Which?,rain|dog,dog\nb.wav,Which?,rain|dog,rain\n")
+    opened = benchmark.open(table)
+    assert [(item.choices, item.gold) for item in opened.items] == [(["rain", "dog"], "dog"), (["rain", "dog"], "rain")]
+    assert opened.waveform(0).samples.shape == (1, 400) and list(opened.errors) == [opened.items[1].id]
+    assert set(benchmark.scorers) <= set(SCORERS)
+    table.write_text("clip,question,options\na.wav,Which?,rain|dog\n")
+    with pytest.raises(BenchmarkError, match="row 2: expected a value for 'answer'"):
+        benchmark.open(table)
+    with pytest.raises(BenchmarkError, match="expected a CSV file"):
+        benchmark.open(tmp_path / "none.csv")

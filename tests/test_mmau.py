@@ -10,6 +10,7 @@ from string import ascii_uppercase
 import pytest
 
 from audio_llm.cli import main
+from eval import disagreement
 from eval.scorers.mmau import KEY, MatchError, official_report, string_match
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -216,3 +217,18 @@ def printed(text: str) -> dict:
     """``name : 12.34% over 56 samples`` lines as the fixture has them."""
     found = re.findall(r"^(.+?) : ([\d.]+)% over (\d+) samples$", text, re.MULTILINE)
     return {name: [float(percent), int(count)] for name, percent, count in found}
+
+
+def test_public_rules_disagree_and_ours_give_every_reply_what_it_deserves(capsys) -> None:
+    """The public columns as they were measured with the rules' own code (a draw among four is 0.25)."""
+    measured = {
+        "mmau-official": [1, 0, 1, 1, 0, 0, 0, 0, 0],
+        "letter-or-random": [0, 1, 0, 0.25, 0.25, 0.25, 0.25, 0.25, 0],
+        "tag-exact": [1, 0, 0, 0, 0, 1, 0, 0, 0],
+    }
+    table = disagreement.rows()
+    for name, values in measured.items():
+        assert [row.values[name] for row in table] == values, name
+    assert disagreement.wrong(table) == []
+    assert main(["rescore", "--disagreement"]) == 0
+    assert capsys.readouterr().out.count("\n| ") == len(table) + 1
