@@ -320,3 +320,36 @@ def test_files_for_the_published_script(tmp_path: Path) -> None:
 
 def test_an_unscored_pass_gives_no_figures_that_look_like_numbers() -> None:
     assert math.isnan(figures("spatial-sound-qa", [])["parse failures"])
+
+
+def test_a_run_hears_what_was_rendered_and_follows_swapped_ears(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Questions → rendered sound → a stranger's endpoint that hears the louder ear → figures and official files."""
+    from audio_llm.cli import main
+    from tests.test_eval import listener
+
+    rng = np.random.default_rng(0)
+    (tmp_path / "responses" / "binaural" / "room").mkdir(parents=True)
+    soundfile.write(tmp_path / "a.wav", rng.normal(0, 0.1, 4000), 8000)
+    for number, gains in enumerate(((1.0, 0.3), (0.3, 1.0))):
+        response = rng.normal(0, 0.1, (2, 50)) * np.array(gains)[:, None]
+        np.save(tmp_path / "responses" / "binaural" / "room" / f"{number}.npy", response)
+    rows = [
+        {"audio_id": "a", "reverb_id": f"room/{n % 2}.npy", "question_type": "MIXUP_NONBINARY_DIRECTION"}
+        | {"question": "On which side is it?", "answer": ("left", "right")[n % 2]}
+        for n in range(20)
+    ]
+    (tmp_path / "eval.json").write_text(json.dumps({"data": rows}))
+    run = str(tmp_path / "run")
+    with listener() as address:
+        command = ["eval", "listener", str(tmp_path / "eval.json"), "--benchmark", "spatial_sound_qa", "--out", run]
+        assert main([*command, "--option", "sample_rate=8000", "--engine", address, "--controls", "silence,swap"]) == 0
+    summary = json.loads((tmp_path / "run" / "scores.json").read_text())["summary"]
+    assert summary["greedy"]["accuracy"]["value"] == 1.0 and summary["greedy"]["chance"] == 0.5
+    assert summary["controls"]["silence"]["accuracy"]["value"] == 0.5
+    assert summary["flips"]["share"]["value"] == 1.0
+    assert main(["rescore", run, "--submission", str(tmp_path / "out")]) == 0
+    assert "direction: left/right                          1.0000" in capsys.readouterr().out
+    lines = [(tmp_path / "out" / f"eval_{kind}").read_text() for kind in ("pred", "gt")]
+    assert lines[0] == lines[1] and len(lines[0].splitlines()) == 20
