@@ -21,7 +21,7 @@ import soundfile
 
 from audio_llm.cli import main
 from eval import controls, predictions
-from eval.benchmarks import open_benchmark
+from eval.benchmarks import benchmark_names, get_benchmark, open_benchmark
 from eval.benchmarks.base import BenchmarkError
 from eval.controls import Item
 from eval.predictions import Prediction
@@ -276,6 +276,14 @@ def test_two_runs_are_compared_question_by_question(finished, tmp_path: Path, ca
         assert f"item 'q0', {message}" in capsys.readouterr().err
     assert main(["compare", str(worse), str(out), "--answers", "gredy"]) == 2
     assert "did you mean 'greedy'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", benchmark_names())
+def test_every_benchmark_keeps_the_contract(name: str) -> None:
+    benchmark = get_benchmark(name)
+    assert benchmark.name == name and benchmark.title and isinstance(benchmark.groups, tuple)
+    assert benchmark.scorers and set(benchmark.scorers) <= set(SCORERS)
+    assert all(scorer.version and scorer.title for scorer in SCORERS.values())
 
 
 def item(**changes) -> dict:

@@ -75,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
         runner.clean(out)
     source = runner.Source(args.benchmark, tuple(args.data), key_values("--option", args.option))
     questions = source.open(settings)
+    for reason, count in questions.counts.items():
+        print(f"{count} x {reason}")
     command = ["audio-llm", "eval", *sys.argv[2:]]
     manifest = runner.build_manifest(args.model, args.adapter, source, questions, settings, args.engine, command)
     if runner.is_complete(out, manifest):
