@@ -285,7 +285,7 @@ def mix(first: Array, second: Array) -> Array:
 
 
 def hear(clips: Sequence[Array], responses: Sequence[Array], rendering: Rendering) -> Array:
-    """One or two dry clips ``(time,)``, each through its own response, as one scene ``(channels, rendering.samples)``."""
+    """One or two dry clips ``(time,)``, each through its own response: ``(channels, rendering.samples)``."""
     wet = [render(samples, response, rendering) for samples, response in zip(clips, responses, strict=True)]
     return wet[0] if len(wet) == 1 else mix(*wet)
 
