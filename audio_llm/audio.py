@@ -288,15 +288,13 @@ def check_format(
 ) -> None:
     """:func:`check` for a layout and a rate that are known without the samples."""
     if layouts is not None and layout not in layouts:
-        raise AudioError(
-            describe(
-                name,
-                f"layout {' or '.join(layouts)}",
-                layout,
-                "Channels are never mixed or invented unasked: use data of that layout, or name the conversion "
-                "(audio.downmix, audio.select_channel).",
-            )
+        cure = (
+            "Channels are never mixed or invented unasked: use data of that layout, or name the conversion "
+            "(audio.downmix, audio.select_channel)."
         )
+        if tuple(layouts) == ("mono",) and LAYOUT_CHANNELS.get(layout) == 2:
+            cure += " In a recipe, `channels` beside the encoder's name (left, right, mean or each) says what it hears."
+        raise AudioError(describe(name, f"layout {' or '.join(layouts)}", layout, cure))
     if sample_rate is not None and found_rate != sample_rate:
         raise AudioError(
             describe(name, f"a sample rate of {sample_rate} Hz", f"{found_rate} Hz", "Resample it (audio.resample).")

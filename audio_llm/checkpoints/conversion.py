@@ -22,14 +22,14 @@ SIGNS: tuple[tuple[str, str], ...] = (
     ("urbansound_cnn", r"^encoder1\.conv\.weight$"),
     ("whisper", r"^encoder\.(blocks|layers)\.0\..*attn"),
 )
-# What is known of the terms of published weights; whoever passes a conversion on has to look further.
+# What is certain of the terms of published weights; whoever passes a conversion on has to look further.
 LICENCES: dict[str, str] = {
-    "beats": "MIT, as the authors' repository states",
-    "spatial_ast": "no licence known for the weights; ask the authors before you pass them on",
-    "htsat": "HTS-AT: MIT, as its repository states; PSELDNets and stereo SELD weights: no licence known",
-    "cnn14": "PANNs: CC BY 4.0, as its archive states; PSELDNets and stereo SELD weights: no licence known",
-    "urbansound_cnn": "no licence known for the weights; UrbanSound8K itself is CC BY-NC",
-    "whisper": "MIT (original files), Apache-2.0 (Transformers folders), as their pages state",
+    "beats": "MIT (github.com/microsoft/unilm)",
+    "spatial_ast": "see the source of the file",
+    "htsat": "see the source of the file",
+    "cnn14": "PANNs: CC BY 4.0 (their Zenodo record); weights of another origin: see the source of the file",
+    "urbansound_cnn": "see the source of the file",
+    "whisper": "MIT (github.com/openai/whisper); the copies for Transformers: Apache-2.0",
 }
 
 

@@ -50,13 +50,18 @@ def save_parts(
 
 
 def open_encoder(config: Mapping[str, Any]) -> AudioEncoder:
-    """The encoder that a recipe names, in evaluation mode: ``{"path": folder}``, or what `build_encoder` takes."""
+    """The encoder that a recipe names, in evaluation mode: ``{"path": folder}``, or what `build_encoder` takes.
+
+    Beside either, ``channels`` says what an encoder of mono hears of two channels.
+    """
     if "path" not in config:
         return build_encoder(dict(config)).eval()
-    others = sorted(set(config) - {"path"})
+    others = sorted(set(config) - {"path", "channels"})
     if others:
-        raise ConfigError(describe("encoder", "'path' alone, or 'name' with 'published'", f"'path' and '{others[0]}'"))
-    return load_encoder(config["path"])
+        expected = "'path' (and 'channels'), or 'name' with 'published'"
+        raise ConfigError(describe("encoder", expected, f"'path' and '{others[0]}'"))
+    encoder, channels = load_encoder(config["path"]), config.get("channels")
+    return encoder if channels is None else encoder.hear(channels)
 
 
 def load_encoder(folder: str | Path) -> AudioEncoder:

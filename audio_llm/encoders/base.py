@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,11 @@ ENCODERS: dict[str, str] = {
     "htsat": "audio_llm.encoders.htsat:HTSAT",
     "urbansound_cnn": "audio_llm.encoders.urbansound_cnn:UrbanSoundCNN",
 }
+
+# What an encoder of one channel hears of two. "each" hears both by the same weights, one after the other, and joins the
+# tokens of an instant, left then right, to one of twice the width: which ear heard what stays in its place.
+Channels = Literal["left", "right", "mean", "each"]
+TWO_CHANNELS = ("stereo", "binaural")
 
 
 class AudioEncoder(nn.Module):
@@ -44,6 +49,7 @@ class AudioEncoder(nn.Module):
     num_channels: int
     hidden_size: int
     window_seconds: float
+    channels: Channels | None = None  # of two, where :meth:`hear` was called
     gradient_checkpointing: bool = False
     deterministic: bool = False  # stay in evaluation mode even while learning: fixed statistics, nothing dropped
     grid: tuple[int, int] | None = None  # patch tokens along time and frequency, where an encoder has such a grid
@@ -75,11 +81,36 @@ class AudioEncoder(nn.Module):
         ``(batch, n, hidden)`` and a mask ``(batch, n)``, true where a token may be attended to. Raises
         :class:`AudioError` for a wrong number of channels, or a clip that is empty or longer than the window.
         """
-        return self.encode(self.prepare(waveform, lengths), lengths)
+        waveform = self.prepare(waveform, lengths)
+        if self.channels is None:
+            return self.encode(waveform, lengths)
+        if self.channels == "each":
+            tokens, mask = self.encode(torch.cat(waveform.split(1, dim=1)), lengths.repeat(2))
+            return torch.cat(tokens.chunk(2), dim=-1), mask[: len(lengths)]
+        heard = {"left": waveform[:, :1], "right": waveform[:, 1:], "mean": waveform.mean(dim=1, keepdim=True)}
+        return self.encode(heard[self.channels], lengths)
 
     def encode(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`forward`, on ``(batch, channels, window_samples)`` that is zero after each clip's length."""
         raise NotImplementedError
+
+    def hear(self, channels: Channels) -> Self:
+        """Take stereo or binaural sound, of which `channels` says what reaches an encoder that was made for mono.
+
+        Changes `layouts`, `num_channels` and, with ``"each"``, `hidden_size` (twice as wide); no weight. To be called
+        before anything is built upon the encoder. :class:`ConfigError` for an encoder that hears several channels.
+        """
+        if channels not in get_args(Channels):
+            known = ", ".join(get_args(Channels))
+            raise ConfigError(describe(f"encoder {self.name}: channels", f"one of {known}", repr(channels)))
+        if self.layouts != ("mono",):
+            expected = "an encoder of one channel, whose choice it is" if self.channels is None else "one choice"
+            found = f"one that hears {' or '.join(self.layouts)}"
+            raise ConfigError(describe(f"encoder {self.name}: channels {channels}", expected, found, "Leave it out."))
+        self.channels, self.layouts, self.num_channels = channels, TWO_CHANNELS, len(TWO_CHANNELS)
+        if channels == "each":
+            self.hidden_size *= 2
+        return self
 
     def patches(self, tokens: Tensor) -> Tensor:
         """The patch tokens on their `grid`: ``(batch, n, hidden)`` → ``(batch, time, frequency, hidden)``."""
@@ -94,7 +125,8 @@ class AudioEncoder(nn.Module):
                     f"input of encoder '{self.name}'",
                     expected,
                     f"shape {tuple(waveform.shape)}",
-                    "Convert the channels by name (audio_llm.audio) or choose an encoder with another layout.",
+                    "Convert the channels by name (audio_llm.audio), choose an encoder with another layout or say, by "
+                    "`channels` beside its name, what one of mono hears of two.",
                 )
             )
         if lengths.shape != waveform.shape[:1]:
@@ -146,9 +178,16 @@ def build_encoder(config: dict[str, Any]) -> AudioEncoder:
     """Encoder from ``{"name": "spatial_ast", ...}``; the other keys are fields of its configuration dataclass.
 
     ``"preset": "tiny"`` starts from one of the class's presets, ``"published": path`` from a published checkpoint; the
-    keys beside it override its configuration.
+    keys beside it override its configuration. ``"channels"`` is what an encoder of mono hears of two: see
+    :meth:`AudioEncoder.hear`.
     """
     fields = dict(config)
+    channels = fields.pop("channels", None)
+    encoder = _build(fields)
+    return encoder if channels is None else encoder.hear(channels)
+
+
+def _build(fields: dict[str, Any]) -> AudioEncoder:
     name = fields.pop("name", None)
     if name is None:
         raise ConfigError(f"encoder: expected a 'name', one of {', '.join(sorted(ENCODERS))}.")
@@ -173,4 +212,5 @@ def encoder_config(encoder: AudioEncoder) -> dict[str, Any]:
         key: list(value) if isinstance(value, tuple) else value
         for key, value in dataclasses.asdict(encoder.config).items()
     }
-    return {"name": encoder.name, **plain}
+    heard = {} if encoder.channels is None else {"channels": encoder.channels}
+    return {"name": encoder.name, **heard, **plain}

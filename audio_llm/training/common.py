@@ -53,7 +53,8 @@ class LoRARecipe:
 class ModelRecipe:
     """Either `path` (a checkpoint folder) or the three parts to assemble one from.
 
-    `encoder` is ``{path: folder}`` or ``{name: beats, published: file}``; `train` in it is frozen, lora or full.
+    `encoder` is ``{path: folder}`` or ``{name: beats, published: file}``; `train` in it is frozen, lora or full, and
+    `channels` what an encoder of mono hears of two channels: left, right, mean or each.
     """
 
     path: Path | None = None
