@@ -42,6 +42,7 @@ class EchoTwinEngine:
     """Answers with the text of the best-scored choice. There is nothing to sample: the temperature is not read."""
 
     name = "echotwin"
+    needs_audio = True
 
     def __init__(self, model: EchoTwin, tokenizer: Any, batch_size: int = 16) -> None:
         import torch
