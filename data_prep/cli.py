@@ -1,7 +1,7 @@
 """``audio-llm prep``: make scenes with questions from any labelled sound folder, or from built-in sounds.
 
 A recipe with ``kind: audioset_reverb`` puts dry clips into measured rooms instead, one with ``kind: dcase_aqa`` writes
-questions as DCASE 2025 task 5 has them.
+questions as DCASE 2025 task 5 has them, one with ``kind: seld`` clips and tables as its task 3 has them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 HELP = "make spatial scenes with questions, as shards"
 
@@ -28,8 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import dataclasses
-
     from audio_llm import config as recipes
     from data_prep import sounds
     from data_prep.scenes import simulate
@@ -40,13 +39,11 @@ def run(args: argparse.Namespace) -> int:
     kind = recipes.read(args.recipe, overrides).get("kind")
     if kind == "dcase_aqa":
         return _audio_questions(args, overrides)
+    if kind == "seld":
+        return _seld(args, overrides, folds)
     if kind is not None:
         return _reverberation(args, overrides)
-    config = recipes.load(simulate.SceneConfig, args.recipe, overrides)
-    if args.sounds:
-        config = dataclasses.replace(config, sounds=dataclasses.replace(config.sounds, folder=args.sounds))
-    if folds:
-        config = dataclasses.replace(config, folds=sounds.parse_folds(folds))
+    config = _with_sounds(recipes.load(simulate.SceneConfig, args.recipe, overrides), args.sounds, folds)
     out = Path(args.out)
     summary = simulate.prepare(config, out, workers=args.workers, overwrite=args.overwrite, quiet=args.quiet)
     if args.plot:
@@ -60,6 +57,31 @@ def run(args: argparse.Namespace) -> int:
     for row in summary.biased:
         print(f"warning: '{row.question_type}' can be answered without audio ({row.predictor})", file=sys.stderr)
     return 1 if summary.biased else 0
+
+
+def _with_sounds(config: Any, folder: str | None, folds: list[str]) -> Any:
+    """A scene recipe with what ``--sounds`` and ``--folds`` say put in."""
+    import dataclasses
+
+    from data_prep import sounds
+
+    if folder:
+        config = dataclasses.replace(config, sounds=dataclasses.replace(config.sounds, folder=folder))
+    return dataclasses.replace(config, folds=sounds.parse_folds(folds)) if folds else config
+
+
+def _seld(args: argparse.Namespace, overrides: list[str], folds: list[str]) -> int:
+    """The recipes of :mod:`data_prep.seld`."""
+    from audio_llm import config as recipes
+    from data_prep import seld
+
+    _refuse(args, "plot", kind="seld")
+    config = _with_sounds(recipes.load(seld.SELDConfig, args.recipe, overrides), args.sounds, folds)
+    out = Path(args.out)
+    summary = seld.prepare(config, out, workers=args.workers, overwrite=args.overwrite, quiet=args.quiet)
+    counts = ", ".join(f"{name} {entry['samples']}" for name, entry in summary.manifest["subsets"].items())
+    print(f"{'made' if summary.fresh else 'up to date'}: {out} ({counts}; rejects {summary.manifest['rejects']})")
+    return 0
 
 
 def _audio_questions(args: argparse.Namespace, overrides: list[str]) -> int:

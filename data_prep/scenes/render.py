@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from audio_llm.audio import Waveform
+from audio_llm.audio import LAYOUT_CHANNELS, Waveform
 from audio_llm.errors import AudioError, ConfigError
 from audio_llm.files import atomic_file, write_json
 from data_prep import sounds
@@ -155,23 +155,21 @@ def render_scene(
 
     rng = rooms.seeded("render", *seed)
     rate, total = config.sample_rate, round(config.seconds * config.sample_rate)
-    mixed, active = None, np.zeros(total, dtype=bool)
+    mixed, active = np.zeros((LAYOUT_CHANNELS[config.layout], total)), np.zeros(total, dtype=bool)
     gains = []
     for item in placed:
         room, index = world.places[item.source]
         response = np.load(bank / room / f"{index}.npy").astype(np.float64)
         gain = config.level_db + float(rng.uniform(-1, 1)) * config.level_jitter_db
         wet = oaconvolve(dry_event(item, rate)[None] * 10 ** (gain / 20), response, axes=1)
-        if mixed is None:
-            mixed = np.zeros((len(response), total))
         start = round(item.onset * rate)
         stop = min(total, start + wet.shape[1])
         mixed[:, start:stop] += wet[:, : stop - start]
         active[start : min(total, start + round(item.seconds * rate))] = True
         gains.append(round(gain, 2))
-    assert mixed is not None
     snr = float(rng.uniform(*config.snr_db))
-    signal_power = float(np.square(mixed[:, active]).mean())
+    heard = active.any()  # without events: noise as beside one that is heard from 1 m
+    signal_power = float(np.square(mixed[:, active]).mean()) if heard else 10 ** (config.level_db / 10)
     mixed += pink_noise(head, rng, total) * np.sqrt(signal_power * 10 ** (-snr / 10))
     meta: dict[str, Any] = {"snr_db": round(snr, 1)}
     if config.level_jitter_db:

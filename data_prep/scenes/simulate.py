@@ -300,7 +300,7 @@ def prepare(
 def _make(
     config: SceneConfig, out: Path, library: sounds.Library, manifest: dict[str, Any], workers: int, quiet: bool
 ) -> Summary:
-    library = _scan(config, out, library, workers, quiet)
+    library = scan_sounds(config, out, library, workers, quiet)
     groups, left_out = sounds.split(library, config.split, config.seed, config.folds)
     rejects = library.rejects + left_out
     write_lines(out / REJECTS, rejects)
@@ -316,12 +316,12 @@ def _make(
     _write_text(config, worlds, library, out)
     args = (config, groups, out / "responses", library.dataset, library.licence)
     with pool.open_pool(workers, Renderer, args) as jobs:
-        _render_bank(config, worlds, out, jobs, quiet)
+        render_bank(config, worlds, out, jobs, quiet)
         counts = {name: _render_subset(config, name, plans[name], library, out, jobs, quiet) for name in plans}
     manifest |= {
         "complete": True,
         "config": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
-        "sounds": _describe_sounds(library, groups),
+        "sounds": describe_sounds(library, groups),
         "labels": worlds[next(iter(worlds))].labels,
         "rooms": {split: [room.name for room in world.rooms] for split, world in worlds.items()},
         "subsets": counts,
@@ -334,7 +334,7 @@ def _make(
     return Summary(out, manifest, fresh=True, biased=[row for row in rows if row.biased])
 
 
-def _scan(config: SceneConfig, out: Path, library: sounds.Library, workers: int, quiet: bool) -> sounds.Library:
+def scan_sounds(config: SceneConfig, out: Path, library: sounds.Library, workers: int, quiet: bool) -> sounds.Library:
     """Fill in the audible parts, from ``sounds.json`` where an earlier run has them."""
     if config.sounds.folder is None:
         return library
@@ -384,7 +384,7 @@ def _write_text(config: SceneConfig, worlds: dict[str, World], library: sounds.L
             stream.write(sample.to_json() + "\n")
 
 
-def _render_bank(config: SceneConfig, worlds: dict[str, World], out: Path, jobs: pool.Jobs, quiet: bool) -> None:
+def render_bank(config: SceneConfig, worlds: dict[str, World], out: Path, jobs: pool.Jobs, quiet: bool) -> None:
     wanted = [(split, index) for split, world in worlds.items() for index in range(len(world.rooms))]
     for _ in pool.bar(jobs.run("room", wanted), len(wanted), "rooms", quiet):
         pass
@@ -442,7 +442,7 @@ def _write_records(folder: Path, part: SubsetConfig) -> None:
 # ------------------------------------------------------------------------------------------------ files
 
 
-def _describe_sounds(library: sounds.Library, groups: dict[str, list[sounds.Clip]]) -> dict[str, Any]:
+def describe_sounds(library: sounds.Library, groups: dict[str, list[sounds.Clip]]) -> dict[str, Any]:
     return {
         "dataset": library.dataset,
         "fingerprint": library.fingerprint,
