@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads of several processes starve each other
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,8 +28,18 @@ def tiny_corpus() -> list[str]:
     ]
 
 
-def make_checkpoint(folder: Path, family: str = "qwen2", channels: int = 2, tie: bool = False, seed: int = 0) -> Path:
-    """A checkpoint folder with random weights: `family` qwen2 | qwen3 | llama, 1, 2 or 4 channels, 0.64 s windows."""
+def make_checkpoint(
+    folder: Path,
+    family: str = "qwen2",
+    channels: int = 2,
+    tie: bool = False,
+    seed: int = 0,
+    encoder: dict[str, Any] | None = None,
+) -> Path:
+    """A checkpoint folder with random weights: `family` qwen2 | qwen3 | llama, 1, 2 or 4 channels, 0.64 s windows.
+
+    `encoder` is a configuration in place of the tiny Spatial-AST of that many channels.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -58,8 +69,9 @@ def make_checkpoint(folder: Path, family: str = "qwen2", channels: int = 2, tie:
     else:
         sizes.update(hidden_size=128)
     language_model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
-    encoder = build_encoder(
-        {
+    network = build_encoder(
+        encoder
+        or {
             "name": "spatial_ast",
             "preset": "tiny",
             "layout": LAYOUT_OF[channels],
@@ -72,7 +84,7 @@ def make_checkpoint(folder: Path, family: str = "qwen2", channels: int = 2, tie:
     )
     build_checkpoint(
         folder,
-        encoder=encoder,
+        encoder=network,
         language_model=language_model,
         tokenizer=tokenizer,
         projector=dict(

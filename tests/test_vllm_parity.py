@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from benchmarks.parity import BOUND
+from tests.conftest import make_checkpoint
 from tests.vllm_tools import make_adapter
 
 pytestmark = pytest.mark.vllm
@@ -47,6 +48,13 @@ def test_three_families_and_channel_counts(checkpoint, tmp_path: Path) -> None:
     assert len(tables) == 3
     names = {"vLLM, single", "vLLM, batch", "vLLM + LoRA, single", "vLLM + LoRA, batch", "vLLM, merged"}
     assert names <= set(tables[str(models[0])])
+
+
+def test_a_mono_encoder_that_hears_two_channels(tmp_path: Path) -> None:
+    beats = {"name": "beats", "preset": "tiny", "window_seconds": 0.64, "hidden_size": 48, "depth": 2}
+    model = make_checkpoint(tmp_path / "model", encoder={**beats, "channels": "each"})
+    rows = parity([model], [], tmp_path / "report.json")[str(model)]
+    assert {"vLLM, single", "vLLM, batch"} <= set(rows)
 
 
 @pytest.mark.slow
