@@ -13,6 +13,7 @@ from audio_llm.encoders import AudioEncoder, build_encoder, encoder_config
 from audio_llm.errors import CheckpointError, ConfigError, describe
 from audio_llm.files import atomic_file, write_json
 from audio_llm.heads import EventHead, SpatialHeads, build_classifier
+from audio_llm.seld import SELDHead, SELDNetwork
 
 CONFIG, WEIGHTS = "config.json", "encoder.safetensors"
 VERSION = 1
@@ -106,6 +107,21 @@ def load_classifier(folder: str | Path) -> tuple[AudioEncoder, nn.Module, dict[s
     head = build_classifier(config["head"], encoder, len(config["labels"]))
     load_strictly(head, part_of(state, "head"), f"{folder}/{WEIGHTS}")
     return encoder, head.eval(), config
+
+
+def load_seld(folder: str | Path) -> tuple[SELDNetwork, dict[str, Any]]:
+    """The network of a folder that has a head of events in time (evaluation mode), and its config.
+
+    The config's ``labels`` are its classes and ``thresholds``, where it has them, when each counts as heard.
+    """
+    config, state = _read(Path(folder))
+    if "seld" not in config or "labels" not in config:
+        cure = "Train one with 'audio-llm train' and task: seld, or convert a published one."
+        raise CheckpointError(describe(f"encoder folder {folder}", "a head of events in time", "none", cure))
+    encoder = load_encoder(folder)
+    head = SELDHead(encoder, len(config["labels"]), **config["seld"])
+    load_strictly(head, part_of(state, "seld"), f"{folder}/{WEIGHTS}")
+    return SELDNetwork(encoder, head).eval(), config
 
 
 def part_of(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ _TASKS = {
     "encoder": "audio_llm.training.supervised",
     "classification": "audio_llm.training.supervised",
     "tagging": "audio_llm.training.supervised",
+    "seld": "audio_llm.training.supervised",
     "language_model": "audio_llm.training.language_model",
     "echotwin": "audio_llm.training.echotwin",
 }

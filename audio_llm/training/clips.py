@@ -1,6 +1,7 @@
 """Clips with events for supervised training: windows of the encoder, kept in memory when small, and augmented.
 
-They come from shard folders or from a labelled sound folder, whose clips have one event each: their class.
+They come from shard folders, from a labelled sound folder, whose clips have one event each (their class), or from a
+folder of DCASE 2025 task 3, whose clips have a table of events.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audio_llm import audio, sounds
+from audio_llm import audio, dcase_seld, sounds
 from audio_llm.encoders import AudioEncoder
 from audio_llm.errors import AudioLLMError, ConfigError, TrainingError, describe
 from audio_llm.shards.reader import ShardDataset
@@ -36,6 +37,7 @@ class Augmentation:
     frequency_mask: int = 0  # SpecAugment: widest mask in mel bands ...
     time_mask: int = 0  # ... and in frames
     masks: int = 1  # of each kind
+    overlay: float = 0.0  # share of clips that are heard together with another of the batch, events and all
     # Where labels hold for the whole clip (classification, tagging):
     roll_seconds: float = 0.0  # uniform in ± this, around the clip's end: what leaves it comes in again
     speed: float = 0.0  # played faster or slower by up to this share, and so higher or lower
@@ -78,8 +80,14 @@ class ClipSource(Protocol):
     def load_waveform(self, number: int, /) -> audio.Waveform: ...
 
 
-def open_source(folders: Sequence[Path], folds: Sequence[str] | None = None) -> ClipSource:
-    """Shard folders, or one labelled sound folder (of which only the clips in the official `folds`, if given)."""
+def open_source(folders: Sequence[Path], folds: Sequence[str] | None = None, without: Sequence[str] = ()) -> ClipSource:
+    """Shard folders, one labelled sound folder (of which only the clips in the official `folds`, if given), or one of
+    stereo SELD (of which only the folds or rooms in `folds`, less those in `without`)."""
+    if any(dcase_seld.is_seld_folder(folder) for folder in folders):
+        if len(folders) > 1 or folds is None:
+            found = f"{len(folders)} folders" if len(folders) > 1 else "no train_folds"
+            raise ConfigError(describe("train", "one folder of stereo SELD, and which folds to train on", found))
+        return dcase_seld.find(folders[0]).select(folds, without)
     labelled = [folder for folder in folders if sounds.is_sound_folder(folder)]
     if not labelled:
         if folds is not None:
@@ -115,12 +123,13 @@ class ClipStore:
         encoder: AudioEncoder,
         *,
         folds: Sequence[str] | None = None,
+        without: Sequence[str] = (),
         channels: sounds.Channels = "refuse",
         whole: bool = False,
         memory_gib: float = 2.0,
         max_rejects: float = 0.02,
     ) -> None:
-        self.dataset = open_source(folders, folds)
+        self.dataset = open_source(folders, folds, without)
         self.name = ", ".join(str(folder) for folder in folders) + (f" folds {', '.join(folds)}" if folds else "")
         self.rule, self.whole = channels, whole
         self.sample_rate, self.layouts = encoder.sample_rate, encoder.layouts
@@ -148,6 +157,12 @@ class ClipStore:
     def labels(self) -> set[str]:
         return {event.label for _, _, events in self._index for event in events}
 
+    @property
+    def class_names(self) -> list[str]:
+        """Classes in the order of the data's own numbers, where it has them; else the sorted labels of its events."""
+        known = self.dataset.labels if isinstance(self.dataset, dcase_seld.SELDFolder) else None
+        return known or sorted(self.labels)
+
     def __getitem__(self, number: int) -> Clip:
         sample, window, events = self._index[number]
         if self._cache is not None:
@@ -162,7 +177,8 @@ class ClipStore:
         except AudioLLMError as error:
             self.rejects.append({"sample": str(number), "reason": str(error)})
             return
-        if not sample.events or sample.audio is None:
+        silent = isinstance(self.dataset, dcase_seld.SELDFolder)  # every sound is annotated: no events, no sound
+        if sample.audio is None or not (sample.events or silent):
             self.rejects.append({"sample": sample.id, "reason": "no events"})
             return
         seconds = self.window / self.sample_rate
@@ -283,6 +299,22 @@ def augment(clip: Clip, switches: Augmentation, rng: np.random.Generator, sample
     return Clip(samples, events, number)
 
 
+def overlay(clips: Sequence[Clip], share: float, rng: np.random.Generator) -> list[Clip]:
+    """A `share` of `clips` with another one's sound added and its events beside its own: sound pressures add up."""
+    partner, drawn = rng.permutation(len(clips)), rng.random(len(clips)) < share
+    mixed = []
+    for row, clip in enumerate(clips):
+        other = clips[partner[row]]
+        if not drawn[row] or partner[row] == row:
+            mixed.append(clip)
+            continue
+        samples = np.zeros((clip.samples.shape[0], max(clip.samples.shape[1], other.samples.shape[1])), np.float32)
+        samples[:, : clip.samples.shape[1]] = clip.samples
+        samples[:, : other.samples.shape[1]] += other.samples
+        mixed.append(clip._replace(samples=samples, events=[*clip.events, *other.events]))
+    return mixed
+
+
 def resampled(samples: np.ndarray, speed: float) -> np.ndarray:
     """Played `speed` times as fast in the same length: cut at the end, or begun anew.
 
@@ -359,6 +391,8 @@ class BatchPlan:
             with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
                 clips = list(pool.map(self._load, self.indices(step)))
         clips = [augment(clip, self.switches, rng, self.store.sample_rate) for clip in clips]
+        if self.switches.overlay:
+            clips = overlay(clips, self.switches.overlay, rng)
         mix = None
         if self.switches.mixup:
             clips, mix = mix_clips(clips, self.switches.mixup, rng)

@@ -40,17 +40,19 @@ _FREE_KEYS = {"output", "resume", "log_every", "save_every", "memory_gib", "eval
 
 @dataclasses.dataclass
 class EncoderRecipe:
-    """Recipe of ``audio-llm train`` with ``task: encoder`` (spatial), ``classification`` or ``tagging``."""
+    """Recipe of ``audio-llm train`` with ``task: encoder`` (spatial), ``classification``, ``tagging`` or ``seld``."""
 
-    train: list[Path]  # shard folders whose samples have events, or one labelled sound folder
+    train: list[Path]  # shard folders whose samples have events, one labelled sound folder, or one of stereo SELD
     output: Path
     validation: Path | None = None  # folder of unseen recordings (and rooms); decides which weights are kept
     task: str = "encoder"
     train_folds: list[int | str] | None = None  # of a sound folder: its official folds to train on
     validation_folds: list[int | str] | None = None  # ... and to validate on, of the folder in `train`
+    # Of a SELD folder folds (fold3) or rooms (fold3_room4); rooms that are validated on are not trained on.
     channels: Channels = "refuse"  # what becomes of several channels where the encoder wants one
     encoder: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "spatial_ast", "preset": "tiny"})
-    head: dict[str, Any] = dataclasses.field(default_factory=dict)  # of classification and tagging: name, dropout
+    # of classification and tagging: name, dropout; of seld: elements, frames
+    head: dict[str, Any] = dataclasses.field(default_factory=dict)
     init: Path | None = None  # encoder folder to start from; its configuration replaces `encoder`
     unfreeze: int | None = None  # top layers of the encoder that learn; 0: none, the heads alone; by default all
     labels: list[str] | None = None  # classes in order; by default the sorted labels of the training events
@@ -63,6 +65,7 @@ class EncoderRecipe:
     weight_decay: float = 0.01
     layer_decay: float = 1.0  # learning rate factor per layer from the top (0.75 when fine-tuning a published model)
     label_smoothing: float = 0.0  # of classification and tagging
+    distance_weight: float = 1.0  # of seld: metres in the loss (1: as published)
     ema: float = 0.0  # decay of a moving average of the weights, which is then what is validated and kept
     clip_norm: float = 1.0
     precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the processor computes in it
@@ -199,12 +202,12 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         encoder = load_encoder(recipe.init) if recipe.init else build_encoder(recipe.encoder)
         encoder.gradient_checkpointing = recipe.gradient_checkpointing
-        self.store = self._store(recipe.train, encoder, recipe.train_folds)
+        self.store = self._store(recipe.train, encoder, recipe.train_folds, recipe.validation_folds)
         self.validation: ClipStore | None = None
         if recipe.validation or recipe.validation_folds:
             folders = [recipe.validation] if recipe.validation else recipe.train
             self.validation = self._store(folders, encoder, recipe.validation_folds)
-        names = recipe.labels or sorted(self.store.labels)
+        names = recipe.labels or self.store.class_names
         self.labels = {name: index for index, name in enumerate(names)}
         self._check_labels()
         encoder.augment = spec_augment(recipe.augment)
@@ -233,12 +236,19 @@ class Trainer:
         """The weights that are validated and saved: the moving average, where there is one."""
         return cast(SupervisedTask, self.average.module) if self.average is not None else self.raw
 
-    def _store(self, folders: list[Path], encoder: AudioEncoder, folds: list[int | str] | None) -> ClipStore:
+    def _store(
+        self,
+        folders: list[Path],
+        encoder: AudioEncoder,
+        folds: list[int | str] | None,
+        without: list[int | str] | None = None,
+    ) -> ClipStore:
         recipe = self.recipe
         return ClipStore(
             folders,
             encoder,
             folds=None if folds is None else [str(fold) for fold in folds],
+            without=[str(fold) for fold in without or ()],
             channels=recipe.channels,
             whole=task_class(recipe.task).clip_level,
             memory_gib=recipe.memory_gib,

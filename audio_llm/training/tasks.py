@@ -20,6 +20,7 @@ TASKS: dict[str, str] = {
     "encoder": "audio_llm.training.localisation:Localisation",
     "classification": "audio_llm.training.classification:Classification",
     "tagging": "audio_llm.training.classification:Tagging",
+    "seld": "audio_llm.training.seld_task:Localisation",
 }
 
 
