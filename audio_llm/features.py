@@ -204,6 +204,20 @@ def unit_intensity(spectrum: Tensor, bank: Tensor) -> Tensor:
     return (active / (length + _INTENSITY_EPS)) @ bank
 
 
+def band_intensity(spectrum: Tensor, bank: Tensor) -> Tensor:
+    """Direction of the active intensity per mel band, weighted by energy: the direction cosines of one plane wave.
+
+    `spectrum` complex ``(batch, 1 + k, frames, bins)``: the omnidirectional channel, then `k` of Y, Z, X →
+    ``(batch, k, frames, mels)`` in that order. Divided by the power of the omnidirectional channel, because a stereo
+    recording does not tell the energy density; values that no plane wave gives are clamped to 1. Unlike
+    :func:`unit_intensity`, whose single component in stereo is a sign, it tells how far to the side a source is.
+    """
+    omni, velocity = spectrum[:, :1], spectrum[:, 1:]
+    active = (omni.real * velocity.real + omni.imag * velocity.imag) @ bank
+    power = (omni.real.square() + omni.imag.square()) @ bank
+    return (active / power.clamp(min=_ENERGY_FLOOR)).clamp(-1.0, 1.0)
+
+
 def log_mel_power(spectrum: Tensor, bank: Tensor) -> Tensor:
     """``log10`` of the mel power of every channel, floor 1e-10: complex ``(..., bins)`` → ``(..., mels)``."""
     power = spectrum.real.square() + spectrum.imag.square()
@@ -217,6 +231,11 @@ def foa_planes(spectrum: Tensor, bank: Tensor) -> Tensor:
     :func:`log_mel_power` of every channel, then :func:`unit_intensity` along Y, Z, X.
     """
     return torch.cat((log_mel_power(spectrum, bank), unit_intensity(spectrum, bank)), dim=1)
+
+
+def band_planes(spectrum: Tensor, bank: Tensor) -> Tensor:
+    """:func:`log_mel_power` of every channel, then :func:`band_intensity`: ``(batch, 1 + k, …)`` → 1 + 2k planes."""
+    return torch.cat((log_mel_power(spectrum, bank), band_intensity(spectrum, bank)), dim=1)
 
 
 def mid_side(waveform: Tensor) -> Tensor:

@@ -155,5 +155,3 @@ def test_another_recipe_is_not_mixed_in(corpus, capsys):
 def test_refusals(tmp_path, override, said, capsys):
     assert render(tmp_path / "out", override) == 2
     assert said in capsys.readouterr().err
-
-

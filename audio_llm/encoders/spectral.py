@@ -22,7 +22,8 @@ _LAYOUTS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "stereo": (2, 7, ("stereo", "binaural")),
     "foa": (4, 7, ("foa",)),
 }
-INTENSITY_PLANES = 3  # the last ones, where there are seven
+_INTENSITY_PLANES = 3  # the last ones, where there are seven
+_BAND_PLANES = {"mono": 1, "stereo": 3, "foa": 7}  # stereo has no empty planes when intensity is per band
 
 # The front ends that published networks of several architectures share.
 PSELDNETS_FRONT_END: dict[str, Any] = {
@@ -60,6 +61,7 @@ class SpectralConfig:
     fmax: float = 12000.0
     mel_scale: Literal["htk", "slaney"] = "htk"
     levels: Literal["log10", "decibels"] = "log10"  # of mel power; decibels are ten times as much
+    intensity: Literal["unit", "band"] = "unit"  # of every bin, as published (in stereo: a sign); of every mel band
     peak_normalize: bool = True  # every window by its own peak: the published choice, which forgets how loud it was
     window_seconds: float = 5.0
     layout: Literal["mono", "stereo", "foa"] = "stereo"
@@ -93,6 +95,8 @@ class SpectralEncoder(AudioEncoder):
         self.config = config
         self.sample_rate, self.window_seconds = config.sample_rate, config.window_seconds
         self.num_channels, self.num_planes, self.layouts = _LAYOUTS[config.layout]
+        if config.intensity == "band":
+            self.num_planes = _BAND_PLANES[config.layout]
         self.scalar = nn.ModuleList(nn.BatchNorm1d(config.n_mels) for _ in range(self.num_planes))  # published name
 
     def encode(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,13 +116,14 @@ class SpectralEncoder(AudioEncoder):
         if config.layout == "stereo":
             waveform = features.mid_side(waveform)
         planes_of = {"mono": features.log_mel_power, "stereo": features.pseudo_foa_planes, "foa": features.foa_planes}
-        function = planes_of[config.layout]
+        by_band = config.intensity == "band" and config.layout != "mono"
+        function = features.band_planes if by_band else planes_of[config.layout]
         planes = features.of_stft(
             lambda spectrum: function(spectrum, bank), waveform, config.n_fft, config.hop, config.win_length
         )
         if config.levels == "log10":
             return planes
-        levels = planes.shape[1] if config.layout == "mono" else planes.shape[1] - INTENSITY_PLANES
+        levels = self.num_channels if by_band or config.layout == "mono" else planes.shape[1] - _INTENSITY_PLANES
         return torch.cat((10.0 * planes[:, :levels], planes[:, levels:]), dim=1)
 
     def encode_planes(self, planes: Tensor) -> Tensor:
