@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from audio_llm import dcase_seld, seld
 from audio_llm.cli import main
 from audio_llm.errors import AudioLLMError
+from audio_llm.shards.schema import Event
+from audio_llm.training import clips
 
 LABELS = ("bell", "dog", "rain")
 SMALL = [
@@ -155,3 +157,26 @@ def test_another_recipe_is_not_mixed_in(corpus, capsys):
 def test_refusals(tmp_path, override, said, capsys):
     assert render(tmp_path / "out", override) == 2
     assert said in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ augmentation
+
+
+def test_overlaid_clips_are_sums_of_sounds_and_of_events():
+    generator = np.random.default_rng(0)
+    batch = [
+        clips.Clip(generator.standard_normal((2, 100 - 10 * n)).astype(np.float32), [Event(LABELS[n], 0.1, 0.5)], n)
+        for n in range(3)
+    ]
+    mixed = clips.overlay(batch, 1.0, np.random.default_rng(3))
+    for clip, found in zip(batch, mixed, strict=True):
+        others = [event.label for event in found.events if event not in clip.events]
+        assert found.number == clip.number and len(others) <= 1
+        rest = np.zeros_like(found.samples)
+        for label in others:
+            other = batch[LABELS.index(label)].samples
+            rest[:, : other.shape[1]] = other
+        rest[:, : clip.samples.shape[1]] += clip.samples
+        np.testing.assert_allclose(found.samples, rest, atol=1e-6)
+    assert any(len(found.events) == 2 for found in mixed)
+    assert clips.overlay(batch, 0.0, np.random.default_rng(3)) == batch
