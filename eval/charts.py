@@ -10,11 +10,13 @@ import base64
 import math
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
+
+from eval.statistics import Estimate
 
 # Dark to bright, evenly brighter by the step, readable in print and by colour-blind eyes.
 SPECTROGRAM_COLOURS = ((8, 8, 24), (58, 15, 98), (142, 36, 104), (221, 81, 58), (250, 167, 53), (252, 250, 190))
@@ -30,13 +32,18 @@ class Bar:
     high: float
     n: int
 
+    @classmethod
+    def of(cls, label: str, found: Estimate | None) -> Bar:
+        """The bar of an estimate; nothing is drawn where there is none."""
+        return cls(label, found.value, found.low, found.high, found.n) if found else cls(label, math.nan, 0, 0, 0)
+
 
 def colour(index: int) -> str:
     """The page's colour of series `index`."""
     return f"var(--series-{index % 6})"
 
 
-def bars(groups: Sequence[tuple[str, float, Sequence[Bar]]], *, width: int = 760) -> str:
+def bars(groups: Sequence[tuple[str, float, Sequence[Bar]]], *, label: str, width: int = 760) -> str:
     """Horizontal bars in groups ``(name, chance, bars)``: one bar a run with its interval, one mark for chance."""
     left, right, thick, gap, pad = 210, 60, 13, 3, 16
     scale = (width - left - right) / 1.0
@@ -58,7 +65,7 @@ def bars(groups: Sequence[tuple[str, float, Sequence[Bar]]], *, width: int = 760
                 f"<title>chance {100 * chance:.1f} %</title></line>"
             )
         y += block + pad
-    return _svg(width, int(height), "".join(parts), "Accuracy by kind of question")
+    return _svg(width, int(height), "".join(parts), label)
 
 
 def _one_bar(bar: Bar, index: int, left: float, y: float, scale: float, thick: int) -> str:
@@ -236,12 +243,12 @@ def running_mean(values: Sequence[float], share: float = 0.08) -> list[float]:
     return list((sums[last] - sums[first]) / (last - first))
 
 
-def legend(names: Sequence[str]) -> str:
-    """Names beside their colours."""
+def legend(names: Sequence[str], tick: str = "chance") -> str:
+    """Names beside their colours, and what the tick of a group of bars stands for."""
     entries = (
         f'<span class="key"><i style="background:{colour(i)}"></i>{escape(name)}</span>' for i, name in enumerate(names)
     )
-    return f'<div class="legend">{"".join(entries)}<span class="key"><i class="tick"></i>chance</span></div>'
+    return f'<div class="legend">{"".join(entries)}<span class="key"><i class="tick"></i>{escape(tick)}</span></div>'
 
 
 def _finite(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -258,13 +265,3 @@ def _svg(width: int, height: int, body: str, label: str) -> str:
         f'<svg role="img" aria-label="{escape(label, quote=True)}" viewBox="0 0 {width} {height}" '
         f'style="max-width:{width}px">{body}</svg>'
     )
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, classes: Mapping[int, str] | None = None) -> str:
-    """An HTML table of cells that are HTML already; `classes` by column number."""
-    css = {index: f' class="{name}"' for index, name in (classes or {}).items()}
-    top = "".join(f"<th{css.get(i, '')}>{escape(cell)}</th>" for i, cell in enumerate(head))
-    body = "".join(
-        "<tr>" + "".join(f"<td{css.get(i, '')}>{cell}</td>" for i, cell in enumerate(row)) + "</tr>" for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'

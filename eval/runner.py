@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import subprocess
 import sys
 import time
 from collections import deque
@@ -304,6 +305,7 @@ def build_manifest(
         "settings": dataclasses.asdict(settings),
         "scorer": {"name": headline.name, "version": headline.version},
         "packages": _versions(),
+        "commit": _commit(),
         "command": " ".join(command),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "finished": False,
@@ -332,6 +334,24 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _commit() -> str:
+    """The commit of the source tree that this code runs from, with a note where files differ from it; "" where the
+    package was installed from elsewhere."""
+    tree = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(tree), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != tree:
+            return ""
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + (" with changed files" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def _model_sha256(folder: Path) -> str:

@@ -149,20 +149,21 @@ class Permutations:
 
 def permutations(rows: Iterable[Prediction], *, seed: int = 0, scorer: Scorer = HEADLINE) -> Permutations | None:
     """The control ``shuffled_options``; None where no row is scored."""
-    orders: dict[int, list[Prediction]] = defaultdict(list)
     scores: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         found = scorer.score(row)
         if found is not None:
-            orders[row.sample].append(row)
             scores[row.id].append(found.value)
     if not scores:
         return None
-    means = [np.array(list(item_values(found, scorer).values())) for found in orders.values()]
+    k = max(map(len, scores.values()))
+    # Two options have one other order, three have five: a question with fewer than k goes round those it has, so that
+    # every order is a mean over the same questions.
+    orders = [np.array([values[order % len(values)] for values in scores.values()]) for order in range(k)]
     return Permutations(
-        k=len(orders),
+        k=k,
         mean=proportion(np.array([float(np.mean(values)) for values in scores.values()]), seed=seed),
-        worst=proportion(min(means, key=np.mean), seed=seed),
+        worst=proportion(min(orders, key=np.mean), seed=seed),
         all_k=proportion(np.array([min(values) for values in scores.values()]), seed=seed),
     )
 

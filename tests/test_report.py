@@ -23,6 +23,7 @@ from eval import charts, report
 from eval.controls import mirror_text
 from eval.expectations import read_expectations, verify
 from eval.predictions import Prediction, PredictionWriter
+from eval.report.sounds import CLIPS
 
 
 def make_run(folder: Path, shards: Path, skill: float, seed: int) -> Path:
@@ -135,7 +136,7 @@ def test_numbers_are_those_of_the_predictions(page: tuple[Path, Page], runs: dic
 
 def test_clips_play_what_the_shards_hold(page: tuple[Path, Page], shards) -> None:
     sounds = [source for source in page[1].sources if source.startswith("data:audio/wav;base64,")]
-    assert len(sounds) == report.CLIPS
+    assert len(sounds) == CLIPS
     dataset = ShardDataset(shards(count=60))
     stored = {dataset.load_waveform(i).samples.tobytes() for i in range(len(dataset))}
     for source in sounds:
@@ -150,7 +151,7 @@ def test_chromium_loads_the_page_without_a_complaint(page: tuple[Path, Page]) ->
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
     done = subprocess.run([*command, page[0].as_uri()], capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in done.stderr
-    assert done.stdout.count("<audio") == report.CLIPS
+    assert done.stdout.count("<audio") == CLIPS
 
 
 def test_report_without_its_shards_keeps_its_numbers(runs: dict[str, Path], tmp_path: Path) -> None:

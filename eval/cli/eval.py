@@ -6,11 +6,14 @@ import argparse
 import sys
 
 MONO = ("mean", "omni", "left", "right")
+USUAL, FULL = ("silence,swap", 1), ("all", 3)  # controls, orders of the options: unless they are given
 HELP = "answer held-out questions with a model, with controls; every answer is stored and scored"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="checkpoint folder, the model's name behind an address, or an encoder folder")
+    parser.add_argument(
+        "model", help="checkpoint folder, the model's name behind an address, an encoder folder, or one of SELD tables"
+    )
     parser.add_argument("data", nargs="+", help="the benchmark's data: folders of held-out shards, or what it reads")
     parser.add_argument("--benchmark", default="scenes", help="scenes (shard folders), mmau, …: docs/evaluation.md")
     parser.add_argument(
@@ -22,12 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--adapter", help="PEFT adapter folder (its name behind an address)")
     parser.add_argument(
-        "--controls",
-        default="silence,swap",
-        help="of silence, swap, other_audio, shuffled_options, text_only; or all, none",
+        "--full", action="store_true", help="all controls, options in 3 other orders, and the page OUT/report.html"
     )
     parser.add_argument(
-        "--permutations", type=int, default=1, metavar="K", help="orders of the options under shuffled_options"
+        "--controls",
+        help="of silence, swap, other_audio, shuffled_options, text_only; or all, none (default: silence,swap)",
+    )
+    parser.add_argument(
+        "--permutations", type=int, metavar="K", help="orders of the options under shuffled_options (default: 1)"
     )
     parser.add_argument("--temperature", default="0", help="one pass each, for instance 0,1; controls run at the first")
     parser.add_argument("--samples", type=int, default=1, help="answers per question at temperatures above 0")
@@ -48,22 +53,27 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     if Path(args.model).is_dir():
-        from eval import spatial
+        from audio_llm.predicting import finds_events
+        from eval import seld_run, spatial
 
+        if finds_events(args.model) or seld_run.is_table_folder(args.model):
+            return _seld(args)
         if spatial.is_encoder_folder(args.model):
             return _spatial(args)
     from eval import predictions, runner
     from eval.benchmarks import get_benchmark
     from eval.cli.options import key_values
+    from eval.controls import parse_controls
     from eval.engines import open_engine
     from eval.scorers import get_scorers
     from eval.tables import print_run, write_scores
 
+    controls, permutations = FULL if args.full else USUAL
     settings = runner.EvalSettings(
         temperatures=_temperatures(args.temperature),
         samples=_positive("--samples", args.samples),
-        controls=_controls(args.controls),
-        permutations=_positive("--permutations", args.permutations),
+        controls=parse_controls(controls if args.controls is None else args.controls),
+        permutations=_positive("--permutations", permutations if args.permutations is None else args.permutations),
         seed=args.seed,
         max_tokens=_positive("--max-tokens", args.max_tokens),
         style=args.style,
@@ -101,6 +111,11 @@ def run(args: argparse.Namespace) -> int:
     scorers = get_scorers(benchmark.scorers)
     write_scores(out, rows, scorers)
     print_run(out.name, rows, scorers[0], benchmark.groups)
+    if args.full:
+        from eval import report
+        from eval.report.page import FILE_NAME
+
+        report.write(out / FILE_NAME, report.load_runs([str(out)]))
     return 0
 
 
@@ -112,8 +127,11 @@ def _spatial(args: argparse.Namespace) -> int:
     import torch
 
     from audio_llm.checkpoints.encoder import WEIGHTS
+    from audio_llm.errors import ConfigError
     from eval import spatial
 
+    if args.full:
+        raise ConfigError("--full: expected a model that answers questions, found an encoder folder.")
     out = Path(args.out)
     if args.overwrite:
         for name in (spatial.PREDICTIONS, spatial.RUN, spatial.SCORES):
@@ -132,6 +150,34 @@ def _spatial(args: argparse.Namespace) -> int:
     return 0
 
 
+def _seld(args: argparse.Namespace) -> int:
+    """Sound events in time: the head of an encoder folder, or a folder of tables that any system predicted."""
+    from pathlib import Path
+
+    from eval import seld_run
+    from eval.cli.options import key_values
+
+    if len(args.data) > 1:
+        from audio_llm.errors import ConfigError, describe
+
+        raise ConfigError(describe("data", "one folder of stereo SELD, or of tables", f"{len(args.data)}"))
+    data, out = args.data[0], Path(args.out)
+    settings = seld_run.parse_settings(key_values("--option", args.option))
+    if seld_run.is_table_folder(args.model):
+        print(seld_run.score(args.model, data, settings, out))
+        return 0
+    if args.overwrite:
+        seld_run.clean(out)
+    clips, rejects = seld_run.hear(args.model, data, out, settings, progress=not args.quiet)
+    if rejects:
+        print(f"{len(rejects)} of {len(clips)} clips could not be heard, see {out / seld_run.REJECTS}", file=sys.stderr)
+    if settings.part == "evaluation":
+        print(f"{seld_run.submit(clips, out)} events of {len(clips)} clips: {out / seld_run.SUBMISSION}")
+    else:
+        print(seld_run.score(out / seld_run.PREDICTIONS, data, settings, out))
+    return 0
+
+
 def _temperatures(text: str) -> list[float]:
     from audio_llm.errors import ConfigError
 
@@ -142,12 +188,6 @@ def _temperatures(text: str) -> list[float]:
     if not values or min(values) < 0 or len(set(values)) < len(values):
         raise ConfigError(f"--temperature: expected different numbers of at least 0, found '{text}'.")
     return values
-
-
-def _controls(text: str) -> list[str]:
-    from eval.controls import parse_controls
-
-    return parse_controls(text)
 
 
 def _positive(name: str, value: int) -> int:

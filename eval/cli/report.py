@@ -24,18 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from audio_llm.files import write_atomically
     from eval import report
     from eval.expectations import print_findings, read_expectations, verify
 
     expectations = read_expectations(args.check) if args.check else None
     runs = report.load_runs(args.runs)
     findings = verify(expectations, {run.name: run.summary for run in runs}) if expectations else []
-    page = report.build(runs, args.training, findings, title=args.title)
-    out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, page)
-    print(f"{out}: {len(runs)} runs, {len(page) / 1e6:.1f} MB")
+    report.write(Path(args.out), runs, args.training, findings, title=args.title)
     if findings:
         print_findings(findings)
     return 0 if all(finding.passed for finding in findings) else 1

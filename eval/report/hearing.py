@@ -1,0 +1,210 @@
+"""Whether a model listens: controls, what the sound adds, options in other orders, places of options, directions."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from audio_llm.prompts import read_reply
+from eval import charts
+from eval.controls import DEAF
+from eval.report.markup import accuracy, escape, estimate, note, percent, signed, table, won_and_lost
+from eval.report.runs import Run
+from eval.scorers.open_answers import AXES, answer_kind, read_directions
+from eval.scoring import Cell, by, summarise
+from eval.statistics import Estimate, wilson
+
+DIRECTIONS = ("front", "left", "behind", "right")
+UNREAD = "none"
+MOST_CHOICES = 6  # options of a question, for the plot of their places
+SECTOR = 30  # degrees of a wedge of the compass
+
+
+def controls(runs: Sequence[Run]) -> str:
+    """Accuracy under every control beside that with the true sound, and what the sound adds."""
+    names = list(dict.fromkeys(name for run in runs for name in run.summary.controls))
+    if not names:
+        return ""
+    rows = []
+    for run in runs:
+        main = run.summary.main
+        if main is not None:
+            rows.append(_control_row(run, "the true sound", main.accuracy.n, accuracy(main), main.chance))
+        for name in names:
+            cell = run.summary.controls.get(name)
+            if cell is not None and main is not None:
+                label = name.replace("_", " ")
+                rows.append(_control_row(run, label, cell.accuracy.n, accuracy(cell), cell.chance, name))
+    head = ["asked with", "run", "right", "chance", "questions", "the sound adds", "won : lost"]
+    text = (
+        "<b>Silence</b>: zeros of the same length. <b>Swap</b>: left and right exchanged, scored against the mirrored "
+        "truth, on questions whose answer turns on the side. <b>Other audio</b>: the sound of another question. "
+        "<b>Shuffled options</b>: the same sound, the choices in other orders. <b>Text only</b>: no sound in the "
+        "prompt. <b>The sound adds</b>: accuracy with the true sound minus that without it on the same questions, in "
+        "points, with a paired bootstrap 95 % interval; then questions right only with : only without the sound, "
+        "and the exact McNemar test."
+    )
+    return table(head, rows) + note(text) + _deaf_bars(runs[-1]) + permutations(runs)
+
+
+def _control_row(run: Run, label: str, count: int, right: str, chance: float, name: str = "") -> list[str]:
+    found = run.summary.contributions.get(name)
+    added = [signed(found.difference), won_and_lost(found.mcnemar)] if found else ["–", "–"]
+    return [escape(label), escape(run.name), right, percent(chance), str(count), *added]
+
+
+def _deaf_bars(run: Run) -> str:
+    """By kind of question: with the sound, and with each control that takes it away."""
+    ways = {"true sound": run.main_rows}
+    ways |= {name.replace("_", " "): run.summary.rows[name] for name in DEAF if name in run.summary.rows}
+    if len(ways) < 2:
+        return ""
+    cells = {label: by(rows, "question_type", scorer=run.summary.scorer) for label, rows in ways.items()}
+    groups = [
+        (kind, cell.chance, [charts.Bar.of(label, _accuracy_of(cells[label].get(kind))) for label in ways])
+        for kind, cell in cells["true sound"].items()
+        if cell.accuracy.n
+    ]
+    heading = f"<h3>With and without the sound, by kind of question: {escape(run.name)}</h3>"
+    return heading + charts.legend(list(ways)) + charts.bars(groups, label="Accuracy with and without the sound")
+
+
+def _accuracy_of(cell: Cell | None) -> Estimate | None:
+    return cell.accuracy if cell is not None else None
+
+
+def permutations(runs: Sequence[Run]) -> str:
+    """Options in K other orders: the mean over orders, the worst order, and right in all of them."""
+    rows = []
+    for run in runs:
+        found = run.summary.permutations
+        if found is None:
+            continue
+        asked = {row.id for row in run.summary.rows["shuffled_options"]}
+        own = summarise([row for row in run.main_rows if row.id in asked], scorer=run.summary.scorer)
+        cells = [accuracy(own), estimate(found.mean), estimate(found.worst), estimate(found.all_k)]
+        rows.append([escape(run.name), str(found.k), *cells, str(found.all_k.n)])
+    if not rows:
+        return ""
+    head = ["run", "orders", "own order", "mean of the others", "worst of them", "right in every one", "questions"]
+    text = (
+        "Questions with choices, asked again with the choices in other orders (each question in as many as there are, "
+        "at most as many as the table says). An answer that comes from the sound does not depend on the order."
+    )
+    return "<h3>Options in other orders</h3>" + table(head, rows) + note(text)
+
+
+# --------------------------------------------------------------------------------------------------- places of options
+
+
+def positions(run: Run) -> str:
+    """Which places of the list of options a model prefers: share of answers against share of gold answers."""
+    rows = [*run.main_rows, *run.summary.rows.get("shuffled_options", [])]
+    counts: dict[int, np.ndarray] = {}
+    read: dict[int, int] = defaultdict(int)
+    for row in rows:
+        size = len(row.choices)
+        if row.error or row.gold not in row.choices or not 2 <= size <= MOST_CHOICES:
+            continue
+        table_of_size = counts.setdefault(size, np.zeros((2, size), dtype=int))
+        choice = read_reply(row.raw, row.choices).choice
+        if choice is not None:  # both shares are over the same questions: those with an answer
+            read[size] += 1
+            table_of_size[0, choice] += 1
+            table_of_size[1, row.choices.index(row.gold)] += 1
+    groups = [
+        (
+            f"{'ABCDEF'[place]} of {size}",
+            1 / size,
+            [
+                charts.Bar.of("answered", wilson(int(found[0, place]), read[size])),
+                charts.Bar.of("right option", wilson(int(found[1, place]), read[size])),
+            ],
+        )
+        for size, found in sorted(counts.items())
+        if read[size]
+        for place in range(size)
+    ]
+    if not groups:
+        return ""
+    worst = max(float(np.abs(found[0] - found[1]).max()) / read[size] for size, found in counts.items() if read[size])
+    text = (
+        "How often each place of the list was answered, and how often the right option stood there, over "
+        f"{sum(read.values())} answers (options in other orders included). The largest gap is {100 * worst:.1f} "
+        "points; a model without a habit of place has none beyond the intervals."
+    )
+    names = ["answered", "right option"]
+    return charts.legend(names, "1 / options") + charts.bars(groups, label="Places of options") + note(text)
+
+
+# ----------------------------------------------------------------------------------------------------------- directions
+
+
+def directions(run: Run) -> str:
+    """Confusion maps of direction words, one a kind of question and one an axis, and accuracy by true azimuth."""
+    maps = [*_word_maps(run), *_axis_maps(run)]
+    wedges = _wedges(run)
+    if not maps:
+        return ""
+    figures = "".join(
+        f"<figure><figcaption>{escape(name)} <small>{count} questions</small></figcaption>{drawing}</figure>"
+        for name, count, drawing in maps
+    )
+    compass = f"<figure><figcaption>right answers by azimuth</figcaption>{charts.compass(wedges)}</figure>"
+    text = "Percent of each true direction (a row is a true one, a column an answered one)." + (
+        " The compass: the share of right answers by where a single sound truly was, seen from above." if wedges else ""
+    )
+    return f'<div class="pair">{figures}{compass if wedges else ""}</div>{note(text)}'
+
+
+def _word_maps(run: Run) -> list[tuple[str, int, str]]:
+    """Questions whose answer is one word of ``DIRECTIONS``, kinds with other choices apart."""
+    pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for row in run.main_rows:
+        found, gold = run.score(row), row.gold.casefold()
+        if found is not None and gold in DIRECTIONS:
+            pairs[row.question_type].append((gold, (found.answer or UNREAD).casefold()))
+    return [(kind, len(found), _map(DIRECTIONS, found)) for kind, found in pairs.items()]
+
+
+def _axis_maps(run: Run) -> list[tuple[str, int, str]]:
+    """Answers of several direction words ("left, front, above; 2m"), axis by axis."""
+    pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for row in run.main_rows:
+        if row.choices or row.error or answer_kind(row) not in ("place", "direction"):
+            continue
+        gold, said = read_directions(row.gold), read_directions(read_reply(row.raw).answer)
+        if len(gold) > 1:
+            for axis, word in gold.items():
+                pairs[axis].append((word, said.get(axis, UNREAD)))
+    words = {"/".join(axis): axis for axis in AXES}
+    return [(axis, len(pairs[axis]), _map(words[axis], pairs[axis])) for axis in words if pairs[axis]]
+
+
+def _map(words: Sequence[str], pairs: Sequence[tuple[str, str]]) -> str:
+    """The confusion map of (true, answered) `pairs`; words that neither occur nor are answered are left out."""
+    labels = [*words, UNREAD]
+    counts = np.zeros((len(words), len(labels)))
+    for gold, said in pairs:
+        counts[words.index(gold), labels.index(said) if said in labels else -1] += 1
+    present = [index for index in range(len(words)) if counts[index].sum() or counts[:, index].sum()]
+    unread = [len(words)] if counts[:, -1].sum() else []
+    order = present + unread
+    return charts.confusion([labels[index] for index in order], counts[np.ix_(present, order)])
+
+
+def _wedges(run: Run) -> list[tuple[float, float, float, int]]:
+    """Centre, width, accuracy and count of each sector of azimuths, from direction questions about one sound."""
+    sectors: dict[int, list[float]] = defaultdict(list)
+    for row in run.main_rows:
+        found = run.score(row)
+        azimuths = [event["azimuth"] for event in row.events if event.get("azimuth") is not None]
+        if found is not None and row.gold.casefold() in DIRECTIONS and len(azimuths) == 1:
+            sectors[round(azimuths[0] / SECTOR) % (360 // SECTOR)].append(found.value)
+    return [
+        (float(SECTOR * index), SECTOR - 2.0, math.fsum(values) / len(values), len(values))
+        for index, values in sorted(sectors.items())
+    ]

@@ -1,0 +1,216 @@
+"""Right answers: the numbers to take away, runs against each other, kinds of question, scorers side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from eval import charts
+from eval.expectations import Finding
+from eval.report.markup import accuracy, escape, estimate, note, percent, signed, table, won_and_lost
+from eval.report.runs import Run
+from eval.scorers.mmau import DIFFICULTIES
+from eval.scoring import Cell, by, compare
+
+MOST_BARS = 24  # groups of one chart
+# What a question may be filed under besides its kind, and the heading of its bars; benchmarks add theirs.
+TOPICS = {
+    "format": "By format",
+    "task": "By domain",
+    "category": "By domain",
+    "sub-category": "By skill",
+    "sub_category": "By skill",
+    "difficulty": "By difficulty",
+    "part": "By part",
+}
+
+
+def tiles(runs: Sequence[Run]) -> str:
+    """The numbers to take away, of the last run."""
+    last = runs[-1].summary
+    if last.main is None:
+        return ""
+    right, chance = last.main.accuracy, last.main.chance
+    above = f"95 % interval {100 * (right.low - chance):+.1f} – {100 * (right.high - chance):+.1f}"
+    entries = [
+        (percent(right.value), f"{last.name}: right answers", f"chance {percent(chance)}"),
+        (f"{100 * (right.value - chance):+.1f}", "points above chance", above),
+    ]
+    if "silence" in last.controls:
+        silent = last.controls["silence"]
+        entries.append((percent(silent.accuracy.value), "right in silence", f"chance {percent(silent.chance)}"))
+    if last.flips is not None and last.flips.share.n:
+        share = last.flips.share
+        entries.append((percent(share.value), "follow swapped ears", f"of {share.n} right left/right answers"))
+    if last.permutations is not None:
+        stable = last.permutations.all_k
+        entries.append(
+            (percent(stable.value), "right in every order", f"of {last.permutations.k} other orders of the options")
+        )
+    cards = "".join(
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span><small>{escape(small)}</small></div>'
+        for value, label, small in entries
+    )
+    return f'<div class="tiles">{cards}</div>'
+
+
+def headline(runs: Sequence[Run]) -> str:
+    """One row a run: accuracy with its interval, chance, silence, swapped channels, unreadable replies."""
+    warm = max((run.summary.sampled_temperature for run in runs), default=0.0)
+    columns: dict[str, Callable[[Run, Cell], str]] = {
+        "greedy": lambda run, main: accuracy(run.summary.greedy),
+        f"one sample, T={warm:g}": lambda run, main: accuracy(run.summary.sampled),
+        "chance": lambda run, main: percent(main.chance),
+        "silence": lambda run, main: accuracy(run.summary.controls.get("silence")),
+        "swap follows": lambda run, main: _follows(run),
+        "unread": lambda run, main: str(main.parse_failures),
+        "cut": lambda run, main: str(main.truncated),
+        "tokens": lambda run, main: f"{main.mean_completion_tokens:.0f}",
+        "questions": lambda run, main: (
+            f"{main.accuracy.n}" + (f" <small>+ {main.errors} not asked</small>" if main.errors else "")
+        ),
+    }
+    if not warm:
+        columns = {name: cell for name, cell in columns.items() if not name.startswith("one sample")}
+    rows = [
+        [f'<i class="dot" style="background:{charts.colour(index)}"></i>{escape(run.name)}']
+        + [cell(run, main) for cell in columns.values()]
+        for index, run in enumerate(runs)
+        if (main := run.summary.main) is not None
+    ]
+    text = (
+        "Accuracy in percent with its 95 % interval. <b>Chance</b>: one over the number of choices, and for open "
+        "questions the best constant answer. <b>Silence</b>: the same questions with the sound taken away. <b>Swap "
+        "follows</b>: of the right left/right answers, how many turn round when the channels are exchanged. "
+        "<b>Unread</b>: replies without a readable answer, counted as wrong. <b>Cut</b>: replies that reached the "
+        "token limit. <b>Questions</b> is the denominator; those that could not be asked are not in it."
+    )
+    return table(["run", *columns], rows) + note(text)
+
+
+def _follows(run: Run) -> str:
+    flips = run.summary.flips
+    return estimate(flips.share) if flips is not None and flips.share.n else "–"
+
+
+def expectations(findings: Sequence[Finding]) -> str:
+    if not findings:
+        return ""
+    rows = [
+        [
+            '<b class="good">met</b>' if finding.passed else '<b class="bad">not met</b>',
+            escape(finding.name),
+            escape(finding.found),
+            escape(finding.wanted),
+        ]
+        for finding in findings
+    ]
+    return "<h3>Expectations</h3>" + table(["", "what", "found", "wanted"], rows)
+
+
+def differences(runs: Sequence[Run]) -> str:
+    """Every later run minus every earlier one, on the questions both answered."""
+    rows = []
+    for later in range(1, len(runs)):
+        for earlier in range(later - 1, -1, -1):
+            a, b = runs[earlier], runs[later]
+            cells = [escape(f"{b.name} − {a.name}")]
+            for way in ("greedy", "sampled"):
+                if way not in a.summary.rows or way not in b.summary.rows:
+                    cells += ["–", "–"]
+                    continue
+                found = compare(a.summary.rows[way], b.summary.rows[way], scorer=b.summary.scorer)
+                if found.difference.n == 0:
+                    cells += ["no common questions", "–"]
+                    continue
+                cells += [signed(found.difference), won_and_lost(found.mcnemar)]
+            rows.append(cells)
+    if not rows:
+        return ""
+    text = (
+        "Difference in points with a paired bootstrap 95 % interval (whole clips are drawn); then questions that only "
+        "the one : only the other run got right, with the exact McNemar test."
+    )
+    return table(["difference", "greedy", "won : lost", "one sample", "won : lost"], rows) + note(text)
+
+
+# ------------------------------------------------------------------------------------------------ kinds and topics
+
+
+def by_kind(runs: Sequence[Run]) -> str:
+    """Bars by kind of question, then by domain, difficulty and whatever else the questions are filed under."""
+    kinds = _bars(runs, [run.summary.by_type for run in runs], "Accuracy by kind of question")
+    text = charts.legend([run.name for run in runs]) + kinds + _parts_table(runs[-1])
+    for topic in topics(runs[-1]):
+        cells = [by(run.main_rows, topic, scorer=run.summary.scorer) for run in runs]
+        heading = TOPICS.get(topic, f"By {topic.replace('_', ' ')}")
+        text += f"<h3>{escape(heading)}</h3>{_bars(runs, cells, heading)}"
+    return text
+
+
+def topics(run: Run) -> list[str]:
+    """What else besides its kind sets the questions of a run apart, into groups few enough for bars."""
+    found = []
+    for name in dict.fromkeys(("format", *run.groups, *TOPICS)):
+        values = {str(getattr(row, name, None) or row.meta.get(name) or "") for row in run.main_rows}
+        if name != "question_type" and 2 <= len(values) <= MOST_BARS:
+            found.append(name)
+    return found
+
+
+def _bars(runs: Sequence[Run], cells: Sequence[dict[str, Cell]], label: str) -> str:
+    """One bar a run and group; `cells` by group, one mapping a run."""
+    names = list(dict.fromkeys(name for part in reversed(cells) for name in part))[:MOST_BARS]
+    if set(names) <= set(DIFFICULTIES):
+        names = [name for name in DIFFICULTIES if name in names]
+    groups = []
+    for name in names:
+        found = [part.get(name) for part in cells]
+        bars = [charts.Bar.of(run.name, cell.accuracy if cell else None) for run, cell in zip(runs, found, strict=True)]
+        groups.append((name, next(cell.chance for cell in found if cell), bars))
+    return charts.bars(groups, label=label)
+
+
+def _parts_table(run: Run) -> str:
+    """Direction axes and distance of composite answers."""
+    rows = [
+        [escape(kind), escape(part), estimate(value), str(value.n)]
+        for kind, cell in run.summary.by_type.items()
+        for part, value in cell.parts.items()
+    ]
+    if not rows:
+        return ""
+    return f"<h3>Parts of an answer: {escape(run.name)}</h3>" + table(["kind", "part", "right", "questions"], rows)
+
+
+# ---------------------------------------------------------------------------------------------- scorers side by side
+
+
+def spectrum(runs: Sequence[Run]) -> str:
+    """The same replies under every scorer of the benchmark: one bar a scorer and run, and each scorer's own figures."""
+    names = list(dict.fromkeys((reading.scorer, reading.title) for run in runs for reading in run.readings))
+    if len(names) < 2:
+        return ""
+    groups = []
+    for scorer, title in names:
+        found = [next((entry for entry in run.readings if entry.scorer == scorer), None) for run in runs]
+        bars = [
+            charts.Bar.of(run.name, entry.cell.accuracy if entry else None)
+            for run, entry in zip(runs, found, strict=True)
+        ]
+        groups.append((title, next((entry.cell.chance for entry in found if entry), math.nan), bars))
+    text = (
+        "One and the same set of replies, scored by different rules; a gap between two bars is the rules', not the "
+        "model's. Each rule is shown over the questions that it applies to (pointing at a bar tells how many)."
+    )
+    return charts.bars(groups, label="Accuracy by scorer") + note(text) + _figures(runs[-1])
+
+
+def _figures(run: Run) -> str:
+    blocks = []
+    for reading in run.readings:
+        rows = [[escape(name), f"{value:.4g}"] for name, value in reading.figures.items() if math.isfinite(value)]
+        if rows:
+            title = f"Figures of {escape(reading.title)} ({escape(reading.scorer)} {escape(reading.version)})"
+            blocks.append(f"<details><summary>{title}: {escape(run.name)}</summary>{table(['', ''], rows)}</details>")
+    return "".join(blocks)

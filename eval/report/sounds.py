@@ -1,0 +1,155 @@
+"""Clips to hear beside what the model said about them, and what went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from audio_llm.audio import Waveform, encode, limit_peak
+from audio_llm.prompts import read_reply
+from eval import charts
+from eval.predictions import Prediction
+from eval.report.markup import escape, note, table
+from eval.report.runs import Run
+from eval.scorers.base import Score, Scorer
+from eval.scoring import HEADLINE
+
+CLIPS, FAILURES = 12, 40
+HEARD = 8  # of the failures, how many can be listened to in their table (a clip is a few hundred kilobytes of the page)
+NOT_ASKED = 10  # questions without an answer that are listed
+
+EARS = {"binaural": "left ear above, right ear below", "stereo": "left above, right below", "foa": "W, Y, Z, X"}
+
+
+def listening(run: Run) -> tuple[str, str]:
+    """Both sections: clips with their exchange, and failures. The data is opened once for both."""
+    chosen = choose_clips(run.main_rows, run.summary.scorer)
+    failed = worst_answers(run)
+    shown = {row.id for row in chosen}
+    heard = [row.id for row, _ in failed if row.id not in shown][:HEARD]
+    sounds = run.waveforms([*shown, *heard])
+    return listen(run, chosen, sounds), failures(run, failed, shown & set(sounds), sounds)
+
+
+def listen(run: Run, chosen: Sequence[Prediction], sounds: Mapping[str, Waveform]) -> str:
+    """A dozen clips with spectrogram, question, reasoning and answer: two right ones for each wrong one."""
+    if not sounds:
+        return note("The data of this run is not where it was; its sounds cannot be shown.")
+    scored = [(row, run.score(row)) for row in chosen if row.id in sounds]
+    cards = [_clip_card(row, found, sounds[row.id]) for row, found in scored if found is not None]
+    return f'<div class="clips">{"".join(cards)}</div>'
+
+
+def choose_clips(rows: Sequence[Prediction], scorer: Scorer = HEADLINE) -> list[Prediction]:
+    """Up to ``CLIPS`` rows, kinds of question in turn, every third one wrong where there are such."""
+    piles: dict[bool, list[Prediction]] = {True: [], False: []}
+    turns: dict[tuple[bool, str], int] = {}
+    ranked: list[tuple[int, int, bool, Prediction]] = []
+    for index, row in enumerate(rows):
+        found = scorer.score(row)
+        if found is None:
+            continue
+        right = found.value == 1.0
+        turn = turns.setdefault((right, row.question_type), 0)
+        turns[right, row.question_type] += 1
+        ranked.append((turn, index, right, row))
+    for _, _, right, row in sorted(ranked, key=lambda entry: entry[:2]):
+        piles[right].append(row)
+    wrong = piles[False][: max(CLIPS // 3, CLIPS - len(piles[True]))]
+    chosen = piles[True][: CLIPS - len(wrong)] + wrong
+    order = {id(row): index for index, row in enumerate(rows)}
+    return sorted(chosen, key=lambda row: order[id(row)])
+
+
+def _clip_card(row: Prediction, found: Score, waveform: Waveform) -> str:
+    picture = charts.spectrogram(waveform.samples, waveform.sample_rate)
+    label = EARS.get(waveform.layout, "mono")
+    verdict = "right" if found.value == 1 else "wrong"
+    return (
+        f'<article class="clip {verdict}"><img src="{picture}" alt="spectrogram, {label}" '
+        f'title="{label}">{_player(waveform)}'
+        f'<p class="kind">{escape(row.question_type)}{_truth(row)}</p>{_exchange(row, found)}</article>'
+    )
+
+
+def _exchange(row: Prediction, found: Score) -> str:
+    """Question, reasoning and answer, right or wrong."""
+    reply = read_reply(row.raw, row.choices)
+    marks = {found.answer: "said", row.gold: "gold"}
+    options = "".join(f'<li class="{marks.get(choice, "")}">{escape(choice)}</li>' for choice in row.choices)
+    thinking = f'<p class="think">{escape(reply.thinking)}</p>' if reply.thinking else ""
+    answer = found.answer if found.answer is not None else (reply.answer or "nothing readable")
+    gold = "" if found.value == 1 else f" <span>truth: {escape(row.gold)}</span>"
+    mark = "✓" if found.value == 1 else "✗"
+    return (
+        f'<p class="question">{escape(row.question)}</p><ol class="options">{options}</ol>{thinking}'
+        f'<p class="answer"><b>{mark}</b> {escape(answer)}{gold}</p>'
+    )
+
+
+def _truth(row: Prediction) -> str:
+    places = [
+        f"{event['label']} at {event['azimuth']:.0f}°"
+        + (f", {event['distance']:.1f} m" if event.get("distance") else "")
+        for event in row.events
+        if event.get("label") and event.get("azimuth") is not None
+    ]
+    return f" <small>{escape('; '.join(places))}</small>" if places else ""
+
+
+def _player(waveform: Waveform) -> str:
+    return f'<audio controls preload="none" src="{charts.data_url("audio/wav", _playable(waveform))}"></audio>'
+
+
+def _playable(waveform: Waveform) -> bytes:
+    """WAV bytes that any browser plays: four-channel audio as the two channels of a pair of opposite cardioids."""
+    if waveform.layout == "foa":
+        w, y = waveform.samples[0], waveform.samples[1]
+        waveform = Waveform(np.stack([(w + y) / 2, (w - y) / 2]), waveform.sample_rate, "stereo")
+    return encode(limit_peak(waveform), "wav")
+
+
+# ------------------------------------------------------------------------------------------------------------ failures
+
+
+def worst_answers(run: Run) -> list[tuple[Prediction, Score]]:
+    """Wrong answers: unreadable replies first, then kinds of question in turn."""
+    wrong = [(row, found) for row in run.main_rows if (found := run.score(row)) is not None and found.value < 1]
+    turns: dict[str, int] = {}
+    ranked = []
+    for index, (row, found) in enumerate(wrong):
+        turn = turns.get(row.question_type, 0)
+        turns[row.question_type] = turn + 1
+        ranked.append((found.parsed, turn, index, row, found))
+    ranked.sort(key=lambda entry: entry[:3])
+    return [(row, found) for *_, row, found in ranked]
+
+
+def failures(
+    run: Run, failed: Sequence[tuple[Prediction, Score]], above: set[str], sounds: Mapping[str, Waveform]
+) -> str:
+    """Wrong answers and unreadable replies with the raw reply, the first of them to hear; questions not asked."""
+    refused = [row for row in run.main_rows if row.error]
+    rows = [_failure(row, found, above, sounds) for row, found in failed[:FAILURES]]
+    rows += [
+        [f"<code>{escape(row.id)}</code>", escape(row.question), escape(row.gold), "not asked", escape(row.error), ""]
+        for row in refused[:NOT_ASKED]
+    ]
+    if not rows:
+        return ""
+    counts = f"{len(failed)} wrong, {len(refused)} not asked; {len(rows)} shown, unreadable replies first."
+    head = ["item", "question", "truth", "answer", "why; open it for the whole reply", "sound"]
+    return note(counts) + table(head, rows, classes={4: "wide"})
+
+
+def _failure(row: Prediction, found: Score, above: set[str], sounds: Mapping[str, Waveform]) -> list[str]:
+    player = "heard above" if row.id in above else _player(sounds[row.id]) if row.id in sounds else ""
+    return [
+        f"<code>{escape(row.id)}</code><br><small>{escape(row.question_type)}</small>",
+        escape(row.question) + (f"<br><small>{escape(' · '.join(row.choices))}</small>" if row.choices else ""),
+        escape(row.gold),
+        escape(found.answer or "–"),
+        f"<details><summary>{escape(found.explanation)}</summary><pre>{escape(row.raw)}</pre></details>",
+        player,
+    ]
