@@ -1,9 +1,10 @@
 """A set in the format of DCASE 2025 task 5 (audio question answering) from simulated scenes, its defects included.
 
 Three parts as in the challenge, each a recipe of scenes and questions of its own; splits share no recording and no
-room. One JSON file a question (``OUT/<split>/<id>.json``), the sound in ``OUT/audio/<split>/``. Some sounds are MPEG
-audio under a name that ends in ``.wav``, some answers carry a stray comma, and a few cannot be read at all: readers
-have to live with all three. The shards the questions come from stay in ``OUT/scenes``, with the events' ground truth.
+room, and every letter is right equally often. One JSON file a question (``OUT/<split>/<id>.json``), the sound in
+``OUT/audio/<split>/``. Some sounds are MPEG audio under a name that ends in ``.wav``, some answers carry a stray comma,
+and a few cannot be read at all: readers have to live with all three. The shards the questions come from stay in
+``OUT/scenes``, with the events' ground truth.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ def write_split(config: AudioQuestionsConfig, name: str, out: Path, quiet: bool)
         for part, sample, waveform in pool.bar(_samples(config, name, out), total, name, quiet):
             number = int(sample.id.rpartition("-")[2])
             rng = seeded("defects", config.seed, part, name, number)
-            record = questions.dcase_record(sample)
+            record = questions.dcase_record(dataclasses.replace(sample, choices=in_order(sample.choices)))
             record["id"] = f"{part}_{name}_{number:05d}"
             file = f"{PARTS[part]}_{name}_{number:05d}.wav"
             record["audio_url"] = f"../audio/{name}/{file}"
@@ -175,6 +176,13 @@ def _samples(config: AudioQuestionsConfig, name: str, out: Path) -> Iterator[tup
             for index in range(len(dataset)):
                 item = dataset[index]
                 yield part, item["sample"], item["waveform"]
+
+
+def in_order(choices: list[str]) -> list[str]:
+    """Choices that have an order of their own keep it: yes before no, numbers ascending. Others stay as drawn."""
+    if set(choices) == {"yes", "no"}:
+        return ["yes", "no"]
+    return sorted(choices, key=int) if all(choice.isdecimal() for choice in choices) else choices
 
 
 def _encoded(waveform: audio.Waveform, mpeg: bool) -> bytes:

@@ -257,38 +257,46 @@ def majority_letter(run: str | Path, training: Sequence[str]) -> tuple[Row, dict
 
 @dataclass(frozen=True)
 class Table:
-    """Markdown, and whether every model is ahead of the next with the whole interval of the paired difference."""
+    """Markdown, and whether every model is ahead of what it should be, with the whole interval of the difference."""
 
     text: str
     ordered: bool
 
 
-def compare(runs: Mapping[str, str], training: Sequence[str]) -> Table:
-    """`runs` (name → run folder), best first, and the majority letter of `training`; then each against the next.
+def compare(models: Mapping[str, str], baselines: Mapping[str, str], training: Sequence[str]) -> Table:
+    """Run folders by name: `models`, best first, `baselines`, and the majority letter of the `training` questions.
 
-    Only items that every run could be asked are compared. Raises :class:`AudioLLMError` where runs share none.
+    Each model is compared with the next one and with every baseline, on the items that all runs could be asked. Raises
+    :class:`AudioLLMError` where there are none.
     """
+    runs = {**models, **baselines}
     found = [row_of(name, run) for name, run in runs.items()]
     found.append(majority_letter(next(iter(runs.values())), training))
     keys = sorted(set.intersection(*(set(right) for _, right in found)))
     if not keys:
         raise AudioLLMError(describe("runs", "answers to the same questions", "none in common"))
-    parts = sorted({part for row, _ in found for part in row.parts})
+    lines = table_lines([row for row, _ in found])
+    ordered = True
+    for place, (first, a) in enumerate(found[: len(models)]):
+        for second, b in found[place + 1 : place + 2] + found[max(place + 2, len(models)) :]:
+            one, other = (np.array([right[key] for key in keys], dtype=float) for right in (a, b))
+            gain = statistics.paired_difference(other, one)
+            ordered &= gain.low > 0
+            p = statistics.mcnemar(other, one).p_value
+            lines.append(f"{first.name} over {second.name}: {gain} points, McNemar p = {p:.2g}")
+    return Table("\n".join([*lines, f"({len(keys)} questions)"]), ordered)
+
+
+def table_lines(rows: Sequence[Row]) -> list[str]:
+    """A Markdown table, and an empty line."""
+    parts = sorted({part for row in rows for part in row.parts})
     lines = [
         f"| model | accuracy, 95 % interval | {' | '.join(f'part {part}' for part in parts)} | mean of parts "
         "| choice moves when options are permuted |",
         f"|---|---|{'---|' * len(parts)}---|---|",
     ]
-    for row, _ in found:
+    for row in rows:
         cells = [f"{100 * row.parts.get(part, float('nan')):.1f}" for part in parts]
         moved = "" if row.moved is None else f"{100 * row.moved.value:.1f} % of {row.moved.n}"
         lines.append(f"| {row.name} | {row.accuracy} | {' | '.join(cells)} | {100 * row.macro:.1f} | {moved} |")
-    lines.append("")
-    ordered = True
-    for (first, a), (second, b) in itertools.pairwise(found):
-        one, other = (np.array([right[key] for key in keys], dtype=float) for right in (a, b))
-        gain = statistics.paired_difference(other, one)
-        ordered &= gain.low > 0
-        p = statistics.mcnemar(other, one).p_value
-        lines.append(f"{first.name} over {second.name}: {gain} points on {len(keys)} questions (McNemar p = {p:.2g})")
-    return Table("\n".join(lines), ordered)
+    return [*lines, ""]

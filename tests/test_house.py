@@ -25,14 +25,14 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("prompts",),
     ("configuration", "processing", "modeling"),
     ("shards",),
-    ("sounds", "dcase_aqa"),
+    ("sounds", "dcase_aqa", "dcase_seld"),
     ("echotwin",),
     ("reverberation",),
     ("checkpoints",),
     ("training",),
     ("vllm",),
     ("asking",),
-    ("predicting",),
+    ("predicting", "locating"),
     ("cli",),
 )
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
@@ -240,9 +240,13 @@ def test_relative_links_of_the_pages_lead_somewhere() -> None:
 # Which dataclass a recipe fills, by the beginning of its file's name: (module, class).
 RECIPES = {
     "scenes": ("data_prep.scenes.simulate", "SceneConfig"),
+    "clips": ("data_prep.seld", "SELDConfig"),
+    "small": ("audio_llm.training.supervised", "EncoderRecipe"),
+    "full": ("audio_llm.training.supervised", "EncoderRecipe"),
     "questions": ("data_prep.audio_questions", "AudioQuestionsConfig"),
     "options": ("audio_llm.training.echotwin", "EchoTwinRecipe"),
     "letters": ("audio_llm.training.echotwin", "EchoTwinRecipe"),
+    "published": ("audio_llm.training.echotwin", "EchoTwinRecipe"),
     "audioset": ("data_prep.audioset_reverb", "ReverbConfig"),
     "encoder": ("audio_llm.training.supervised", "EncoderRecipe"),
     "language_model": ("audio_llm.training.language_model", "LanguageModelRecipe"),

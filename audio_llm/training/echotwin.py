@@ -11,9 +11,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import ascii_lowercase, digits
 from typing import Any, Literal
 
 import torch
@@ -46,7 +48,7 @@ class TextTower:
     """A local Transformers encoder, or (`path` null) a small BERT with a tokenizer of the training questions."""
 
     path: Path | None = None
-    vocabulary: int = 2000
+    vocabulary: int = 2000  # words
     hidden_size: int = 128
     layers: int = 2
     heads: int = 4
@@ -107,16 +109,20 @@ class EchoTwinRecipe:
 
 def build_text_tower(recipe: TextTower, texts: Sequence[str], folder: Path, seed: int) -> Path:
     """A BERT with random weights and a WordPiece tokenizer of `texts`, as a Transformers folder."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    core.normalizer = normalizers.BertNormalizer()
-    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    core.train_from_iterator(
-        texts, trainers.WordPieceTrainer(vocab_size=recipe.vocabulary, special_tokens=special, show_progress=False)
-    )
+    normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    words = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    # Whole words by frequency, and letters to spell the others with. (A trained WordPiece differs from run to run.)
+    letters = sorted({letter for word in words for letter in word} | set(ascii_lowercase + digits))
+    frequent = sorted(words, key=lambda word: (-words[word], word))[: recipe.vocabulary]
+    tokens = dict.fromkeys([*special, *letters, *(f"##{letter}" for letter in letters), *frequent])
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    core = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    core.normalizer, core.pre_tokenizer = normalizer, splitter
+    core.add_special_tokens(special)
     core.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",

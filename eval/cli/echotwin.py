@@ -20,9 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     table = kinds.add_parser("table", help="compare runs of audio-llm eval", description="Compare runs.")
     table.add_argument("runs", nargs="+", metavar="NAME=RUN", help="run folders of audio-llm eval, best first")
+    table.add_argument("--baseline", nargs="+", default=[], metavar="NAME=RUN", help="what every model has to beat")
     table.add_argument("--train", nargs="+", required=True, metavar="DATA", help="training questions: majority letter")
     table.add_argument("--out", help="write the table to this file as well")
-    table.add_argument("--strict", action="store_true", help="exit code 1 unless every model beats the next one")
+    table.add_argument(
+        "--strict", action="store_true", help="exit code 1 unless models beat the next one and the baselines"
+    )
 
 
 def _train(parser: argparse.ArgumentParser) -> None:
@@ -118,11 +121,13 @@ def run_table(args: argparse.Namespace) -> int:
     from audio_llm.files import write_atomically
     from eval import echotwin
 
-    pairs = [text.partition("=") for text in args.runs]
-    for name, sep, folder in pairs:
-        if not sep or not folder:
-            raise ConfigError(describe("echotwin table", "NAME=RUN", f"'{name}'"))
-    found = echotwin.compare({name: folder for name, _, folder in pairs}, args.train)
+    def named(texts: list[str]) -> dict[str, str]:
+        for text in texts:
+            if not all(text.partition("=")):
+                raise ConfigError(describe("echotwin table", "NAME=RUN", f"'{text}'"))
+        return {name: folder for name, _, folder in (text.partition("=") for text in texts)}
+
+    found = echotwin.compare(named(args.runs), named(args.baseline), args.train)
     print(found.text)
     if args.out:
         write_atomically(args.out, found.text + "\n")
