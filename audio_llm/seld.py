@@ -282,7 +282,8 @@ class SELDHead(nn.Module):
             columns = self.projection(patches[:, :, 0])
         else:
             columns = self.projection(patches.permute(0, 3, 2, 1))[:, :, 0].transpose(1, 2)
-        frames = torch.einsum("fc,bco->bfo", self.weights.float(), columns.float())
+        with torch.autocast(columns.device.type, enabled=False):  # half a precision of metres is too little
+            frames = torch.einsum("fc,bco->bfo", self.weights.float(), columns.float())
         output = frames.unflatten(-1, (self.tracks, len(self.elements), self.num_classes))
         parts = [
             F.relu(part) if name == "distance" else torch.tanh(part)

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audio_llm import dcase_seld, seld
 from audio_llm.cli import main
+from audio_llm.encoders import build_encoder
 from audio_llm.errors import AudioLLMError
 from audio_llm.shards.schema import Event
 from audio_llm.training import clips
@@ -113,7 +115,7 @@ def test_a_rendered_corpus_is_read_as_the_challenge_is(corpus):
 
 
 def test_the_louder_channel_is_the_side_of_the_source(corpus):
-    """Of coincident cardioids the one that faces the source is the louder, so the tables tell the truth of the sound."""
+    """Of coincident cardioids the one that faces the source is louder, so the tables tell the truth of the sound."""
     folder, checked = dcase_seld.find(corpus), 0
     for number in range(len(folder)):
         rows = folder.rows(number)
@@ -180,3 +182,10 @@ def test_overlaid_clips_are_sums_of_sounds_and_of_events():
         np.testing.assert_allclose(found.samples, rest, atol=1e-6)
     assert any(len(found.events) == 2 for found in mixed)
     assert clips.overlay(batch, 0.0, np.random.default_rng(3)) == batch
+
+
+def test_the_head_answers_in_full_precision_under_autocast():
+    encoder = build_encoder({"name": "cnn14", "preset": "tiny"}).eval()
+    network = seld.SELDNetwork(encoder, seld.SELDHead(encoder, 3)).eval()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert network(torch.zeros(1, 2, 40000), torch.tensor([40000])).dtype == torch.float32
