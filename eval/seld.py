@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from audio_llm.errors import ConfigError, ShardError, describe, nearest
-from audio_llm.seld import CLASSES, FRAME_SECONDS, Detections, fold_azimuth, read_rows, write_rows
+from audio_llm.seld import CLASSES, FRAME_SECONDS, fold_azimuth, read_rows, write_rows
 from audio_llm.training.seld_scores import (
     GRID,
     SCORES,
@@ -144,19 +144,19 @@ def read_folder(folder: str | Path) -> dict[str, np.ndarray]:
     return tables
 
 
-def write_submission(folder: str | Path, detections: Mapping[str, Detections], names: Sequence[str]) -> int:
-    """One CSV per clip of the evaluation set, for every one of `names`, found or not. Returns the number of events.
+def write_submission(folder: str | Path, tables: Mapping[str, np.ndarray], names: Sequence[str]) -> int:
+    """Tables as one CSV per clip of the evaluation set, for every one of `names`. Returns the number of events.
 
     Raises :class:`ShardError` where a clip was not predicted, an azimuth cannot come from stereo once it is folded, or
     a frame lies beyond 5 s.
     """
     frames = round(5.0 / FRAME_SECONDS)
-    absent = [name for name in names if name not in detections]
+    absent = [name for name in names if name not in tables]
     if absent:
         raise ShardError(describe("submission", f"predictions for {len(names)} clips", f"none for {absent[0]}"))
     total = 0
     for name in names:
-        rows = detections[name].rows()
+        rows = tables[name].copy()
         if len(rows) and rows[:, 0].max() >= frames:
             raise ShardError(describe(f"submission, {name}", f"frames 0 to {frames - 1}", str(int(rows[:, 0].max()))))
         rows[:, 3] = np.round(fold_azimuth(rows[:, 3]))

@@ -357,7 +357,8 @@ def test_thresholds_are_tuned_class_by_class():
 def test_submission_has_a_file_for_every_clip(tmp_path):
     found = seld.decode(as_output(seld.adpit_labels(np.array([[3, 2, 0, 40, 210, 0]], dtype=float))))
     nothing = seld.decode(np.zeros((50, 3, 3, 13), dtype=np.float32))
-    count = write_submission(tmp_path, {"sample1.wav": found, "sample2.wav": nothing}, ["sample1.wav", "sample2.wav"])
+    tables = {"sample1.wav": found.rows(), "sample2.wav": nothing.rows()}
+    count = write_submission(tmp_path, tables, ["sample1.wav", "sample2.wav"])
     written = read_folder(tmp_path)
     assert count == 1 and list(written) == ["sample1.csv", "sample2.csv"]
     assert written["sample1.csv"].tolist() == [[3, 2, 0, 40, 210, 0]] and not len(written["sample2.csv"])

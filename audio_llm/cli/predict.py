@@ -1,11 +1,12 @@
-"""``audio-llm predict MODEL FILE…``: which sound a file is, by a trained or a published classifier."""
+"""``audio-llm predict MODEL FILE…``: which sound a file is, or which sounds are when and where in it."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 
-HELP = "classify sound files of any length"
+HELP = "classify sound files of any length, or find the events in them"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,32 +14,83 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help=kinds)
     parser.add_argument("files", nargs="+", metavar="FILE", help="wav, flac, ogg, mp3 or opus")
     parser.add_argument(
-        "--format", choices=("table", "json", "block"), default="table", help="json: one line per file (default: table)"
+        "--format",
+        choices=("table", "json", "block", "csv"),
+        default="table",
+        help="json: one line per file; csv: events every 100 ms as DCASE has them (default: table)",
     )
     parser.add_argument("--hop", type=float, metavar="SECONDS", help="from window to window (default: the window)")
     parser.add_argument(
         "--channels", choices=("refuse", "mean", "first"), help="files with several channels (default: as trained)"
     )
+    parser.add_argument("--threshold", type=float, help="of events: when one counts as heard (default: as trained)")
+    parser.add_argument("--out", metavar="FOLDER", help="of events: a .csv or .json for each file, instead of printing")
 
 
 def run(args: argparse.Namespace) -> int:
-    """2 when a file could not be classified: it is named, and the others are still done."""
-    from audio_llm import predicting
+    """2 when a file could not be heard: it is named, and the others are still done."""
+    from audio_llm import locating
     from audio_llm.errors import AudioLLMError
 
-    classifier = predicting.load(args.model, args.channels)
+    heard = _events(args) if locating.finds_events(args.model) else _classes(args)
     failed = 0
     for file in args.files:
         try:
-            prediction = predicting.predict_file(classifier, file, args.hop)
+            print(heard(file))
         except AudioLLMError as error:
             failed += 1
             print(f"audio-llm predict: error: {error}", file=sys.stderr)
-            continue
-        if args.format == "json":
-            print(predicting.as_json(file, prediction))
-        elif args.format == "block":
-            print(predicting.as_block(prediction))
-        else:
-            print(predicting.as_table(file, prediction))
     return 2 if failed else 0
+
+
+def _classes(args: argparse.Namespace) -> Callable[[str], str]:
+    from audio_llm import predicting
+
+    _refuse(args, "threshold", "out", format="csv", model="a network that finds events")
+    classifier = predicting.load(args.model, args.channels)
+
+    def heard(file: str) -> str:
+        prediction = predicting.predict_file(classifier, file, args.hop)
+        if args.format == "json":
+            return predicting.as_json(file, prediction)
+        if args.format == "block":
+            return predicting.as_block(prediction)
+        return predicting.as_table(file, prediction)
+
+    return heard
+
+
+def _events(args: argparse.Namespace) -> Callable[[str], str]:
+    from pathlib import Path
+
+    from audio_llm import files, locating, seld
+
+    _refuse(args, "hop", "channels", format="block", model="a classifier")
+    locator = locating.load(args.model, args.threshold)
+
+    def heard(file: str) -> str:
+        found = locating.locate_file(locator, file)
+        events = seld.join_events(found, locator.labels)
+        if args.format == "csv":
+            text = seld.format_rows(found.rows()).rstrip("\n")
+        else:
+            text = (locating.as_json if args.format == "json" else locating.as_table)(file, events)
+        if not args.out:
+            return text
+        suffix = {"csv": ".csv", "json": ".json"}.get(args.format, ".txt")
+        path = Path(args.out) / f"{Path(file).stem}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomically(path, text + "\n")
+        return f"{file}: {path}"
+
+    return heard
+
+
+def _refuse(args: argparse.Namespace, *options: str, format: str, model: str) -> None:
+    from audio_llm.errors import ConfigError
+
+    for option in options:
+        if getattr(args, option) is not None:
+            raise ConfigError(f"--{option}: for {model}, which this is not.")
+    if args.format == format:
+        raise ConfigError(f"--format {format}: for {model}, which this is not.")

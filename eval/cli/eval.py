@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     if Path(args.model).is_dir():
-        from audio_llm.predicting import finds_events
+        from audio_llm.locating import finds_events
         from eval import seld_run, spatial
 
         if finds_events(args.model) or seld_run.is_table_folder(args.model):

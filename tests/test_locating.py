@@ -1,0 +1,100 @@
+"""``audio-llm predict`` where a model finds events in time: windows, formats, refusals."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from audio_llm import audio, locating, seld
+from audio_llm.checkpoints.encoder import save_parts
+from audio_llm.cli import main
+from audio_llm.encoders import build_encoder
+
+LABELS = ["bell", "dog", "rain"]
+ENCODER = {
+    "name": "cnn14",
+    "preset": "tiny",
+    "intensity": "band",
+    "widths": [4, 4, 8, 8, 8],
+    "decoder": {"kind": "none"},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of random weights, loud enough to report something."""
+    torch.manual_seed(0)
+    encoder = build_encoder(ENCODER)
+    head = seld.SELDHead(encoder, len(LABELS))
+    torch.nn.init.normal_(head.projection.bias, std=1.0)
+    facts = {"task": "seld", "labels": LABELS, "seld": head.facts, "thresholds": [0.2, 0.3, 0.4]}
+    return save_parts(tmp_path_factory.mktemp("model"), encoder, {"seld": head}, facts)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sound") / "street.wav"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal((7 * 44100, 2)), 44100)
+    return path
+
+
+def test_the_csv_is_what_the_network_says(folder, file, capsys):
+    assert main(["predict", str(folder), str(file), "--format", "csv"]) == 0
+    rows = seld.parse_rows(capsys.readouterr().out)
+    network = locating.load(folder).network
+    output = seld.locate(network, audio.resample(audio.decode(file), 16000).samples)
+    expected = seld.decode(output, [0.2, 0.3, 0.4]).rows()
+    assert len(rows) and rows[:, 0].max() == 69
+    np.testing.assert_array_equal(rows[:, [0, 1, 4]], expected[:, [0, 1, 4]])
+    np.testing.assert_allclose(rows[:, 3], seld.fold_azimuth(expected[:, 3]), atol=1)
+
+
+def test_json_and_table_tell_the_same_events(folder, file, capsys):
+    assert main(["predict", str(folder), str(file), "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["file"] == str(file) and {event["label"] for event in found["events"]} <= set(LABELS)
+    assert all(0 <= event["onset"] < event["offset"] <= 7.0 for event in found["events"])
+    assert all(abs(event["azimuth"]) <= 90 for event in found["events"])
+    assert main(["predict", str(folder), str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(found["events"]) and lines[0].startswith(f"{file}: ")
+
+
+def test_files_are_written_and_the_broken_one_is_named(folder, file, tmp_path, capsys):
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF")
+    out = tmp_path / "out"
+    assert main(["predict", str(folder), str(file), str(broken), "--format", "csv", "--out", str(out)]) == 2
+    assert "broken.wav" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["street.csv"] and len(seld.read_rows(out / "street.csv"))
+
+
+def test_a_threshold_that_nothing_reaches_gives_an_empty_table(folder, file, capsys):
+    assert main(["predict", str(folder), str(file), "--format", "csv", "--threshold", "1.41"]) == 0
+    assert not len(seld.parse_rows(capsys.readouterr().out))
+    assert main(["predict", str(folder), str(file), "--threshold", "2"]) == 2
+    assert "1.41" in capsys.readouterr().err
+
+
+def test_an_event_as_a_person_reads_it():
+    event = {"label": "dog", "onset": 0.5, "offset": 2.0, "azimuth": -31.2, "distance": 1.25}
+    assert locating.as_table("a.wav", [event]) == "a.wav: 1 event\n     0.5 to 2.0 s  dog, 31° right, 1.2 m"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--format", "block"], "a classifier"), (["--hop", "1"], "a classifier"), (["--channels", "mean"], "--channels")],
+)
+def test_options_of_classifiers_are_refused(folder, file, arguments, said, capsys):
+    assert main(["predict", str(folder), str(file), *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_mono_is_refused_by_name(folder, tmp_path, capsys):
+    path = tmp_path / "mono.wav"
+    soundfile.write(path, np.ones(16000) * 0.1, 16000)
+    assert main(["predict", str(folder), str(path)]) == 2
+    assert "mono.wav" in (said := capsys.readouterr().err) and "stereo" in said
