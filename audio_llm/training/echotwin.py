@@ -193,12 +193,15 @@ def build_model(recipe: EchoTwinRecipe, questions: Sequence[dcase_aqa.Question])
 class EchoTwinTrainer(Trainer):
     """``Trainer`` with a rate for each tower, the run's own order, and accuracy as what is validated."""
 
+    control: Any  # what the callbacks ask for, as Trainer keeps it
+    optimizer: Any
+
     def __init__(self, *, recipe: EchoTwinRecipe, tokenizer: Any, validation: QuestionDataset | None, **kwargs: Any):
         super().__init__(**kwargs)
         self.recipe, self.tokenizer, self.validation = recipe, tokenizer, validation
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
-        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+        return SequentialSampler(self.train_dataset)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         if self.optimizer is None:
@@ -213,7 +216,7 @@ class EchoTwinTrainer(Trainer):
         assert self.validation is not None
         before = [log["eval_accuracy"] for log in self.state.log_history if "eval_accuracy" in log]
         model: Any = self.accelerator.unwrap_model(self.model)
-        found = accuracy(model, self.data_collator, self.validation, self.args.eval_batch_size)  # type: ignore[arg-type]
+        found = accuracy(model, self.data_collator, self.validation, self.args.eval_batch_size)
         metrics = {f"{metric_key_prefix}_accuracy": found}
         if self.state.is_world_process_zero and found > max(before, default=-1.0):
             save_echotwin(self.recipe.output, model, self.tokenizer)
@@ -369,7 +372,7 @@ def build_trainer(
         args=arguments,
         train_dataset=RunDataset(train, arguments.max_steps * per_step, recipe.seed),
         eval_dataset=validation,
-        data_collator=collator,  # type: ignore[arg-type]
+        data_collator=collator,
         callbacks=[
             common.MetricsFile(recipe.output / "metrics.jsonl", per_step, len(train)),
             common.Checkpoints(recipe.output, recipe.keep_checkpoints, position),
