@@ -43,10 +43,10 @@ def colour(index: int) -> str:
     return f"var(--series-{index % 6})"
 
 
-def bars(groups: Sequence[tuple[str, float, Sequence[Bar]]], *, label: str, width: int = 760) -> str:
+def bars(groups: Sequence[tuple[str, float, Sequence[Bar]]], *, label: str, width: int = 980, left: int = 210) -> str:
     """Horizontal bars in groups ``(name, chance, bars)``: one bar a run with its interval, one mark for chance."""
-    left, right, thick, gap, pad = 210, 60, 13, 3, 16
-    scale = (width - left - right) / 1.0
+    right, thick, gap, pad = 60, 13, 3, 16
+    scale = float(width - left - right)
     parts, y = [], 8.0
     height = sum(len(entries) * (thick + gap) + pad for _, _, entries in groups) + 34
     for tick in range(0, 101, 25):
@@ -263,5 +263,5 @@ def _text(x: float, y: float, text: str, css: str, anchor: str) -> str:
 def _svg(width: int, height: int, body: str, label: str) -> str:
     return (
         f'<svg role="img" aria-label="{escape(label, quote=True)}" viewBox="0 0 {width} {height}" '
-        f'style="max-width:{width}px">{body}</svg>'
+        f'style="max-width:{width}px;--natural:{width}px">{body}</svg>'
     )

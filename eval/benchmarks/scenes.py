@@ -24,6 +24,8 @@ class Scenes:
         "mmau-official-extracted",
         "mmau-official-resolved",
         "tag-exact",
+        "dcase-aqa",
+        "spatial-sound-qa",
     )
     groups = ("question_type", "format")
 

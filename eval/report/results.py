@@ -9,10 +9,11 @@ from eval import charts
 from eval.expectations import Finding
 from eval.report.markup import accuracy, escape, estimate, note, percent, signed, table, won_and_lost
 from eval.report.runs import Run
-from eval.scorers.mmau import DIFFICULTIES
 from eval.scoring import Cell, by, compare
 
 MOST_BARS = 24  # groups of one chart
+HALF = {"width": 490, "left": 190}  # of a chart beside another one
+LEVELS = ("easy", "medium", "hard")
 # What a question may be filed under besides its kind, and the heading of its bars; benchmarks add theirs.
 TOPICS = {
     "format": "By format",
@@ -141,11 +142,12 @@ def by_kind(runs: Sequence[Run]) -> str:
     """Bars by kind of question, then by domain, difficulty and whatever else the questions are filed under."""
     kinds = _bars(runs, [run.summary.by_type for run in runs], "Accuracy by kind of question")
     text = charts.legend([run.name for run in runs]) + kinds + _parts_table(runs[-1])
+    blocks = []
     for topic in topics(runs[-1]):
         cells = [by(run.main_rows, topic, scorer=run.summary.scorer) for run in runs]
         heading = TOPICS.get(topic, f"By {topic.replace('_', ' ')}")
-        text += f"<h3>{escape(heading)}</h3>{_bars(runs, cells, heading)}"
-    return text
+        blocks.append(f"<div><h3>{escape(heading)}</h3>{_bars(runs, cells, heading, **HALF)}</div>")
+    return text + (f'<div class="halves">{"".join(blocks)}</div>' if blocks else "")
 
 
 def topics(run: Run) -> list[str]:
@@ -158,17 +160,17 @@ def topics(run: Run) -> list[str]:
     return found
 
 
-def _bars(runs: Sequence[Run], cells: Sequence[dict[str, Cell]], label: str) -> str:
+def _bars(runs: Sequence[Run], cells: Sequence[dict[str, Cell]], label: str, **size: int) -> str:
     """One bar a run and group; `cells` by group, one mapping a run."""
     names = list(dict.fromkeys(name for part in reversed(cells) for name in part))[:MOST_BARS]
-    if set(names) <= set(DIFFICULTIES):
-        names = [name for name in DIFFICULTIES if name in names]
+    if set(names) <= set(LEVELS):
+        names = [name for name in LEVELS if name in names]
     groups = []
     for name in names:
         found = [part.get(name) for part in cells]
         bars = [charts.Bar.of(run.name, cell.accuracy if cell else None) for run, cell in zip(runs, found, strict=True)]
         groups.append((name, next(cell.chance for cell in found if cell), bars))
-    return charts.bars(groups, label=label)
+    return charts.bars(groups, label=label, **size)
 
 
 def _parts_table(run: Run) -> str:

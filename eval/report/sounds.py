@@ -99,7 +99,7 @@ def _truth(row: Prediction) -> str:
 
 
 def _player(waveform: Waveform) -> str:
-    return f'<audio controls preload="none" src="{charts.data_url("audio/wav", _playable(waveform))}"></audio>'
+    return f'<audio controls preload="metadata" src="{charts.data_url("audio/wav", _playable(waveform))}"></audio>'
 
 
 def _playable(waveform: Waveform) -> bytes:
