@@ -40,7 +40,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lr_audio", type=float, default=1e-6, help="rate of the audio layers that learn")
     parser.add_argument("--unfreeze_audio_layers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1337)
-    parser.add_argument("--num_workers", type=int, default=4, help="accepted; recordings are heard once, by threads")
+    parser.add_argument("--num_workers", type=int, default=4, help="accepted, without effect")
     parser.add_argument("--amp", action="store_true", help="bfloat16; features stay in float32")
     parser.add_argument("--weight_decay", type=float, default=0.0)
     parser.add_argument("--hf_text_dir", help="text tower; without it, a small one is built from the questions")
