@@ -125,7 +125,8 @@ def _parse(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         found = f"{error.msg} at line {error.lineno}, column {error.colno}"
-        raise DataError(describe(where, "valid JSON", found)) from error
+        cure = "JSON lines are read from a file that ends in .jsonl." if error.msg == "Extra data" else None
+        raise DataError(describe(where, "valid JSON", found, cure)) from error
     except RecursionError as error:
         raise DataError(describe(where, "valid JSON", "brackets nested without end")) from error
 

@@ -20,6 +20,7 @@ import pytest
 import soundfile
 
 from audio_llm.cli import main
+from audio_llm.errors import AudioLLMError
 from eval import controls, predictions
 from eval.benchmarks import benchmark_names, get_benchmark, open_benchmark
 from eval.benchmarks.base import BenchmarkError
@@ -294,11 +295,15 @@ def item(**changes) -> dict:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[{", r"one JSON array, found .* in line 1"),
-        ('{"a": 1}\n{"a": 2}', "jq -s"),
-        ('{"a": 1}', "array of objects"),
+        ("[{", r"valid JSON, found .* at line 1"),
+        ('{"a": 1}\n{"a": 2}', "a file that ends in .jsonl"),
+        ('{"a": 1}', "expected 'id', found a"),
+        ('["a"]', r"\[0\]: expected an object, found str"),
         ("[]", "at least one question"),
-        (json.dumps([{key: value for key, value in item().items() if key != "choices"}]), "the key 'choices'"),
+        (
+            json.dumps([{key: value for key, value in item().items() if key != "choices"}]),
+            "expected 'choices', found id",
+        ),
         (json.dumps([item(choices="x")]), "choices: expected a list of texts"),
         (json.dumps([item(), item()]), "item 'a': expected an id that occurs once"),
         (json.dumps([item(task="sounds")]), r"did you mean 'sound'"),
@@ -309,7 +314,7 @@ def item(**changes) -> dict:
 def test_bad_files_are_one_sentence(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "mmau-test-mini.json"
     path.write_text(content)
-    with pytest.raises(BenchmarkError, match=message):
+    with pytest.raises(AudioLLMError, match=message):
         open_benchmark("mmau", path)
 
 

@@ -210,7 +210,7 @@ def test_json_lines_are_an_error_with_a_cure(cases: dict, items: list[dict], tmp
     assert main(["rescore", str(path), "--strict-reference"]) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("json.decoder.JSONDecodeError: Extra data: line 2")
     assert main(["rescore", str(path)]) == 2
-    assert "jq -s" in capsys.readouterr().err
+    assert "a file that ends in .jsonl" in capsys.readouterr().err
 
 
 def printed(text: str) -> dict:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from audio_llm.audio import Waveform, decode
 from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.files import write_json
+from audio_llm.records import Record, read_records
 from eval.benchmarks.base import BenchmarkError, Collection, Item, check_options, refuse_doubles, sha256_of
 from eval.predictions import Prediction
 from eval.scorers.mmau import DIFFICULTIES, KEY, TASKS, extracted_text, raw_text, resolved_text
@@ -42,19 +42,20 @@ class Mmau:
     groups = ("task", "difficulty", "sub-category")
 
     def open(self, data: Path, **options: str) -> Collection:
-        """The items of `data`. Raises :class:`BenchmarkError` for what is not MMAU's file, naming item and key."""
+        """The items of `data`. Raises children of ``AudioLLMError`` for what is not MMAU's file,
+        naming row and key."""
         check_options(self.name, options, ("audio",))
         path = question_file(data)
-        records = read_records(path)
+        records = questions_of(path)
         folder = Path(options["audio"]) if "audio" in options else path.parent
         if not folder.is_dir():
             raise BenchmarkError(describe(f"option audio={folder}", "a folder of MMAU's audio", "none"))
         items, counts = [], Counter[str]()
-        for number, record in enumerate(records):
-            items.append(_item(record, f"{path} item {number}"))
-            counts.update(_defects(record))
+        for record in records:
+            items.append(_item(record))
+            counts.update(_defects(record.values))
         refuse_doubles(items, str(path))
-        files = [_audio_file(folder, str(record["audio_id"])) for record in records]
+        files = [_audio_file(folder, str(record.values["audio_id"])) for record in records]
         errors = {
             item.id: describe(f"item '{item.id}'", f"its audio {item.meta['audio_id']} under {folder}", "no such file")
             for item, file in zip(items, files, strict=True)
@@ -94,16 +95,16 @@ class Mmau:
         """
         check_options(self.name, options, ("key",))
         key = options.get("key", KEY)
-        records = read_records(path)
-        if not any(key in record for record in records):
-            near = sorted({name for record in records for name in record if "model" in name or "pred" in name})
+        records = questions_of(path)
+        if not any(key in record.values for record in records):
+            near = sorted({name for record in records for name in record.values if "model" in name or "pred" in name})
             cure = f"If that is where the answers are: --option key={near[0]}." if near else None
             raise BenchmarkError(describe(str(path), f"answers under the key '{key}'", ", ".join(near) or "none", cure))
-        return [_answered(record, key, f"{path} item {number}") for number, record in enumerate(records)]
+        return [_answered(record, key) for record in records]
 
 
-def _answered(record: dict[str, Any], key: str, where: str) -> Prediction:
-    item, said = _item(record, where), record.get(key)
+def _answered(record: Record, key: str) -> Prediction:
+    item, said = _item(record), record.values.get(key)
     problem = "" if isinstance(said, str) else f"its '{key}' is {said!r}, not text"
     return Prediction(
         id=item.id,
@@ -113,7 +114,7 @@ def _answered(record: dict[str, Any], key: str, where: str) -> Prediction:
         choices=item.choices,
         gold=item.gold,
         raw=said if isinstance(said, str) else "",
-        error=problem if key in record else f"the file has no '{key}' for this item",
+        error=problem if key in record.values else f"the file has no '{key}' for this item",
         clip=item.clip,
         meta=item.meta,
     )
@@ -132,29 +133,19 @@ def question_file(data: Path) -> Path:
     return found[0]
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The array of MMAU's JSON file. Raises :class:`BenchmarkError` where it is malformed or no array of objects."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BenchmarkError(describe(str(path), "a readable UTF-8 file", str(error))) from error
-    except json.JSONDecodeError as error:
-        cure = "JSON lines become an array with: jq -s . FILE." if error.msg == "Extra data" else None
-        raise BenchmarkError(
-            describe(str(path), "one JSON array", f"{error.msg} in line {error.lineno} column {error.colno}", cure)
-        ) from error
-    if not isinstance(tree, list) or not all(isinstance(record, dict) for record in tree):
-        raise BenchmarkError(describe(str(path), "a JSON array of objects", f"a {type(tree).__name__} of other things"))
-    if not tree:
+def questions_of(path: Path) -> list[Record]:
+    """The rows of MMAU's file. Raises children of ``AudioLLMError`` where it is malformed or holds none."""
+    rows = read_records(path)
+    if not rows:
         raise BenchmarkError(describe(str(path), "at least one question", "an empty array"))
-    return tree
+    return rows
 
 
-def _item(record: dict[str, Any], where: str) -> Item:
+def _item(row: Record) -> Item:
+    record, where = row.values, row.where
     for name in REQUIRED:
         if name not in record:
-            found = f"only {', '.join(record)}{nearest(name, record)}" if record else "an empty object"
-            raise BenchmarkError(describe(f"{where}", f"the key '{name}'", found))
+            raise row.lacks(name)
     choices = record["choices"]
     if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
         raise BenchmarkError(describe(f"{where}: choices", "a list of texts", f"{choices!r}"))
@@ -178,7 +169,7 @@ def _item(record: dict[str, Any], where: str) -> Item:
     )
 
 
-def _defects(record: dict[str, Any]) -> list[str]:
+def _defects(record: Mapping[str, Any]) -> list[str]:
     """What is odd about an item of the published file, kept as it is and counted."""
     choices, answer = record["choices"], record.get("answer")
     found = ["repeated choices"] if len(set(choices)) < len(choices) else []
