@@ -154,6 +154,7 @@ def write_submission(folder: str | Path, tables: Mapping[str, np.ndarray], names
     absent = [name for name in names if name not in tables]
     if absent:
         raise ShardError(describe("submission", f"predictions for {len(names)} clips", f"none for {absent[0]}"))
+    Path(folder).mkdir(parents=True, exist_ok=True)
     total = 0
     for name in names:
         rows = tables[name].copy()

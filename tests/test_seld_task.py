@@ -86,7 +86,7 @@ def recipe(corpus: Path, output: Path, **values) -> supervised.EncoderRecipe:
 @pytest.fixture(scope="module")
 def trained(corpus, tmp_path_factory) -> tuple[Path, dict]:
     output = tmp_path_factory.mktemp("trained")
-    scores = supervised.Trainer(recipe(corpus, output, steps=100, augment={"gain_db": 0}, distance_weight=0.1)).fit()
+    scores = supervised.Trainer(recipe(corpus, output, steps=60, augment={"gain_db": 0}, distance_weight=0.1)).fit()
     return output, scores
 
 
