@@ -138,7 +138,7 @@ def confusion(labels: Sequence[str], counts: np.ndarray, *, cell: int = 58) -> s
                 f'<g><title>{escape(tip)}</title><rect x="{x}" y="{y}" width="{cell - 2}" height="{cell - 2}" rx="3" '
                 f'fill="{colour(0)}" fill-opacity="{0.06 + 0.94 * share:.3f}"/>'
                 + _text(
-                    x + cell / 2 - 1, y + cell / 2 + 4, f"{100 * share:.0f}", "on" if share > 0.5 else "cell", "middle"
+                    x + cell / 2 - 1, y + cell / 2 + 4, f"{100 * share:.0f}", "on" if share > 0.6 else "cell", "middle"
                 )
                 + "</g>"
             )

@@ -12,7 +12,7 @@ from eval.report.runs import Run
 from eval.scoring import Cell, by, compare
 
 MOST_BARS = 24  # groups of one chart
-HALF = {"width": 490, "left": 190}  # of a chart beside another one
+HALF = {"width": 500, "left": 215}  # of a chart beside another one
 LEVELS = ("easy", "medium", "hard")
 # What a question may be filed under besides its kind, and the heading of its bars; benchmarks add theirs.
 TOPICS = {
