@@ -19,8 +19,10 @@ _ENERGY_FLOOR = 1e-16  # under the energy of one 16-bit step, so that ratios of 
 _MEL_BREAK_HZ = 1000.0  # the Slaney scale: linear below (200/3 Hz a mel), logarithmic above (27 mels per factor 6.4)
 _MEL_HZ = 200.0 / 3.0
 _MEL_LOG_STEP = math.log(6.4) / 27.0
+Padding = Literal["reflect", "constant"]
 _CPU = torch.device("cpu")
-_BLOCK = 2**17  # samples in frames, for each thread: what is computed of them together stays in its level 2 cache
+_GROUP = 16  # mel bands: as many floats as the widest registers of today's processors hold
+_BLOCK = 2**18  # samples in frames, for each thread: what is computed of them together stays near its level 2 cache
 
 
 def hz_to_mel(hz: Tensor) -> Tensor:
@@ -81,32 +83,71 @@ def hann(length: int, device: torch.device = _CPU, within: int | None = None) ->
         return torch.nn.functional.pad(window, (margin // 2, margin - margin // 2)).to(device)
 
 
-def framewise(function: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
-    """``function(frames)`` for a function to which each frame is a matter of its own: on a CPU, a few at a time.
+@functools.lru_cache(maxsize=64)
+def _bands(bank: Tensor, parts: int) -> list[tuple[slice, Tensor]]:
+    """For every `_GROUP` mel bands of `bank`, the values they hear, `parts` to a bin, and the weights of those."""
+    with torch.inference_mode(False):
+        groups = []
+        for weights in bank.split(_GROUP, dim=1):
+            heard = weights.any(dim=1).nonzero()
+            first, end = (int(heard[0]), int(heard[-1]) + 1) if len(heard) else (0, 1)
+            weights = weights[first:end].repeat_interleave(parts, dim=0).contiguous()
+            groups.append((slice(first * parts, end * parts), weights))
+        return groups
 
-    `frames` ``(batch, ..., frames, size)``, best an overlapping view → whatever `function` makes of them,
-    ``(batch, ..., frames, n)``. The intermediate results of a whole clip are megabytes, and to fetch those from memory
-    takes longer than all arithmetic.
+
+def in_mels(values: Tensor, bank: Tensor, parts: int = 1) -> Tensor:
+    """``values @ bank`` for ``(..., bins)``, or for ``(..., bins · parts)`` where a bin has several values that add up.
+
+    A triangle is zero but for a few bins: on a CPU, `_GROUP` mel bands at a time are computed from the bins between
+    their outer edges. `bank` has to be one that is kept, as :func:`mel_bank`'s are.
     """
-    batch, count = frames.shape[0], frames.shape[-2]
+    if values.device.type != "cpu":
+        return values @ bank.repeat_interleave(parts, dim=0)
+    rows = values.flatten(0, -2)
+    mels = torch.cat([rows[:, heard] @ weights for heard, weights in _bands(bank, parts)], dim=1)
+    return mels.unflatten(0, values.shape[:-1])
+
+
+def mel_power(spectrum: Tensor, bank: Tensor, overwrite: bool = False) -> Tensor:
+    """Mel power of a complex spectrum ``(..., bins)``: float32 ``(..., mels)``; `overwrite` uses the spectrum up.
+
+    The bank adds up the squares of both parts: to add them before would take longer than the triangles do.
+    """
+    parts = torch.view_as_real(spectrum).flatten(-2)
+    return in_mels((parts.square_() if overwrite else parts.square()).float(), bank, parts=2)
+
+
+def framewise(
+    function: Callable[..., Tensor], frames_of: Callable[[Tensor], tuple[Tensor, ...]], waveform: Tensor
+) -> Tensor:
+    """``function(*frames_of(waveform))`` for functions to which each clip and each frame is a matter of its own.
+
+    `waveform` ``(batch, ..., time)``; `frames_of` gives tensors ``(batch, ..., frames, size)``, best overlapping views;
+    `function` makes of them one ``(batch, ..., frames, n)``. On a CPU that is a few frames at a time: the intermediate
+    results of a whole clip are megabytes, and to fetch those from memory takes longer than all arithmetic.
+    """
+    if waveform.device.type != "cpu" or waveform.requires_grad:
+        return function(*frames_of(waveform))
     budget = _BLOCK * torch.get_num_threads()
-    if frames.device.type != "cpu" or frames.requires_grad or frames.numel() <= budget:
-        return function(frames)
-    step = max(1, budget * batch * count // frames.numel())  # frames of one clip
-    rows = max(1, step // count)
+    rows = max(1, budget // max(1, waveform[:1].numel()))
     result: Tensor | None = None
-    for row in range(0, batch, rows):
+    for row in range(0, len(waveform), rows):
+        frames = frames_of(waveform[row : row + rows])
+        count = frames[0].shape[-2]
+        step = -(-count // -(-frames[0].numel() // budget))  # blocks of equal size
         for start in range(0, count, step):
-            place = (slice(row, row + rows), ..., slice(start, start + step), slice(None))
-            part = function(frames[place])
+            part = function(*(each[..., start : start + step, :] for each in frames))
             if result is None:
-                result = part.new_empty((batch, *part.shape[1:-2], count, part.shape[-1]))
-            result[place] = part
+                if part.shape[-2] == count and len(part) == len(waveform):
+                    return part
+                result = part.new_empty((len(waveform), *part.shape[1:-2], count, part.shape[-1]))
+            result[row : row + rows, ..., start : start + step, :] = part
     assert result is not None
     return result
 
 
-def stft(waveform: Tensor, n_fft: int, hop: int, win_length: int | None = None, padding: str = "reflect") -> Tensor:
+def stft(waveform: Tensor, n_fft: int, hop: int, win_length: int | None = None, padding: Padding = "reflect") -> Tensor:
     """Centred short-time Fourier transform with reflect (or ``constant``: zero) padding and a periodic Hann window.
 
     ``(batch, channels, time)`` float32 → complex64 ``(batch, channels, 1 + time // hop, n_fft // 2 + 1)``; unscaled.
@@ -122,13 +163,27 @@ def of_stft(
     n_fft: int,
     hop: int,
     win_length: int | None = None,
-    padding: str = "reflect",
+    padding: Padding = "reflect",
+    before: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """``function(stft(waveform, ...))`` for a function of single frames, by :func:`framewise`; see :func:`stft`."""
+    """``function(stft(before(waveform), ...))`` by :func:`framewise`; see :func:`stft`.
+
+    `function` is one of single frames, `before` (by default nothing) one of single clips.
+    """
     # Not torch.stft: framing by hand and one batched rfft take a quarter of its time on a CPU.
-    window = hann(win_length or n_fft, waveform.device, n_fft)
-    padded = torch.nn.functional.pad(waveform, (n_fft // 2, n_fft // 2), mode=padding)
-    return framewise(lambda frames: function(torch.fft.rfft(frames * window)), padded.unfold(-1, n_fft, hop))
+    window, margin = hann(win_length or n_fft, waveform.device, n_fft), n_fft // 2
+
+    def frames(clips: Tensor) -> tuple[Tensor]:
+        clips = clips if before is None else before(clips)
+        if padding == "reflect":  # as torch's own reflection, which takes several times as long
+            if clips.shape[-1] <= margin:
+                raise ValueError(f"expected more than {margin} samples to reflect, found {clips.shape[-1]}")
+            ends = clips[..., 1 : margin + 1].flip(-1), clips[..., -margin - 1 : -1].flip(-1)
+        else:
+            ends = (clips.new_zeros((*clips.shape[:-1], margin)),) * 2
+        return (torch.cat((ends[0], clips, ends[1]), dim=-1).unfold(-1, n_fft, hop),)
+
+    return framewise(lambda frames: function(torch.fft.rfft(frames * window)), frames, waveform)
 
 
 def decibels(amplitude: Tensor) -> Tensor:
@@ -149,7 +204,7 @@ def interaural_phase(spectrum: Tensor, magnitude: Tensor, bank: Tensor) -> Tenso
     `spectrum` complex and `magnitude` ``(batch, 2, frames, bins)`` → ``(batch, 2, frames, mels)``.
     """
     cosine, sine = unit_phasor(spectrum, magnitude)
-    return _difference(cosine, sine) @ bank
+    return in_mels(_difference(cosine, sine), bank)
 
 
 def _difference(real: Tensor, imaginary: Tensor) -> Tensor:
@@ -163,8 +218,8 @@ def weighted_phase(spectrum: Tensor, magnitude: Tensor, bank: Tensor) -> Tensor:
 
     The result is bounded by ±1: the real and imaginary part of the interaural coherence of each mel band.
     """
-    energy = (magnitude[:, 0] * magnitude[:, 1]) @ bank
-    return _difference(spectrum.real, spectrum.imag) @ bank / energy.clamp(min=_ENERGY_FLOOR)[:, None]
+    energy = in_mels(magnitude[:, 0] * magnitude[:, 1], bank)
+    return in_mels(_difference(spectrum.real, spectrum.imag), bank) / energy.clamp(min=_ENERGY_FLOOR)[:, None]
 
 
 def intensity(spectrum: Tensor, bank: Tensor) -> Tensor:
@@ -175,8 +230,8 @@ def intensity(spectrum: Tensor, bank: Tensor) -> Tensor:
     """
     omni, y, z, x = spectrum.unbind(dim=1)
     velocity = torch.stack((x, y, z), dim=1)
-    active = (omni.conj()[:, None] * velocity).real @ bank
-    density = 0.5 * (spectrum.real.square() + spectrum.imag.square()).sum(dim=1) @ bank
+    active = in_mels((omni.conj()[:, None] * velocity).real, bank)
+    density = 0.5 * mel_power(spectrum, bank).sum(dim=1)
     return active / density.clamp(min=_ENERGY_FLOOR)[:, None]
 
 
@@ -201,7 +256,7 @@ def unit_intensity(spectrum: Tensor, bank: Tensor) -> Tensor:
     omni, velocity = spectrum[:, :1], spectrum[:, 1:]
     active = omni.real * velocity.real + omni.imag * velocity.imag
     length = active.square().sum(dim=1, keepdim=True).sqrt()
-    return (active / (length + _INTENSITY_EPS)) @ bank
+    return in_mels(active / (length + _INTENSITY_EPS), bank)
 
 
 def band_intensity(spectrum: Tensor, bank: Tensor) -> Tensor:
@@ -218,10 +273,9 @@ def band_intensity(spectrum: Tensor, bank: Tensor) -> Tensor:
     return (active / power.clamp(min=_ENERGY_FLOOR)).clamp(-1.0, 1.0)
 
 
-def log_mel_power(spectrum: Tensor, bank: Tensor) -> Tensor:
-    """``log10`` of the mel power of every channel, floor 1e-10: complex ``(..., bins)`` → ``(..., mels)``."""
-    power = spectrum.real.square() + spectrum.imag.square()
-    return torch.log10((power @ bank).clamp(min=LOG_FLOOR))
+def log_mel_power(spectrum: Tensor, bank: Tensor, overwrite: bool = False) -> Tensor:
+    """``log10`` of :func:`mel_power` of every channel, floor 1e-10: complex ``(..., bins)`` → ``(..., mels)``."""
+    return mel_power(spectrum, bank, overwrite).clamp_(min=LOG_FLOOR).log10_()
 
 
 def foa_planes(spectrum: Tensor, bank: Tensor) -> Tensor:
@@ -269,12 +323,12 @@ def power_mel(waveform: Tensor, bank: Tensor, n_fft: int, hop: int) -> Tensor:
     As ``librosa.feature.melspectrogram(..., power=2, center=True)``; `bank` is :func:`mel_bank`'s. float32.
     """
     # Transformed in float64 (which Apple's GPUs lack): 80 dB below a loud tone float32 rounding is 0.0005 dB.
-    precise = waveform if waveform.device.type == "mps" else waveform.double()
+    precise = None if waveform.device.type == "mps" else Tensor.double
 
     def power(spectrum: Tensor) -> Tensor:
-        return (spectrum.real.square() + spectrum.imag.square()).float() @ bank
+        return mel_power(spectrum, bank, overwrite=True)
 
-    return of_stft(power, precise, n_fft, hop, padding="constant")
+    return of_stft(power, waveform, n_fft, hop, padding="constant", before=precise)
 
 
 def relative_decibels(power: Tensor) -> Tensor:
@@ -340,18 +394,26 @@ def kaldi_fbank(waveform: Tensor, n_mels: int = 128, sample_rate: int = 16000) -
     window, hop, fmin = sample_rate // 40, sample_rate // 100, 20.0
     n_fft = 2 ** math.ceil(math.log2(window))
     bank = kaldi_mel_bank(sample_rate, n_fft, n_mels, fmin, waveform.device)
-    shape = povey(window, waveform.device)
+    # 0 at both ends: the first sample of a window, which has none before it to take 0.97 of, does not matter.
+    shape = torch.nn.functional.pad(_INT16_SCALE * povey(window, waveform.device), (0, n_fft - window))
+    part = math.gcd(window, hop)
 
-    def levels(frames: Tensor) -> Tensor:
-        frames = frames - frames.mean(dim=-1, keepdim=True)
-        # The first sample of a window has none before it; as the window is 0 there, it does not matter what it becomes.
-        emphasised = torch.nn.functional.pad(frames[..., 1:] - _PREEMPHASIS * frames[..., :-1], (1, 0))
-        spectrum = torch.fft.rfft(emphasised * shape, n_fft)
-        energy = spectrum.real.square() + spectrum.imag.square()
-        return (energy @ bank).clamp(_FBANK_FLOOR).log()
+    def frames(clips: Tensor) -> tuple[Tensor, Tensor]:
+        """Emphasised frames as long as the transform, and the means of the windows that they begin with."""
+        count = fbank_frames(clips.shape[-1], window, hop)
+        rest = (count - 1) * hop + n_fft - clips.shape[-1]
+        emphasised = torch.nn.functional.pad(clips[:, 1:] - _PREEMPHASIS * clips[:, :-1], (1, max(0, rest)))
+        sums = clips[:, : clips.shape[-1] // part * part].unflatten(-1, (-1, part)).sum(dim=-1)
+        means = sums.unfold(-1, window // part, hop // part).sum(dim=-1, keepdim=True) / window
+        return emphasised.unfold(-1, n_fft, hop)[:, :count], means[:, :count]
+
+    def levels(frames: Tensor, means: Tensor) -> Tensor:
+        # Emphasis before the mean is taken away: of a constant it leaves 0.03.
+        windows = (frames - (1 - _PREEMPHASIS) * means).mul_(shape)
+        return mel_power(torch.fft.rfft(windows), bank, overwrite=True).clamp_(min=_FBANK_FLOOR).log_()
 
     with torch.autocast(waveform.device.type, enabled=False):  # half precision would overflow in the energies
-        return framewise(levels, (waveform.float() * _INT16_SCALE).unfold(-1, window, hop))
+        return framewise(levels, frames, waveform.float())
 
 
 # --------------------------------------------------------------------------------------------------- Whisper log-mel
@@ -368,6 +430,7 @@ def whisper_log_mel(waveform: Tensor, n_mels: int = 80) -> Tensor:
     bank = mel_bank(16000, 400, n_mels, 0.0, 8000.0, waveform.device)
     with torch.autocast(waveform.device.type, enabled=False):
         # The transform's last frame, centred on the end, is one that Whisper leaves out.
-        level = of_stft(lambda spectrum: log_mel_power(spectrum, bank), waveform.float()[:, None], 400, 160)[:, 0, :-1]
+        level = of_stft(lambda spectrum: log_mel_power(spectrum, bank, True), waveform.float()[:, None], 400, 160)
+        level = level[:, 0, :-1]
         level = torch.maximum(level, level.amax(dim=(1, 2), keepdim=True) - _WHISPER_RANGE)
-        return (level + 4.0) / 4.0
+        return level.add_(4.0).mul_(0.25)

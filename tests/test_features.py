@@ -96,3 +96,28 @@ def test_intensity_of_a_plane_wave_points_to_its_source(azimuth, elevation):
     spectrum, _, bank = spectra(foa)
     planes = features.intensity(spectrum, bank)[0, :, :, 3:]
     np.testing.assert_allclose(planes.mean(dim=(1, 2)).numpy(), direction, atol=1e-3)
+
+
+@pytest.mark.parametrize(("rate", "n_fft", "mels"), [(16000, 400, 80), (16000, 512, 128), (32000, 1024, 70)])
+def test_banded_bank_is_the_whole_bank(rate, n_fft, mels):
+    """Also where triangles hold no bin at all, and for a number of bands that is no multiple of a group."""
+    bank = features.mel_bank(rate, n_fft, mels, 20.0, rate / 2)
+    spectrum = torch.randn(2, 3, 7, n_fft // 2 + 1, dtype=torch.complex64)
+    power = spectrum.real.square() + spectrum.imag.square()
+    expected = (power.double() @ bank.double()).float()
+    torch.testing.assert_close(features.in_mels(power, bank), expected, rtol=1e-5, atol=1e-9)
+    kept = spectrum.clone()
+    torch.testing.assert_close(features.mel_power(spectrum, bank), expected, rtol=1e-5, atol=1e-9)
+    assert torch.equal(spectrum, kept)
+
+
+@pytest.mark.parametrize("front_end", [lambda x: features.kaldi_fbank(x[:, 0]), lambda x: features.stft(x, 1024, 320)])
+def test_blocks_of_frames_are_the_whole(front_end, monkeypatch):
+    """Clips of a batch, cut to blocks of any size, and with gradients (where nothing is cut), give the same frames."""
+    waveform = 0.1 * torch.randn(3, 2, 24000)
+    whole = front_end(waveform.clone().requires_grad_())
+    assert whole.requires_grad
+    for block in (1, 5000, 40000, 10**7):
+        monkeypatch.setattr(features, "_BLOCK", block)
+        found = front_end(waveform)
+        torch.testing.assert_close(found, whole.detach(), rtol=1e-4, atol=1e-4)

@@ -287,7 +287,7 @@ class SpatialAST(AudioEncoder):
 
     def _planes_of(self, spectrum: Tensor, bank: Tensor) -> Tensor:
         magnitude = spectrum.abs()
-        levels = features.decibels(magnitude @ bank)
+        levels = features.decibels(features.in_mels(magnitude, bank))
         if self.config.layout == "mono":
             return levels
         if self.config.layout == "foa":

@@ -111,15 +111,21 @@ class SpectralEncoder(AudioEncoder):
         bank = features.mel_bank(
             config.sample_rate, config.n_fft, config.n_mels, config.fmin, config.fmax, waveform.device, config.mel_scale
         )
-        if config.peak_normalize:
-            waveform = features.peak_normalize(waveform)
-        if config.layout == "stereo":
-            waveform = features.mid_side(waveform)
+
+        def prepared(clips: Tensor) -> Tensor:
+            clips = features.peak_normalize(clips) if config.peak_normalize else clips
+            return features.mid_side(clips) if config.layout == "stereo" else clips
+
         planes_of = {"mono": features.log_mel_power, "stereo": features.pseudo_foa_planes, "foa": features.foa_planes}
         by_band = config.intensity == "band" and config.layout != "mono"
         function = features.band_planes if by_band else planes_of[config.layout]
         planes = features.of_stft(
-            lambda spectrum: function(spectrum, bank), waveform, config.n_fft, config.hop, config.win_length
+            lambda spectrum: function(spectrum, bank),
+            waveform,
+            config.n_fft,
+            config.hop,
+            config.win_length,
+            before=prepared,
         )
         if config.levels == "log10":
             return planes
