@@ -63,4 +63,4 @@ stage submission - "options,eval" submit
 audio-llm echotwin table "option head=$OUT/eval/options" "letter head=$OUT/eval/letters" \
     --baseline "text only=$OUT/eval/text_only" --train "$DATA/train" --out "$OUT/table.md"
 echo
-cat "$OUT/logs/submission.log" | tail -n 1
+grep -o "$OUT/submission.csv: .*" "$OUT/logs/submission.log"
