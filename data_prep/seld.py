@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,7 +142,7 @@ def prepare(
     labels = sorted({label for world in worlds.values() for label in world.labels})
     write_json(out / dcase_seld.CLASSES_FILE, labels)
     args = (out, labels, config, groups, out / "responses", library.dataset, library.licence)
-    rejects = library.rejects + left_out
+    rejects = library.rejects + left_out + _absent(worlds, labels, quiet)
     with pool.open_pool(workers, ClipRenderer, args) as running:
         simulate.render_bank(config, worlds, out, running, quiet)
         for part in config.parts.values():
@@ -160,6 +161,18 @@ def prepare(
     }
     write_json(out / simulate.MANIFEST, manifest)
     return simulate.Summary(out, manifest, fresh=True)
+
+
+def _absent(worlds: dict[str, World], labels: Sequence[str], quiet: bool) -> list[dict[str, str]]:
+    """Classes that a split has no recordings of: what is chosen on it is chosen without them."""
+    found = [
+        {"item": f"class {label}", "reason": f"no recording in {split}"}
+        for split, world in worlds.items()
+        for label in sorted(set(labels) - set(world.labels))
+    ]
+    for reject in found if not quiet else ():
+        print(f"warning: {reject['item']} has {reject['reason']}", file=sys.stderr)
+    return found
 
 
 def _render(part: simulate.SubsetConfig, running: pool.Jobs, quiet: bool) -> list[dict[str, str]]:

@@ -147,6 +147,16 @@ def test_clips_do_not_depend_on_workers_or_interruption(corpus, tmp_path):
     assert contents(out) == contents(corpus)
 
 
+def test_a_class_that_cannot_be_validated_is_told(tmp_path, capsys):
+    out = tmp_path / "few"  # eight recordings of a class are not always on all sides
+    counts = ["sounds.recordings=8", "seed=0", "subsets.train.count=1", "subsets.test.count=1"]
+    assert main(["prep", str(RECIPE), str(out), *SMALL, *counts, "--workers", "1"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: class")]
+    rejects = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
+    absent = {reject["item"] for reject in rejects if reject["reason"] == "no recording in validation"}
+    assert absent and len(absent) == len([line for line in said if line.endswith("in validation")])
+
+
 def test_another_recipe_is_not_mixed_in(corpus, capsys):
     before = contents(corpus)
     assert render(corpus, "seed=1") == 2
