@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "EchoTwin-QA: train and evaluate by the original's flags, compare runs"
+HELP = "train and evaluate EchoTwin-QA by the flags of the original, compare runs"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
