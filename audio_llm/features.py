@@ -268,9 +268,8 @@ def band_intensity(spectrum: Tensor, bank: Tensor) -> Tensor:
     :func:`unit_intensity`, whose single component in stereo is a sign, it tells how far to the side a source is.
     """
     omni, velocity = spectrum[:, :1], spectrum[:, 1:]
-    active = (omni.real * velocity.real + omni.imag * velocity.imag) @ bank
-    power = (omni.real.square() + omni.imag.square()) @ bank
-    return (active / power.clamp(min=_ENERGY_FLOOR)).clamp(-1.0, 1.0)
+    active = in_mels(omni.real * velocity.real + omni.imag * velocity.imag, bank)
+    return (active / mel_power(omni, bank).clamp(min=_ENERGY_FLOOR)).clamp(-1.0, 1.0)
 
 
 def log_mel_power(spectrum: Tensor, bank: Tensor, overwrite: bool = False) -> Tensor:
