@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from audio_llm.training.rollouts import PolicyWeights, RolloutEngine, Sampling, TransformersRollouts
+from audio_llm.training.rollouts import PolicyWeights, RolloutEngine, Sampling, TransformersRollouts, forbid_tokens
 from audio_llm.vllm.engine import EngineRecipe, VLLMRollouts
 from benchmarks.policy import build_policy, embeddings
 
@@ -43,7 +43,10 @@ def main() -> None:
     args = parser.parse_args()
 
     policy: PolicyWeights = build_policy(args.hidden, args.layers)
-    sampling = Sampling(max_tokens=args.tokens)  # no stop token: every sequence has the same length
+    placeholder = policy.base.config.audio_token_id
+    forbid_tokens(policy.base, [placeholder])  # as the trainer does: a sampled one would miss its audio
+    # No stop token: every sequence has the same length.
+    sampling = Sampling(max_tokens=args.tokens, forbidden_token_ids=(placeholder,))
     length = args.prompt + args.tokens
     engines: dict[str, RolloutEngine] = {
         "generate": TransformersRollouts(),
