@@ -331,6 +331,17 @@ def sha256(waveform: Waveform) -> str:
     return digest.hexdigest()
 
 
+def read_header(path: str | Path) -> Any:
+    """libsndfile's info of an audio file (``channels``, ``samplerate``, ``frames``, ``duration``), nothing decoded.
+
+    Raises :class:`AudioError` for a file that is not there or is not audio.
+    """
+    try:
+        return soundfile.info(str(path))
+    except (OSError, RuntimeError) as error:  # libsndfile's own error is a RuntimeError
+        raise AudioError(describe(str(path), "an audio file", f"none that can be read ({error})")) from error
+
+
 def silence(waveform: Waveform) -> Waveform:
     """Zeros of the same length, rate and layout."""
     return replace(waveform, samples=np.zeros_like(waveform.samples))

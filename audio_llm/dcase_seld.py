@@ -59,13 +59,8 @@ class SELDFolder:
 
     def load_sample(self, number: int) -> Sample:
         """Events and length (by the file's header). Raises :class:`AudioError` or :class:`ShardError`."""
-        import soundfile
-
         clip = self.clips[number]
-        try:
-            info = soundfile.info(str(clip.path))
-        except (OSError, RuntimeError) as error:  # libsndfile's own error is a RuntimeError
-            raise AudioError(describe(str(clip.path), "an audio file", f"none that can be read ({error})")) from error
+        info = audio.read_header(clip.path)
         if info.channels != 2:
             raise AudioError(describe(str(clip.path), "2 channels", str(info.channels)))
         return Sample(

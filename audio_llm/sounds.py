@@ -211,13 +211,8 @@ class SoundFolder:
 
     def load_sample(self, number: int) -> Sample:
         """Class, recording and length (by the file's header). Raises :class:`AudioError` for what cannot be used."""
-        import soundfile
-
         clip = self.clips[number]
-        try:
-            info = soundfile.info(str(clip.path))
-        except (OSError, RuntimeError) as error:  # libsndfile's own error is a RuntimeError
-            raise AudioError(describe(str(clip.path), "an audio file", f"none that can be read ({error})")) from error
+        info = audio.read_header(str(clip.path))
         if info.channels not in audio.LAYOUT_OF_COUNT:
             raise AudioError(describe(str(clip.path), "1, 2 or 4 channels", f"{info.channels} channels"))
         layout = audio.LAYOUT_OF_COUNT[info.channels]

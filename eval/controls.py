@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from audio_llm.audio import Waveform
 from audio_llm.errors import ConfigError, nearest
 from eval.benchmarks.base import Item
 
@@ -117,11 +116,6 @@ def mirror_event(event: dict[str, Any]) -> dict[str, Any]:
 
 
 # -------------------------------------------------------------------------------------------------- what is heard
-
-
-def silent(waveform: Waveform) -> Waveform:
-    """Zeros of the same length, rate and layout."""
-    return Waveform(np.zeros_like(waveform.samples), waveform.sample_rate, waveform.layout)
 
 
 def audio_of_others(clips: Sequence[str], seed: int) -> list[int | None]:

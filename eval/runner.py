@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from audio_llm.audio import Waveform, downmix, select_channel, swap_channels
+from audio_llm.audio import Waveform, downmix, select_channel, silence, swap_channels
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, describe
 from audio_llm.files import write_json
 from eval.benchmarks import get_benchmark, open_benchmark
-from eval.benchmarks.base import Collection, Item, sha256_of
-from eval.controls import QUESTIONS, audio_of_others, item_seed, silent
+from eval.benchmarks.base import Collection, Item, as_asked, sha256_of
+from eval.controls import QUESTIONS, audio_of_others, item_seed
 from eval.engines import Answer, Engine, Request
 from eval.predictions import (
     FILE_NAME,
@@ -165,19 +165,7 @@ class Work:
         for index, way, item in self.asked:
             seed = item_seed(self._settings.seed, item.id, way.control, way.temperature, way.sample)
             row = Prediction(
-                id=item.id,
-                question_type=item.question_type,
-                format=item.format,
-                question=item.question,
-                choices=item.choices,
-                gold=item.gold,
-                control=way.control,
-                temperature=way.temperature,
-                sample=way.sample,
-                seed=seed,
-                clip=item.clip,
-                meta=item.meta,
-                events=item.events,
+                **as_asked(item), control=way.control, temperature=way.temperature, sample=way.sample, seed=seed
             )
             row.error = self._questions.errors.get(item.id, "")
             if way.control == "text_only" and not row.error:
@@ -202,7 +190,7 @@ class Work:
             return None
         waveform = self._questions.waveform(source)
         if control == "silence":
-            waveform = silent(waveform)
+            waveform = silence(waveform)
         elif control == "swap":
             waveform = swap_channels(waveform)
         if self._settings.mono and waveform.num_channels > 1:

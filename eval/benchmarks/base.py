@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,6 +48,12 @@ class Item:
 
     thinking: str | None = None
     semantic_elements: dict[str, Any] | None = None
+
+
+def as_asked(item: Item) -> dict[str, Any]:
+    """What a :class:`Prediction` takes over from its item."""
+    names = {entry.name for entry in fields(Prediction)} & {entry.name for entry in fields(Item)}
+    return {name: getattr(item, name) for name in names}
 
 
 @dataclass

@@ -11,7 +11,7 @@ from audio_llm.audio import Waveform, decode
 from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.files import write_json
 from audio_llm.records import Record, read_records
-from eval.benchmarks.base import BenchmarkError, Collection, Item, check_options, refuse_doubles, sha256_of
+from eval.benchmarks.base import BenchmarkError, Collection, Item, as_asked, check_options, refuse_doubles, sha256_of
 from eval.predictions import Prediction
 from eval.scorers.mmau import DIFFICULTIES, KEY, TASKS, extracted_text, raw_text, resolved_text
 
@@ -107,16 +107,9 @@ def _answered(record: Record, key: str) -> Prediction:
     item, said = _item(record), record.values.get(key)
     problem = "" if isinstance(said, str) else f"its '{key}' is {said!r}, not text"
     return Prediction(
-        id=item.id,
-        question_type=item.question_type,
-        format=item.format,
-        question=item.question,
-        choices=item.choices,
-        gold=item.gold,
+        **as_asked(item),
         raw=said if isinstance(said, str) else "",
         error=problem if key in record.values else f"the file has no '{key}' for this item",
-        clip=item.clip,
-        meta=item.meta,
     )
 
 
