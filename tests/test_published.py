@@ -326,7 +326,7 @@ def test_a_converted_fine_tuned_file_is_a_classifier(tmp_path, capsys):
     assert main(["convert", str(file), str(out)]) == 2 and "--force" in capsys.readouterr().err
     state = open_encoder({"path": out}).state_dict()
     assert all(torch.equal(value, state[key]) for key, value in encoder.state_dict().items())
-    with pytest.raises(ConfigError, match="'path' alone"):
+    with pytest.raises(ConfigError, match=r"'path' \(and 'channels'\)"):
         open_encoder({"path": out, "name": "beats"})
 
 
