@@ -405,3 +405,19 @@ def test_a_signal_ends_the_server_cleanly(checkpoint, tmp_path: Path, number: in
         time.sleep(0.1)
     assert not [pid for pid in family if alive(pid)]
     assert "Traceback" not in log.read_text() and "leaked" not in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("channels", "name"), [(1, "mono.wav"), (4, "foa.wav")])
+def test_other_numbers_of_channels_are_heard_as_offline(checkpoint, tmp_path: Path, channels: int, name: str) -> None:
+    model = checkpoint("qwen2", channels)
+    write_files(tmp_path)
+    process, url, log = start(model, tmp_path, "--allow-files", str(tmp_path))
+    try:
+        other = Server(process, url, tmp_path, "", model, {}, log)
+        for way in ("input_audio", "data", "file"):
+            assert_same(other.outcome([audio(other, name, way), text()]), other.expected(samples(other, name)))
+        status, reply = other.chat([audio(other, "binaural.wav"), text()])
+        assert status == 400 and "channel" in json.dumps(reply)
+    finally:
+        end(process)
