@@ -21,6 +21,9 @@ TAGS = ("think", "semantic_elements", "answer")
 # A style is asked for by writing the first words of the reply: the model goes on from there.
 OPENINGS = {"answer": "<answer>", "think": "<think>", "think_semantics": "<think>"}
 
+# What a question with choices can be answered with, and the sentence that asks for it.
+ANSWERS_AS = {"option": "Answer with the words of one choice.", "letter": "Answer with the letter of one choice only."}
+
 # (opens the user's turn, closes a turn, opens the assistant's turn) by the marker a tokenizer already knows.
 # The last row needs no special token: it serves base models without a chat format.
 TURN_MARKERS = {
@@ -64,11 +67,10 @@ def chat_template(marker: str = "<|im_start|>", bos_token: str | None = None) ->
     )
 
 
-def question_text(question: str, choices: Sequence[str] = ()) -> str:
-    """The user's words: the question, then one lettered line per choice."""
-    if not choices:
-        return question
-    return "\n".join([question, "Choices:", *lettered(choices)])
+def question_text(question: str, choices: Sequence[str] = (), instruction: str | None = None) -> str:
+    """The user's words: the question, one lettered line per choice, and the instruction."""
+    lines = [question, *(["Choices:", *lettered(choices)] if choices else []), *([instruction] if instruction else [])]
+    return "\n".join(lines)
 
 
 def lettered(choices: Sequence[str]) -> list[str]:
@@ -80,9 +82,7 @@ def conversation(
     item: Question, *, style: str | None = None, audios: int = 1, instruction: str | None = None
 ) -> list[dict[str, Any]]:
     """Chat messages for `item`: the user's turn (audio parts first) and, with a `style`, the assistant's turn."""
-    text = question_text(item.question, item.choices or ())
-    if instruction:
-        text = f"{text}\n{instruction}"
+    text = question_text(item.question, item.choices or (), instruction)
     content: list[dict[str, Any]] = [{"type": "audio"} for _ in range(audios)]
     messages: list[dict[str, Any]] = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
     if style is not None:
@@ -196,13 +196,14 @@ def normalise(text: str) -> str:
     return text.strip(" \"'*`").rstrip(".!,;:").strip(" \"'*`")
 
 
-def resolve_option(text: str, choices: Sequence[str]) -> Resolution:
+def resolve_option(text: str, choices: Sequence[str], answer_as: str = "") -> Resolution:
     """Resolve `text` to exactly one of `choices`, or say why not. Never guesses.
 
     In order: the text *is* an option, as it stands or after "the answer is"; it is a letter; it is a letter with an
     option (which must agree); exactly one option is mentioned and not denied, and a letter in the text does not
-    contradict it. A single letter that is itself
-    an option's text (a musical key, a stress mark) is that option, not a label. Of equal options the first is returned.
+    contradict it. A single letter that is itself an option's text (a musical key, a stress mark) is that option, not a
+    label, unless letters were asked for (`answer_as` "letter", of ``ANSWERS_AS``; "": nothing in particular was). Of
+    equal options the first is returned.
     """
     wanted = normalise(text)
     options = [normalise(choice) for choice in choices]
@@ -210,10 +211,14 @@ def resolve_option(text: str, choices: Sequence[str]) -> Resolution:
         return Resolution(None, problem="empty")
     if not options:
         return Resolution(None, problem="no choices")
+    if answer_as == "letter" and (match := _LETTER_ONLY.match(text)):
+        labelled = _by_letter(match[1], options)
+        if labelled.index is not None or wanted not in options:  # an "E" among four options can only be a text
+            return labelled
     if wanted in options:
         return Resolution(options.index(wanted), "text")
     if match := _LEAD_IN.match(text):
-        told = resolve_option(text[match.end() :], choices)
+        told = resolve_option(text[match.end() :], choices, answer_as)
         if told.how != "mention":  # a mention may stand beside a letter that the lead-in makes one
             return told
     elif match := _LETTER_ONLY.match(text):
@@ -333,10 +338,11 @@ def strip_turn_markers(text: str) -> str:
     return re.sub(r"(?:<\|im_end\|>|<\|eot_id\|>|<\|endoftext\|>|</s>|<\|end_of_text\|>)\s*$", "", text.strip()).strip()
 
 
-def read_reply(text: str, choices: Sequence[str] = ()) -> Reply:
+def read_reply(text: str, choices: Sequence[str] = (), answer_as: str = "") -> Reply:
     """Take a reply apart. Without an answer tag the words after the thinking count, and `problem` says so.
 
-    Several answer blocks count only when they all resolve to the same option.
+    Several answer blocks count only when they all resolve to the same option; `answer_as` as in
+    :func:`resolve_option`.
     """
     body = strip_turn_markers(text)
     thinking, elements, answers = (_blocks(body, tag) for tag in TAGS)
@@ -347,7 +353,7 @@ def read_reply(text: str, choices: Sequence[str] = ()) -> Reply:
         if "<think>" in rest:  # the thinking never ended: whatever it mentions is not an answer
             rest, problem = "", "thinking not closed"
         answers = [re.sub(r"</?answer>", "", rest).strip()]
-    resolutions = [resolve_option(answer, choices) for answer in answers] if choices else []
+    resolutions = [resolve_option(answer, choices, answer_as) for answer in answers] if choices else []
     choice = how = None
     if resolutions:
         first = resolutions[0]

@@ -111,7 +111,8 @@ def open_engine(
 
 def user_turn(request: Request) -> list[dict[str, Any]]:
     """The chat messages that ask a question, with a part for its audio where it has one."""
-    return prompts.conversation(request.item, audios=int(request.waveform is not None))
+    item = request.item
+    return prompts.conversation(item, audios=int(request.waveform is not None), instruction=item.instruction or None)
 
 
 def render(tokenizer: Any, request: Request, style: str | None) -> str:

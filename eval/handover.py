@@ -117,7 +117,7 @@ def doc_of(item: Item, sound: str) -> dict[str, Any]:
         for field in dataclasses.fields(Item)
         if field.name not in ("thinking", "semantic_elements")
     }
-    text = question_text(item.question, item.choices)
+    text = question_text(item.question, item.choices, item.instruction)
     return {"id": item.id, "audio": sound, "text": text, "answer": item.gold, "item": json.dumps(tree)}
 
 

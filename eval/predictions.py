@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from audio_llm.errors import AudioLLMError, describe
+from audio_llm.prompts import Reply, read_reply
 
 FILE_NAME = "predictions.jsonl"
 MANIFEST_NAME = "run.json"
@@ -27,7 +28,8 @@ class PredictionsError(AudioLLMError):
 class Prediction:
     """One answer. `control` is "" for the true audio, else the control's name; `error` tells why there is no answer.
 
-    `gold` and `choices` are those of the pass (mirrored under ``swap``, permuted under ``shuffled_options``).
+    `gold` and `choices` are those of the pass (mirrored under ``swap``, permuted under ``shuffled_options``);
+    `instruction` and `answer_as` are what the prompt asked for beyond the question (see ``prompts.ANSWERS_AS``).
     `seconds` is the wall time of the batch divided by its size where the engine batches.
     """
 
@@ -51,11 +53,17 @@ class Prediction:
     clip: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
+    instruction: str = ""
+    answer_as: str = ""
 
     @property
     def key(self) -> tuple[str, str, float, int]:
         """What makes a line unique in a run: item, control, temperature, sample."""
         return self.id, self.control, self.temperature, self.sample
+
+    def reply(self) -> Reply:
+        """The raw reply taken apart, read as it was asked for."""
+        return read_reply(self.raw, self.choices, self.answer_as)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False)

@@ -65,6 +65,8 @@ class EvalSettings:
     max_tokens: int = 256
     style: str | None = None
     limit: int | None = None
+    instruction: str | None = None  # words after every question
+    answer_as: str | None = None  # of prompts.ANSWERS_AS: what questions with choices ask for
     mono: str | None = None  # how a model with one ear hears several channels: mean, omni, left, right
 
     def passes(self) -> list[Pass]:
@@ -265,7 +267,8 @@ class Source:
 
     def open(self, settings: EvalSettings) -> Collection:
         """The items that a run with these settings asks."""
-        return choose(open_benchmark(self.benchmark, self.data, **self.options), settings.limit, settings.seed)
+        found = open_benchmark(self.benchmark, self.data, **self.options)
+        return choose(found, settings.limit, settings.seed).asked(settings.instruction, settings.answer_as)
 
 
 def build_manifest(

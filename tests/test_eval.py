@@ -309,6 +309,7 @@ class Listener(BaseHTTPRequestHandler):
         type(self).calls += 1
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         parts = body["messages"][0]["content"]
+        self.text = next(part["text"] for part in parts if part["type"] == "text")
         if type(self).calls <= type(self).broken_until:
             self._reply(503, {"error": "warming up"})
             return
@@ -337,8 +338,8 @@ class Listener(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def listener(**attributes):
-    kind = type("OneListener", (Listener,), attributes)
+def listener(kind: type[Listener] = Listener, **attributes):
+    kind = type("OneListener", (kind,), attributes)
     server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -372,6 +373,35 @@ def test_controls_find_out_a_model_that_listens(shards, tmp_path: Path, capsys) 
     sizes = (shards(count=60) / "sizes.json").read_bytes()
     assert manifest["data_sha256"] == [hashlib.sha256(sizes).hexdigest()]
     assert "swap: right answers that follow" in capsys.readouterr().out
+
+
+class Obedient(Listener):
+    """Gives the letter of the choice where the last line of the question asks for one."""
+
+    def _answer(self, side: str) -> None:
+        told = self.text.splitlines()[-1]
+        super()._answer(
+            next(line[1] for line in self.text.splitlines() if line[4:] == side) if "letter" in told else side
+        )
+
+
+@pytest.mark.parametrize(("flags", "last"), [
+    (["--answer-as", "letter"], "Answer with the letter of one choice only."),
+    (["--answer-as", "letter", "--instruction", "Only the letter, please."], "Only the letter, please."),
+    (["--instruction", "Think first."], "Think first."),
+])  # fmt: skip
+def test_what_is_asked_for_reaches_the_model_and_is_stored(shards, tmp_path: Path, flags, last) -> None:
+    data, out = str(shards(count=12)), tmp_path / "run"
+    with listener(kind=Obedient) as address:
+        command = ["eval", "listener", data, "--out", str(out), "--engine", address, "--controls", "shuffled_options"]
+        assert main([*command, *flags]) == 0
+        assert main([*command, "--answer-as", "option"]) == 2  # other words, other answers: not the same run
+    rows = predictions.read(out)
+    assert {row.instruction for row in rows} == {last} and {row.answer_as for row in rows} == {
+        "letter" if "--answer-as" in flags else ""
+    }
+    assert all(row.choices[row.reply().choice] == row.gold for row in rows)
+    assert all(("letter" in last) == (len(row.reply().answer) == 1) for row in rows)
 
 
 def test_a_finished_run_is_not_asked_again_and_another_one_not_mixed_in(shards, tmp_path: Path, capsys) -> None:

@@ -166,6 +166,23 @@ def test_a_bare_letter_is_a_label_unless_it_is_itself_an_option(mmau, form: str)
     assert both == 2
 
 
+@pytest.mark.parametrize("form", ["{G}", "{G}.", "({G})", "<answer>{G}</answer>", "Answer: {G}", "{G}. {g}", "{g}"])
+def test_where_letters_were_asked_for_every_letter_is_one_on_mmau(mmau, form: str) -> None:
+    for choices, gold, wrong in mmau:
+        if form == "{g}" and len(normalise(choices[gold])) == 1:
+            continue  # asked for its letter, a chord named "C" is answered by its letter
+        choice = read_reply(filled(form, choices, gold, wrong), choices, "letter").choice
+        assert choice is not None and choices[choice] == choices[gold], choices
+
+
+def test_a_letter_beyond_the_labels_is_an_option_text_even_where_letters_were_asked_for() -> None:
+    chords = ["G", "D", "E", "C"]
+    assert resolve_option("E", chords, "letter").index == 2
+    assert resolve_option("C", chords, "letter").index == 2 and resolve_option("C", chords).index == 3
+    assert resolve_option("The answer is C.", chords, "letter").index == 2
+    assert resolve_option("F", chords, "letter").problem == "letter F beyond the 4 options"
+
+
 @pytest.mark.parametrize("form", WRONG)
 def test_contradictions_denials_and_silence_earn_nothing_on_mmau(mmau, form: str) -> None:
     for choices, gold, wrong in mmau:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from audio_llm.audio import Waveform
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, describe, nearest
+from audio_llm.prompts import ANSWERS_AS
 from eval.predictions import Prediction
 
 DECODED = 8  # clips kept decoded: all passes of an item ask for the same one
@@ -27,6 +28,7 @@ class BenchmarkError(AudioLLMError):
 class Item:
     """One question as the engine gets it. `gold` is one of `choices` where there are choices, "" on a hidden test.
 
+    `instruction` is put after the question, and `answer_as` tells how a lone letter is read (``prompts.ANSWERS_AS``).
     `clip` names the recording: items with the same clip are one unit in paired intervals, and never lend each other
     their audio. `meta` is what tables are broken down by; `events` are those of ``audio_llm.shards.schema.Event``.
     """
@@ -40,6 +42,8 @@ class Item:
     clip: str
     meta: dict[str, Any] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
+    instruction: str = ""
+    answer_as: str = ""
 
     # `prompts.conversation` reads a question through these names.
     @property
@@ -80,6 +84,17 @@ class Collection:
             if len(self._decoded) > DECODED:
                 self._decoded.popitem(last=False)
         return self._decoded[index]
+
+    def asked(self, instruction: str | None, answer_as: str | None) -> Collection:
+        """The same items with an instruction after every question. `answer_as` is for those with choices; without an
+        instruction its own sentence asks for it."""
+
+        def change(item: Item) -> Item:
+            wanted = answer_as if item.choices else None
+            words = instruction or (ANSWERS_AS[wanted] if wanted else "")
+            return replace(item, instruction=words, answer_as=wanted or "")
+
+        return replace(self, items=[change(item) for item in self.items])
 
     def part(self, rows: Sequence[int]) -> Collection:
         """The items `rows` of this collection, in that order."""

@@ -41,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, default=256, help="longest reply; a longer one is cut and counted")
     parser.add_argument("--labels", metavar="JSON", help="of an encoder folder: file with its 'labels', dataset.json")
     parser.add_argument("--style", help="begin the reply for the model: answer, think or think_semantics")
+    parser.add_argument("--instruction", metavar="TEXT", help="words to put after every question")
+    parser.add_argument(
+        "--answer-as",
+        choices=("option", "letter"),
+        help="what questions with choices ask for (its own sentence, or --instruction), and how a lone letter is read",
+    )
     parser.add_argument("--mono", choices=MONO, help="for a model with one ear: which one it hears of several channels")
     parser.add_argument("--batch-size", type=int, help="sequences decoded together (requests in flight over HTTP)")
     parser.add_argument(
@@ -77,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         max_tokens=_positive("--max-tokens", args.max_tokens),
         style=args.style,
+        instruction=args.instruction,
+        answer_as=args.answer_as,
         mono=args.mono,
         limit=None if args.limit is None else _positive("--limit", args.limit),
     )

@@ -110,7 +110,7 @@ def positions(run: Run) -> str:
         if row.error or row.gold not in row.choices or not 2 <= size <= MOST_CHOICES:
             continue
         table_of_size = counts.setdefault(size, np.zeros((2, size), dtype=int))
-        choice = read_reply(row.raw, row.choices).choice
+        choice = row.reply().choice
         if choice is not None:  # both shares are over the same questions: those with an answer
             read[size] += 1
             table_of_size[0, choice] += 1

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from audio_llm.audio import Waveform, encode, limit_peak
-from audio_llm.prompts import read_reply
 from eval import charts
 from eval.predictions import Prediction
 from eval.report.markup import escape, note, table
@@ -75,7 +74,7 @@ def _clip_card(row: Prediction, found: Score, waveform: Waveform) -> str:
 
 def _exchange(row: Prediction, found: Score) -> str:
     """Question, reasoning and answer, right or wrong."""
-    reply = read_reply(row.raw, row.choices)
+    reply = row.reply()
     marks = {found.answer: "said", row.gold: "gold"}
     options = "".join(f'<li class="{marks.get(choice, "")}">{escape(choice)}</li>' for choice in row.choices)
     thinking = f'<p class="think">{escape(reply.thinking)}</p>' if reply.thinking else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from string import ascii_uppercase
 
-from audio_llm.prompts import read_letter, read_reply
+from audio_llm.prompts import read_letter
 from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer, unscored
 from eval.scorers.open_answers import score_open
@@ -28,7 +28,7 @@ class OptionResolution:
 
 
 def _score_choice(row: Prediction) -> Score:
-    reply = read_reply(row.raw, row.choices)
+    reply = row.reply()
     if row.gold not in row.choices:
         return Score(
             row.id, row.question_type, 0.0, None, f"the gold answer '{row.gold}' is not among the choices", False
@@ -52,7 +52,7 @@ class LetterMatch:
     def score(self, row: Prediction) -> Score | None:
         if unscored(row) or not row.choices or row.gold not in row.choices:
             return None
-        letter = read_letter(read_reply(row.raw, row.choices).answer)
+        letter = read_letter(row.reply().answer)
         gold = ascii_uppercase[row.choices.index(row.gold)]
         if letter is None:
             return Score(row.id, row.question_type, 0.0, None, f"names no letter; gold ({gold})", False)

@@ -12,14 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from audio_llm.dcase_aqa import PARTS
-from audio_llm.prompts import read_reply
 from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer, unscored
 
 
 def chosen(row: Prediction) -> tuple[int | None, str]:
     """Index of the option that a reply answers with, and how it was read or why there is none."""
-    reply = read_reply(row.raw, row.choices)
+    reply = row.reply()
     if reply.choice is None:
         return None, reply.problem or "no answer"
     if reply.how == "mention":  # an option inside other words: more than the published protocol grants

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from audio_llm.errors import AudioLLMError, describe
-from audio_llm.prompts import read_reply
 from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer, unscored
 
@@ -84,12 +83,12 @@ def raw_text(row: Prediction) -> str | None:
 
 def extracted_text(row: Prediction) -> str | None:
     """The words of the answer tag, or what follows the reasoning."""
-    return read_reply(row.raw, row.choices).answer or None
+    return row.reply().answer or None
 
 
 def resolved_text(row: Prediction) -> str | None:
     """The text of the option that the reply resolves to."""
-    choice = read_reply(row.raw, row.choices).choice
+    choice = row.reply().choice
     return None if choice is None else row.choices[choice]
 
 
