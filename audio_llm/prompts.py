@@ -225,9 +225,9 @@ def resolve_option(text: str, choices: Sequence[str], answer_as: str = "") -> Re
         return _by_letter(match[1], options)
     elif match := _LETTER_FIRST.match(text):
         letter = next(group for group in match.groups()[:4] if group)
-        labelled = _resolve_labelled(text, letter, match[5], match[4] is not None, options)
-        if labelled is not None:
-            return labelled
+        by_letter = _resolve_labelled(text, letter, match[5], match[4] is not None, options)
+        if by_letter is not None:
+            return by_letter
     found = _resolve_words(wanted, options)
     letters, beyond = _letters_inside(text, options)
     if found.index is not None:
