@@ -191,26 +191,30 @@ def decibels(amplitude: Tensor) -> Tensor:
     return 10.0 * torch.log10(amplitude.clamp(min=LOG_FLOOR))
 
 
-def unit_phasor(spectrum: Tensor, magnitude: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the phase of a complex spectrum; an empty bin has phase 0, as ``atan2(0, 0)`` has."""
-    empty = magnitude == 0
-    inverse = magnitude.masked_fill(empty, 1.0).reciprocal()
-    return (spectrum.real * inverse).masked_fill(empty, 1.0), spectrum.imag * inverse
+_EMPTY = 1e-30  # beside the magnitude of a bin: far below any that is not zero
+
+
+def magnitude(spectrum: Tensor) -> Tensor:
+    """``spectrum.abs()``, on a CPU in a quarter of its time (at the price of magnitudes below 1e-22, which become 0)."""
+    if spectrum.requires_grad:  # the derivative of a root is infinite at 0, that of abs() is taken as 0
+        return spectrum.abs()
+    return (spectrum.real.square() + spectrum.imag.square()).sqrt_()
 
 
 def interaural_phase(spectrum: Tensor, magnitude: Tensor, bank: Tensor) -> Tensor:
     """Cosine and sine of the phase difference right − left, both through the mel bank (Zheng et al. 2024, BAT, §3.1).
 
-    `spectrum` complex and `magnitude` ``(batch, 2, frames, bins)`` → ``(batch, 2, frames, mels)``.
+    `spectrum` complex and `magnitude` ``(batch, 2, frames, bins)`` → ``(batch, 2, frames, mels)``. An empty bin has
+    phase 0, as ``atan2(0, 0)`` has.
     """
-    cosine, sine = unit_phasor(spectrum, magnitude)
-    return in_mels(_difference(cosine, sine), bank)
+    phasor = (spectrum + _EMPTY) * (magnitude + _EMPTY).reciprocal()
+    return in_mels(_difference(phasor), bank)
 
 
-def _difference(real: Tensor, imaginary: Tensor) -> Tensor:
-    """Right times conjugate of left: ``(batch, 2 channels, ...)`` → ``(batch, 2 parts, ...)``."""
-    left, right = (real[:, 0], imaginary[:, 0]), (real[:, 1], imaginary[:, 1])
-    return torch.stack((right[0] * left[0] + right[1] * left[1], right[1] * left[0] - right[0] * left[1]), dim=1)
+def _difference(spectrum: Tensor) -> Tensor:
+    """Right times conjugate of left: complex ``(batch, 2 channels, ...)`` → ``(batch, 2 parts, ...)``."""
+    product = spectrum[:, 1] * spectrum[:, 0].conj()
+    return torch.stack((product.real, product.imag), dim=1)
 
 
 def weighted_phase(spectrum: Tensor, magnitude: Tensor, bank: Tensor) -> Tensor:
@@ -219,7 +223,7 @@ def weighted_phase(spectrum: Tensor, magnitude: Tensor, bank: Tensor) -> Tensor:
     The result is bounded by ±1: the real and imaginary part of the interaural coherence of each mel band.
     """
     energy = in_mels(magnitude[:, 0] * magnitude[:, 1], bank)
-    return in_mels(_difference(spectrum.real, spectrum.imag), bank) / energy.clamp(min=_ENERGY_FLOOR)[:, None]
+    return in_mels(_difference(spectrum), bank) / energy.clamp(min=_ENERGY_FLOOR)[:, None]
 
 
 def intensity(spectrum: Tensor, bank: Tensor) -> Tensor:

@@ -286,7 +286,7 @@ class SpatialAST(AudioEncoder):
         return features.of_stft(lambda spectrum: self._planes_of(spectrum, bank), waveform, config.n_fft, config.hop)
 
     def _planes_of(self, spectrum: Tensor, bank: Tensor) -> Tensor:
-        magnitude = spectrum.abs()
+        magnitude = features.magnitude(spectrum)
         levels = features.decibels(features.in_mels(magnitude, bank))
         if self.config.layout == "mono":
             return levels
