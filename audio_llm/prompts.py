@@ -36,11 +36,16 @@ TURN_MARKERS = {
 class Question(Protocol):
     """What a prompt is made of; ``audio_llm.shards.schema.Sample`` is one."""
 
-    question: str
-    choices: Sequence[str]
-    answer: str | None
-    thinking: str | None
-    semantic_elements: Mapping[str, Any] | None
+    @property  # properties, for nothing is written and an item may be frozen
+    def question(self) -> str: ...
+    @property
+    def choices(self) -> Sequence[str]: ...
+    @property
+    def answer(self) -> str | None: ...
+    @property
+    def thinking(self) -> str | None: ...
+    @property
+    def semantic_elements(self) -> Mapping[str, Any] | None: ...
 
 
 def chat_template(marker: str = "<|im_start|>", bos_token: str | None = None) -> str:

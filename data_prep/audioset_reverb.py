@@ -172,17 +172,17 @@ class _Draw:
     def item(self, key: str, seed: int, first: DryClip) -> Item:
         rng = np.random.default_rng(seed)
         if rng.random() >= self.part.pairs:
-            return Item(key, seed, (Heard(first, self.responses[rng.integers(len(self.responses))]),))
+            return Item(key, seed, (Heard(first, self.responses[int(rng.integers(len(self.responses)))]),))
         second = first
         while second.recording == first.recording:
-            second = self.clips[rng.integers(len(self.clips))]
+            second = self.clips[int(rng.integers(len(self.clips)))]
         if self.shared:
-            response = self.responses[rng.integers(len(self.responses))]
+            response = self.responses[int(rng.integers(len(self.responses)))]
             share = round(float(rng.beta(DRY_MIX_ALPHA, DRY_MIX_ALPHA)), 6)
             return Item(key, seed, (Heard(first, response), Heard(second, response)), share)
-        response = self.paired[rng.integers(len(self.paired))]
+        response = self.paired[int(rng.integers(len(self.paired)))]
         others = [other for other in self.scenes[response.scene] if other.place != response.place]
-        return Item(key, seed, (Heard(first, response), Heard(second, others[rng.integers(len(others))])))
+        return Item(key, seed, (Heard(first, response), Heard(second, others[int(rng.integers(len(others)))])))
 
 
 def _seed(*words: object) -> int:

@@ -7,7 +7,7 @@ gross acoustics of the thing they are named after (pitched or noisy, steady or s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -33,6 +33,10 @@ def _times(n: int, rate: int) -> Array:
 def _tone(frequency: Array | float, n: int, rate: int, phase: float = 0.0) -> Array:
     """A sine whose `frequency` (Hz) may change with time."""
     return np.sin(2 * np.pi * np.cumsum(np.broadcast_to(frequency, n)) / rate + phase)
+
+
+def _mix(parts: Iterable[Array]) -> Array:
+    return np.sum(list(parts), axis=0)
 
 
 def _band(rng: np.random.Generator, n: int, rate: int, low: float, high: float, order: int = 2) -> Array:
@@ -72,7 +76,7 @@ def _siren(rng: np.random.Generator, n: int, rate: int) -> Array:
     low, high, speed = rng.uniform(500, 700), rng.uniform(1100, 1600), rng.uniform(0.8, 2.0)
     sweep = 0.5 + 0.5 * np.sin(2 * np.pi * speed * _times(n, rate) + rng.uniform(0, 6.28))
     frequency = low * (high / low) ** sweep
-    return sum(_tone(k * frequency, n, rate) / k**1.5 for k in (1, 2, 3))  # type: ignore[return-value]
+    return _mix(_tone(k * frequency, n, rate) / k**1.5 for k in (1, 2, 3))
 
 
 def _alarm(rng: np.random.Generator, n: int, rate: int) -> Array:
@@ -86,7 +90,7 @@ def _bell(rng: np.random.Generator, n: int, rate: int) -> Array:
     partials = [(1.0, 0.5), (2.0, 1.0), (2.4, 0.8), (3.0, 0.6), (4.5, 0.4), (5.33, 0.3)]  # minor-third bell
 
     def strike() -> Array:
-        return sum(g * _tone(base * f, n, rate) * _decay(n, rate, 0.5 / f**0.5) for f, g in partials)  # type: ignore
+        return _mix(g * _tone(base * f, n, rate) * _decay(n, rate, 0.5 / f**0.5) for f, g in partials)
 
     return _strikes(rng, n, rate, rng.uniform(1.2, 2.2), 0.05, strike)
 
@@ -142,8 +146,8 @@ def _wind(rng: np.random.Generator, n: int, rate: int) -> Array:
 def _engine(rng: np.random.Generator, n: int, rate: int) -> Array:
     base = rng.uniform(45, 80) * (1 + 0.06 * np.sin(2 * np.pi * rng.uniform(0.3, 1.0) * _times(n, rate)))
     weights = rng.uniform(0.4, 1.0, 24) / np.arange(1, 25) ** 0.6
-    tone = sum(w * _tone(k * base, n, rate, rng.uniform(0, 6.28)) for k, w in enumerate(weights, 1))
-    return tone + 0.4 * _band(rng, n, rate, 60, 900, 1)  # type: ignore[no-any-return]
+    tone = _mix(w * _tone(k * base, n, rate, rng.uniform(0, 6.28)) for k, w in enumerate(weights, 1))
+    return tone + 0.4 * _band(rng, n, rate, 60, 900, 1)
 
 
 def _drum(rng: np.random.Generator, n: int, rate: int) -> Array:
@@ -173,15 +177,15 @@ def _phone(rng: np.random.Generator, n: int, rate: int) -> Array:
     warble = _gate(speed / 2 * t)
     frequency = np.where(warble, low, low * ratio)
     ring = _gate(rng.uniform(0.9, 1.3) * t, 0.65)
-    return sum(_tone(k * frequency, n, rate) / k for k in (1, 2, 3, 4)) * ring  # type: ignore[no-any-return]
+    return _mix(_tone(k * frequency, n, rate) / k for k in (1, 2, 3, 4)) * ring
 
 
 def _glass(rng: np.random.Generator, n: int, rate: int) -> Array:
     def shard() -> Array:
         length, frequency = int(0.12 * rate), rng.uniform(2500, 6800)
-        return sum(_tone(frequency * f, length, rate) for f in (1.0, 1.07)) * _decay(
+        return _mix(_tone(frequency * f, length, rate) for f in (1.0, 1.07)) * _decay(
             length, rate, rng.uniform(0.01, 0.04)
-        )  # type: ignore
+        )
 
     return _strikes(rng, n, rate, rng.uniform(14, 24), 0.8, shard)
 
@@ -190,7 +194,7 @@ def _knocking(rng: np.random.Generator, n: int, rate: int) -> Array:
     base, length = rng.uniform(250, 450), int(0.1 * rate)
 
     def knock() -> Array:
-        wood = sum(_tone(base * f, length, rate) / f for f in (1.0, 1.6, 2.7))
+        wood = _mix(_tone(base * f, length, rate) / f for f in (1.0, 1.6, 2.7))
         return wood * _decay(length, rate, 0.018) + 0.3 * rng.standard_normal(length) * _decay(length, rate, 0.003)
 
     return _strikes(rng, n, rate, rng.uniform(5, 8), 0.08, knock)

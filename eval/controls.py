@@ -74,7 +74,8 @@ def swap(item: Item, seed: int, sample: int = 0) -> Item | None:
 def shuffled_options(item: Item, seed: int, sample: int = 0) -> Item | None:
     """The item with its options in another order, drawn by the seed and the item's id: the `sample`-th of all orders
     but its own, each order once; None where there are not so many."""
-    own, seen = tuple(item.choices), []
+    own = tuple(item.choices)
+    seen: list[tuple[str, ...]] = []
     generator = np.random.default_rng(item_seed(seed, item.id, "shuffled_options"))
     orders = _orders(item.choices)
     while len(seen) < min(sample + 1, orders - 1):

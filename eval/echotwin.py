@@ -17,7 +17,7 @@ import numpy as np
 
 from audio_llm import audio
 from audio_llm.audio import Waveform
-from audio_llm.errors import AudioLLMError, ConfigError, DataError, describe
+from audio_llm.errors import AudioError, AudioLLMError, ConfigError, DataError, describe
 from audio_llm.files import write_lines
 from eval import predictions, statistics
 from eval.predictions import Prediction
@@ -73,7 +73,7 @@ class EchoTwinEngine:
         stream = iter(requests)
         while batch := list(itertools.islice(stream, self.batch_size)):
             started = time.monotonic()
-            heard = self.listener.hear([self.listener.windows(request.waveform) for request in batch])
+            heard = self.listener.hear([self._windows(request) for request in batch])
             items = [
                 Asked(request.item.question, tuple(request.item.choices), None, tokens)
                 for request, tokens in zip(batch, heard, strict=True)
@@ -87,6 +87,11 @@ class EchoTwinEngine:
                 asked = hashlib.sha256(json.dumps([item.question, item.choices]).encode()).hexdigest()[:16]
                 best = item.choices[row.index(max(row))]
                 yield Answer(raw=best, finish_reason="stop", prompt_hash=asked, seconds=seconds)
+
+    def _windows(self, request: Request) -> list[np.ndarray]:
+        if request.waveform is None:
+            raise AudioError(describe(f"item '{request.item.id}'", "audio, for EchoTwin needs it", "words alone"))
+        return self.listener.windows(request.waveform)
 
     def score(self, items: Sequence[Asked]) -> list[list[float] | str]:
         """Log-probabilities of every item's choices, or why the model cannot tell them apart; one batch."""
@@ -149,8 +154,7 @@ def answer(engine: EchoTwinEngine, data: str | Path, sounds: str | Path | None =
     for start in tqdm(range(0, len(able), engine.batch_size), desc="answer", leave=False):
         batch = able[start : start + engine.batch_size]
         for row, scores in zip(batch, engine.score([engine.listener.ask(row) for row in batch]), strict=True):
-            failed = isinstance(scores, str)
-            found[row.id] = Answered(row, () if failed else tuple(scores), str(scores) if failed else "")
+            found[row.id] = Answered(row, problem=scores) if isinstance(scores, str) else Answered(row, tuple(scores))
     return list(found.values())
 
 

@@ -53,8 +53,7 @@ def scorers_for(
         names = [name.strip() for name in wanted.split(",") if name.strip()]
     else:
         names = list(get_benchmark(stored.benchmark).scorers) if stored.benchmark else list(DEFAULT)
-    settings = {name: dict(options) for name, options in (settings or {}).items()}
-    return get_scorers([*names, *(name for name in settings if name not in names)], settings)
+    return get_scorers([*names, *(name for name in settings or () if name not in names)], settings)
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, dict[str, str]]:

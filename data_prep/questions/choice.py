@@ -38,7 +38,7 @@ def _identity(rng: np.random.Generator, world: World, config: QuestionsConfig, t
     placed = world.scene(rng, [Wish(label)])
     question = pick(rng, "Which sound do you hear?", "What is the sound?")
     options = [label, *world.others(rng, [label], config.choices - 1)]
-    return placed and Draft(placed, question, label, f"I hear the {label}.", options)
+    return Draft(placed, question, label, f"I hear the {label}.", options) if placed else None
 
 
 def _presence(rng: np.random.Generator, world: World, config: QuestionsConfig, target: Target) -> Draft | None:
@@ -64,7 +64,7 @@ def _side(rng: np.random.Generator, world: World, config: QuestionsConfig, targe
     wishes = [Wish(label, ("side", side))] + ([Wish(other)] if rng.random() < config.second_event else [])
     placed = world.scene(rng, wishes)
     question = pick(rng, f"Is the {label} on the left or on the right?", f"On which side is the {label}?")
-    return placed and Draft(placed, question, side, f"I hear the {label} on the {side}.", list(SIDES))
+    return Draft(placed, question, side, f"I hear the {label} on the {side}.", list(SIDES)) if placed else None
 
 
 def _direction(rng: np.random.Generator, world: World, config: QuestionsConfig, target: Target) -> Draft | None:
@@ -72,7 +72,7 @@ def _direction(rng: np.random.Generator, world: World, config: QuestionsConfig, 
     (label,) = world.others(rng, [], 1)
     placed = world.scene(rng, [Wish(label, ("sector", sector))])
     question = pick(rng, f"Where is the {label}?", f"From which direction does the {label} come?")
-    return placed and Draft(placed, question, sector, f"I hear the {label} {WHERE[sector]}.", list(SECTORS))
+    return Draft(placed, question, sector, f"I hear the {label} {WHERE[sector]}.", list(SECTORS)) if placed else None
 
 
 def _distance(rng: np.random.Generator, world: World, config: QuestionsConfig, target: Target) -> Draft | None:
@@ -81,7 +81,11 @@ def _distance(rng: np.random.Generator, world: World, config: QuestionsConfig, t
     placed = world.scene(rng, [Wish(label, ("near", near))])
     question = pick(rng, f"How far away is the {label}?", f"What is the distance of the {label}?")
     options = [metres(value) for value in config.metres]
-    return placed and Draft(placed, question, metres(near), f"I hear the {label} about {metres(near)} away.", options)
+    return (
+        Draft(placed, question, metres(near), f"I hear the {label} about {metres(near)} away.", options)
+        if placed
+        else None
+    )
 
 
 def _order(rng: np.random.Generator, world: World, config: QuestionsConfig, target: Target) -> Draft | None:
@@ -151,7 +155,9 @@ def _relation(rng: np.random.Generator, world: World, config: QuestionsConfig, t
     question = pick(
         rng, f"On which side of the {second} is the {first}?", f"Is the {first} left or right of the {second}?"
     )
-    return placed and Draft(placed, question, side, f"The {first} is {PHRASE[side]} the {second}.", list(SIDES))
+    return (
+        Draft(placed, question, side, f"The {first} is {PHRASE[side]} the {second}.", list(SIDES)) if placed else None
+    )
 
 
 def _nearer(rng: np.random.Generator, world: World, config: QuestionsConfig, target: Target) -> Draft | None:

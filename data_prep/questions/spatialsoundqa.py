@@ -31,7 +31,7 @@ from data_prep.questions.common import (
     two_distances,
     where_is,
 )
-from data_prep.scenes.world import Placed, Wish, World
+from data_prep.scenes.world import Placed, Region, Wish, World
 
 OPPOSITE = {"left": "right", "right": "left", "front": "behind", "behind": "front", "above": "below", "below": "above"}
 RELATIONS = {
@@ -41,7 +41,7 @@ RELATIONS = {
 }
 
 
-def _doa_region(target: Target) -> tuple[object, ...]:
+def _doa_region(target: Target) -> Region:
     return ("all", ("octant", *target[:3]), ("step", target[3]))
 
 
@@ -53,14 +53,14 @@ def _classification(rng: np.random.Generator, world: World, config: QuestionsCon
     (label,) = target
     placed = world.scene(rng, [Wish(label)])
     question = pick(rng, "Identify the sound events in the audio clip.", "What sound events can be detected?")
-    return placed and Draft(placed, question, label, f"I hear the {label}.")
+    return Draft(placed, question, label, f"I hear the {label}.") if placed else None
 
 
 def _doa(rng: np.random.Generator, world: World, config: QuestionsConfig, target: Target) -> Draft | None:
     (label,) = world.others(rng, [], 1)
     placed = world.scene(rng, [Wish(label, _doa_region(target))])
     question = f"In which direction and how far away is the source of the {label}?"
-    return placed and Draft(placed, question, _doa_answer(target), _doa_thinking(label, target))
+    return Draft(placed, question, _doa_answer(target), _doa_thinking(label, target)) if placed else None
 
 
 def _doa_thinking(label: str, target: Target) -> str:
@@ -79,14 +79,14 @@ def _single_classification(
     placed = world.scene(rng, [Wish(label, regions[0]), Wish(other, regions[1])])
     place = f"{', '.join(octant)}, about {near:g} meters away"
     question = f"Identify the sound events coming from the {place}."
-    return placed and Draft(placed, question, label, f"The {label} comes from there, the {other} does not.")
+    return Draft(placed, question, label, f"The {label} comes from there, the {other} does not.") if placed else None
 
 
 def _single_doa(rng: np.random.Generator, world: World, config: QuestionsConfig, target: Target) -> Draft | None:
     label, other = world.others(rng, [], 2)
     placed = world.scene(rng, [Wish(label, _doa_region(target)), Wish(other)])
     question = f"Where is the source of the {label}, and at what distance?"
-    return placed and Draft(placed, question, _doa_answer(target), _doa_thinking(label, target))
+    return Draft(placed, question, _doa_answer(target), _doa_thinking(label, target)) if placed else None
 
 
 def _mixup_direction(rng: np.random.Generator, world: World, config: QuestionsConfig, target: Target) -> Draft | None:
@@ -95,7 +95,7 @@ def _mixup_direction(rng: np.random.Generator, world: World, config: QuestionsCo
     truth = word if answer == "Yes" else OPPOSITE[word]
     placed = world.scene(rng, [Wish(first), Wish(second)], pair=beyond(world, truth))
     question = f"Is the sound of the {first} {PHRASE[word]} the sound of the {second}?"
-    return placed and Draft(placed, question, answer, f"The {first} is {PHRASE[truth]} the {second}.")
+    return Draft(placed, question, answer, f"The {first} is {PHRASE[truth]} the {second}.") if placed else None
 
 
 def _mixup_distance(rng: np.random.Generator, world: World, config: QuestionsConfig, target: Target) -> Draft | None:
@@ -105,7 +105,7 @@ def _mixup_distance(rng: np.random.Generator, world: World, config: QuestionsCon
         rng, [Wish(first), Wish(second)], pair=nearer_or_farther(world, nearer=(word == "closer") == (answer == "Yes"))
     )
     question = f"Is the sound of the {first} {word} than the sound of the {second}?"
-    return placed and Draft(placed, question, answer, two_distances(world, placed))
+    return Draft(placed, question, answer, two_distances(world, placed)) if placed else None
 
 
 def _nonbinary_distance(
@@ -115,7 +115,7 @@ def _nonbinary_distance(
     first, second = world.others(rng, [], 2)
     placed = world.scene(rng, [Wish(first), Wish(second)], pair=_separation(world, apart))
     question = f"What is the distance between the {first} and the {second}?"
-    return placed and Draft(placed, question, half_metres(apart), _two_places(world, placed))
+    return Draft(placed, question, half_metres(apart), _two_places(world, placed)) if placed else None
 
 
 def _nonbinary_source(rng: np.random.Generator, world: World, config: QuestionsConfig, target: Target) -> Draft | None:
@@ -124,7 +124,9 @@ def _nonbinary_source(rng: np.random.Generator, world: World, config: QuestionsC
     pair = beyond(world, relation) if relation in AXIS else nearer_or_farther(world, nearer=relation == "closer")
     placed = world.scene(rng, [Wish(label), Wish(other)], pair=pair)
     question = f"Which sound source is {RELATIONS[relation]}?"
-    return placed and Draft(placed, question, label, f"The {label} is {RELATIONS[relation]}, the {other} is not.")
+    return (
+        Draft(placed, question, label, f"The {label} is {RELATIONS[relation]}, the {other} is not.") if placed else None
+    )
 
 
 def _nonbinary_direction(
@@ -134,7 +136,7 @@ def _nonbinary_direction(
     first, second = world.others(rng, [], 2)
     placed = world.scene(rng, [Wish(first), Wish(second)], pair=_mostly(world, word))
     question = f"On which side of the {second} is the {first}?"
-    return placed and Draft(placed, question, word, f"The {first} is {PHRASE[word]} the {second}.")
+    return Draft(placed, question, word, f"The {first} is {PHRASE[word]} the {second}.") if placed else None
 
 
 def _two_places(world: World, placed: Sequence[Placed]) -> str:

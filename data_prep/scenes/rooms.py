@@ -84,13 +84,14 @@ WALL_MARGIN = 0.3  # metres between a source and the nearest wall
 def draw_room(config: RoomsConfig, split: str, index: int, seed: int) -> Room:
     """Room `index` of `split`. Splits are drawn from different seeds, so no room is on both sides."""
     rng = seeded("room", seed, split, index)
-    size = tuple(float(rng.uniform(*edges)) for edges in (config.length, config.width, config.height))
+    length, width, height = (float(rng.uniform(*edges)) for edges in (config.length, config.width, config.height))
+    size = (length, width, height)
     absorption = np.array([rng.uniform(*config.absorption)])
     if config.banded:  # most surfaces absorb more at high frequencies: a tilt over the seven octave bands
         tilt = np.linspace(-1, 1, 7) * rng.uniform(0.0, 0.3)
         absorption = np.clip(absorption * (1 + tilt), 0.02, 0.99)
     listeners = tuple(_draw_listener(config, size, rng) for _ in range(config.listeners))
-    return Room(f"{split}-{index:03d}", size, absorption, listeners)  # type: ignore[arg-type]
+    return Room(f"{split}-{index:03d}", size, absorption, listeners)
 
 
 def _draw_listener(config: RoomsConfig, size: tuple[float, ...], rng: np.random.Generator) -> Listener:

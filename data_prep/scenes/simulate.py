@@ -25,6 +25,7 @@ from audio_llm.files import atomic_file, write_json, write_lines
 from audio_llm.shards.schema import Sample
 from audio_llm.shards.writer import ShardWriter
 from data_prep import questions, sounds, text_check
+from data_prep.questions import QuestionsConfig
 from data_prep.scenes import heads, pool, render, rooms
 from data_prep.scenes.world import EventsConfig, Margins, World
 
@@ -87,7 +88,7 @@ class SceneConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
     events: EventsConfig = field(default_factory=EventsConfig)
     margins: Margins = field(default_factory=Margins)
-    questions: questions.QuestionsConfig = field(default_factory=questions.QuestionsConfig)
+    questions: QuestionsConfig = field(default_factory=QuestionsConfig)
     subsets: dict[str, dict[str, Any]] = field(default_factory=dict)
     text: TextConfig = field(default_factory=TextConfig)
     samples_per_shard: int = 256
@@ -98,7 +99,7 @@ class SceneConfig:
         return {name: recipes.build(SubsetConfig, tree, f"subsets.{name}") for name, tree in self.subsets.items()}
 
     @property
-    def text_questions(self) -> questions.QuestionsConfig:
+    def text_questions(self) -> QuestionsConfig:
         """The questions of ``text``: those of the recipe, in its own mix where it has one."""
         return dataclasses.replace(self.questions, choice=self.text.choice or self.questions.choice)
 
@@ -218,7 +219,8 @@ class Renderer:
     def scenes(self, job: tuple[str, str, list[questions.Ask]]) -> list[tuple[Sample, Waveform | None, str]]:
         """Render some items of a subset: (sample, audio, ""), or (sample, None, reason) for one that failed."""
         name, split, asks = job
-        world, config, found = self.worlds[split], self.config, []
+        world, config = self.worlds[split], self.config
+        found: list[tuple[Sample, Waveform | None, str]] = []
         for ask in asks:
             seed = (config.seed, name)
             draft, choices = questions.draft_of(ask, world, config.questions, *seed)

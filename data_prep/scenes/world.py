@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from data_prep.sounds import Clip
 
 Array = np.ndarray
 Pair = Callable[[int, Array], Array]  # (index of the first source, indices of candidates) -> which candidates fit
+Region = tuple[Any, ...]  # its kind and what that needs: ("side", "left"), or several: ("all", region, region)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Wish:
     """What a question needs of one event: its class and a `region` key such as ``("side", "left")``."""
 
     label: str
-    region: tuple[object, ...] = ("any",)
+    region: Region = ("any",)
 
 
 class World:
@@ -91,8 +93,8 @@ class World:
         self.group = np.repeat(np.arange(len(listeners)), counts)
         self._starts = np.concatenate([[0], np.cumsum(counts)])
         self.places = [(room.name, number * counts[0] + k) for room, number, _ in listeners for k in range(counts[0])]
-        self._masks: dict[tuple[object, ...], Array] = {}
-        self._indices: dict[tuple[object, ...], Array] = {}
+        self._masks: dict[Region, Array] = {}
+        self._indices: dict[Region, Array] = {}
         self._long_enough: dict[tuple[str, float], list[Clip]] = {}
         self.longest = {label: max(clip.seconds for clip in found) for label, found in self.by_label.items()}
         if not self.labels:
@@ -100,13 +102,13 @@ class World:
 
     # -------------------------------------------------------------------------------------------- regions
 
-    def mask(self, region: tuple[object, ...]) -> Array:
+    def mask(self, region: Region) -> Array:
         """Which sources lie in `region`, margins kept: (n,) bool."""
         if region not in self._masks:
             self._masks[region] = self._in_region(region)
         return self._masks[region]
 
-    def _in_region(self, region: tuple[object, ...]) -> Array:
+    def _in_region(self, region: Region) -> Array:
         kind, *values = region
         margins, azimuth = self.margins, self.azimuth
         if kind == "any":
@@ -115,16 +117,16 @@ class World:
             sign = 1 if values[0] == "left" else -1
             return (sign * azimuth > margins.side) & (sign * azimuth < 180 - margins.side)
         if kind == "sector":
-            centre = {"front": 0, "left": 90, "behind": 180, "right": -90}[str(values[0])]
+            centre = {"front": 0, "left": 90, "behind": 180, "right": -90}[values[0]]
             return np.abs((azimuth - centre + 180) % 360 - 180) < 45 - margins.sector
         if kind == "near":
-            return np.abs(self.distance / float(str(values[0])) - 1) < margins.distance
+            return np.abs(self.distance / float(values[0]) - 1) < margins.distance
         if kind == "step":
-            return np.abs(self.distance - float(str(values[0]))) < 0.25 - margins.step
+            return np.abs(self.distance - float(values[0])) < 0.25 - margins.step
         if kind == "octant":
             return self._in_octant(*map(str, values))
         if kind == "all":
-            return np.logical_and.reduce([self.mask(part) for part in values])  # type: ignore[arg-type]
+            return np.logical_and.reduce([self.mask(part) for part in values])
         raise ValueError(f"unknown region {region}")
 
     def _in_octant(self, side: str, depth: str, height: str) -> Array:
@@ -135,7 +137,7 @@ class World:
         sided = (lateral > margin) & (lateral < 180 - margin)
         return sided & (frontal < 90 - margin) & (vertical > self.margins.elevation)
 
-    def _members(self, region: tuple[object, ...]) -> Array:
+    def _members(self, region: Region) -> Array:
         if region not in self._indices:
             self._indices[region] = np.flatnonzero(self.mask(region))
         return self._indices[region]
@@ -143,7 +145,7 @@ class World:
     # -------------------------------------------------------------------------------------------- drawing
 
     def sources(
-        self, rng: np.random.Generator, regions: Sequence[tuple[object, ...]], pair: Pair | None = None
+        self, rng: np.random.Generator, regions: Sequence[Region], pair: Pair | None = None
     ) -> list[int] | None:
         """One source per region, all around one listener and all different; `pair` relates the second to the first."""
         members = self._members(regions[0])
@@ -157,7 +159,7 @@ class World:
         return None
 
     def _complete(
-        self, rng: np.random.Generator, first: int, regions: Sequence[tuple[object, ...]], pair: Pair | None
+        self, rng: np.random.Generator, first: int, regions: Sequence[Region], pair: Pair | None
     ) -> list[int] | None:
         chosen = [first]
         start, stop = self._starts[self.group[first]], self._starts[self.group[first] + 1]

@@ -10,13 +10,14 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from audio_llm.audio import Waveform
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, describe, nearest
 from audio_llm.prompts import ANSWERS_AS
 from eval.predictions import Prediction
 
+Word = TypeVar("Word", bound=str)
 DECODED = 8  # clips kept decoded: all passes of an item ask for the same one
 
 
@@ -174,12 +175,13 @@ def check_options(benchmark: str, options: Mapping[str, str], allowed: Sequence[
             raise ConfigError(f"benchmark '{benchmark}', option '{name}': expected {known}{nearest(name, allowed)}.")
 
 
-def one_of(options: Mapping[str, str], name: str, allowed: Sequence[str]) -> str:
+def one_of(options: Mapping[str, str], name: str, allowed: Sequence[Word]) -> Word:
     """Option `name`, the first of `allowed` where it is not given. Raises :class:`ConfigError` with the nearest."""
     value = options.get(name, allowed[0])
-    if value not in allowed:
-        raise ConfigError(describe(f"option {name}", ", ".join(allowed), f"'{value}'{nearest(value, allowed)}"))
-    return value
+    for word in allowed:
+        if word == value:
+            return word
+    raise ConfigError(describe(f"option {name}", ", ".join(allowed), f"'{value}'{nearest(value, allowed)}"))
 
 
 def whole_number(options: Mapping[str, str], name: str, default: int) -> int:

@@ -10,6 +10,8 @@ from pathlib import Path
 from audio_llm.config import read as read_yaml
 from audio_llm.dcase_aqa import (
     Answered,
+    AnswerForm,
+    Key,
     Question,
     heard_in_both,
     read,
@@ -64,13 +66,14 @@ class DcaseAqa:
         """The official files. Options: ``label`` (Surname_INST_task5_1), ``key`` (id or stem), ``answer`` (text or
         letter), ``meta`` (a YAML file that fills DCASE's blocks). Unanswered questions stay empty and are told."""
         check_options(self.name, options, ("label", "key", "answer", "meta"))
-        key, form = one_of(options, "key", ("id", "stem")), one_of(options, "answer", ("text", "letter"))
+        key: Key = one_of(options, "key", ("id", "stem"))
+        form: AnswerForm = one_of(options, "answer", ("text", "letter"))
         plain = [row for row in rows if not row.control and row.temperature == 0 and row.sample == 0]
         answered = [_answered(row) for row in plain]
         meta = read_yaml(options["meta"]) if "meta" in options else {}
         label = options.get("label", "Surname_INST_task5_1")
-        paths = write_submission(answered, out, label=label, key=key, answer=form, meta=meta)  # type: ignore[arg-type]
-        problems = validate_submission(paths[-1], answered, key=key, answer=form, unanswered=True)  # type: ignore[arg-type]
+        paths = write_submission(answered, out, label=label, key=key, answer=form, meta=meta)
+        problems = validate_submission(paths[-1], answered, key=key, answer=form, unanswered=True)
         if problems:
             raise BenchmarkError(problems[0])
         empty = sum(row.choice is None for row in answered)

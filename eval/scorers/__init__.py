@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 
 from audio_llm.errors import ConfigError, nearest
@@ -22,7 +23,7 @@ def _found() -> dict[str, Scorer]:
 SCORERS: dict[str, Scorer] = _found()
 
 
-def get_scorers(names: tuple[str, ...] | list[str], settings: dict[str, dict[str, str]] | None = None) -> list[Scorer]:
+def get_scorers(names: Sequence[str], settings: Mapping[str, Mapping[str, str]] | None = None) -> list[Scorer]:
     """Scorers by name, with `settings` by scorer. Raises :class:`ConfigError` for an unknown name, with the nearest."""
     settings = settings or {}
     for name in (*names, *settings):
@@ -31,7 +32,7 @@ def get_scorers(names: tuple[str, ...] | list[str], settings: dict[str, dict[str
     return [_configured(SCORERS[name], settings.get(name, {})) for name in names]
 
 
-def _configured(scorer: Scorer, options: dict[str, str]) -> Scorer:
+def _configured(scorer: Scorer, options: Mapping[str, str]) -> Scorer:
     if not options:
         return scorer
     if not isinstance(scorer, Configurable):
