@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
 import types
 import typing
 from pathlib import Path
@@ -154,13 +156,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}: expected a mapping, found {value!r}.")
         args = typing.get_args(hint)
         return {key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()} if args else value
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 (no dot) as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float(value)  # of text as well: YAML 1.1 reads 1e-3 (no dot) as text
+            if math.isnan(number):  # every comparison with it is false, so that no check of a range refuses it
+                raise ConfigError(f"{where}: expected a number, found {value!r}.")
+            return number
     if hint is Path and isinstance(value, str):
         return Path(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):

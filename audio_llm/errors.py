@@ -9,9 +9,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_BREAKS = "\x7f\x85\u2028\u2029"
+
 
 class AudioLLMError(Exception):
     """Base of all errors that are the user's to mend."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class AudioError(AudioLLMError):
@@ -40,6 +45,11 @@ class PrerequisiteError(AudioLLMError):
 
 class TrainingError(AudioLLMError):
     """A run that must not go on (too many rejects, parity bound broken, a launch that became one process)."""
+
+
+def one_line(text: str) -> str:
+    """`text` with line breaks and other control characters as escapes: a file's name may have them."""
+    return "".join(ascii(char)[1:-1] if char in _BREAKS or ord(char) < 32 else char for char in text)
 
 
 def describe(item: str, expected: str, found: str, cure: str | None = None) -> str:

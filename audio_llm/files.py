@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -33,6 +34,8 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 def atomic_folder(destination: str | Path) -> Iterator[Path]:
     """A temporary folder beside `destination` that takes its name when the block ends without an error."""
     target = Path(destination)
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     folder.chmod(0o755)

@@ -87,6 +87,7 @@ REFUSED = [
     ("output: x\nnames: bell", [], ["names", "expected a list", "'bell'"]),
     ("output: x\nnames: [bell, 3]", [], ["names[1]", "expected str", "3"]),
     ("output: x\nweights: {bell: loud}", [], ["weights.bell", "expected float", "'loud'"]),
+    ("output: x\noptimizer: {learning_rate: .nan}", [], ["learning_rate", "expected a number", "nan"]),
     ("output: x\noptimizer: adam", [], ["optimizer", "expected a group of keys", "'adam'"]),
     ("output: x\noptimizer: {betas: [0.9]}", [], ["betas", "expected 2 values, found 1"]),
     ("output: x\noptimizer: {warmup: soon}", [], ["warmup", "expected int"]),

@@ -110,3 +110,8 @@ def test_an_existing_folder_is_not_replaced_unasked(checkpoint, tmp_path: Path, 
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
     assert main(["convert", "lm", str(checkpoint()), str(tmp_path / "mine"), "--force"]) == 0
     assert (tmp_path / "mine" / "config.json").exists()
+    file = tmp_path / "file.txt"
+    file.write_text("keep")
+    capsys.readouterr()
+    assert main(["convert", "lm", str(checkpoint()), str(file), "--force"]) == 2
+    assert "expected a new folder, found a file" in capsys.readouterr().err and file.read_text() == "keep"

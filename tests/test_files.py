@@ -60,6 +60,13 @@ def test_a_folder_takes_the_place_of_an_older_one(tmp_path):
     assert (target / "weights").read_text() == "second" and [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_file_in_a_folders_place_stays(tmp_path):
+    (tmp_path / "out").write_text("keep")
+    with pytest.raises(NotADirectoryError), files.atomic_folder(tmp_path / "out"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (tmp_path / "out").read_text() == "keep"
+
+
 def test_a_reader_never_sees_half_of_a_file(tmp_path):
     """A process that rewrites a file without end is killed at some moment; what is there then is one whole version."""
     path = tmp_path / "state.json"

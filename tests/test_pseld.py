@@ -270,13 +270,27 @@ def test_a_file_that_does_not_fit_says_where(how, part, tmp_path):
 def test_the_wrong_encoder_and_another_front_end_are_named(tmp_path):
     content, fields = wrapped("panns")
     torch.save(content, tmp_path / "panns.pth")
-    with pytest.raises(CheckpointError, match="CNN14"):
+    with pytest.raises(CheckpointError, match="weights of 'htsat', found those of 'cnn14'"):
         load_htsat(tmp_path / "panns.pth")
     with pytest.raises(CheckpointError, match="front end"):
         load_cnn14(tmp_path / "panns.pth", fmax=16000.0, **fields)
     torch.save({"model": {"weight": torch.zeros(3)}}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"scalar\.0"):
         load_cnn14(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("layout", ["panns", "audioset"])
+def test_what_is_left_out_is_named_to_the_letter(layout, tmp_path):
+    """Of an entry under another name nothing is known, also where its right name would be left out."""
+    content, fields = wrapped(layout)
+    weights = content["model" if layout == "panns" else "state_dict"]
+    for part in ("logmel_extractor.melW", "fc_audioset.bias" if layout == "panns" else "tscam_conv.bias"):
+        key = next(name for name in weights if name.endswith(part))
+        weights[f"{key}_old"] = weights.pop(key)
+        torch.save(content, tmp_path / "model.pth")
+        with pytest.raises(CheckpointError, match=f"unexpected {part}_old"):
+            (load_cnn14 if layout == "panns" else load_htsat)(tmp_path / "model.pth", **fields)
+        weights[key] = weights.pop(f"{key}_old")
 
 
 # ---------------------------------------------------------------------------------------------------------- contract

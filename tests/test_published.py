@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,8 +173,45 @@ def test_layout_with_a_defect_is_refused_in_one_line(case, tmp_path, capsys):
     assert f"missing {key} " in message and f"unexpected {key}_old" in message
     assert f"missing {key} " in told(others) and "1 entries" in told(others)
     assert f"{key}: expected" in told(others | {key: torch.zeros(*state[key].shape, 2)})
-    path.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
-    assert "Copy or download it again." in refusal(path, capsys, fields, name)
+    assert f"{key}: expected finite values" in told(others | {key: state[key] / 0})
+    assert f"{key}: expected dense floating-point values, found torch.int8" in told(others | {key: state[key].char()})
+    for share in (0.001, 0.3, 0.67, 0.999):
+        path.write_bytes(whole.read_bytes()[: int(share * whole.stat().st_size)])
+        assert "Copy or download it again." in refusal(path, capsys, fields, name)
+
+
+def test_no_key_is_dispensable(case, tmp_path):
+    """But for constants of a front end, which are compared where they are there, and tables that are all or one."""
+    name, state, write, fields, _, whole = case
+    path = tmp_path / whole.name
+    for key in sorted(state)[:: max(1, len(state) // 20)]:
+        if "extractor" not in key and "relative_attention_bias" not in key:
+            write({other: value for other, value in state.items() if other != key}, path)
+            with pytest.raises(CheckpointError):
+                build_encoder({"name": name, "published": path, **fields})
+
+
+def test_a_head_that_lacks_a_part_is_no_missing_head(tmp_path):
+    state = noise(spatial_state(SPATIAL))
+    for key in ("head.weight", "azimuth_head.weight"):
+        spatial_original({other: value for other, value in state.items() if other != key}, tmp_path / "file.pt")
+        with pytest.raises(CheckpointError, match=f"missing {key}"):
+            build_encoder({"name": "spatial_ast", "published": tmp_path / "file.pt", **SPATIAL})
+
+
+def test_weights_of_another_encoder_are_called_by_its_name(case, tmp_path, capsys):
+    name, state, write, fields, key, whole = case
+    for other in sorted(set(ENCODERS) - {name}):
+        assert f"expected weights of '{other}', found those of '{name}'" in refusal(whole, capsys, {}, other)
+
+
+def test_what_lacks_its_first_key_is_still_known(tmp_path, capsys):
+    """A name is told by several keys: a file without one of them is not taken for a file of another encoder."""
+    first = {"patch_embedding.weight": beats_state(), "cls_tokens": noise(spatial_state(SPATIAL)),
+             "encoder1.conv.weight": urbansound_state()}  # fmt: skip
+    for key, state in first.items():
+        torch.save({"model": {other: value for other, value in state.items() if other != key}}, tmp_path / "file.pt")
+        assert key in refusal(tmp_path / "file.pt", capsys, {})
 
 
 def test_any_reshaped_entry_is_refused(case, tmp_path):
@@ -212,6 +251,15 @@ def test_a_pickle_that_runs_code_is_not_run(name, tmp_path, capsys):
     assert trace.exists()  # it would have
 
 
+def archive(*names: str) -> bytes:
+    """A zip archive of small files."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as file:
+        for name in names:
+            file.writestr(name, "text")
+    return stream.getvalue()
+
+
 @pytest.mark.parametrize(
     ("content", "found"),
     [
@@ -221,6 +269,8 @@ def test_a_pickle_that_runs_code_is_not_run(name, tmp_path, capsys):
         (b"\x80\x02garbage", "damaged or cut"),
         ((2**40).to_bytes(8, "little") + b'{"a": 1}', "found SafetensorError"),
         (b"RIFF\x24\x00\x00\x00WAVEfmt ", "a file of another kind"),
+        (archive("a.txt"), "a zip archive that torch.save did not write"),
+        (archive("model/data.pkl", "model/constants.pkl"), "a TorchScript archive, which holds code"),
     ],
 )
 def test_what_is_no_checkpoint_gets_one_sentence(content, found, tmp_path, capsys):
@@ -237,6 +287,12 @@ def test_files_that_cannot_be_read_or_hold_no_weights(tmp_path, capsys):
     assert "named tensors, bare or under 'seld_model'" in refusal(tmp_path / "numbers.pt", capsys, {})
     torch.save({"model": {"a": torch.ones(1), "b": 3}}, tmp_path / "mixed.pt")
     assert "found 'b' among them" in refusal(tmp_path / "mixed.pt", capsys, {})
+    torch.save({1: torch.ones(1)}, tmp_path / "numbered.pt")
+    assert "found the keys 1" in refusal(tmp_path / "numbered.pt", capsys, {})
+    assert "expected a file, found a folder" in refusal(tmp_path, capsys, {}, "beats")
+    (tmp_path / "two\nlines.pt").touch()
+    assert main(["convert", str(tmp_path / "two\nlines.pt"), str(tmp_path / "out")]) == 2
+    assert r"two\nlines.pt: expected" in capsys.readouterr().err
     torch.save({"a.weight": torch.ones(1)}, tmp_path / "unknown.pt")
     assert "weights of one of beats" in refusal(tmp_path / "unknown.pt", capsys, {})
 
@@ -276,6 +332,9 @@ def test_numpy_scalars_are_data(tmp_path):
 
 def test_beats_tables_have_to_be_copies(tmp_path):
     state = beats_state()
+    beats_original({key: value for key, value in state.items() if key != TABLE.format(2)}, tmp_path / "file.pt")
+    with pytest.raises(CheckpointError, match="in the first layer or in every one, found none in layer 2"):
+        build_encoder({"name": "beats", "published": tmp_path / "file.pt"})
     state[TABLE.format(2)] = state[TABLE.format(2)] + 1
     beats_original(state, tmp_path / "file.pt")
     with pytest.raises(CheckpointError, match=r"layers\.2.*expected a copy of the first layer's table"):
@@ -324,6 +383,11 @@ def test_a_converted_fine_tuned_file_is_a_classifier(tmp_path, capsys):
     assert config["labels"] == list(labels.values()) and encoder.window_seconds == 1.5
     assert torch.equal(loaded.predictor.weight, head.predictor.weight)
     assert main(["convert", str(file), str(out)]) == 2 and "--force" in capsys.readouterr().err
+    assert main(["convert", str(out), str(tmp_path / "again")]) == 2
+    assert "found an encoder folder" in capsys.readouterr().err
+    for field in ("name", "source", "path", "licence"):
+        assert main(["convert", str(file), str(tmp_path / "again"), "--set", f"{field}=x"]) == 2
+        assert f"unknown key '{field}'" in capsys.readouterr().err
     state = open_encoder({"path": out}).state_dict()
     assert all(torch.equal(value, state[key]) for key, value in encoder.state_dict().items())
     with pytest.raises(ConfigError, match=r"'path' \(and 'channels'\)"):

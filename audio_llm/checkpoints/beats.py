@@ -54,16 +54,17 @@ RENAMES: tuple[tuple[str, str | None], ...] = (
     (r"\.parametrizations\.weight\.original1$", ".weight_v"),
 )
 ANCHOR = "patch_embedding.weight"
+_LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 _TABLE = re.compile(r"encoder\.layers\.(\d+)\.self_attn\.relative_attention_bias\.weight")
 
 
-def load_published(path: str | Path, **fields: Any) -> Published:
+def load_published(path: str | Path, /, **fields: Any) -> Published:
     """Encoder, and the classifier where the file was fine-tuned; `fields` replace those of its configuration.
 
     Raises :class:`CheckpointError` naming every key that is missing, unexpected or of another shape.
     """
     tree = read_published(path)
-    state = rename(state_dict_of(tree, anchor=ANCHOR, name=path), RENAMES, name=path)
+    state = rename(state_dict_of(tree, kind="beats", anchor=ANCHOR, name=path), RENAMES, name=path)
     state = _one_table(state, str(path))
     predictor = {key: value for key, value in state.items() if key.startswith("predictor.")}
     for key in predictor:
@@ -102,7 +103,7 @@ def _measured(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Sizes read off the shapes; the rest (buckets' reach, norms, dropout) is the published base model's."""
     if state[ANCHOR].ndim != 4:
         return {}
-    layers = [int(match[1]) for match in (re.match(r"encoder\.layers\.(\d+)\.", key) for key in state) if match]
+    layers = [int(match[1]) for key in state if (match := _LAYER.match(key))]
     width, side = state[ANCHOR].shape[0], state[ANCHOR].shape[-1]
     fields: dict[str, Any] = {
         "patch_size": side,
@@ -133,8 +134,12 @@ def _measured(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _one_table(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The first layer's table of relative positions for all: the copies of the other layers have to be equal to it."""
+    """The first layer's table of relative positions for all: either it stands alone, or every layer has a copy."""
     tables = {key: int(match[1]) for key in state if (match := _TABLE.fullmatch(key))}
+    layers = {int(match[1]) for key in state if (match := _LAYER.match(key))}
+    if len(tables) > 1 and (lacking := sorted(layers - set(tables.values()))):
+        expected = "a table of relative positions in the first layer or in every one"
+        raise CheckpointError(describe(f"checkpoint {name}", expected, f"none in layer {lacking[0]}"))
     first = next((state[key] for key, layer in tables.items() if layer == 0), None)
     for key, layer in tables.items():
         if layer and first is not None and not torch.equal(state[key], first):

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
 from typing import Any
 
-from audio_llm.checkpoints.encoder import save_parts
-from audio_llm.checkpoints.published import listed, read_json, read_published, state_dict_of
+from audio_llm.checkpoints.encoder import WEIGHTS, save_parts
+from audio_llm.checkpoints.published import SIGNS, listed, read_json, read_published, state_dict_of, whose
 from audio_llm.encoders.base import encoder_class
 from audio_llm.errors import CheckpointError, describe
 from audio_llm.files import atomic_folder
 
-# Keys that every file of a kind has and no other; an encoder's name is found by the first that fits.
-SIGNS: tuple[tuple[str, str], ...] = (
-    ("beats", r"(^|\.)patch_embedding\.weight$"),
-    ("spatial_ast", r"^cls_tokens$"),
-    ("htsat", r"\.relative_position_bias_table$"),
-    ("cnn14", r"(^|\.)conv_block1\.conv1\.weight$"),
-    ("urbansound_cnn", r"^encoder1\.conv\.weight$"),
-    ("whisper", r"^encoder\.(blocks|layers)\.0\..*attn"),
-)
 # What is certain of the terms of published weights; whoever passes a conversion on has to look further.
 LICENCES: dict[str, str] = {
     "beats": "MIT (github.com/microsoft/unilm)",
@@ -34,23 +24,26 @@ LICENCES: dict[str, str] = {
 
 
 def recognise(path: str | Path) -> str:
-    """The name of the encoder whose weights `path` (a file or a Transformers folder) holds, by :data:`SIGNS`."""
+    """The name of the encoder whose weights `path` (a file or a Transformers folder) holds."""
     path = Path(path)
+    if (path / WEIGHTS).is_file():
+        cure = "Nothing is to be converted: give this folder where a recipe or a verb asks for one."
+        raise CheckpointError(describe(f"model {path}", "a published encoder", "an encoder folder", cure))
     if path.is_dir():
         kind = read_json(path / "config.json", "a Transformers model's configuration").get("model_type")
         if kind in LICENCES:
             return str(kind)
         raise CheckpointError(describe(f"model {path}", "a published encoder (whisper)", f"model_type {kind}"))
     state = state_dict_of(read_published(path), name=path)
-    for name, sign in SIGNS:
-        if any(re.search(sign, key) for key in state):
-            return name
+    name = whose(state)
+    if name is not None:
+        return name
     known = ", ".join(name for name, _ in SIGNS)
     raise CheckpointError(describe(f"checkpoint {path}", f"weights of one of {known}", f"the keys {listed(state)}"))
 
 
 def convert(
-    source: str | Path, destination: str | Path, name: str | None = None, licence: str | None = None, **fields: Any
+    source: str | Path, destination: str | Path, name: str | None = None, licence: str | None = None, /, **fields: Any
 ) -> Path:
     """Write a published checkpoint as an encoder folder, which says in ``source`` where its weights come from.
 

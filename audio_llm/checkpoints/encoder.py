@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from audio_llm.encoders import AudioEncoder, build_encoder, encoder_config
@@ -130,14 +131,12 @@ def part_of(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Load every key or raise :class:`CheckpointError` with the missing, unexpected and misshapen ones."""
+    """Load every key or raise :class:`CheckpointError` with the missing, unexpected, misshapen and spoilt ones."""
     wanted = module.state_dict()
     problems = [f"missing {key} {tuple(wanted[key].shape)}" for key in wanted if key not in state]
     problems += [f"unexpected {key} {tuple(state[key].shape)}" for key in state if key not in wanted]
     problems += [
-        f"{key}: expected {tuple(wanted[key].shape)}, found {tuple(state[key].shape)}"
-        for key in wanted
-        if key in state and wanted[key].shape != state[key].shape
+        f"{key}: expected {reason}" for key in wanted if key in state and (reason := _unfit(wanted[key], state[key]))
     ]
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
@@ -145,6 +144,18 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], name: str) -> 
             f"checkpoint {name}: {len(problems)} entries do not fit {type(module).__name__}: {shown}."
         )
     module.load_state_dict(dict(state))
+
+
+def _unfit(wanted: Tensor, value: Tensor) -> str | None:
+    """What was expected and found of a tensor that cannot take the place of `wanted`; None for one that can."""
+    if wanted.shape != value.shape:
+        return f"{tuple(wanted.shape)}, found {tuple(value.shape)}"
+    if wanted.is_floating_point():  # integers of a quantised file would be copied as if they were the weights
+        if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
+            return f"dense floating-point values, found {value.dtype}, {value.layout} on {value.device}"
+        if not value.isfinite().all():
+            return "finite values, found NaN or infinity"
+    return None
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

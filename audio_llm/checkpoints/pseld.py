@@ -20,10 +20,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from audio_llm import config as recipes
 from audio_llm.checkpoints.encoder import load_strictly, part_of
 from audio_llm.checkpoints.published import PREFIXES, Published, read_published, rename, state_dict_of
 from audio_llm.checkpoints.spatial_ast import check_front_end
-from audio_llm.encoders import AudioEncoder, build_encoder
+from audio_llm.encoders.base import encoder_class
 from audio_llm.encoders.spectral import SpectralConfig, SpectralEncoder
 from audio_llm.errors import CheckpointError, describe
 from audio_llm.seld import CLASSES, ELEMENTS, TRACKS, SELDHead
@@ -60,14 +61,17 @@ SELD_KEYS: tuple[tuple[str, str | None], ...] = (
     (r"^(fc|tscam_conv)\.", "head.projection."),
     *DECODER_KEYS,
 )
-# AudioSet's own classifiers are of no use to another task and are left out.
+# AudioSet's own classifiers are of no use to another task and are left out; what is left out is named to the letter.
+_FRONT_END = r"^(spectrogram_extractor\.stft\.conv_(real|imag)\.weight|logmel_extractor\.melW)$"
 PANNS_KEYS: tuple[tuple[str, str | None], ...] = (
-    (r"^(spectrogram_extractor|logmel_extractor|fc1|fc_audioset)\.", None),
+    (_FRONT_END, None),
+    (r"^(fc1|fc_audioset)\.(weight|bias)$", None),
     (r"^bn0\.", "scalar.0."),
     (r"^conv_block", "convs.conv_block"),
 )
 AUDIOSET_KEYS: tuple[tuple[str, str | None], ...] = (
-    (r"^(spectrogram_extractor|logmel_extractor|tscam_conv|head)\.", None),
+    (_FRONT_END, None),
+    (r"^(tscam_conv|head)\.(weight|bias)$", None),
     (r"\.attn_mask$", None),
     (r"\.relative_position_index$", None),
     (r"^bn0\.", "scalar.0."),
@@ -82,7 +86,7 @@ _AC = {"columns": "reinterpreted", "time_rows": 251}  # what the asymmetric deco
 _FIRST = {"cnn14": "convs.conv_block1.conv1.weight", "htsat": "patch_embed.proj.weight"}
 
 
-def load_cnn14(path: str | Path, frames: Literal["all", "covered"] = "all", **fields: Any) -> Published:
+def load_cnn14(path: str | Path, /, frames: Literal["all", "covered"] = "all", **fields: Any) -> Published:
     """A published CNN14 with its head, in evaluation mode; `fields` replace those of the encoder's configuration.
 
     `frames` is the head's; ``"covered"`` gives the published 49. A `layout` of more channels than a file of PANNs has
@@ -91,21 +95,22 @@ def load_cnn14(path: str | Path, frames: Literal["all", "covered"] = "all", **fi
     return _load(path, "cnn14", frames, fields)
 
 
-def load_htsat(path: str | Path, **fields: Any) -> Published:
+def load_htsat(path: str | Path, /, **fields: Any) -> Published:
     """As :func:`load_cnn14`, for a published HTS-AT."""
     return _load(path, "htsat", "all", fields)
 
 
 def _load(path: str | Path, name: str, frames: Literal["all", "covered"], fields: dict[str, Any]) -> Published:
     tree = read_published(path)
-    raw = state_dict_of(tree, prefixes=(*PREFIXES, "sed_model."), name=path)
+    raw = state_dict_of(tree, prefixes=(*PREFIXES, "sed_model."), kind=name, name=path)
     layout = _layout(tree, raw, name, str(path))
     renamed = rename(raw, TABLES[layout], name=path)
     head_state = part_of(renamed, "head")
     state = {key: value for key, value in renamed.items() if not key.startswith("head.")}
-    preset = {} if layout == "stereo" else {"preset": layout}
+    kind = encoder_class(name)
+    preset = {} if layout == "stereo" else kind.presets[layout]
     decoder = {"decoder": _measured_decoder(state, str(path))} if name == "cnn14" else {}
-    encoder: AudioEncoder = build_encoder({"name": name, **preset, **decoder, **fields})
+    encoder = kind(recipes.build(kind.config_class, {**preset, **decoder, **fields}, where=f"encoder {name}"))
     assert isinstance(encoder, SpectralEncoder)
     if layout in ("panns", "audioset"):
         _check_constants(raw, encoder.config, str(path))
@@ -123,12 +128,8 @@ def _load(path: str | Path, name: str, frames: Literal["all", "covered"], fields
 
 
 def _layout(tree: Mapping[str, Any], state: Mapping[str, Tensor], name: str, path: str) -> Layout:
-    swin = any(key.endswith("patch_embed.proj.weight") for key in state)
-    if swin != (name == "htsat") and any("bn0." in key or key.startswith("scalar.") for key in state):
-        found = "an HTS-AT (encoder 'htsat')" if swin else "a CNN14 (encoder 'cnn14')"
-        raise CheckpointError(describe(f"checkpoint {path}", f"weights of '{name}'", found))
-    if "bn0.weight" in state:
-        return "audioset" if swin else "panns"
+    if any(key.startswith("bn0.") for key in state):
+        return "audioset" if name == "htsat" else "panns"
     if any(key.startswith("scalar.") for key in state):
         return "pseldnets" if "state_dict" in tree else "stereo"
     expected = "keys of stereo SELD or PSELDNets (scalar.0), or of PANNs or HTS-AT (bn0)"

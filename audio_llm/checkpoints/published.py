@@ -12,6 +12,7 @@ import dataclasses
 import json
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,17 @@ SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
 UNDER = ("seld_model", "model_state_dict", "state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.", "net.")
 
+# Keys that files of one encoder have and no others, several of each, so that a file which lacks one is still told by
+# the rest; an encoder's name is found by the first that fits.
+SIGNS: tuple[tuple[str, str], ...] = (
+    ("beats", r"(^|\.)patch_embedding\.weight$|\.grep_(a|linear\.weight)$"),
+    ("spatial_ast", r"^cls_tokens$|^(azimuth|elevation)_head\.weight$"),
+    ("htsat", r"\.relative_position_bias_table$"),
+    ("cnn14", r"(^|\.)conv_block\d\.conv\d\.weight$"),
+    ("urbansound_cnn", r"^encoder\d\.conv\.weight$"),
+    ("whisper", r"^(model\.)?encoder\.(conv\d\.weight|embed_positions\.weight|positional_embedding)$"),
+)
+
 _REFUSED = re.compile(r"GLOBAL (\w+(?:\.\w+)+)")  # as torch's unpickler words it: "... GLOBAL posix.system whose ..."
 
 
@@ -61,6 +73,8 @@ def read_published(path: str | Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as stream:
             head = stream.read(9)
+    except IsADirectoryError as error:
+        raise CheckpointError(describe(f"checkpoint {path}", "a file", "a folder")) from error
     except OSError as error:
         raise CheckpointError(f"checkpoint {path}: cannot be read ({error.strerror or error}).") from error
     # A safetensors file is the length of its header in 8 bytes, then JSON; no pickle or zip has "{" there.
@@ -76,17 +90,19 @@ def state_dict_of(
     *,
     under: Iterable[str] = UNDER,
     prefixes: Iterable[str] = PREFIXES,
+    kind: str | None = None,
     anchor: str | None = None,
     name: str | Path = "file",
 ) -> dict[str, Tensor]:
     """The weights in a tree from :func:`read_published`: the first of `under` that it has, else the tree itself.
 
-    `prefixes` are taken off every key, in any order and number. With `anchor`, a key that every model of the kind has,
+    `prefixes` are taken off every key, in any order and number. `kind` is the encoder that they are for: weights that
+    look like another one's are refused by its name. With `anchor`, a key that every model of the kind has,
     the weights are those which stand under the same prefix as it (a model inside of a larger one).
     :class:`CheckpointError` names `name` when there are no weights, or two for one key.
     """
     wrapped = next((tree[key] for key in under if isinstance(tree.get(key), Mapping)), tree)
-    state = {key: value for key, value in wrapped.items() if isinstance(value, Tensor)}
+    state = {key: value for key, value in wrapped.items() if isinstance(value, Tensor) and isinstance(key, str)}
     strange = [str(key) for key in wrapped if key not in state]
     if not state or (strange and wrapped is not tree):
         found = f"'{strange[0]}' among them" if state else f"the keys {listed(map(str, tree))}"
@@ -94,6 +110,10 @@ def state_dict_of(
         raise CheckpointError(describe(f"checkpoint {name}", f"named tensors, bare or under {homes}", found))
     wrappers = "|".join(re.escape(prefix) for prefix in prefixes)
     state = rename(state, ((f"^(?:{wrappers})+", ""),), name=name) if wrappers else state
+    other = None if kind is None or _looks_like(kind, state) else whose(state)
+    if other is not None:
+        cure = f"Name the encoder '{other}', or give another file."
+        raise CheckpointError(describe(f"checkpoint {name}", f"weights of '{kind}'", f"those of '{other}'", cure))
     if anchor is None:
         return state
     places = [key.removesuffix(anchor) for key in state if key == anchor or key.endswith(f".{anchor}")]
@@ -101,6 +121,17 @@ def state_dict_of(
         found = f"the keys {listed(state)}" if not places else f"{len(places)}: under {listed(places)}"
         raise CheckpointError(describe(f"checkpoint {name}", f"one key that ends in {anchor}", found))
     return {key.removeprefix(places[0]): value for key, value in state.items() if key.startswith(places[0])}
+
+
+def whose(state: Iterable[str]) -> str | None:
+    """The name of the encoder whose weights have these keys, by :data:`SIGNS`; None for those of no encoder."""
+    keys = list(state)
+    return next((name for name, _ in SIGNS if _looks_like(name, keys)), None)
+
+
+def _looks_like(kind: str, keys: Iterable[str]) -> bool:
+    sign = re.compile(dict(SIGNS)[kind])
+    return any(sign.search(key) for key in keys)
 
 
 def rename(
@@ -198,15 +229,15 @@ def _read_pickle(path: Path, head: bytes) -> Any:
         with torch.serialization.safe_globals(SAFE_GLOBALS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about protocols and archives; what comes of them is said below
             return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"checkpoint {path}: cannot be read ({error.strerror or error}).") from error
-    except Exception as error:  # unpickling raises many kinds for a damaged or an unsafe file
+    except Exception as error:  # unpickling raises many kinds for a damaged or an unsafe file, OSError among them
         reason = error.__context__ or error  # torch wraps it in paragraphs that advise unsafe loading
         refused = _REFUSED.search(str(reason))
         cure: str | None = "Copy or download it again."
         if refused:
             found = f"a pickle that calls {refused[1]}, which could run code"
             cure = "It was not loaded. Ask its author for the weights alone."
+        elif foreign := _foreign_archive(path):
+            found, cure = foreign, "Ask its author for the weights alone."
         elif head.startswith((b"PK\x03\x04", b"\x80\x02")):
             found = f"a damaged or cut file ({_first_line(reason)})"
         elif head.startswith(b"\x80"):
@@ -214,6 +245,17 @@ def _read_pickle(path: Path, head: bytes) -> Any:
         else:
             found = f"a file of another kind ({path.stat().st_size} bytes that start with {head!r})"
         raise CheckpointError(describe(f"checkpoint {path}", "a PyTorch checkpoint of tensors", found, cure)) from error
+
+
+def _foreign_archive(path: Path) -> str | None:
+    """What a whole zip archive is that torch.save did not write; None for its own, damaged ones and other files."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        inside = {name.rpartition("/")[2] for name in archive.namelist()}
+    if "constants.pkl" in inside:
+        return "a TorchScript archive, which holds code"
+    return None if "data.pkl" in inside else "a zip archive that torch.save did not write"
 
 
 def _first_line(error: BaseException) -> str:

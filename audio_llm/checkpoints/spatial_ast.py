@@ -25,17 +25,18 @@ from audio_llm.heads import SpatialHeads
 _KERNELS = ("spectrogram_extractor.conv_real.weight", "spectrogram_extractor.conv_imag.weight")
 _MEL = "logmel_extractor.melW"
 # The reference's inference encoder carries the sound head but none of the spatial ones.
-_HEADS = ("head.", "fc_norm.", "dis_norm.", "distance_head.", "doa_norm.", "azimuth_head.", "elevation_head.")
+_SPATIAL = ("dis_norm.", "distance_head.", "doa_norm.", "azimuth_head.", "elevation_head.")
+_HEADS = ("head.", "fc_norm.", *_SPATIAL)
 _FRONT_END_TOLERANCE = 1e-5  # float32 rounding of window times cosine
 
 
-def load_published(path: str | Path, **fields: Any) -> Published:
-    """Encoder and heads (no heads where the file has not all of them); `fields` replace those of its configuration.
+def load_published(path: str | Path, /, **fields: Any) -> Published:
+    """Encoder and heads (no heads where the file has no spatial ones); `fields` replace those of its configuration.
 
     Raises :class:`CheckpointError` naming every key that is missing, unexpected or of another shape, and when the
     file's own STFT or mel matrix is not that of `config` (by default the published configuration).
     """
-    state = state_dict_of(read_published(path), name=path)
+    state = state_dict_of(read_published(path), kind="spatial_ast", name=path)
     config = recipes.build(SpatialASTConfig, fields, where="encoder spatial_ast")
     check_front_end(state, config, str(path))
     heads = {key: value for key, value in state.items() if key.startswith(_HEADS)}
@@ -43,9 +44,10 @@ def load_published(path: str | Path, **fields: Any) -> Published:
     encoder = SpatialAST(config)
     rest = {key: value for key, value in state.items() if key not in heads and key not in legacy}
     load_strictly(encoder, rest, str(path))
-    if "azimuth_head.weight" not in heads or "head.weight" not in heads:
+    if not any(key.startswith(_SPATIAL) for key in heads):
         return Published(encoder.eval())
-    count = heads["head.weight"].shape[0] if heads["head.weight"].ndim else 1
+    sound = heads.get("head.weight")
+    count = sound.shape[0] if sound is not None and sound.ndim else 1
     spatial = SpatialHeads(config.hidden_size, count)
     load_strictly(spatial, heads, str(path))
     facts = {"labels": [f"class {number}" for number in range(count)]}  # the file does not name them

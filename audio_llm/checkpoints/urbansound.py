@@ -31,13 +31,13 @@ CLASSES = (
 _HEAD = ("conv1d.", "fc1.", "fc2.")
 
 
-def load_published(path: str | Path, **fields: Any) -> Published:
+def load_published(path: str | Path, /, **fields: Any) -> Published:
     """Encoder, classifier and the names of its classes; `fields` replace those of its configuration. Strict.
 
     The widths of the convolutions and the number of classes are read off the file; a file with another number of
     classes than UrbanSound8K's ten does not say what they are called, so they are numbered.
     """
-    state = state_dict_of(read_published(path), name=path)
+    state = state_dict_of(read_published(path), kind="urbansound_cnn", name=path)
     known = {"widths": _widths(state, str(path)), **fields}
     encoder = UrbanSoundCNN(recipes.build(UrbanSoundCNNConfig, known, where="encoder urbansound_cnn"))
     rest = {key: value for key, value in state.items() if not key.startswith(_HEAD)}

@@ -47,7 +47,7 @@ _POSITION_TABLE = "encoder.embed_positions.weight"
 _TOKENS_PER_SECOND = 50
 
 
-def load_published(path: str | Path, **fields: Any) -> Published:
+def load_published(path: str | Path, /, **fields: Any) -> Published:
     """The encoder; `fields` replace those of the configuration in the file. A shorter window keeps the first positions.
 
     Raises :class:`CheckpointError` naming every key that is missing, unexpected or of another shape.
@@ -60,11 +60,11 @@ def load_published(path: str | Path, **fields: Any) -> Published:
         state, column = rename(weights, TRANSFORMERS_RENAMES, name=path), 0
     else:
         tree = read_published(path)
-        config = tree.get("dims", {})
+        state = rename(state_dict_of(tree, kind="whisper", name=path), ORIGINAL_RENAMES, name=path)
+        config, column = tree.get("dims", {}), 1
         if not isinstance(config, Mapping) or "n_audio_ctx" not in config:
             expected = "a Transformers folder, or the original file with 'dims'"
             raise CheckpointError(describe(f"checkpoint {path}", expected, "no 'dims'"))
-        state, column = rename(state_dict_of(tree, name=path), ORIGINAL_RENAMES, name=path), 1
     encoder = Whisper(_config(config, column, state, path, fields))
     wanted = encoder.config.positions
     if _POSITION_TABLE in state and "window_seconds" in fields and state[_POSITION_TABLE].shape[0] > wanted:

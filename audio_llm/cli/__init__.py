@@ -6,7 +6,7 @@ import argparse
 import sys
 from importlib.metadata import entry_points
 
-from audio_llm.errors import AudioLLMError, nearest
+from audio_llm.errors import AudioLLMError, nearest, one_line
 
 ORDER = (
     *("doctor", "prep", "inspect", "train", "folds", "predict", "sft", "grpo"),
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         message = _message(error)
         if message is None:
             raise
-        print(f"audio-llm {argv[0]}: error: {message}", file=sys.stderr)
+        print(f"audio-llm {argv[0]}: error: {one_line(message)}", file=sys.stderr)
         return 2
 
 

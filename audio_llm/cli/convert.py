@@ -50,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Raises :class:`CheckpointError` for parts that are missing or do not fit, before anything is loaded."""
+    if args.out.is_file():
+        raise CheckpointError(describe(f"output {args.out}", "a new folder", "a file", "Choose another name."))
     if args.out.exists() and not args.force:
         raise CheckpointError(
             describe(f"output {args.out}", "a new folder", "an existing one", "Give --force to replace it.")

@@ -56,7 +56,7 @@ class AudioEncoder(nn.Module):
     augment: Callable[[Tensor], Tensor] | None = None  # on feature maps (batch, maps, frames, bins), in training only
 
     @classmethod
-    def from_published(cls, path: str | Path, **fields: Any) -> AudioEncoder:
+    def from_published(cls, path: str | Path, /, **fields: Any) -> AudioEncoder:
         """The encoder of a published checkpoint, in evaluation mode; `fields` replace those of its configuration.
 
         Raises :class:`CheckpointError` for a file that is no such checkpoint, or whose keys do not all fit.
