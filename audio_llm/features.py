@@ -23,7 +23,7 @@ _MEL_LOG_STEP = math.log(6.4) / 27.0
 Padding = Literal["reflect", "constant"]
 _CPU = torch.device("cpu")
 _GROUP = 16  # mel bands: as many floats as the widest registers of today's processors hold
-_BLOCK = 2**18  # samples in frames, for each thread: what is computed of them together stays near its level 2 cache
+_BLOCK = 2**19  # samples in frames, for each thread: what is computed of them together stays near its level 2 cache
 
 
 def hz_to_mel(hz: Tensor) -> Tensor:
