@@ -186,12 +186,17 @@ class Mamba2(nn.Module):
         time = tokens.shape[1]
         gate, mixed, dt = self.in_proj(tokens).split((self.inner, self.conv1d.in_channels, self.dt_bias.numel()), -1)
         mixed = F.silu(self.conv1d(mixed.transpose(1, 2))[..., :time].transpose(1, 2))
-        with torch.autocast(tokens.device.type, enabled=False):  # products of many decays: float32 throughout
-            x, b, c = mixed.float().split((self.inner, self.state_size, self.state_size), -1)
+        with torch.autocast(tokens.device.type, enabled=False):  # products of many decays: never in half precision
+            x, b, c = _widen(mixed).split((self.inner, self.state_size, self.state_size), -1)
             x = x.unflatten(-1, (-1, self.head_size))
-            dt = F.softplus(dt.float() + self.dt_bias.float())
-            y = scan(x, dt, -self.A_log.float().exp(), b, c, self.ssd) + self.D.float()[:, None] * x
+            dt = F.softplus(_widen(dt) + _widen(self.dt_bias))
+            y = scan(x, dt, -_widen(self.A_log).exp(), b, c, self.ssd) + _widen(self.D)[:, None] * x
         return self.out_proj(self.norm(y.flatten(2).to(gate.dtype), gate))
+
+
+def _widen(values: Tensor) -> Tensor:
+    """In float32, or in float64 where they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def pad_to_chunks(tokens: Tensor) -> Tensor:
