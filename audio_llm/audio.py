@@ -10,6 +10,7 @@ import hashlib
 import io
 import struct
 import sys
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,8 +27,11 @@ LAYOUT_OF_COUNT: dict[int, str] = {1: "mono", 2: "stereo", 4: "foa"}
 FOA_CHANNELS = ("W", "Y", "Z", "X")  # ACN order, SN3D
 MIN_SAMPLES = 16  # 1 ms at 16 kHz: shorter than a period of anything audible, so a broken cut rather than a sound
 INT16_SCALE = 32768.0
+MAX_PEAK = 1e10  # 200 dB above full scale; the energies of far larger samples are infinite in float32
 # Only these subtypes can carry NaN or Inf; integer and perceptual codecs cannot, so decoding them needs no scan.
 _FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")
+_UNKNOWN_LENGTH = 2**63 - 1  # what libsndfile says of it
+_REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,9 @@ def decode(
     """Decode a file, or the bytes of one, at its own rate and with all of its channels.
 
     Without `layout` the number of channels decides: 1 mono, 2 stereo, 4 foa. `name` is what errors call the audio.
-    Raises :class:`AudioError` for audio that is missing, empty, corrupt, cut short, not finite, shorter than
-    ``MIN_SAMPLES``, longer than `max_seconds`, or of a channel count that does not fit the layout.
+    Raises :class:`AudioError` for audio that is missing, empty, corrupt, cut short, not finite, louder than
+    ``MAX_PEAK``, shorter than ``MIN_SAMPLES``, longer than `max_seconds`, or of a channel count that does not fit the
+    layout.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         name = name or "audio bytes"
@@ -171,12 +176,27 @@ class _Sequential(soundfile.SoundFile):
         return False
 
 
+class _Memory(io.BytesIO):
+    """Where a damaged file makes libsndfile seek to is no place: it stays; errors in callbacks are only printed."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return self.tell()
+
+
 def _decode_libsndfile(data: bytes, name: str, max_seconds: float) -> tuple[np.ndarray, int]:
+    _check_container(data, name)
     try:
-        with _Sequential(io.BytesIO(data)) as file:
+        with _Sequential(_Memory(data)) as file:
             promised, sample_rate, subtype = file.frames, file.samplerate, file.subtype
-            _check_length(promised, sample_rate, name, max_seconds)
-            frames = file.read(promised, dtype="float32", always_2d=True)  # (time, channels)
+            if promised == _UNKNOWN_LENGTH:
+                frames = _read_to_the_end(file, name, max_seconds)
+                promised = len(frames)
+            else:
+                _check_length(promised, sample_rate, name, max_seconds)
+                frames = file.read(promised, dtype="float32", always_2d=True)  # (time, channels)
     except (soundfile.LibsndfileError, RuntimeError, MemoryError) as error:
         reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
         raise AudioError(
@@ -186,7 +206,54 @@ def _decode_libsndfile(data: bytes, name: str, max_seconds: float) -> tuple[np.n
         raise AudioError(describe(name, f"{promised} samples per channel", f"{len(frames)}: the file is cut short"))
     if subtype in _FLOAT_SUBTYPES:
         _check_finite(frames, name)
+        peak = float(np.abs(frames).max(initial=0.0))
+        if peak > MAX_PEAK:
+            expected = f"samples with full scale at 1 (at most {MAX_PEAK:g})"
+            raise AudioError(describe(name, expected, f"a peak of {peak:.3g}", "Divide them by their full scale."))
     return np.ascontiguousarray(frames.T), sample_rate
+
+
+def _read_to_the_end(file: soundfile.SoundFile, name: str, max_seconds: float) -> np.ndarray:
+    """``(time, channels)`` of a stream whose encoder did not know its length (FLAC written to a pipe)."""
+    parts, total = [], 0
+    while len(part := file.read(2**20, dtype="float32", always_2d=True)):
+        parts.append(part)
+        total += len(part)
+        _check_length(total, file.samplerate, name, max_seconds)
+    return np.concatenate(parts) if parts else np.zeros((0, file.channels), np.float32)
+
+
+def _check_container(data: bytes, name: str) -> None:
+    """Refuse AIFF and Ogg that are cut or damaged: of these libsndfile decodes what is left, without a word."""
+    if data[:4] == b"FORM":
+        promised = 8 + int.from_bytes(data[4:8], "big")
+        if promised > len(data):
+            raise AudioError(describe(name, f"{promised} bytes", f"{len(data)}: the file is cut short"))
+    if data[:4] == b"OggS":
+        _check_ogg(data, name)
+
+
+def _check_ogg(data: bytes, name: str) -> None:
+    """Every page of an Ogg file whole and with its checksum (RFC 3533, section 6)."""
+    start = ended = 0
+    while data[start : start + 4] == b"OggS":
+        segments = data[start + 26] if start + 27 <= len(data) else 0
+        body = start + 27 + segments
+        end = body + sum(data[start + 27 : body])
+        if start + 27 > len(data) or end > len(data):
+            raise AudioError(describe(name, "whole Ogg pages", f"{len(data)} bytes: the file is cut short"))
+        page = data[start : start + 22] + bytes(4) + data[start + 26 : end]  # the checksum's own place counts as zero
+        if _ogg_checksum(page) != int.from_bytes(data[start + 22 : start + 26], "little"):
+            raise AudioError(describe(name, "Ogg pages that match their checksums", f"a damaged one at byte {start}"))
+        ended, start = data[start + 5] & 4, end  # flag: the last page of its stream
+    if start < len(data) and not ended:
+        raise AudioError(describe(name, "an Ogg page", f"something else at byte {start}"))
+
+
+def _ogg_checksum(page: bytes) -> int:
+    """Ogg's CRC-32 by zlib's: the same polynomial with the bits of every byte reversed, nothing inverted."""
+    reversed_crc = zlib.crc32(page.translate(_REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{reversed_crc:032b}"[::-1], 2)
 
 
 def _int16_to_float(frames: np.ndarray) -> np.ndarray:
@@ -283,18 +350,25 @@ def check(waveform: Waveform, *, layouts: Sequence[str], sample_rate: int | None
     check_format(waveform.layout, waveform.sample_rate, layouts=layouts, sample_rate=sample_rate, name=name)
 
 
+def channels_cure(layouts: Sequence[str]) -> str:
+    """What can be done about a refused number of channels, for an encoder of `layouts`; all refusals end with it."""
+    if tuple(layouts) == ("mono",):
+        return (
+            "Send one channel (audio.select_channel, audio.downmix), or train with the encoder's key "
+            "`channels: left|right|mean|each`, which says what it hears of two: nothing is mixed unasked."
+        )
+    return (
+        "Channels are never mixed or invented unasked: use audio of that layout, or name the conversion "
+        "(audio.downmix, audio.select_channel)."
+    )
+
+
 def check_format(
     layout: str, found_rate: int, *, layouts: Sequence[str] | None, sample_rate: int | None, name: str
 ) -> None:
     """:func:`check` for a layout and a rate that are known without the samples."""
     if layouts is not None and layout not in layouts:
-        cure = (
-            "Channels are never mixed or invented unasked: use data of that layout, or name the conversion "
-            "(audio.downmix, audio.select_channel)."
-        )
-        if tuple(layouts) == ("mono",) and LAYOUT_CHANNELS.get(layout) == 2:
-            cure += " In a recipe, `channels` beside the encoder's name (left, right, mean or each) says what it hears."
-        raise AudioError(describe(name, f"layout {' or '.join(layouts)}", layout, cure))
+        raise AudioError(describe(name, f"layout {' or '.join(layouts)}", layout, channels_cure(layouts)))
     if sample_rate is not None and found_rate != sample_rate:
         raise AudioError(
             describe(name, f"a sample rate of {sample_rate} Hz", f"{found_rate} Hz", "Resample it (audio.resample).")

@@ -16,7 +16,7 @@ import torch
 from audio_llm import audio, seld
 from audio_llm.checkpoints.encoder import CONFIG, load_seld
 from audio_llm.encoders.base import encoder_class
-from audio_llm.errors import CheckpointError, ConfigError, describe
+from audio_llm.errors import CheckpointError, ConfigError, describe, one_line
 from audio_llm.predicting import LONGEST
 
 _PUBLISHED = ("cnn14", "htsat")  # encoders of which there are published networks with a head of events
@@ -99,7 +99,7 @@ def as_json(path: str, events: Sequence[dict[str, Any]]) -> str:
 def as_table(path: str, events: Sequence[dict[str, Any]]) -> str:
     """The file, and a line for every event."""
     count = f"{len(events)} event{'' if len(events) == 1 else 's'}"
-    return "\n".join([f"{path}: {count}", *(_line(event) for event in events)])
+    return "\n".join([f"{one_line(path)}: {count}", *(_line(event) for event in events)])
 
 
 def _line(event: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from audio_llm import audio
 from audio_llm.checkpoints.encoder import load_classifier
 from audio_llm.encoders import AudioEncoder
 from audio_llm.encoders.base import encoder_class
-from audio_llm.errors import AudioError, CheckpointError, ConfigError, describe
+from audio_llm.errors import AudioError, CheckpointError, ConfigError, describe, one_line
 from audio_llm.sounds import Channels, as_asked
 
 FOLDS = "folds.json"  # in a folder that `audio-llm folds` wrote: {"members": [encoder folders]}
@@ -72,11 +72,14 @@ class Classifier:
     def _member(
         self, encoder: AudioEncoder, head: nn.Module, waveform: audio.Waveform, hop_seconds: float | None, name: str
     ) -> tuple[np.ndarray, list[float], list[float]]:
-        waveform = as_asked(waveform, self.channels)
+        mono = encoder.layouts == ("mono",)
         try:
+            waveform = as_asked(waveform, self.channels) if mono else waveform
             audio.check(waveform, layouts=encoder.layouts, name=name)
         except AudioError as error:
-            raise AudioError(f"{error} Say what to do with the channels: --channels mean or first.") from error
+            if not mono:
+                raise
+            raise AudioError(f"{error} Here: --channels mean or first.") from error
         if not np.isfinite(waveform.samples).all():  # decode() refuses such files; arrays come from anywhere
             raise AudioError(describe(name, "finite samples", "NaN or Inf"))
         samples = audio.resample(waveform, encoder.sample_rate).samples
@@ -137,6 +140,7 @@ def load(path: str | Path, channels: Channels | None = None) -> Classifier:
         members = [_load_folder(path)]
         configs = [members[0][2]]
     rule = channels or configs[0].get("channels", "refuse")
+    _check_choice(channels, members[0][0])
     return Classifier([member[:2] for member in members], configs[0]["labels"], configs[0]["task"], rule)
 
 
@@ -147,8 +151,16 @@ def _load_published(path: Path, channels: Channels | None) -> Classifier:
     if "head" not in published.heads or "labels" not in published.facts:
         cure = "Train one on it: audio-llm train with task: classification."
         raise CheckpointError(describe(f"checkpoint {path}", "a classifier beside the encoder", "none", cure))
+    _check_choice(channels, published.encoder)
     members, facts = [(published.encoder, published.heads["head"])], published.facts
     return Classifier(members, facts["labels"], facts["task"], channels or facts.get("channels", "refuse"))
+
+
+def _check_choice(channels: Channels | None, encoder: AudioEncoder) -> None:
+    if channels not in (None, "refuse") and encoder.layouts != ("mono",):
+        expected = "a model of one channel, whose choice it is"
+        found = f"one that hears {' or '.join(encoder.layouts)}"
+        raise ConfigError(describe(f"--channels {channels}", expected, found, "Leave it out."))
 
 
 def _load_folder(folder: Path) -> tuple[AudioEncoder, nn.Module, dict[str, Any]]:
@@ -216,7 +228,7 @@ def as_table(path: str, prediction: Prediction, top: int = 3) -> str:
     """The file and its `top` classes; for a file of several windows, when each class was the most probable one."""
     order = np.argsort(-prediction.probabilities, kind="stable")[:top]
     best = [f"{prediction.labels[k]} {100 * prediction.probabilities[k]:.1f} %" for k in order]
-    lines = [f"{path}: {', '.join(best)}"]
+    lines = [f"{one_line(path)}: {', '.join(best)}"]
     if len(prediction.starts) > 1:
         lines += [
             f"  {_clock(start)} to {_clock(end)}  {prediction.labels[int(row.argmax())]} {100 * row.max():.1f} %"

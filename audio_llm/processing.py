@@ -14,7 +14,8 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from audio_llm.errors import AudioError
+from audio_llm.audio import channels_cure
+from audio_llm.errors import AudioError, describe
 from audio_llm.prompts import AUDIO_TOKEN
 
 MIN_SAMPLES = 16  # below it there is nothing to analyse; the encoders pad short clips to their window
@@ -53,7 +54,8 @@ class AudioLLMFeatureExtractor(SequenceFeatureExtractor):
             samples = samples[None]
         expected = f"{self.num_channels} channel{'s' if self.num_channels > 1 else ''} ({' or '.join(self.layouts)})"
         if samples.ndim != 2 or samples.shape[0] != self.num_channels:
-            raise AudioError(f"{name}: expected {expected} as (channels, time), found shape {samples.shape}.")
+            expected, found = f"{expected} as (channels, time)", f"shape {samples.shape}"
+            raise AudioError(describe(name, expected, found, channels_cure(self.layouts)))
         if samples.shape[1] < MIN_SAMPLES:
             raise AudioError(f"{name}: expected at least {MIN_SAMPLES} samples, found {samples.shape[1]}.")
         limit = self.window_samples * self.max_windows

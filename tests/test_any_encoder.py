@@ -316,5 +316,5 @@ def test_bad_choices_are_explained(bursts, language_model, published, tmp_path):
     with pytest.raises(ConfigError, match="spatial_ast: channels left: expected an encoder of one channel"):
         build_encoder({"name": "spatial_ast", "preset": "tiny", "channels": "left"})
     named = {key: value for key, value in published(beats).items() if key != "channels"}
-    with pytest.raises(AudioError, match=r"layout mono.*binaural.*`channels` beside the encoder's name"):
+    with pytest.raises(AudioError, match=r"layout mono.*binaural.*encoder's key `channels: left"):
         sft.run(recipe_of(tmp_path / "run", named, language_model, bursts(16000)))

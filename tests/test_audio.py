@@ -124,10 +124,29 @@ def test_wav_written_to_a_pipe_is_read_to_its_end(size: int) -> None:
     np.testing.assert_array_equal(found.samples[0] * 32768, pcm)
 
 
+def endless(flac: bytes) -> bytes:
+    """As it is written to a pipe: the header's number of samples, 36 bits, is zero for unknown."""
+    return flac[:21] + bytes([flac[21] & 0xF0]) + bytes(4) + flac[26:]
+
+
+def test_flac_written_to_a_pipe_is_read_to_its_end() -> None:
+    flac = audio.encode(noise(samples=40000))
+    assert endless(flac) != flac and soundfile.info(io.BytesIO(endless(flac))).frames > 2**62
+    np.testing.assert_array_equal(audio.decode(endless(flac)).samples, audio.decode(flac).samples)
+
+
+def test_what_follows_the_last_ogg_page_is_nothing() -> None:
+    ogg = written(noise(samples=16000).samples[0], format="OGG", subtype="VORBIS")
+    np.testing.assert_array_equal(audio.decode(ogg + b"TAG" + bytes(125)).samples, audio.decode(ogg).samples)
+
+
 def bad_audio() -> dict[str, tuple[bytes, str]]:
     flac = audio.encode(noise(samples=16000))
     wav = audio.encode(noise(samples=16000), "wav")
     tone = np.zeros(400, np.float32)
+    sound = noise(samples=16000).samples[0]
+    aiff, ogg = written(sound, format="AIFF"), written(sound, format="OGG", subtype="VORBIS")
+    opus = written(sound, format="OGG", subtype="OPUS")
     holes = {"nan": np.nan, "inf": -np.inf}
     floats = {
         name: written(np.where(np.arange(400) == 7, value, tone), format="WAV", subtype="FLOAT")
@@ -142,6 +161,14 @@ def bad_audio() -> dict[str, tuple[bytes, str]]:
         "flac damaged": (flac[:4000] + bytes(9000) + flac[13000:], "decodable|cut short"),
         "nan": (floats["nan"], "1 of 400 are NaN"),
         "inf": (floats["inf"], "1 of 400 are NaN or Inf"),
+        "far too loud": (written(1e30 + tone, format="WAV", subtype="FLOAT"), r"full scale at 1.*peak of 1e\+30"),
+        "aiff cut": (aiff[: len(aiff) // 2], "cut short"),
+        **{f"ogg cut at {share}": (ogg[: int(share * len(ogg))], "cut short") for share in (0.02, 0.3, 0.97, 0.999)},
+        "opus cut": (opus[: len(opus) * 97 // 100], "cut short"),
+        "ogg damaged": (ogg[:5000] + bytes(9) + ogg[5009:], "a damaged one at byte"),
+        "ogg with a hole": (ogg[:200] + b"something" + ogg[200:], "a damaged one at byte|something else at byte"),
+        "endless flac cut": (endless(flac)[: len(flac) // 2], "decodable"),
+        "endless flac too long": (endless(written(np.zeros(16000 * 3), format="FLAC")), r"at most 2 s.*3\.0 s"),
         "no samples": (written(tone[:0], format="WAV"), "no samples"),
         "one sample": (written(tone[:1], format="WAV"), r"at least 16 samples.*1 sample"),
         "one sample flac": (written(tone[:1], format="FLAC"), r"at least 16 samples.*1 sample"),
@@ -168,10 +195,11 @@ def test_bad_paths(tmp_path: Path) -> None:
         audio.decode(tmp_path)
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.binary(max_size=200), st.sampled_from(["wav", "flac"]), st.integers(0, 400))
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200), st.sampled_from(["wav", "flac", "aiff", "ogg"]), st.integers(0, 400))
 def test_garbage_never_escapes_as_another_error(junk: bytes, format: str, position: int) -> None:
-    data = bytearray(audio.encode(noise(samples=64), format))
+    data = bytearray(audio.encode(noise(samples=64), format, "VORBIS" if format == "ogg" else "PCM_16"))
     data[position : position + len(junk)] = junk
     try:
         found = audio.decode(bytes(data))

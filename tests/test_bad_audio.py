@@ -215,6 +215,9 @@ def test_the_models_processor_refuses_the_same(name):
     for message, samples in bad.items():
         with pytest.raises(AudioError, match=message):
             extractor([samples], sampling_rate=rate)
+    if channels == 1:
+        with pytest.raises(AudioError, match=r"Send one channel .* key `channels: left\|right\|mean\|each`"):
+            extractor([noise(2, rate)], sampling_rate=rate)
     with pytest.raises(AudioError, match=f"expected {rate} Hz, found 8000 Hz"):
         extractor([noise(channels, 8000)], sampling_rate=8000)
     audio = [np.zeros((channels, rate), np.float32), noise(channels, encoder.window_samples + 100), noise(channels, 16)]

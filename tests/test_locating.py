@@ -72,6 +72,14 @@ def test_files_are_written_and_the_broken_one_is_named(folder, file, tmp_path, c
     assert [path.name for path in out.iterdir()] == ["street.csv"] and len(seld.read_rows(out / "street.csv"))
 
 
+def test_files_of_one_name_do_not_replace_each_other(folder, file, tmp_path, capsys):
+    other = tmp_path / "street.flac"
+    soundfile.write(other, np.zeros((8000, 2)), 8000)
+    out = tmp_path / "out"
+    assert main(["predict", str(folder), str(file), str(other), "--out", str(out)]) == 2
+    assert "street.flac" in capsys.readouterr().err and not out.exists()
+
+
 def test_a_threshold_that_nothing_reaches_gives_an_empty_table(folder, file, capsys):
     assert main(["predict", str(folder), str(file), "--format", "csv", "--threshold", "1.41"]) == 0
     assert not len(seld.parse_rows(capsys.readouterr().out))

@@ -1,7 +1,11 @@
 """``audio-llm predict``: files of any length and condition, formats, ensembles."""
 
+import io
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +81,12 @@ def test_files_in_any_condition_give_a_result_or_one_sentence(model, tmp_path, c
     whole = tmp_path / "whole.flac"
     soundfile.write(whole, noise(RATE), RATE)
     (tmp_path / "truncated.flac").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    soundfile.write(tmp_path / "whole.ogg", noise(RATE), RATE)
+    whole = (tmp_path / "whole.ogg").read_bytes()
+    (tmp_path / "truncated.ogg").write_bytes(whole[: len(whole) * 97 // 100])
+    write(tmp_path / "huge.wav", 1e30 * noise(RATE))
     messages = {name: text for name, (_, text) in bad.items()}
+    messages |= {"truncated.ogg": "cut short", "huge.wav": "full scale at 1"}
     messages |= {"empty.wav": "0 bytes", "text.wav": "", "truncated.flac": "", "absent.wav": ""}
     for name, message in messages.items():
         assert main(["predict", str(model), str(tmp_path / name)]) == 2, name
@@ -111,9 +120,43 @@ def test_channels_by_name(model, tmp_path, capsys):
         and found["mean"] == pytest.approx(found["m"], abs=2e-6)  # printed with six digits
         and found["mean"] != found["l"]
     )
+    assert main(["predict", str(model), both]) == 2
+    message = capsys.readouterr().err
+    assert "`channels: left|right|mean|each`" in message and "--channels mean or first" in message
     asked = write_model(tmp_path / "asked", seed=0, channels="mean")  # as the model was trained
     assert main(["predict", str(asked), both, "--format", "json"]) == 0
     assert lines(capsys)[0]["probabilities"] == found["mean"]
+
+
+def test_a_model_of_two_channels_has_no_choice_of_them(tmp_path, capsys):
+    encoder = build_encoder({"name": "beats", "preset": "tiny", "channels": "each"})
+    facts = {"task": "classification", "labels": LABELS, "head": {}, "channels": "mean"}  # where it wants one: never
+    model = str(save_parts(tmp_path / "model", encoder, {"head": build_classifier({}, encoder, 3)}, facts))
+    both, one = write(tmp_path / "both.wav", noise(RATE, 2)), write(tmp_path / "one.wav", noise(RATE))
+    assert main(["predict", model, both]) == 0
+    assert main(["predict", model, both, "--channels", "mean"]) == 2
+    assert "found one that hears stereo or binaural" in capsys.readouterr().err
+    assert main(["predict", model, one]) == 2
+    message = capsys.readouterr().err
+    assert "found mono" in message and "--channels" not in message
+
+
+def test_names_that_are_no_text(model, tmp_path):
+    """Bytes that are no UTF-8 and line breaks are shown as escapes; a terminal may be strict about what it writes."""
+    names = [b"bad\xff.wav", b"two\nlines.wav"]
+    for name in names:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(wav_bytes())
+    command = [sys.executable, "-m", "audio_llm", "predict", os.fsencode(model)]
+    files = [os.fsencode(tmp_path) + b"/" + name for name in [*names, b"gone\n.wav"]]
+    done = subprocess.run([*command, *files], capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and rb"gone\n.wav: expected" in done.stderr
+    assert rb"bad\udcff.wav: " in done.stdout and rb"two\nlines.wav: " in done.stdout
+
+
+def wav_bytes() -> bytes:
+    stream = io.BytesIO()
+    soundfile.write(stream, noise(RATE), RATE, format="WAV")
+    return stream.getvalue()
 
 
 def test_block_is_the_one_that_the_original_prints(model, tmp_path, capsys):

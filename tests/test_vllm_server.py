@@ -419,5 +419,7 @@ def test_other_numbers_of_channels_are_heard_as_offline(checkpoint, tmp_path: Pa
             assert_same(other.outcome([audio(other, name, way), text()]), other.expected(samples(other, name)))
         status, reply = other.chat([audio(other, "binaural.wav"), text()])
         assert status == 400 and "channel" in json.dumps(reply)
+        if channels == 1:  # the cure: for who asks, and for who trains
+            assert "Send one channel" in json.dumps(reply) and "channels: left|right|mean|each" in json.dumps(reply)
     finally:
         end(process)

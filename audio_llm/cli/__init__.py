@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from importlib.metadata import entry_points
 
@@ -42,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     parse = parser.parse_args if parser._subparsers else parser.parse_intermixed_args
     args = parse(verb.arguments(argv[1:end]) if hasattr(verb, "arguments") else argv[1:end])
     args.passed_on = argv[end + 1 :]
+    for stream in (sys.stdout, sys.stderr):  # a file's name may have bytes that are no text, a terminal no degree sign
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return int(verb.run(args) or 0)
     except KeyboardInterrupt:

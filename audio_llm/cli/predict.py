@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 HELP = "classify sound files of any length, or find the events in them"
 
@@ -61,11 +62,13 @@ def _classes(args: argparse.Namespace) -> Callable[[str], str]:
 
 
 def _events(args: argparse.Namespace) -> Callable[[str], str]:
-    from pathlib import Path
-
     from audio_llm import files, locating, seld
+    from audio_llm.errors import one_line
 
     _refuse(args, "hop", "channels", format="block", model="a classifier")
+    suffix = {"csv": ".csv", "json": ".json"}.get(args.format, ".txt")
+    paths = {file: Path(args.out) / f"{Path(file).stem}{suffix}" for file in args.files} if args.out else {}
+    _refuse_doubles(paths)
     locator = locating.load(args.model, args.threshold)
 
     def heard(file: str) -> str:
@@ -77,13 +80,23 @@ def _events(args: argparse.Namespace) -> Callable[[str], str]:
             text = (locating.as_json if args.format == "json" else locating.as_table)(file, events)
         if not args.out:
             return text
-        suffix = {"csv": ".csv", "json": ".json"}.get(args.format, ".txt")
-        path = Path(args.out) / f"{Path(file).stem}{suffix}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(path, text + "\n")
-        return f"{file}: {path}"
+        paths[file].parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomically(paths[file], text + "\n")
+        return one_line(f"{file}: {paths[file]}")
 
     return heard
+
+
+def _refuse_doubles(paths: Mapping[str, Path]) -> None:
+    """Two files that would be written to one name, so that only the last of them were left."""
+    from audio_llm.errors import ConfigError, describe
+
+    written: dict[Path, str] = {}
+    for file, path in paths.items():
+        other = written.setdefault(path, file)
+        if other != file:
+            found = f"'{other}' and '{file}' for {path}"
+            raise ConfigError(describe("--out", "files of different names", found, "Give them in separate calls."))
 
 
 def _refuse(args: argparse.Namespace, *options: str, format: str, model: str) -> None:

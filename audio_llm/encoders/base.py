@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from audio_llm import config as recipes
+from audio_llm.audio import channels_cure
 from audio_llm.errors import AudioError, ConfigError, describe, nearest
 
 # Named by module and class, so that knowing an encoder's name does not import it.
@@ -125,8 +126,7 @@ class AudioEncoder(nn.Module):
                     f"input of encoder '{self.name}'",
                     expected,
                     f"shape {tuple(waveform.shape)}",
-                    "Convert the channels by name (audio_llm.audio), choose an encoder with another layout or say, by "
-                    "`channels` beside its name, what one of mono hears of two.",
+                    channels_cure(self.layouts),
                 )
             )
         if lengths.shape != waveform.shape[:1]:

@@ -195,7 +195,9 @@ class ClipStore:
             raise TrainingError(describe(self.name, "samples with events", reason, cure))
 
     def _decode(self, number: int) -> list[np.ndarray]:
-        waveform = sounds.as_asked(self.dataset.load_waveform(number), self.rule)
+        waveform = self.dataset.load_waveform(number)
+        if self.layouts == ("mono",):
+            waveform = sounds.as_asked(waveform, self.rule)
         name = f"{self.name}: sample {number}"
         audio.check(waveform, layouts=self.layouts, name=name)
         waveform = audio.resample(waveform, self.sample_rate)
