@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -29,6 +23,7 @@ from audio_llm.errors import ConfigError
 from eval import controls, predictions, scoring, statistics
 from eval.benchmarks.base import Item
 from eval.predictions import Prediction, PredictionsError, PredictionWriter
+from tests.servers import Listener, serving
 
 # ---------------------------------------------------------------------------------------------------- statistics
 
@@ -296,62 +291,9 @@ def test_unknown_control_names_the_nearest() -> None:
 # ------------------------------------------------------------------------------------------------------- whole runs
 
 
-class Listener(BaseHTTPRequestHandler):
-    """A stranger's endpoint that hears which channel is louder, and answers "left" when neither is."""
-
-    calls = 0
-    broken_until = 0
-
-    def do_GET(self) -> None:
-        self._reply(200, {"data": [{"id": "listener"}]})
-
-    def do_POST(self) -> None:
-        type(self).calls += 1
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        parts = body["messages"][0]["content"]
-        self.text = next(part["text"] for part in parts if part["type"] == "text")
-        if type(self).calls <= type(self).broken_until:
-            self._reply(503, {"error": "warming up"})
-            return
-        audio = next((part["input_audio"] for part in parts if part["type"] == "input_audio"), None)
-        if audio is None:
-            self._answer("left")
-            return
-        samples, _ = soundfile.read(io.BytesIO(base64.b64decode(audio["data"])), always_2d=True)
-        power = (samples**2).mean(axis=0)
-        self._answer("right" if power[1] > power[0] else "left")
-
-    def _answer(self, side: str) -> None:
-        message = {"role": "assistant", "content": f"<think>noise</think>\n<answer>{side}</answer>"}
-        usage = {"prompt_tokens": 20, "completion_tokens": 7}
-        self._reply(200, {"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage})
-
-    def _reply(self, code: int, tree: dict) -> None:
-        data = json.dumps(tree).encode()
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def listener(kind: type[Listener] = Listener, **attributes):
-    kind = type("OneListener", (kind,), attributes)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 def test_controls_find_out_a_model_that_listens(shards, tmp_path: Path, capsys) -> None:
     out = tmp_path / "run"
-    with listener(broken_until=2) as address:
+    with serving(Listener, broken_until=2) as address:
         assert (
             main(
                 ["eval", "listener", str(shards(count=60)), "--out", str(out), "--engine", address, "--controls", "all"]
@@ -378,11 +320,9 @@ def test_controls_find_out_a_model_that_listens(shards, tmp_path: Path, capsys) 
 class Obedient(Listener):
     """Gives the letter of the choice where the last line of the question asks for one."""
 
-    def _answer(self, side: str) -> None:
-        told = self.text.splitlines()[-1]
-        super()._answer(
-            next(line[1] for line in self.text.splitlines() if line[4:] == side) if "letter" in told else side
-        )
+    def heard(self, text: str, samples: np.ndarray | None) -> str:
+        side, lines = super().heard(text, samples), text.splitlines()
+        return next(line[1] for line in lines if line[4:] == side) if "letter" in lines[-1] else side
 
 
 @pytest.mark.parametrize(("flags", "last"), [
@@ -392,7 +332,7 @@ class Obedient(Listener):
 ])  # fmt: skip
 def test_what_is_asked_for_reaches_the_model_and_is_stored(shards, tmp_path: Path, flags, last) -> None:
     data, out = str(shards(count=12)), tmp_path / "run"
-    with listener(kind=Obedient) as address:
+    with serving(Obedient) as address:
         command = ["eval", "listener", data, "--out", str(out), "--engine", address, "--controls", "shuffled_options"]
         assert main([*command, *flags]) == 0
         assert main([*command, "--answer-as", "option"]) == 2  # other words, other answers: not the same run
@@ -406,7 +346,7 @@ def test_what_is_asked_for_reaches_the_model_and_is_stored(shards, tmp_path: Pat
 
 def test_a_finished_run_is_not_asked_again_and_another_one_not_mixed_in(shards, tmp_path: Path, capsys) -> None:
     arguments = ["eval", "listener", str(shards(count=60)), "--out", str(tmp_path / "run"), "--limit", "10"]
-    with listener() as address:
+    with serving(Listener) as address:
         assert main([*arguments, "--engine", address]) == 0
     before = (tmp_path / "run" / "predictions.jsonl").read_bytes()
     assert main([*arguments, "--engine", address]) == 0  # the endpoint is gone, and not needed
@@ -427,7 +367,7 @@ def test_refused_requests_and_corrupt_audio_are_rows_with_errors(shards, tmp_pat
         file.write(b"\0" * 64)
     names = {}
     for name, data in (("whole", shards(count=60)), ("broken", folder)):
-        with listener() as address:
+        with serving(Listener) as address:
             out = tmp_path / name
             assert (
                 main(["eval", "listener", str(data), "--out", str(out), "--engine", address, "--controls", "none"]) == 0
@@ -450,23 +390,16 @@ def test_an_endpoint_that_refuses_everything_stops_the_run_and_keeps_its_answers
     shards, tmp_path: Path, capsys
 ) -> None:
     class Tired(Listener):
-        def do_POST(self) -> None:
-            type(self).calls += 1
-            if type(self).calls > 60:  # counted twice, here and there
-                self._reply(400, {"error": "no more"})
+        def chat(self, body: dict) -> None:
+            if self.calls > 30:
+                self.reply(400, {"error": "no more"})
             else:
-                super().do_POST()
+                super().chat(body)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Tired)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     out = tmp_path / "run"
-    address = f"http://127.0.0.1:{server.server_address[1]}"
-    assert (
-        main(["eval", "listener", str(shards(count=60)), "--out", str(out), "--engine", address, "--batch-size", "2"])
-        == 2
-    )
-    server.shutdown()
-    server.server_close()
+    command = ["eval", "listener", str(shards(count=60)), "--out", str(out), "--batch-size", "2"]
+    with serving(Tired) as address:
+        assert main([*command, "--engine", address]) == 2
     assert "no more" in capsys.readouterr().err
     answered = [entry for entry in predictions.read(out) if not entry.error]
     assert len(answered) >= 28

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
 import os
 import random
@@ -28,7 +26,7 @@ from eval.controls import Item
 from eval.predictions import Prediction
 from eval.scorers import SCORERS
 from eval.scorers.mmau import official_report
-from tests.test_eval import Listener, listener
+from tests.servers import Listener, serving
 
 SOUNDS = ("rain", "dog", "bell", "siren")
 
@@ -36,21 +34,14 @@ SOUNDS = ("rain", "dog", "bell", "siren")
 class Hearing(Listener):
     """Names the sound by the pitch of what it is sent, as an option's text; the first option where it hears nothing."""
 
-    def do_POST(self) -> None:
-        type(self).calls += 1
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        parts = body["messages"][0]["content"]
-        text = next(part["text"] for part in parts if part["type"] == "text")
-        audio = next((part["input_audio"] for part in parts if part["type"] == "input_audio"), None)
-        samples = np.zeros(1) if audio is None else soundfile.read(io.BytesIO(base64.b64decode(audio["data"])))[0]
-        time.sleep(self.pause)
-        if np.abs(samples).max() < 1e-3:
-            self._answer(text.split("(A) ")[1].split("\n")[0])
-        else:
-            pitch = np.abs(np.fft.rfft(samples)).argmax() * 8000 / len(samples)
-            self._answer(SOUNDS[round(pitch / 500) - 1])
-
     pause = 0.0
+
+    def heard(self, text: str, samples: np.ndarray | None) -> str:
+        time.sleep(self.pause)
+        if samples is None or np.abs(samples).max() < 1e-3:
+            return text.split("(A) ")[1].split("\n")[0]
+        pitch = np.abs(np.fft.rfft(samples[:, 0])).argmax() * 8000 / len(samples)
+        return SOUNDS[round(pitch / 500) - 1]
 
 
 def make_mmau(folder: Path, count: int, hidden: bool = False) -> Path:
@@ -98,15 +89,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, P
     """Data of 40 questions and a run with all controls."""
     folder = tmp_path_factory.mktemp("mmau")
     data, out = make_mmau(folder / "data", 40), folder / "run"
-    with kind(Hearing) as address:
+    with serving(Hearing) as address:
         assert main(command(data, out, address, "--controls", "all", "--permutations", "3")) == 0
     yield data, out
-
-
-def kind(listening: type[Listener], **attributes):
-    return listener(
-        **{name: value for name, value in vars(listening).items() if not name.startswith("__")} | attributes
-    )
 
 
 def test_a_model_that_listens_is_told_from_one_that_does_not(finished, capsys) -> None:
@@ -180,7 +165,7 @@ def test_a_submission_is_what_the_official_rule_reads(finished, tmp_path: Path) 
 
 def test_a_hidden_test_is_asked_and_not_scored(tmp_path: Path, capsys) -> None:
     data, out = make_mmau(tmp_path / "data", 12, hidden=True), tmp_path / "run"
-    with kind(Hearing) as address:
+    with serving(Hearing) as address:
         assert main(command(data, out, address, "--controls", "none")) == 0
     assert predictions.read_manifest(out)["counts"] == {"answer hidden": 12}
     assert (out / "scores.jsonl").read_text() == ""
@@ -197,7 +182,7 @@ def test_one_item_with_corrupt_audio_changes_its_own_row_and_the_counts(finished
         records.insert(place, records[0] | {"id": name, "audio_id": f"./audios/{name}.wav"})
     (data / "audios" / "corrupt.wav").write_bytes(b"RIFF no sound in here")
     (data / "mmau-test-mini.json").write_text(json.dumps(records))
-    with kind(Hearing) as address:
+    with serving(Hearing) as address:
         code = main(command(data, tmp_path / "run", address, "--controls", "silence,swap,shuffled_options"))
     assert code == 0
     shown = capsys.readouterr().out
@@ -218,7 +203,7 @@ def test_one_item_with_corrupt_audio_changes_its_own_row_and_the_counts(finished
 def test_a_run_of_500_questions_killed_at_a_random_moment_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     data = make_mmau(tmp_path / "data", 500)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    with kind(Hearing, pause=0.02) as address:
+    with serving(Hearing, pause=0.02) as address:
         assert main(command(data, whole, address, "--controls", "none")) == 0
         call = [sys.executable, "-m", "audio_llm", *command(data, killed, address, "--controls", "none")]
         call += ["--batch-size", "4"]
@@ -247,12 +232,12 @@ def test_an_endpoint_that_goes_away_costs_no_answers(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(endpoint, "RETRIES", 0)
     data, out = make_mmau(tmp_path / "data", 60), tmp_path / "run"
-    with listener(do_POST=die_after_thirty, pause=0.0) as address:
+    with serving(Hearing, do_POST=die_after_thirty) as address:
         assert main(command(data, out, address, "--controls", "none", "--batch-size", "2")) == 2
     assert "repeat the command" in capsys.readouterr().err
     kept = lines(out)
     assert len(kept) >= 28 and not any(row["error"] for row in kept)
-    with kind(Hearing) as address:
+    with serving(Hearing) as address:
         assert main(command(data, out, address, "--controls", "none")) == 0
     assert lines(out)[: len(kept)] == kept and len(lines(out)) == 60
 

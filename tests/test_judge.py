@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,49 +15,31 @@ from audio_llm.errors import AudioLLMError, ConfigError
 from eval.predictions import Prediction
 from eval.scorers import SCORERS, Scorer, get_scorers
 from eval.scorers.judge import BINARY, GRADED, read_rating
+from tests.servers import ChatServer, serving
 
 
-class JudgeServer(BaseHTTPRequestHandler):
+class JudgeServer(ChatServer):
     """A judge that rates by how many words of the reference it sees in the answer, or says `says`."""
 
+    served = "wise"
     asked: list[dict]
     says = ""
 
-    def do_GET(self) -> None:
-        self._reply(200, {"data": [{"id": "wise"}]})
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def chat(self, body: dict) -> None:
         self.asked.append(body)
         text = body["messages"][0]["content"]
         reference, answer = (text.split(f"\n{name}:\n")[1].split("\n\n")[0].split() for name in ("Reference", "Answer"))
         if answer == ["refuse"]:
-            return self._reply(400, {"error": {"message": "no such thing"}})
+            return self.reply(400, {"error": {"message": "no such thing"}})
         rating = round(5 * len(set(answer) & set(reference)) / len(reference))
-        said = self.says or f"They share words.\nRating: {rating}"
-        return self._reply(200, {"choices": [{"message": {"content": said}}]})
-
-    def _reply(self, code: int, tree: dict) -> None:
-        data = json.dumps(tree).encode()
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
+        return self.answer(self.says or f"They share words.\nRating: {rating}")
 
 
 @contextmanager
 def judge_server(says: str = "") -> Iterator[tuple[str, list[dict]]]:
     asked: list[dict] = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("OneJudge", (JudgeServer,), {"asked": asked, "says": says}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(JudgeServer, asked=asked, says=says) as url:
+        yield url, asked
 
 
 def row(number: int, raw: str, gold: str = "rain on roof") -> Prediction:

@@ -327,7 +327,7 @@ def test_a_run_hears_what_was_rendered_and_follows_swapped_ears(
 ) -> None:
     """Questions → rendered sound → a stranger's endpoint that hears the louder ear → figures and official files."""
     from audio_llm.cli import main
-    from tests.test_eval import listener
+    from tests.servers import Listener, serving
 
     rng = np.random.default_rng(0)
     (tmp_path / "responses" / "binaural" / "room").mkdir(parents=True)
@@ -342,7 +342,7 @@ def test_a_run_hears_what_was_rendered_and_follows_swapped_ears(
     ]
     (tmp_path / "eval.json").write_text(json.dumps({"data": rows}))
     run = str(tmp_path / "run")
-    with listener() as address:
+    with serving(Listener) as address:
         command = ["eval", "listener", str(tmp_path / "eval.json"), "--benchmark", "spatial_sound_qa", "--out", run]
         assert main([*command, "--option", "sample_rate=8000", "--engine", address, "--controls", "silence,swap"]) == 0
     summary = json.loads((tmp_path / "run" / "scores.json").read_text())["summary"]
