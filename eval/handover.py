@@ -1,13 +1,13 @@
 """Our questions in other people's harness: lmms-eval task folders, and what their functions do.
 
-An exported folder holds ``<task>.yaml``, ``utils.py``, ``docs.jsonl`` and the sound as ``audio/*.wav``. lmms-eval
-reads it with ``--include_path``; the scorer is ours: a reply gets the value that ``audio-llm rescore`` gives it.
+An exported folder holds ``<task>.yaml``, ``utils.py``, ``docs.jsonl`` and the sound as ``audio/*.wav``, and works
+wherever it lies. lmms-eval reads it with ``--include_path``; the scorer is ours: a reply gets the value that
+``audio-llm rescore`` gives it.
 """
 
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ from audio_llm.audio import LAYOUT_OF_COUNT, Waveform, encode, limit_peak, sha25
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, DataError, describe
 from audio_llm.files import atomic_folder, write_atomically, write_lines
 from audio_llm.prompts import question_text
-from eval.benchmarks.base import Collection, Item
+from eval.benchmarks.base import Collection, Item, as_asked
 from eval.predictions import Prediction
 from eval.scorers import SCORERS, get_scorers
 from eval.scorers.base import Asking
@@ -34,7 +34,8 @@ from pathlib import Path
 
 from eval.handover import task_functions
 
-functions = task_functions(Path(__file__).parent, scorer="{scorer}")
+functions = task_functions(Path(__file__).resolve().parent, scorer="{scorer}")
+dataset_kwargs = functions.dataset_kwargs
 doc_to_visual = functions.visual
 doc_to_text = functions.text
 doc_to_messages = functions.messages
@@ -44,8 +45,9 @@ process_results = functions.results
 
 @dataclass(frozen=True)
 class TaskFunctions:
-    """What lmms-eval calls, by the names that its YAML gives them."""
+    """What the task's YAML takes from its ``utils.py``: where the questions lie, and what lmms-eval calls."""
 
+    dataset_kwargs: dict[str, Any]
     visual: Callable[[Mapping[str, Any]], list[dict[str, Any]]]
     text: Callable[..., str]
     messages: Callable[..., list[dict[str, Any]]]
@@ -97,7 +99,7 @@ def export_task(
             raise DataError(describe(f"task '{name}'", "a question that can be asked", f"none: {reason}"))
         write_lines(temporary / DOCS, docs)
         write_atomically(temporary / UTILS, UTILS_TEXT.format(scorer=scorer))
-        write_atomically(temporary / f"{name}.yaml", task_yaml(name, folder, scorer, title))
+        write_atomically(temporary / f"{name}.yaml", task_yaml(name, scorer, title))
     return Exported(folder, len(docs), left_out)
 
 
@@ -112,23 +114,19 @@ def _write_sound(waveform: Waveform, folder: Path, files: dict[str, str]) -> str
 
 def doc_of(item: Item, sound: str) -> dict[str, Any]:
     """One line of ``docs.jsonl``. `item` is a text, for columns of many kinds cannot be read back as one table."""
-    tree = {
-        field.name: getattr(item, field.name)
-        for field in dataclasses.fields(Item)
-        if field.name not in ("thinking", "semantic_elements")
-    }
     text = question_text(item.question, item.choices, item.instruction)
-    return {"id": item.id, "audio": sound, "text": text, "answer": item.gold, "item": json.dumps(tree)}
+    return {"id": item.id, "audio": sound, "text": text, "answer": item.gold, "item": json.dumps(as_asked(item))}
 
 
-def task_yaml(name: str, folder: Path, scorer: str, title: str) -> str:
-    """The task's YAML. Function names are tags there, which no YAML library writes plainly."""
+def task_yaml(name: str, scorer: str, title: str) -> str:
+    """The task's YAML. Function names are tags there, which no YAML library writes plainly.
+
+    Left alone, lmms-eval takes the reasoning out of a reply before it is scored, and cuts it at its first empty line.
+    """
     found = SCORERS[scorer]
-    return f"""task: {name}
+    return f"""task: {json.dumps(name)}
 dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {json.dumps(str(folder / DOCS))}
+dataset_kwargs: !function utils.dataset_kwargs
 test_split: test
 output_type: generate_until
 doc_to_visual: !function utils.doc_to_visual
@@ -136,10 +134,12 @@ doc_to_text: !function utils.doc_to_text
 doc_to_messages: !function utils.doc_to_messages
 doc_to_target: answer
 process_results: !function utils.process_results
+reasoning_tags: none
 generation_kwargs:
   max_new_tokens: {MAX_NEW_TOKENS}
   temperature: 0
   do_sample: false
+  until: []
 metric_list:
   - metric: {json.dumps(scorer)}
     aggregation: mean
@@ -173,16 +173,10 @@ def task_functions(folder: str | Path, scorer: str) -> TaskFunctions:
         return [{"role": "user", "content": content}]
 
     def results(doc: Mapping[str, Any], replies: list[str]) -> dict[str, float]:
-        score = judge.score(prediction_of(json.loads(doc["item"]), replies[0]))
+        score = judge.score(Prediction(**json.loads(doc["item"]), raw=replies[0]))
         return {scorer: score.value if score is not None else 0.0}
 
-    return TaskFunctions(visual, text, messages, results)
-
-
-def prediction_of(tree: Mapping[str, Any], raw: str) -> Prediction:
-    """A reply to an exported item, as our scorers read it."""
-    names = {field.name for field in dataclasses.fields(Prediction)}
-    return Prediction(**{name: value for name, value in tree.items() if name in names}, raw=raw)
+    return TaskFunctions({"data_files": {"test": str(root / DOCS)}}, visual, text, messages, results)
 
 
 def audio_part(sound: Any, name: str) -> dict[str, Any]:

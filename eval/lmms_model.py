@@ -14,7 +14,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from tqdm import tqdm
 
 from audio_llm.errors import ConfigError, describe
-from eval.endpoint import Endpoint
+from eval.endpoint import Endpoint, EngineError, RefusedRequest
 from eval.handover import audio_part
 
 MANIFEST = ModelManifest(model_id="audio_llm", simple_class_path="eval.lmms_model.AudioLLMServer")
@@ -31,6 +31,8 @@ class AudioLLMServer(lmms):
         super().__init__()
         self._endpoint = Endpoint(base_url)
         served = self._endpoint.models()
+        if not served:
+            raise EngineError(describe(f"{self._endpoint.base}/models", "a served model", "none"))
         if model is not None and model not in served:
             raise ConfigError(describe(f"{self._endpoint.base}: model", f"one of {', '.join(served)}", f"'{model}'"))
         self._model, self._concurrency = model or served[0], int(concurrency)
@@ -43,8 +45,8 @@ class AudioLLMServer(lmms):
 
     def _ask(self, arguments: tuple[Any, ...]) -> str:
         context, settings, visual, number, task, split = arguments
-        doc = self.task_dict[task][split][number]
-        parts = [audio_part(sound, f"{task}, document {number}") for sound in visual(doc) or []]
+        doc, name = self.task_dict[task][split][number], f"{task}, document {number}"
+        parts = [audio_part(sound, name) for sound in visual(doc) or []]
         body = {
             "model": self._model,
             "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": context}]}],
@@ -52,7 +54,11 @@ class AudioLLMServer(lmms):
             "temperature": float(settings.get("temperature") or 0),
             "seed": 0,
         }
-        return str(self._endpoint.complete(body)["choices"][0]["message"].get("content") or "")
+        try:
+            reply = self._endpoint.complete(body)
+        except RefusedRequest as error:
+            raise RefusedRequest(describe(name, "a reply", str(error))) from error
+        return str(reply["choices"][0]["message"].get("content") or "")
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         raise NotImplementedError("audio_llm: a chat server gives replies, no likelihoods of given texts.")

@@ -6,6 +6,8 @@ import base64
 import importlib.util
 import io
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +21,12 @@ import yaml
 from audio_llm.audio import Waveform, decode
 from audio_llm.cli import main
 from audio_llm.errors import AudioError, ConfigError, DataError
+from eval import predictions
 from eval.benchmarks.base import Collection, Item
 from eval.handover import audio_part, export_task
 from eval.predictions import Prediction
 from eval.scorers import SCORERS
+from tests.servers import Listener, serving
 
 
 def collection(count: int = 6, channels: int = 2) -> Collection:
@@ -60,10 +64,12 @@ def test_a_task_folder_holds_questions_sound_and_our_scorer(tmp_path: Path, chan
     source = collection(channels=channels)
     exported = export_task(source, "audio_llm_test", tmp_path, scorer="option-resolution", title="Test")
     assert exported.questions == 6 and not exported.left_out
-    task = loaded(exported.folder)
+    moved = exported.folder.rename(tmp_path / "elsewhere")
+    task = loaded(moved)
     assert task["task"] == "audio_llm_test" and task["metric_list"][0]["metric"] == "option-resolution"
+    assert str(tmp_path) not in (moved / "audio_llm_test.yaml").read_text() + (moved / "utils.py").read_text()
     docs = [json.loads(line) for line in Path(task["dataset_kwargs"]["data_files"]["test"]).read_text().splitlines()]
-    assert len({doc["audio"] for doc in docs}) == 3 == len(list((exported.folder / "audio").iterdir()))
+    assert len({doc["audio"] for doc in docs}) == 3 == len(list((moved / "audio").iterdir()))
     for index, doc in enumerate(docs):
         ((message),) = task["doc_to_messages"](doc)
         sound, text = message["content"]
@@ -79,6 +85,24 @@ def test_a_task_folder_holds_questions_sound_and_our_scorer(tmp_path: Path, chan
             score = SCORERS["option-resolution"].score(row)
             assert score is not None
             assert task["process_results"](doc, [reply]) == {"option-resolution": score.value}
+
+
+def test_a_letter_that_was_asked_for_is_read_as_one(tmp_path: Path) -> None:
+    """A bare "C" is the third option where letters were asked for, and the chord where nothing was."""
+    chords = Item("q", "Which chord is it?", ["C", "A", "G"], "G", "kind", "format", "clip")
+    wave = Waveform(np.zeros((1, 800), np.float32), 16_000, "mono")
+    for answer_as, value in (("letter", 1.0), (None, 0.0)):
+        asked = Collection([chords], load=lambda index: wave).asked(None, answer_as)
+        task = loaded(export_task(asked, "chords", tmp_path, scorer="option-resolution").folder)
+        doc = json.loads((tmp_path / "chords" / "docs.jsonl").read_text())
+        assert task["process_results"](doc, ["C"]) == {"option-resolution": value}
+        assert ("letter" in task["doc_to_text"](doc)) == (answer_as == "letter")
+
+
+def test_lmms_eval_leaves_the_replies_whole(tmp_path: Path) -> None:
+    """Its defaults take the reasoning out, and end a reply at an empty line; a name may be a word that YAML knows."""
+    task = loaded(export_task(collection(1), "off", tmp_path, scorer="mmau-official").folder)
+    assert task["reasoning_tags"] == "none" and task["generation_kwargs"]["until"] == [] and task["task"] == "off"
 
 
 def test_what_cannot_be_asked_is_left_out_and_listed(tmp_path: Path) -> None:
@@ -129,6 +153,9 @@ def test_the_verb_exports_a_folder_of_sounds(tmp_path: Path, capsys: pytest.Capt
     task = loaded(tmp_path / "tasks" / "audio_llm_zero_shot")
     doc = json.loads((tmp_path / "tasks" / "audio_llm_zero_shot" / "docs.jsonl").read_text().splitlines()[0])
     assert task["process_results"](doc, [doc["answer"]]) == {"option-resolution": 1.0}
+    assert main([*command, "--quiet", "--answer-as", "letter"]) == 0
+    doc = json.loads((tmp_path / "tasks" / "audio_llm_zero_shot" / "docs.jsonl").read_text().splitlines()[0])
+    assert doc["text"].endswith("Answer with the letter of one choice only.")
     assert main([*command, "--scorer", "nobody"]) == 2
     assert "nobody" in capsys.readouterr().err
 
@@ -150,19 +177,46 @@ def test_sound_of_other_peoples_tasks_is_sent_whole(tmp_path: Path) -> None:
             audio_part(wrong, "document 7")
 
 
+class Wordy(Listener):
+    """Hears the louder channel, and thinks aloud of both sides, with empty lines."""
+
+    def answer(self, text: str) -> None:
+        super().answer(text.replace("noise", "Is it left?\n\nOr right?") + "\n\nSo it is.")
+
+
 @pytest.mark.slow
-def test_lmms_eval_itself_runs_an_exported_task(tmp_path: Path) -> None:
-    """Where lmms-eval is installed: its own command line, its task loader, our model and its OpenAI model."""
+@pytest.mark.parametrize("model", ["audio_llm", "async_openai"])
+@pytest.mark.parametrize("scorer", ["option-resolution", "mmau-official"])
+def test_lmms_eval_gives_every_reply_our_score(tmp_path: Path, model: str, scorer: str) -> None:
+    """Where lmms-eval is installed: its own command line on a folder that was moved, our model and its OpenAI model,
+    against ``audio-llm eval`` of the same questions."""
     pytest.importorskip("lmms_eval")
-    import subprocess
-
-    from tests.test_eval import listener
-
-    exported = export_task(collection(4), "audio_llm_whole", tmp_path, scorer="option-resolution")
-    with listener() as address:
-        for model, arguments in (("audio_llm", f"base_url={address}"),):
-            command = [sys.executable, "-m", "lmms_eval", "--model", model, "--model_args", arguments]
-            command += ["--include_path", str(tmp_path), "--tasks", exported.folder.name, "--batch_size", "1"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
-            assert done.returncode == 0, done.stderr[-2000:]
-            assert "option-resolution" in done.stdout
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(6):
+        gains = np.array([0.5, 0.1]) if number % 2 else np.array([0.1, 0.5])
+        soundfile.write(tmp_path / f"{number}.wav", rng.uniform(-1, 1, (800, 2)) * gains, 16_000)
+        rows.append({"id": f"q{number}", "audio_id": f"{number}.wav", "question": "On which side is it?"})
+        rows[-1] |= {"choices": ["left", "right"], "answer": "left" if number < 4 else "right", "task": "sound"}
+        rows[-1] |= {"split": "test-mini", "difficulty": "easy", "sub-category": "Sides"}
+    (tmp_path / "mmau.json").write_text(json.dumps(rows))
+    data = [str(tmp_path / "mmau.json"), "--benchmark", "mmau", "--option", f"audio={tmp_path}"]
+    assert main(["export-tasks", *data, "--out", str(tmp_path / "first"), "--task", "sides", "--scorer", scorer]) == 0
+    (tmp_path / "first").rename(tmp_path / "tasks")
+    with serving(Wordy) as address:
+        run = str(tmp_path / "run")
+        assert main(["eval", "listener", *data, "--engine", address, "--controls", "none", "--out", run]) == 0
+        served = f"base_url={address}" if model == "audio_llm" else f"model=listener,base_url={address}/v1"
+        command = [sys.executable, "-m", "lmms_eval", "--model", model, "--model_args", served, "--batch_size", "1"]
+        command += ["--include_path", "tasks", "--tasks", "sides", "--log_samples", "--output_path", "out"]
+        environment = os.environ | {"OPENAI_API_KEY": "none", "HF_HOME": str(tmp_path / "cache")}
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    (samples,) = (tmp_path / "out").rglob("*samples_sides.jsonl")
+    found = {row["doc_id"]: row for row in map(json.loads, samples.read_text().splitlines())}
+    ours = predictions.read(run)
+    assert [found[index]["filtered_resps"] for index in range(6)] == [row.raw for row in ours]
+    scores = [SCORERS[scorer].score(row) for row in ours]
+    assert [found[index][scorer] for index in range(6)] == [score and score.value for score in scores]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from eval.cli.options import add_asking
+
 MONO = ("mean", "omni", "left", "right")
 USUAL, FULL = ("silence,swap", 1), ("all", 3)  # controls, orders of the options: unless they are given
 HELP = "answer held-out questions with a model, with controls; every answer is stored and scored"
@@ -41,12 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, default=256, help="longest reply; a longer one is cut and counted")
     parser.add_argument("--labels", metavar="JSON", help="of an encoder folder: file with its 'labels', dataset.json")
     parser.add_argument("--style", help="begin the reply for the model: answer, think or think_semantics")
-    parser.add_argument("--instruction", metavar="TEXT", help="words to put after every question")
-    parser.add_argument(
-        "--answer-as",
-        choices=("option", "letter"),
-        help="what questions with choices ask for (its own sentence, or --instruction), and how a lone letter is read",
-    )
+    add_asking(parser)
     parser.add_argument("--mono", choices=MONO, help="for a model with one ear: which one it hears of several channels")
     parser.add_argument("--batch-size", type=int, help="sequences decoded together (requests in flight over HTTP)")
     parser.add_argument(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from eval.cli.options import add_asking
+
 HELP = "write a benchmark's questions as an lmms-eval task folder: sound, prompts, our scorer"
 
 
@@ -15,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, help="folder of tasks: --include_path of lmms-eval")
     parser.add_argument("--task", metavar="NAME", help="the task's name (default: audio_llm_BENCHMARK)")
     parser.add_argument("--scorer", help="whose values are the metric (default: the benchmark's first)")
+    add_asking(parser)
     parser.add_argument("--limit", type=int, help="this many questions, drawn by the seed")
     parser.add_argument("--seed", type=int, default=0, help="of --limit (default: 0)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -29,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     benchmark = get_benchmark(args.benchmark)
     opened = open_benchmark(args.benchmark, args.data, **key_values("--option", args.option))
     exported = export_task(
-        choose(opened, args.limit, args.seed),
+        choose(opened, args.limit, args.seed).asked(args.instruction, args.answer_as),
         args.task or f"audio_llm_{args.benchmark}",
         args.out,
         scorer=args.scorer or benchmark.scorers[0],

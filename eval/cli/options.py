@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from audio_llm.errors import ConfigError
+
+
+def add_asking(parser: argparse.ArgumentParser) -> None:
+    """What ``Collection.asked`` takes."""
+    parser.add_argument("--instruction", metavar="TEXT", help="words to put after every question")
+    parser.add_argument(
+        "--answer-as",
+        choices=("option", "letter"),
+        help="what questions with choices ask for (its own sentence, or --instruction), and how a lone letter is read",
+    )
 
 
 def key_values(flag: str, pairs: Sequence[str]) -> dict[str, str]:
