@@ -213,6 +213,8 @@ def build_classifier(config: dict[str, Any], encoder: AudioEncoder, num_classes:
     if name not in CLASSIFIERS or fields:
         found = f"'{name}'" if name not in CLASSIFIERS else f"the key '{next(iter(fields))}'"
         raise ConfigError(describe("head", f"a name of {', '.join(CLASSIFIERS)} and 'dropout'", found))
+    if dropout is not None and not (isinstance(dropout, (int, float)) and 0 <= dropout < 1):
+        raise ConfigError(describe("head.dropout", "a share in [0, 1)", repr(dropout)))
     options = {} if dropout is None else {"dropout": float(dropout)}
     if name != "urbansound":
         kind = TokenMeanHead if name == "token_mean" else LinearClassifier

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -140,6 +140,8 @@ def load(path: str | Path, channels: Channels | None = None) -> Classifier:
         members = [_load_folder(path)]
         configs = [members[0][2]]
     rule = channels or configs[0].get("channels", "refuse")
+    if rule not in get_args(Channels):
+        raise CheckpointError(describe(f"model {path}: channels", " or ".join(get_args(Channels)), repr(rule)))
     _check_choice(channels, members[0][0])
     return Classifier([member[:2] for member in members], configs[0]["labels"], configs[0]["task"], rule)
 
@@ -175,6 +177,8 @@ def _members(folder: Path) -> list[Path]:
         names = json.loads((folder / FOLDS).read_text(encoding="utf-8"))["members"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(describe(str(folder / FOLDS), "a list of members", type(error).__name__)) from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(describe(str(folder / FOLDS), "a list of members", repr(names)[:60]))
     if not names:
         raise CheckpointError(describe(str(folder / FOLDS), "at least one finished fold", "none"))
     return [folder / name for name in names]

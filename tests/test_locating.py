@@ -1,6 +1,8 @@
 """``audio-llm predict`` where a model finds events in time: windows, formats, refusals."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,26 @@ def test_files_are_written_and_the_broken_one_is_named(folder, file, tmp_path, c
     assert main(["predict", str(folder), str(file), str(broken), "--format", "csv", "--out", str(out)]) == 2
     assert "broken.wav" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["street.csv"] and len(seld.read_rows(out / "street.csv"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"thresholds": [0.5]}, "expected a threshold for each of 3 labels, found 1 thresholds"),
+        ({"thresholds": "low"}, "thresholds in config.json: expected a list of finite numbers"),
+        ({"thresholds": [0.5, math.nan, 0.5]}, "thresholds in config.json: expected a list of finite numbers"),
+        ({"seld": "x"}, "seld in config.json: expected a mapping"),
+        ({"seld": {"corners": 4}}, "expected fields of its head"),
+        ({"labels": None}, "labels in config.json: expected a list of names"),
+    ],
+)
+def test_a_spoilt_configuration_is_one_sentence(folder, tmp_path, capsys, changes, words):
+    shutil.copytree(folder, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert main(["predict", str(tmp_path / "model"), "any.wav"]) == 2
+    error = capsys.readouterr().err
+    assert words in error and str(tmp_path) in error and error.count("\n") == 1
 
 
 def test_files_of_one_name_do_not_replace_each_other(folder, file, tmp_path, capsys):

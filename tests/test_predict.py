@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -205,10 +206,42 @@ def test_an_ensemble_answers_with_the_mean_of_its_members(tmp_path, capsys):
     write_model(members[1], seed=2, labels=["a", "b", "c"])
     assert main(["predict", str(tmp_path), "any.wav"]) == 2
     assert "members with the same classes" in capsys.readouterr().err
+    (tmp_path / "folds.json").write_text('{"members": [1]}')
+    assert main(["predict", str(tmp_path), "any.wav"]) == 2
+    assert "a list of members, found [1]" in capsys.readouterr().err
     (tmp_path / "folds.json").write_text("[]")
     assert main(["predict", str(tmp_path), "any.wav"]) == 2
     assert "a list of members" in capsys.readouterr().err
     assert main(["predict", str(tmp_path / "nowhere"), "any.wav"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"encoder": None}, "encoder in config.json: expected a mapping, found None"),
+        ({"encoder": "beats"}, "encoder in config.json: expected a mapping, found 'beats'"),
+        ({"labels": "abc"}, "labels in config.json: expected a list of names"),
+        ({"labels": [1, 2, 3]}, "labels in config.json: expected a list of names"),
+        ({"labels": ["a"]}, "expected (1, 128), found (3, 128)"),
+        ({"task": "sorting"}, "expected a classifier"),
+        ({"head": "linear"}, "head in config.json: expected a mapping"),
+        ({"head": {"name": "conical"}}, "expected a name of linear"),
+        ({"head": {"dropout": 2}}, "head.dropout: expected a share"),
+        ({"channels": "both"}, "channels: expected refuse or mean or first, found 'both'"),
+    ],
+)
+def test_a_spoilt_configuration_is_one_sentence(model, tmp_path, capsys, changes, words):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    assert main(["predict", str(folder), "any.wav"]) == 2
+    error = capsys.readouterr().err
+    assert words in error and str(folder) in error and error.count("\n") == 1
+    for key in set(config) & set(changes):
+        (folder / "config.json").write_text(json.dumps({name: config[name] for name in config if name != key}))
+        assert main(["predict", str(folder), "any.wav"]) == 2
+        capsys.readouterr()
 
 
 @settings(max_examples=200, deadline=None)

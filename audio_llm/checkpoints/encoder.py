@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ from audio_llm.seld import SELDHead, SELDNetwork
 
 CONFIG, WEIGHTS = "config.json", "encoder.safetensors"
 VERSION = 1
+# What a folder's config.json may say, beside what its writer adds; all but the encoder belong to some tasks only.
+_ENTRIES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "encoder": ("a mapping", lambda value: isinstance(value, dict)),
+    "labels": ("a list of names", lambda value: _all_are(value, str)),
+    "task": ("a name", lambda value: isinstance(value, str)),
+    "head": ("a mapping", lambda value: isinstance(value, dict)),
+    "seld": ("a mapping", lambda value: isinstance(value, dict)),
+    "thresholds": ("a list of finite numbers", lambda value: _all_are(value, (int, float), math.isfinite)),
+}
 
 
 def save_encoder(
@@ -101,11 +111,14 @@ def load_spatial(folder: str | Path) -> tuple[SpatialHeads, list[str]]:
 def load_classifier(folder: str | Path) -> tuple[AudioEncoder, nn.Module, dict[str, Any]]:
     """Encoder and classifier of a folder written by classification or tagging (evaluation mode), and its config."""
     config, state = _read(Path(folder))
-    if "head" not in config:
+    if not {"head", "labels"} <= set(config) or config.get("task") not in ("classification", "tagging"):
         cure = "Train one with 'audio-llm train' and task: classification or tagging."
         raise CheckpointError(describe(f"encoder folder {folder}", "a classifier beside the encoder", "none", cure))
     encoder = load_encoder(folder)
-    head = build_classifier(config["head"], encoder, len(config["labels"]))
+    try:
+        head = build_classifier(config["head"], encoder, len(config["labels"]))
+    except ConfigError as error:
+        raise CheckpointError(f"encoder folder {folder}: {error}") from error
     load_strictly(head, part_of(state, "head"), f"{folder}/{WEIGHTS}")
     return encoder, head.eval(), config
 
@@ -119,8 +132,15 @@ def load_seld(folder: str | Path) -> tuple[SELDNetwork, dict[str, Any]]:
     if "seld" not in config or "labels" not in config:
         cure = "Train one with 'audio-llm train' and task: seld, or convert a published one."
         raise CheckpointError(describe(f"encoder folder {folder}", "a head of events in time", "none", cure))
+    count, thresholds = len(config["labels"]), config.get("thresholds")
+    if thresholds is not None and len(thresholds) != count:
+        expected, found = f"a threshold for each of {count} labels", f"{len(thresholds)} thresholds"
+        raise CheckpointError(describe(f"encoder folder {folder}", expected, found))
     encoder = load_encoder(folder)
-    head = SELDHead(encoder, len(config["labels"]), **config["seld"])
+    try:
+        head = SELDHead(encoder, count, **config["seld"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(describe(f"encoder folder {folder}: seld", "fields of its head", str(error))) from error
     load_strictly(head, part_of(state, "seld"), f"{folder}/{WEIGHTS}")
     return SELDNetwork(encoder, head).eval(), config
 
@@ -174,4 +194,12 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CheckpointError(f"encoder folder {folder}: cannot be read ({type(error).__name__}: {error}).") from error
     if version != VERSION:
         raise CheckpointError(describe(f"encoder folder {folder}", f"version {VERSION}", repr(version)))
+    for key, (expected, holds) in _ENTRIES.items():
+        if (key in config or key == "encoder") and not holds(config.get(key)):
+            found = repr(config[key])[:60] if key in config else "none"
+            raise CheckpointError(describe(f"encoder folder {folder}: {key} in {CONFIG}", expected, found))
     return config, state
+
+
+def _all_are(value: Any, kind: Any, holds: Callable[[Any], bool] = lambda item: True) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) and holds(item) for item in value)
