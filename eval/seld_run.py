@@ -22,6 +22,7 @@ from audio_llm.checkpoints.encoder import CONFIG, WEIGHTS
 from audio_llm.errors import AudioLLMError, ConfigError, describe, nearest
 from audio_llm.files import write_json, write_lines
 from audio_llm.locating import load, locate_file
+from eval.benchmarks.base import one_of
 from eval.seld import SCORES, Average, Criteria, Evaluation, evaluate, read_folder, write_submission
 
 PREDICTIONS, SUBMISSION, RUN, RESULT, REJECTS = "predictions", "submission", "run.json", "scores.json", "rejects.jsonl"
@@ -52,20 +53,14 @@ def parse_settings(options: Mapping[str, str]) -> Settings:
         if key == "folds":
             values[key] = tuple(text.split(","))
         elif key in ("part", "average"):
-            values[key] = _one_of(key, text, ("development", "evaluation") if key == "part" else ("macro", "micro"))
+            values[key] = one_of(options, key, ("development", "evaluation") if key == "part" else ("macro", "micro"))
         elif key in ("strict", "onscreen"):
-            (values if key == "strict" else places)[key] = _SWITCHES[_one_of(key, text, tuple(_SWITCHES))]
+            (values if key == "strict" else places)[key] = _SWITCHES[one_of(options, key, tuple(_SWITCHES))]
         elif key == "threshold":
             values["threshold"] = _number(key, text)
         else:
             places[key] = _number(key, text)
     return Settings(**values, criteria=Criteria(**places))
-
-
-def _one_of(key: str, text: str, choices: Sequence[str]) -> Any:
-    if text not in choices:
-        raise ConfigError(describe(f"--option {key}", " or ".join(choices), f"'{text}'"))
-    return text
 
 
 def _number(key: str, text: str) -> float:

@@ -71,3 +71,13 @@ class Asking(Protocol):
 def unscored(row: Prediction) -> bool:
     """Whether there is nothing to score: an error instead of an answer, or a gold answer that is not public."""
     return bool(row.error) or not row.gold
+
+
+def choice_score(row: Prediction, choice: int | None, how: str) -> Score:
+    """The score of an answer with option `choice` (None: with none); `how` tells how it was read, or why it was not."""
+    if choice is None:
+        return Score(row.id, row.question_type, 0.0, None, f"unresolved: {how}; gold '{row.gold}'", False)
+    answer = row.choices[choice]
+    right = answer == row.gold
+    explanation = f"read as '{answer}' {how}; " + ("right" if right else f"gold '{row.gold}'")
+    return Score(row.id, row.question_type, float(right), answer, explanation, True)

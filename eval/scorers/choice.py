@@ -6,7 +6,7 @@ from string import ascii_uppercase
 
 from audio_llm.prompts import read_letter
 from eval.predictions import Prediction
-from eval.scorers.base import Score, Scorer, unscored
+from eval.scorers.base import Score, Scorer, choice_score, unscored
 from eval.scorers.open_answers import score_open
 
 
@@ -28,18 +28,12 @@ class OptionResolution:
 
 
 def _score_choice(row: Prediction) -> Score:
-    reply = row.reply()
     if row.gold not in row.choices:
         return Score(
             row.id, row.question_type, 0.0, None, f"the gold answer '{row.gold}' is not among the choices", False
         )
-    gold = row.choices.index(row.gold)
-    if reply.choice is None:
-        return Score(row.id, row.question_type, 0.0, None, f"unresolved: {reply.problem}; gold '{row.gold}'", False)
-    answer = row.choices[reply.choice]
-    right = reply.choice == gold
-    explanation = f"read as '{answer}' by {reply.how}; " + ("right" if right else f"gold '{row.gold}'")
-    return Score(row.id, row.question_type, float(right), answer, explanation, True)
+    reply = row.reply()
+    return choice_score(row, reply.choice, f"by {reply.how}" if reply.choice is not None else str(reply.problem))
 
 
 class LetterMatch:

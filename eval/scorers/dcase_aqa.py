@@ -13,7 +13,7 @@ import numpy as np
 
 from audio_llm.dcase_aqa import PARTS
 from eval.predictions import Prediction
-from eval.scorers.base import Score, Scorer, unscored
+from eval.scorers.base import Score, Scorer, choice_score, unscored
 
 
 def chosen(row: Prediction) -> tuple[int | None, str]:
@@ -36,13 +36,7 @@ class DcaseAqa:
     def score(self, row: Prediction) -> Score | None:
         if unscored(row) or not row.choices or row.gold not in row.choices:
             return None
-        index, how = chosen(row)
-        if index is None:
-            return Score(row.id, row.question_type, 0.0, None, f"unanswered: {how}; gold '{row.gold}'", False)
-        answer = row.choices[index]
-        right = answer == row.gold
-        note = f"read as '{answer}' {how}; " + ("right" if right else f"gold '{row.gold}'")
-        return Score(row.id, row.question_type, float(right), answer, note, True)
+        return choice_score(row, *chosen(row))
 
     def aggregate(self, rows: Sequence[Prediction], scores: Sequence[Score]) -> dict[str, float]:
         """Accuracy by part with counts, their unweighted mean (``domain average``), the mean over all questions, and
