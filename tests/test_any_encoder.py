@@ -264,6 +264,20 @@ def two_channels(samples: int = 10240) -> Tensor:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("name", ENCODERS)
+@torch.inference_mode()
+def test_everything_needed_is_in_the_state_dict(name):
+    """Models are built on the meta device and filled from files: what is not in the state would be noise."""
+    torch.manual_seed(0)
+    encoder = build_encoder({"name": name, "preset": "tiny"}).eval()
+    with torch.device("meta"):
+        other = build_encoder({"name": name, "preset": "tiny"})
+    other = other.to_empty(device="cpu").eval()
+    other.load_state_dict(encoder.state_dict())
+    clip, length = torch.randn(1, encoder.num_channels, encoder.sample_rate), torch.tensor([encoder.sample_rate])
+    assert torch.equal(encoder(clip, length)[0], other(clip, length)[0])
+
+
 def test_what_is_heard_of_two_channels():
     """Each choice is the mono encoder on audio.select_channel's or audio.downmix's result, padded clips included."""
     torch.manual_seed(0)
