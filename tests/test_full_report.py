@@ -15,7 +15,8 @@ from audio_llm.cli import main
 from eval import predictions, report
 from eval.report import hearing, results
 from eval.scoring import permutations
-from tests.test_eval_runs import Hearing, command, kind, lines, make_mmau
+from tests.servers import serving
+from tests.test_eval_runs import Hearing, command, lines, make_mmau
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A full run of a listener that names what it hears, and the first option where it hears nothing."""
     folder = tmp_path_factory.mktemp("full")
     data, out = make_mmau(folder / "data", 40), folder / "run"
-    with kind(Hearing) as address:
+    with serving(Hearing) as address:
         assert main(command(data, out, address, "--full")) == 0
     yield out
 
@@ -49,7 +50,7 @@ def test_one_flag_asks_under_every_control_and_writes_the_page(full: Path) -> No
 
 def test_explicit_controls_win_over_the_full_set(tmp_path: Path) -> None:
     data = make_mmau(tmp_path / "data", 4)
-    with kind(Hearing) as address:
+    with serving(Hearing) as address:
         more = ["--full", "--controls", "silence,shuffled_options", "--permutations", "1"]
         assert main(command(data, tmp_path / "run", address, *more)) == 0
     counts = Counter(row.control for row in predictions.read(tmp_path / "run"))
