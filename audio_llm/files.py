@@ -6,12 +6,17 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+# An escape that looks like half of a pair: a high one without its low one behind it, or the other way round.
+_HALF = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
+)
 # A lone surrogate in a reply becomes its JSON escape, which reads back as what it was.
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
 
@@ -24,7 +29,9 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(target)  # the name that a person knows
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
@@ -68,14 +75,37 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Append one JSON line with a single write, so that lines of several processes do not mix."""
-    with open(path, "a", **TEXT) as stream:
-        stream.write(json.dumps(record) + "\n")
+    """Append one JSON line with a single write, so that lines of several processes do not mix.
+
+    It begins a line of its own where a killed process left half of one.
+    """
+    with open(path, "ab+") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        stream.seek(max(end - 1, 0))
+        torn = stream.read(1) not in (b"", b"\n")
+        stream.write(("\n" * torn + json.dumps(record) + "\n").encode())
 
 
 def write_lines(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write JSON lines atomically."""
     write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """``json.loads`` of a text that others wrote. Half of a surrogate pair, which nothing can hash or tokenise, and
+    brackets nested without end are no valid JSON either. Raises :class:`ValueError`: :class:`json.JSONDecodeError`
+    with the place, and of bytes in no known encoding :class:`UnicodeDecodeError`."""
+    text = text.decode(json.detect_encoding(text)) if isinstance(text, bytes) else text
+    try:
+        tree = json.loads(text)
+    except RecursionError as error:
+        raise json.JSONDecodeError("Brackets nested without end", text, 0) from error
+    if half := _HALF.search(text):
+        try:
+            json.dumps(tree, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise json.JSONDecodeError("Half of a surrogate pair", text, half.start()) from error
+    return tree
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:

@@ -15,11 +15,15 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, Protocol
 
+from audio_llm.errors import DataError, describe
+
 AUDIO_TOKEN = "<|audio|>"
 STYLES = ("answer", "think", "think_semantics")
 TAGS = ("think", "semantic_elements", "answer")
 # A style is asked for by writing the first words of the reply: the model goes on from there.
 OPENINGS = {"answer": "<answer>", "think": "<think>", "think_semantics": "<think>"}
+
+MOST_CHOICES = len(ascii_uppercase)  # each has a letter
 
 # What a question with choices can be answered with, and the sentence that asks for it.
 ANSWERS_AS = {"option": "Answer with the words of one choice.", "letter": "Answer with the letter of one choice only."}
@@ -79,7 +83,9 @@ def question_text(question: str, choices: Sequence[str] = (), instruction: str |
 
 
 def lettered(choices: Sequence[str]) -> list[str]:
-    """``(A) …``, ``(B) …``: how a choice is offered, and how it is answered."""
+    """``(A) …``, ``(B) …``: how a choice is offered, and how it is answered. Raises :class:`DataError` beyond Z."""
+    if len(choices) > MOST_CHOICES:
+        raise DataError(describe("question", f"at most {MOST_CHOICES} choices, a letter each", str(len(choices))))
     return [f"({letter}) {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False)]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from audio_llm.errors import DataError, describe, nearest, require
+from audio_llm.files import parse_json
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 
@@ -70,11 +71,14 @@ class Record:
         raise self.lacks(*keys)
 
     def lacks(self, *keys: str) -> DataError:
-        """What to raise where none of `keys` holds anything."""
+        """What to raise where none of `keys` holds anything of use."""
+        expected = " or ".join(f"'{key}'" for key in keys)
+        if held := [f"'{key}': {self.values[key]!r:.60}" for key in keys if key in self.values]:
+            return DataError(describe(self.where, f"a value of {expected}", ", ".join(held)))
         there = [str(key) for key in self.values]
         found = ", ".join(there[:12]) or "no keys"
         close = next((text for key in keys if (text := nearest(key, there))), "")
-        return DataError(describe(self.where, " or ".join(f"'{key}'" for key in keys), f"{found}{close}"))
+        return DataError(describe(self.where, expected, f"{found}{close}"))
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -122,13 +126,11 @@ def _text(path: Path) -> str:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         found = f"{error.msg} at line {error.lineno}, column {error.colno}"
         cure = "JSON lines are read from a file that ends in .jsonl." if error.msg == "Extra data" else None
         raise DataError(describe(where, "valid JSON", found, cure)) from error
-    except RecursionError as error:
-        raise DataError(describe(where, "valid JSON", "brackets nested without end")) from error
 
 
 def _checked(row: Any, where: str) -> Record:
@@ -149,8 +151,8 @@ def _parquet(path: Path) -> Iterator[Record]:
     light = [field.name for field in schema if field.name not in heavy]
     try:
         rows = file.read(columns=light).to_pylist() if light else [{} for _ in range(file.metadata.num_rows)]
-    except (arrow.ArrowException, OSError) as error:
-        raise DataError(describe(str(path), "a Parquet file", f"one that cannot be read ({error})")) from error
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
     for number, row in enumerate(rows):
         yield Record(row | {name: Cell(path, name, number) for name in heavy}, f"{path}: row {number}")
 
@@ -172,7 +174,7 @@ def _opened(path: Path) -> Any:
     try:
         return parquet.ParquetFile(path)
     except (arrow.ArrowException, OSError) as error:
-        raise DataError(describe(str(path), "a Parquet file", f"none ({str(error).splitlines()[0]})")) from error
+        raise _unreadable(path, error) from error
 
 
 def _group_of(path: Path, row: int) -> tuple[int, int]:
@@ -192,4 +194,8 @@ def _group(path: Path, column: str, group: int) -> Any:
     try:
         return _opened(path).read_row_group(group, columns=[column]).column(0)
     except (arrow.ArrowException, OSError) as error:
-        raise DataError(describe(str(path), "a Parquet file", f"one that cannot be read ({error})")) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(describe(str(path), "a Parquet file", f"one that cannot be read ({str(error).splitlines()[0]})"))

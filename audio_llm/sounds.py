@@ -69,7 +69,8 @@ def find(folder: str | Path) -> Library:
     """List the clips of a sound folder without opening any audio. Raises :class:`AudioError` when there are none."""
     root = Path(folder)
     if not root.is_dir():
-        raise AudioError(describe(f"sound folder '{folder}'", "a folder", "no such folder", "Check --sounds."))
+        found = "a file" if root.exists() else "no such folder"
+        raise AudioError(describe(f"sound folder '{folder}'", "a folder", found))
     if (root / "meta" / "esc50.csv").is_file():
         dataset, clips = "esc50", _esc50(root)
     elif (root / "metadata" / "UrbanSound8K.csv").is_file():
@@ -83,13 +84,22 @@ def find(folder: str | Path) -> Library:
 
 
 def _rows(path: Path, columns: Iterable[str]) -> Iterator[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in columns if column not in (reader.fieldnames or [])]
-        if missing:
-            found = ", ".join(reader.fieldnames or []) or "an empty file"
-            raise AudioError(describe(f"metadata '{path}'", f"the columns {', '.join(columns)}", found))
-        yield from reader
+    """The rows of a CSV file. Raises :class:`AudioError` where one of `columns` is missing or has no value."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = [column for column in columns if column not in (reader.fieldnames or [])]
+            if missing:
+                found = ", ".join(reader.fieldnames or []) or "an empty file"
+                raise AudioError(describe(f"metadata '{path}'", f"the columns {', '.join(columns)}", found))
+            for row in reader:
+                empty = next((column for column in columns if not (row[column] or "").strip()), None)
+                if empty:
+                    where = f"metadata '{path}', line {reader.line_num}"
+                    raise AudioError(describe(where, f"a value in column {empty}", "none"))
+                yield row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise AudioError(describe(f"metadata '{path}'", "CSV in UTF-8", str(error))) from error
 
 
 def tidy(label: str) -> str:

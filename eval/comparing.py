@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from audio_llm.errors import describe, nearest
@@ -42,6 +42,7 @@ def compare_runs(first: Stored, second: Stored, scorer: Scorer, *, answers: str,
         raise PredictionsError(describe(f"runs {first.name} and {second.name}", "questions in common", "none"))
     for name in common:
         _refuse_other_question(name, left[name][0], right[name][0])
+    _refuse_unknown_group(group, [right[name][0] for name in common])
     groups: dict[str, list[str]] = defaultdict(list)
     for name in common:
         row = right[name][0]
@@ -64,6 +65,9 @@ def _answers(stored: Stored, answers: str, scorer: Scorer) -> dict[str, list[Pre
     for row in passes[answers]:
         if scorer.score(row) is not None:
             rows[row.id].append(row)
+    if not rows:
+        found = f"none among {len(passes[answers])}, of which {sum(bool(row.error) for row in passes[answers])} errors"
+        raise PredictionsError(describe(f"run {stored.name}", f"answers that scorer '{scorer.name}' can score", found))
     return rows
 
 
@@ -76,6 +80,12 @@ def _refuse_other_question(name: str, first: Prediction, second: Prediction) -> 
         if a != b:
             cure = "Both runs must be of the same version of the data: see data_sha256 in their run.json."
             raise PredictionsError(describe(f"item '{name}', {what}", f"{a!r} in both runs", f"{b!r} in one", cure))
+
+
+def _refuse_unknown_group(group: str, rows: Sequence[Prediction]) -> None:
+    known = sorted({"question_type", "format"}.union(*(row.meta for row in rows)))
+    if not any(hasattr(row, group) or group in row.meta for row in rows):
+        raise PredictionsError(describe("--by", f"one of {', '.join(known)}", f"'{group}'{nearest(group, known)}"))
 
 
 def _line(

@@ -32,6 +32,8 @@ def parse_controls(text: str) -> list[str]:
     for name in names:
         if name not in CONTROLS:
             raise ConfigError(f"control '{name}': expected one of {', '.join(CONTROLS)}{nearest(name, CONTROLS)}.")
+        if names.count(name) > 1:
+            raise ConfigError(f"control '{name}': expected once, found {names.count(name)} times.")
     return names
 
 

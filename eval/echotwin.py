@@ -21,6 +21,7 @@ from audio_llm.errors import AudioError, AudioLLMError, ConfigError, DataError, 
 from audio_llm.files import write_lines
 from eval import predictions, statistics
 from eval.predictions import Prediction
+from eval.scorers.dcase_aqa import chosen as read_choice
 
 if TYPE_CHECKING:
     from audio_llm import dcase_aqa
@@ -97,18 +98,25 @@ class EchoTwinEngine:
         """Log-probabilities of every item's choices, or why the model cannot tell them apart; one batch."""
         from audio_llm.training.echotwin_data import Collator, option_scores
 
-        reasons = [self._reason(len(item.choices)) for item in items]
+        reasons = [self._reason(item) for item in items]
         able = [item for item, reason in zip(items, reasons, strict=True) if not reason]
         collator = Collator(self.model, self.tokenizer, max((len(item.choices) for item in able), default=0))
         scores = iter(option_scores(self.model, collator, able) if able else [])
         return [reason or next(scores) for reason in reasons]
 
-    def _reason(self, choices: int) -> str:
+    def _reason(self, item: Asked) -> str:
+        from audio_llm.echotwin import read_text
+
+        choices = len(item.choices)
         if choices < 2:
             return describe("question for EchoTwin", "at least two choices", str(choices))
         config = self.model.config
         if config.head == "letters" and choices > config.num_letters:
             return describe("question for EchoTwin", f"at most {config.num_letters} choices (letters)", str(choices))
+        try:
+            read_text(self.tokenizer, item.question, item.choices, config)
+        except ConfigError as error:  # its options alone are longer than the model reads
+            return str(error)
         return ""
 
     def close(self) -> None: ...
@@ -218,8 +226,11 @@ class Row:
 
 
 def chosen(row: Prediction) -> str:
-    """What a row answered, "" where it could not be asked."""
-    return "" if row.error else row.raw
+    """The option that a row answered with, of whatever model it is; "" where it answered with none."""
+    if row.raw in row.choices:  # EchoTwin's own: the text itself, to the letter
+        return row.raw
+    index, _ = read_choice(row)
+    return "" if index is None else row.choices[index]
 
 
 def scored(rows: Iterable[Prediction]) -> dict[str, Prediction]:
@@ -252,8 +263,13 @@ def majority_letter(run: str | Path, training: Sequence[str]) -> tuple[Row, dict
     from audio_llm import dcase_aqa
 
     places = [row.answer for path in training for row in dcase_aqa.read(path).rows if row.answer is not None]
+    if not places:
+        raise DataError(describe(", ".join(training), "questions with their right answers", "none"))
     letter = int(np.bincount(places).argmax())
     rows = scored(row for row in predictions.read(run) if not row.control)
+    for row in rows.values():
+        if not row.choices:
+            raise DataError(describe(f"run {run}, item '{row.id}'", "choices", "none"))
     right = {key: row.choices[min(letter, len(row.choices) - 1)] == row.gold for key, row in rows.items()}
     accuracy = statistics.wilson(sum(right.values()), len(right))
     return Row(f"majority letter ({chr(65 + letter)})", accuracy, by_part(rows, right), None), right

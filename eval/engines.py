@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ from typing import Any, Protocol
 
 from audio_llm import prompts
 from audio_llm.audio import Waveform, check, encode, limit_peak, resample
-from audio_llm.errors import CheckpointError, ConfigError, describe
+from audio_llm.errors import CheckpointError, ConfigError, describe, nearest
 from eval.benchmarks.base import Item
 from eval.endpoint import Endpoint, EngineError, RefusedRequest
 
@@ -80,11 +81,13 @@ def open_engine(
 ) -> Engine:
     """`kind`: ``vllm``, ``transformers``, an ``http://…`` address, or ``auto`` (vLLM where installed)."""
     if style is not None and style not in prompts.STYLES:
-        raise ConfigError(f"style '{style}': expected one of {', '.join(prompts.STYLES)}.")
+        known = ", ".join(prompts.STYLES)
+        raise ConfigError(f"style '{style}': expected one of {known}{nearest(style, prompts.STYLES)}.")
     if kind.startswith(("http://", "https://")):
         return HttpEngine(kind, model, adapter, style=style, concurrency=batch_size or 16)
     if kind not in ENGINES:
-        raise ConfigError(f"engine '{kind}': expected {', '.join(ENGINES)} or an address http://HOST:PORT/v1.")
+        close = nearest(kind, ENGINES)
+        raise ConfigError(f"engine '{kind}': expected {', '.join(ENGINES)} or an address http://HOST:PORT/v1{close}.")
     if not (Path(model) / "config.json").is_file():
         raise CheckpointError(describe(f"model {model}", "a checkpoint folder with config.json", "none"))
     if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
@@ -198,6 +201,8 @@ class TransformersEngine:
 
             loaded = PeftModel.from_pretrained(loaded, adapter)
         self._model = loaded.to(self._device).eval()
+        positions = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
+        self._positions: int = positions or sys.maxsize
 
     def _load(self, model: str, **options: Any) -> Any:
         """The model; what turns requests into its inputs is kept."""
@@ -232,6 +237,11 @@ class TransformersEngine:
         started = time.monotonic()
         texts = [self._render(request) for request in batch]
         inputs = self._encode(texts, batch).to(self._device)
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        if max(lengths) >= self._positions:
+            fitting = [request for request, length in zip(batch, lengths, strict=True) if length < self._positions]
+            answers = iter(self._answer(fitting) if fitting else ())
+            return [self._too_long(length) or next(answers) for length in lengths]
         sampler = GumbelSampler(
             [request.temperature for request in batch], [request.seed for request in batch], self._audio_token_id
         )
@@ -247,11 +257,17 @@ class TransformersEngine:
         new = output[:, inputs["input_ids"].shape[1] :].cpu()
         seconds = round((time.monotonic() - started) / len(batch), 4)
         ends = _end_ids(self._model.generation_config, tokenizer)
-        lengths = inputs["attention_mask"].sum(dim=1).tolist()
         return [
             self._read(ids.tolist(), ends, request.max_tokens, int(length), text, seconds)
             for ids, request, length, text in zip(new, batch, lengths, texts, strict=True)
         ]
+
+    def _too_long(self, length: int) -> Answer | None:
+        if length < self._positions:
+            return None
+        return Answer(
+            error=describe("prompt", f"fewer tokens than the model's {self._positions} positions", f"{length}")
+        )
 
     def _read(
         self, ids: list[int], ends: set[int], limit: int, prompt_tokens: int, text: str, seconds: float
@@ -289,11 +305,11 @@ class GumbelSampler:
         import torch
 
         scores = scores.float().clone()
-        scores[:, self._audio_token_id] = -torch.inf
         for row, (temperature, generator) in enumerate(zip(self._temperatures, self._generators, strict=True)):
             if temperature > 0:
                 noise = -torch.empty(scores.shape[1]).exponential_(generator=generator).log()
                 scores[row] = scores[row] / temperature + noise.to(scores.device)
+        scores[:, self._audio_token_id] = -torch.inf  # last: infinity over a temperature or plus noise may be no number
         return scores
 
 
@@ -306,10 +322,13 @@ class HttpEngine:
         self._endpoint = Endpoint(url)
         self.name = self._endpoint.base
         served = self._endpoint.models()
-        wanted = adapter or model
-        if wanted not in served and adapter is not None:
-            raise EngineError(describe(f"{self.name}: adapter", f"one of {', '.join(served)}", f"'{adapter}'"))
-        self._model = wanted if wanted in served or not served else served[0]
+        kind, wanted = ("model", model) if adapter is None else ("adapter", adapter)
+        # A server has its own name for a checkpoint folder; a name that it does not know would be another model's.
+        folder = adapter is None and Path(model).is_dir()
+        if served and wanted not in served and not folder:
+            found = f"'{wanted}'{nearest(wanted, served)}"
+            raise EngineError(describe(f"{self.name}: {kind}", f"one of {', '.join(served)}", found))
+        self._model = served[0] if served and folder and wanted not in served else wanted
         self._style, self._concurrency = style, concurrency
 
     def prepare(self, waveform: Waveform, name: str) -> Waveform:
@@ -353,12 +372,12 @@ class HttpEngine:
             reply = self._endpoint.complete(body)
         except RefusedRequest as error:
             return Answer(error=str(error), prompt_hash=digest)
-        choice, usage = reply["choices"][0], reply.get("usage") or {}
+        choice, usage = reply["choices"][0], reply["usage"]
         return Answer(
-            raw=opening + (choice["message"].get("content") or ""),
+            raw=opening + choice["message"]["content"],
             finish_reason=str(choice.get("finish_reason") or ""),
-            prompt_tokens=int(usage.get("prompt_tokens") or 0),
-            completion_tokens=int(usage.get("completion_tokens") or 0),
+            prompt_tokens=usage.get("prompt_tokens", 0),
+            completion_tokens=usage.get("completion_tokens", 0),
             prompt_hash=digest,
             seconds=round(time.monotonic() - started, 4),
         )

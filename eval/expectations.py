@@ -52,8 +52,10 @@ class Finding:
 
 
 def read_expectations(path: str | Path) -> Expectations:
-    """Read the YAML file. Raises :class:`ConfigError` for an unknown key, and for a check without any limit."""
+    """Read the YAML file. Raises :class:`ConfigError` for an unknown key, and for no check or one without any limit."""
     expectations = load(Expectations, path)
+    if not expectations.checks:
+        raise ConfigError(f"{path}: expected at least one check under 'checks', found none.")
     for check in expectations.checks:
         if check.at_least is None and check.at_most is None and check.within is None and check.interval_above is None:
             raise ConfigError(f"{path}: check '{check.name}': expected at_least, at_most, within or interval_above.")

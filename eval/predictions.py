@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from audio_llm.errors import AudioLLMError, describe
+from audio_llm.files import parse_json
 from audio_llm.prompts import Reply, read_reply
 
 FILE_NAME = "predictions.jsonl"
@@ -70,26 +72,61 @@ class Prediction:
 
     @classmethod
     def from_json(cls, line: str, where: str) -> Prediction:
+        """The prediction that a line holds. Raises :class:`PredictionsError` for a line torn, foreign or mistyped."""
         try:
             tree = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise PredictionsError(describe(where, "one JSON object a line", f"{line[:60]!r} ({error.msg})")) from error
-        names = {entry.name for entry in dataclasses.fields(cls)}
+        except (json.JSONDecodeError, RecursionError) as error:
+            why = getattr(error, "msg", "brackets nested without end")
+            cure = "Where the run was killed there, repeat its command."
+            raise PredictionsError(describe(where, "one JSON object a line", f"{line[:60]!r} ({why})", cure)) from error
         required = ("id", "question_type", "format", "question", "choices", "gold", "raw")
         missing = [name for name in required if not isinstance(tree, dict) or name not in tree]
         if missing:
             raise PredictionsError(describe(where, f"the keys {', '.join(required)}", f"no {', '.join(missing)}"))
-        return cls(**{name: value for name, value in tree.items() if name in names})
+        values = {name: value for name, value in tree.items() if name in KINDS}
+        for name, value in values.items():
+            if not KINDS[name](value):
+                kind = cls.__dataclass_fields__[name].type
+                raise PredictionsError(describe(f"{where}: '{name}'", f"a value of type {kind}", f"{value!r:.60}"))
+        return cls(**values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_list_of(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(isinstance(part, kind) for part in value)
+
+
+# What a value of a line must be, by the type its field is declared with.
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "str": lambda value: isinstance(value, str),
+    "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "float": _is_number,
+    "list[str]": _is_list_of(str),
+    "list[dict[str, Any]]": _is_list_of(dict),
+    "dict[str, Any]": lambda value: isinstance(value, dict),
+}
+KINDS = {entry.name: _CHECKS[str(entry.type)] for entry in dataclasses.fields(Prediction)}
 
 
 def read(path: str | Path) -> list[Prediction]:
-    """All predictions of a file or run folder, in order. Raises :class:`PredictionsError` (missing, torn, doubled)."""
+    """All predictions of a file or run folder, in order. Raises :class:`PredictionsError` (missing, empty, torn,
+    doubled)."""
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path
     if not path.is_file():
         raise PredictionsError(
             describe(str(path), "a predictions file", "none", "Make one with: audio-llm eval MODEL SHARDS --out RUN.")
         )
+    rows = _rows(path)
+    if not rows:
+        raise PredictionsError(describe(str(path), "predictions", "none", "Repeat the command of its run."))
+    return rows
+
+
+def _rows(path: Path) -> list[Prediction]:
     rows = [
         Prediction.from_json(line, f"{path} line {number}")
         for number, line in enumerate(_lines(path), start=1)
@@ -116,7 +153,7 @@ def mend(path: Path) -> list[Prediction]:
     if len(whole) < len(data):
         with path.open("r+b") as file:
             file.truncate(len(whole))
-    return read(path)
+    return _rows(path)
 
 
 class PredictionWriter:
@@ -142,15 +179,27 @@ class PredictionWriter:
         self.close()
 
 
+# What tables and reports read of a manifest.
+MANIFEST = {"benchmark": str, "options": dict, "data": list, "settings": dict, "scorer": dict}
+
+
 def read_manifest(run: str | Path) -> dict[str, Any]:
-    """The run's ``run.json``; an empty mapping where only a predictions file is given."""
+    """The run's ``run.json``; an empty mapping where only a predictions file is given. Raises
+    :class:`PredictionsError` where it is none."""
     path = Path(run) / MANIFEST_NAME
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, ValueError, TypeError) as error:
-        raise PredictionsError(describe(str(path), "a JSON object", str(error))) from error
+        tree = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PredictionsError(describe(str(path), "a JSON object", f"something else ({error})")) from error
+    if not isinstance(tree, dict):
+        raise PredictionsError(describe(str(path), "a JSON object", type(tree).__name__))
+    for name, kind in MANIFEST.items():
+        if name in tree and not isinstance(tree[name], kind):
+            found = f"{tree[name]!r:.60}"
+            raise PredictionsError(describe(f"{path}: '{name}'", f"a value of type {kind.__name__}", found))
+    return tree
 
 
 def _refuse_doubles(rows: list[Prediction], path: Path) -> None:

@@ -53,6 +53,8 @@ def scorers_for(
         names = [name.strip() for name in wanted.split(",") if name.strip()]
     else:
         names = list(get_benchmark(stored.benchmark).scorers) if stored.benchmark else list(DEFAULT)
+    if not names:
+        raise ConfigError(describe("--scorers", "names with commas, or all", f"'{wanted}'"))
     return get_scorers([*names, *(name for name in settings or () if name not in names)], settings)
 
 
@@ -78,13 +80,18 @@ def answers_of(rows: Sequence[Prediction]) -> list[Prediction]:
 def reference_report(path: str | Path) -> OfficialReport:
     """What MMAU's own script prints for a file. Raises :class:`MatchError` with what the original dies of."""
     try:
-        records = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise PredictionsError(describe(str(path), "a file of MMAU's answers", str(error.strerror))) from error
+    try:
+        records = json.loads(text.decode("utf-8"))
+        report = official_report(records)
     except json.JSONDecodeError as error:
         message = describe(str(path), "one JSON array", str(error))
         raise MatchError(message, f"json.decoder.JSONDecodeError: {error}") from error
-    except OSError as error:
-        raise PredictionsError(describe(str(path), "a file of MMAU's answers", str(error))) from error
-    report = official_report(records)
+    except (UnicodeDecodeError, RecursionError, TypeError, AttributeError) as error:  # no array of MMAU's items at all
+        reference = f"{type(error).__name__}: {error}"
+        raise MatchError(describe(str(path), "a JSON array of MMAU's items", "something else"), reference) from error
     print_reference(report)
     refuse_nothing(report, records)
     return report

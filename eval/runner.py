@@ -95,11 +95,13 @@ def choose(collection: Collection, limit: int | None, seed: int) -> Collection:
 
 @dataclass
 class RunResult:
-    """What one call did; `rows` of the file may be more where a run was continued."""
+    """What one call did; `rows` of the file may be more where a run was continued. `first_error`: the first row's of
+    those that could not be asked."""
 
     answered: int
     reused: int
     errors: int
+    first_error: str
     seconds: float
     engine_seconds: float
 
@@ -129,7 +131,7 @@ def evaluate(
     manifest |= {"finished": True, "items": len(questions.items), "rows": work.total, "errors": work.errors}
     manifest["seconds"] = round(float(read_manifest(out).get("seconds") or 0) + seconds, 2)
     write_json(out / MANIFEST_NAME, manifest)
-    return RunResult(work.total - work.reused, work.reused, work.errors, seconds, seconds)
+    return RunResult(work.total - work.reused, work.reused, work.errors, work.first_error, seconds, seconds)
 
 
 def one_channel(waveform: Waveform, method: str) -> Waveform:
@@ -145,7 +147,7 @@ class Work:
         self, questions: Collection, settings: EvalSettings, engine: Engine, done: set[tuple[str, str, float, int]]
     ) -> None:
         self._questions, self._settings, self._engine = questions, settings, engine
-        self.errors = 0
+        self.errors, self.first_error = 0, ""
         self.asked: list[tuple[int, Pass, Item]] = []
         self.total = 0
         for index, item in enumerate(questions.items):
@@ -200,9 +202,11 @@ class Work:
         return self._engine.prepare(waveform, f"item '{self._questions.items[source].id}'")
 
     def count_error(self, row: Prediction) -> None:
-        """Count a row that could not be asked. Raises :class:`AudioError` when there are too many of them."""
+        """Count a row that could not be asked. Raises :class:`AudioError` when there are too many of them, or none but
+        them."""
         self.errors += 1
-        if self.errors > max(ERRORS_BEFORE_STOPPING, MAX_ERROR_SHARE * self.total):
+        self.first_error = self.first_error or row.error
+        if self.errors > max(ERRORS_BEFORE_STOPPING, MAX_ERROR_SHARE * self.total) or self.errors == self.total:
             raise AudioError(
                 f"{self.errors} of {self.total} questions could not be asked, above {MAX_ERROR_SHARE:.0%}; the last "
                 f"one: {row.error} Mend the data or the model's settings, then repeat the command with --overwrite."
@@ -224,12 +228,13 @@ def _answer_all(engine: Engine, work: Work, writer: PredictionWriter, progress: 
 
     written, answered, flushed = 0, -1, time.monotonic()
 
-    def flush(last: int) -> int:
+    def flush(last: int) -> None:
         """Write all rows up to `last`: answers come in order, so they are complete."""
+        nonlocal written, flushed
         batch = [rows.pop(number) for number in range(written, last + 1)]
+        written, flushed = last + 1, time.monotonic()  # before the disk can fail: the writer has them, none goes twice
         writer.write(batch)
         bar.update(len(batch))
-        return last + 1
 
     with tqdm(total=work.total, initial=work.reused, unit="question", disable=not progress, file=sys.stderr) as bar:
         try:
@@ -239,10 +244,10 @@ def _answer_all(engine: Engine, work: Work, writer: PredictionWriter, progress: 
                 if answer.error:
                     work.count_error(rows[answered])
                 if answered - written >= FLUSH_ROWS or time.monotonic() - flushed > FLUSH_SECONDS:
-                    written, flushed = flush(answered), time.monotonic()
+                    flush(answered)
             answered = len(work.asked) - 1
         finally:  # an endpoint that went away or Ctrl-C must not cost answers that are already here
-            written = flush(answered)
+            flush(answered)
 
 
 def _fill(row: Prediction, answer: Answer) -> None:
@@ -306,9 +311,14 @@ def build_manifest(
 def claim(out: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest of a new run. Raises :class:`PredictionsError` where another run's answers lie already."""
     old = read_manifest(out)
-    if not old or not mend(out / FILE_NAME):
+    if not mend(out / FILE_NAME):
         write_json(out / MANIFEST_NAME, manifest)
         return
+    if not old:
+        cure = "Use another --out, or --overwrite to start again."
+        raise PredictionsError(
+            describe(f"run {out}", f"a {MANIFEST_NAME} that says whose answers lie there", "none", cure)
+        )
     for name in IDENTITY:
         if old.get(name) != manifest[name]:
             cure = "Use another --out, or --overwrite to start this one again."

@@ -11,6 +11,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from audio_llm import prompts
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError
 from eval.benchmarks import get_benchmark, open_benchmark
 from eval.benchmarks.base import Collection, Item
@@ -152,6 +153,35 @@ def test_many_classes_are_drawn_from(tmp_path: Path) -> None:
         open_benchmark("zero_shot", tmp_path / "nowhere")
 
 
+HEADER = "filename,fold,target,category,esc10,src_file,take\n"
+ROWS = "1-7-A-0.wav,1,0,dog,True,7,A\n2-8-A-1.wav,2,1,rooster,True,8,A\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            HEADER.encode() + ROWS.replace("rooster", "").encode(),
+            "line 3: expected a value in column category, found none",
+        ),
+        (HEADER.encode() + ROWS.encode()[:40], "line 3: expected a value in column fold, found none"),
+        ((HEADER + ROWS).replace("dog", "dög").encode("latin-1"), "expected CSV in UTF-8"),
+        ((HEADER + ROWS).encode("utf-16"), "expected CSV in UTF-8"),
+        (("\ufeff" + HEADER + ROWS).encode(), ""),
+    ],
+)
+def test_tables_of_a_corpus_are_read_whole_or_refused(tmp_path: Path, table: bytes, message: str) -> None:
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "esc50.csv").write_bytes(table)
+    if message:
+        with pytest.raises(AudioError, match=message):
+            open_benchmark("zero_shot", tmp_path)
+        return
+    assert [item.gold for item in open_benchmark("zero_shot", tmp_path).items] == ["dog", "rooster"]
+    with pytest.raises(ConfigError, match="expected each fold once, found '1,1'"):
+        open_benchmark("zero_shot", tmp_path, folds="1,1")
+
+
 # ------------------------------------------------------------------------------------------------ AudioBench
 
 
@@ -224,6 +254,50 @@ def test_audiobench_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1 nonsense")
     with pytest.raises(AudioLLMError, match=r"x\.parquet: expected a Parquet file"):
         open_benchmark("audiobench", tmp_path / "x.parquet", set="clotho_aqa")
+
+
+def test_no_questions_are_refused_and_equal_names_in_two_folders_are_not(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(AudioLLMError, match=r"x\.json: expected questions, found none"):
+        open_benchmark("audiobench", tmp_path / "x.json", set="clotho_aqa")
+    row = {"audio": "a.wav", "instruction": "Which?", "answer": "dog"}
+    for part in ("one", "two"):
+        (tmp_path / "sets" / part).mkdir(parents=True)
+        (tmp_path / "sets" / part / "q.json").write_text(json.dumps([row]))
+    found = open_benchmark("audiobench", tmp_path / "sets", set="clotho_aqa")
+    assert [item.id for item in found.items] == ["one/q/0", "two/q/0"]
+
+
+def test_questions_without_a_right_answer_are_counted_and_not_asked(tmp_path: Path) -> None:
+    many = [f"sound {number}" for number in range(27)]
+    asked = [
+        ("Which?", many[:26], many[25]),
+        ("Which?", many, many[26]),
+        ("Which?", many[:2], "zebra"),
+        ("Which?", [], ""),
+    ]
+    rows = []
+    for number, (question, choices, gold) in enumerate(asked):
+        tone(tmp_path / f"{number}.wav", 300)
+        rows.append(
+            {"audio_id": f"{number}.wav", "question": question, "choices": choices or ["a", "b"], "answer": gold}
+        )
+        rows[-1] |= {"id": f"q{number}", "task": "sound", "difficulty": "easy"}
+    (tmp_path / "mmau.json").write_text(json.dumps(rows))
+    found = open_benchmark("mmau", tmp_path / "mmau.json")
+    assert found.counts == {"more choices than letters": 1, "answer is none of the options": 1, "answer hidden": 1}
+    assert list(found.errors) == ["q1", "q2"]
+    assert found.errors["q1"] == "item 'q1': expected at most 26 choices, a letter each, found 27."
+    with pytest.raises(AudioLLMError, match="at most 26 choices"):
+        prompts.question_text("Which?", many)  # nothing is left out in silence
+    found = open_benchmark("zero_shot", _classes(tmp_path / "classes"), question=" ")
+    assert found.counts == {"question without words": 2} and len(found.errors) == 2
+
+
+def _classes(folder: Path) -> Path:
+    for name in ("dog", "cat"):
+        tone(folder / name / "a.wav", 300)
+    return folder
 
 
 # ------------------------------------------------------------------------------------------------ text scores

@@ -280,6 +280,11 @@ def test_a_folder_round_trips(text_folder: Path, tmp_path: Path) -> None:
     assert again.config == model.config
     for name, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+    tree = json.loads((tmp_path / "model" / "config.json").read_text())
+    for part in ("echotwin", "encoder"):
+        (tmp_path / "model" / "config.json").write_text(json.dumps(tree | {part: "small"}))
+        with pytest.raises(CheckpointError, match="expected a configuration of version 1"):
+            load_echotwin(tmp_path / "model")
 
 
 # ----------------------------------------------------------------------------------------------------------- training
@@ -373,6 +378,8 @@ def test_the_flags_of_the_original_train_score_and_submit(questions: Path, tmp_p
     with submission.open() as stream:
         rows = list(csv.reader(stream))
     assert rows[0] == ["question", "answer"] and rows[1][0] == "q0000" and len(rows) == 25
+    assert main(["echotwin", "evaluate", "--model_checkpoint", str(run), *flags, "--batch_size", "-1"]) == 2
+    assert "--batch_size: expected at least 1, found -1" in capsys.readouterr().err
     options = {row.stem: row.options for row in dcase_aqa.read(questions).rows}
     assert all(answer in options[stem] for stem, answer in rows[1:])
 
@@ -391,4 +398,40 @@ def test_benchmark_runs_and_the_table(questions: Path, tmp_path: Path, capsys) -
     said = capsys.readouterr().out
     assert "| option head | " in said and "0.0 % of 24" in said and "majority letter" in said
     assert "option head over text only: " in said and "option head over majority letter" in said
-    assert main(["echotwin", "table", "nameless", "--train", str(questions)]) == 2
+    for arguments, words in (
+        (["nameless", "--train", str(questions)], "expected NAME=RUN, found 'nameless'"),
+        ([runs[0], runs[0], "--train", str(questions)], "run 'option head': expected a name of its own"),
+        ([runs[0], "--train", str(hidden(questions, tmp_path / "hidden"))], "questions with their right answers"),
+    ):
+        capsys.readouterr()
+        assert main(["echotwin", "table", *arguments]) == 2
+        assert words in capsys.readouterr().err
+    # A model that writes its answers is read as everywhere else.
+    spoken = tmp_path / "run-model" / "predictions.jsonl"
+    rows = [json.loads(line) for line in spoken.read_text().splitlines()]
+    tagged = [row | {"raw": f"<think>noise? no</think><answer>{row['raw']}</answer>"} for row in rows]
+    spoken.write_text("".join(json.dumps(row) + "\n" for row in tagged))
+    assert main(["echotwin", "table", *runs, "--train", str(questions)]) == 0
+    assert capsys.readouterr().out == said
+
+
+def hidden(questions: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for path in questions.glob("*.json"):
+        record = json.loads(path.read_text())
+        del record["answer"]
+        (folder / path.name).write_text(json.dumps(record))
+    return folder
+
+
+@pytest.mark.parametrize("head", ["options", "letters"])
+def test_options_that_are_too_long_cost_their_own_question(text_folder: Path, head: str) -> None:
+    from eval.echotwin import EchoTwinEngine
+
+    model, tokenizer = make_model(text_folder, dataclasses.replace(OPTIONS, head=head))
+    engine = EchoTwinEngine(model, tokenizer)
+    heard = engine.listener.hear([engine.listener.windows(tone(440, 0.9))])[0]
+    asked = [("noise", "rain"), ("noise " * 500, "rain"), ("wind", "bell")]
+    scores = engine.score([Asked("Which sound is it?", choices, None, heard) for choices in asked])
+    assert [isinstance(row, str) for row in scores] == [False, True, False]
+    assert "options are never cut" in scores[1]

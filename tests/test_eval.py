@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -409,9 +410,15 @@ def test_bad_arguments_are_one_line(shards, tmp_path: Path, capsys) -> None:
     base = ["eval", str(tmp_path / "nothing"), str(shards()), "--out", str(tmp_path / "run")]
     for more, message in [
         (["--temperature", "warm"], "expected numbers such as 0,1"),
+        (["--temperature", "nan"], "expected different numbers of at least 0"),
+        (["--temperature", "1,inf"], "expected different numbers of at least 0"),
         (["--controls", "silense"], "did you mean 'silence'"),
+        (["--controls", "silence,swap,silence"], "control 'silence': expected once, found 2 times"),
+        (["--seed", "-1"], "--seed: expected at least 0, found -1"),
+        (["--batch-size", "0"], "--batch-size: expected at least 1, found 0"),
         (["--samples", "0"], "expected at least 1"),
         (["--style", "loud"], "expected one of answer, think, think_semantics"),
+        (["--style", "thnk"], "did you mean 'think'"),
         (["--engine", "vlm"], "expected auto, vllm, transformers or an address"),
         ([], "checkpoint folder with config.json"),
     ]:
@@ -419,6 +426,25 @@ def test_bad_arguments_are_one_line(shards, tmp_path: Path, capsys) -> None:
         error = capsys.readouterr().err
         assert message in error
         assert "Traceback" not in error
+
+
+def test_a_question_longer_than_the_model_is_that_rows_alone(checkpoint, shards, tmp_path: Path) -> None:
+    from eval.benchmarks import open_benchmark
+    from eval.engines import Request, open_engine
+
+    model = str(checkpoint(channels=2))
+    found = open_benchmark("scenes", shards(count=24))
+    items = found.items[:3]
+    items[1] = dataclasses.replace(items[1], question="rain " * 5000)
+    engine = open_engine("transformers", model, batch_size=3)
+    waves = [engine.prepare(found.waveform(row), "clip") for row in range(3)]
+    # Sampling at a temperature beyond float32 scales every score to 0 or to nothing: the placeholder is never drawn.
+    requests = [Request(item, wave, 1e300, 4, 7) for item, wave in zip(items, waves, strict=True)]
+    answers = list(engine.generate(requests))
+    assert [bool(answer.error) for answer in answers] == [False, True, False]
+    assert "expected fewer tokens than the model's 1024 positions" in answers[1].error
+    alone = list(engine.generate([requests[0], requests[2]]))
+    assert [answer.raw for answer in alone] == [answers[0].raw, answers[2].raw]
 
 
 def _answers(out: Path) -> list[tuple]:

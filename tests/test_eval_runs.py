@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -242,6 +244,139 @@ def test_an_endpoint_that_goes_away_costs_no_answers(tmp_path: Path, monkeypatch
     assert lines(out)[: len(kept)] == kept and len(lines(out)) == 60
 
 
+def raw_reply(data: bytes, length: int | None = None) -> Callable[[Hearing], None]:
+    """Sends `data` under status 200 and says that it is `length` bytes."""
+
+    def send(self: Hearing) -> None:
+        type(self).calls += 1
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data) if length is None else length))
+        self.end_headers()
+        self.wfile.write(data)
+
+    return send
+
+
+def said(content: object, **more: object) -> bytes:
+    return json.dumps({"choices": [{"message": {"content": content}}], **more}).encode()
+
+
+def refusal(code: int) -> Callable[[Hearing], None]:
+    def refuse(self: Hearing) -> None:
+        type(self).calls += 1
+        self.reply(code, {"error": f"code {code}"})
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    ("server", "message"),
+    [
+        (raw_reply(said("rain"), 400), "IncompleteRead"),
+        (raw_reply(b"<html>"), "expected a reply in JSON, found '<html>'"),
+        (raw_reply(b"[]"), r"expected a reply in JSON, found '\[\]'"),
+        (raw_reply(b'{"id": 1}'), 'expected an OpenAI chat completion, found {"id": 1}'),
+        (raw_reply(said(5)), "expected an OpenAI chat completion"),
+        (lambda self: self.wfile.write(b"no http\r\n\r\n"), "expected a reply in JSON, found no http"),
+        (refusal(401), "HTTP 401.*Mend the address, the model's name or OPENAI_API_KEY"),
+        (refusal(402), "HTTP 402"),
+        (refusal(404), "HTTP 404.*Mend the address"),
+        (refusal(429), "HTTP 429.*Start it again"),
+        (refusal(500), "HTTP 500.*Start it again"),
+        (refusal(400), "3 of 3 questions could not be asked.*HTTP 400"),
+        (refusal(413), "3 of 3 questions could not be asked.*HTTP 413"),
+    ],
+)
+def test_what_no_question_can_be_answered_with_ends_the_run(
+    tmp_path: Path, monkeypatch, capsys, server, message: str
+) -> None:
+    from eval import endpoint
+
+    monkeypatch.setattr(endpoint, "RETRIES", 0)
+    data, out = make_mmau(tmp_path / "data", 3), tmp_path / "run"
+    with serving(Hearing, do_POST=server) as address:
+        assert main(command(data, out, address, "--controls", "none")) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("reply", "raw"),
+    [
+        (said(None), ""),
+        (said([{"type": "text", "text": "ra"}, {"type": "image"}, {"type": "text", "text": "in"}]), "rain"),
+        (said("rain", usage=[1]), "rain"),
+        (said("rain", usage={"prompt_tokens": "many"}), "rain"),
+    ],
+)
+def test_replies_that_say_less_or_otherwise_are_replies(tmp_path: Path, reply: bytes, raw: str) -> None:
+    data, out = make_mmau(tmp_path / "data", 2), tmp_path / "run"
+    with serving(Hearing, do_POST=raw_reply(reply)) as address:
+        assert main(command(data, out, address, "--controls", "none")) == 0
+    assert [(row["raw"], row["error"], row["prompt_tokens"]) for row in lines(out)] == [(raw, "", 0)] * 2
+
+
+def test_a_server_is_not_asked_by_a_name_it_does_not_know(tmp_path: Path, capsys) -> None:
+    data = make_mmau(tmp_path / "data", 2)
+    with serving(Hearing) as address:
+        arguments = command(data, tmp_path / "run", address, "--controls", "none")
+        arguments[1] = "listner"
+        assert main(arguments) == 2
+        assert "model: expected one of listener, found 'listner' (did you mean 'listener'?)" in capsys.readouterr().err
+        (tmp_path / "model").mkdir()  # a folder has another name there
+        arguments[1] = str(tmp_path / "model")
+        assert main(arguments) == 0
+    for address in ("http://127.0.0.1:port", "http://a b", "http://"):
+        assert main(command(data, tmp_path / "other", address)) == 2
+        assert "address: expected http://HOST:PORT" in capsys.readouterr().err
+
+
+def test_overwriting_begins_when_the_new_run_can(tmp_path: Path, capsys) -> None:
+    data, out = make_mmau(tmp_path / "data", 4), tmp_path / "run"
+    with serving(Hearing) as address:
+        assert main(command(data, out, address, "--controls", "none")) == 0
+    kept = lines(out)
+    for more in (
+        ["--limit", "0"],
+        ["--option", "audio=nowhere"],
+        ["--engine", "vlm"],
+        ["--engine", "http://127.0.0.1:9"],
+    ):
+        assert main([*command(data, out, address), "--overwrite", *more]) == 2
+        assert lines(out) == kept
+    with serving(Hearing) as address:
+        assert main(command(data, out, address, "--controls", "none", "--seed", "1", "--overwrite")) == 0
+    assert {row["id"] for row in lines(out)} == {row["id"] for row in kept} and lines(out) != kept
+    (out / "run.json").unlink()
+    capsys.readouterr()
+    assert main(command(data, out, address, "--controls", "none")) == 2
+    assert "expected a run.json that says whose answers lie there, found none" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_what_is_told_and_nothing_is_written_twice(tmp_path: Path, monkeypatch) -> None:
+    from eval import runner
+    from eval.engines import open_engine
+
+    class FullOnce(predictions.PredictionWriter):
+        full = True
+
+        def write(self, rows) -> None:
+            written.extend(row.id for row in rows)
+            if self.full:
+                self.full = False
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    written: list[str] = []
+    monkeypatch.setattr(runner, "FLUSH_ROWS", 2)
+    found = open_benchmark("mmau", make_mmau(tmp_path / "data", 10))
+    with serving(Hearing) as address:
+        engine = open_engine(address, "listener", batch_size=1)
+        work = runner.Work(found, runner.EvalSettings(), engine, set())
+        with FullOnce(tmp_path / "p.jsonl") as writer, pytest.raises(OSError, match="No space left"):
+            runner._answer_all(engine, work, writer, False)
+    assert written and len(written) == len(set(written))
+
+
 def test_two_runs_are_compared_question_by_question(finished, tmp_path: Path, capsys) -> None:
     _, out = finished
     rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
@@ -256,6 +391,11 @@ def test_two_runs_are_compared_question_by_question(finished, tmp_path: Path, ca
     assert "right only before 0, only after 10, p 0.002" in shown  # 2 * 0.5**10
     assert "n 38" in shown and "easy" in shown
     assert "answered by one run alone and left out: 0 and 2" in shown
+    assert main(["compare", str(worse), str(out), "--by", "dificulty"]) == 2
+    assert "did you mean 'difficulty'" in capsys.readouterr().err
+    (worse / "predictions.jsonl").write_text("".join(json.dumps(row | {"error": "x"}) + "\n" for row in plain))
+    assert main(["compare", str(worse), str(out)]) == 2
+    assert "scorer 'option-resolution' can score, found none among 40, of which 40 errors" in capsys.readouterr().err
     for change, message in (({"question": "Which animal?"}, "question"), ({"gold": "dog!"}, "answer")):
         (worse / "predictions.jsonl").write_text(json.dumps(plain[0] | change) + "\n")
         assert main(["compare", str(worse), str(out)]) == 2
@@ -289,10 +429,13 @@ def item(**changes) -> dict:
             json.dumps([{key: value for key, value in item().items() if key != "choices"}]),
             "expected 'choices', found id",
         ),
-        (json.dumps([item(choices="x")]), "choices: expected a list of texts"),
+        (json.dumps([item(choices="x")]), "'choices': expected a list of texts"),
         (json.dumps([item(), item()]), "item 'a': expected an id that occurs once"),
+        (json.dumps([item(id=5)]), "'id': expected a text, found 5"),
+        (json.dumps([item(audio_id=["a"])]), "'audio_id': expected a text"),
+        (json.dumps([item(question=" ")]), "'question': expected a text, found ' '"),
         (json.dumps([item(task="sounds")]), r"did you mean 'sound'"),
-        (json.dumps([item(answer=3)]), "answer: expected text, found 3"),
+        (json.dumps([item(answer=3)]), "'answer': expected a text, found 3"),
         (json.dumps([item()]), "--option audio=FOLDER"),
     ],
 )
@@ -315,6 +458,8 @@ def test_bad_arguments_of_the_verbs_are_one_line(finished, tmp_path: Path, capsy
         (["rescore"], "expected a run folder"),
         (["rescore", str(tmp_path / "nothing")], "a predictions file"),
         (["rescore", str(out), "--scorers", "letters"], "did you mean 'letter'"),
+        (["rescore", str(out), "--scorers", ","], "names with commas"),
+        (["rescore", str(out), "--option", "form=raw"], "--submission FOLDER"),
         (["rescore", str(out), "--with", "letter"], "SCORER.KEY=VALUE"),
         (["rescore", str(out), "--with", "letter.a=b"], "takes no settings"),
         (["compare", str(out), str(tmp_path)], "a predictions file"),
@@ -322,6 +467,67 @@ def test_bad_arguments_of_the_verbs_are_one_line(finished, tmp_path: Path, capsy
         assert main(arguments) == 2, arguments
         error = capsys.readouterr().err
         assert message in error and "Traceback" not in error, (arguments, error)
+
+
+PREDICTION = {
+    "id": "a",
+    "question_type": "x",
+    "format": "mmau",
+    "question": "?",
+    "choices": ["b"],
+    "gold": "b",
+    "raw": "b",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": ["a"]}, "'id': expected a value of type str, found ['a']"),
+        ({"raw": None}, "'raw': expected a value of type str, found None"),
+        ({"choices": "b"}, "'choices': expected a value of type list[str], found 'b'"),
+        ({"choices": [1]}, "'choices': expected a value of type list[str]"),
+        ({"temperature": "warm"}, "'temperature': expected a value of type float"),
+        ({"sample": 0.5}, "'sample': expected a value of type int"),
+        ({"meta": [1]}, "'meta': expected a value of type dict[str, Any]"),
+        ({"events": ["x"]}, "'events': expected a value of type list[dict[str, Any]]"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["rescore", "report", "compare"])
+def test_mistyped_predictions_are_named_by_line_and_key(
+    finished, tmp_path: Path, capsys, verb: str, change: dict, message: str
+) -> None:
+    rows = [PREDICTION, PREDICTION | {"id": "c"} | change]
+    (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = {"rescore": [], "report": ["--out", str(tmp_path / "r.html")], "compare": [str(finished[1])]}[verb]
+    assert main([verb, str(tmp_path), *more]) == 2
+    error = capsys.readouterr().err
+    assert f"predictions.jsonl line 2: {message}" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ("[]", "expected a JSON object, found list"),
+        ("{", "expected a JSON object, found something else"),
+        ('{"scorer": "letter"}', "'scorer': expected a value of type dict, found 'letter'"),
+        ('{"data": null}', "'data': expected a value of type list, found None"),
+        ('{"benchmark": 5}', "'benchmark': expected a value of type str"),
+    ],
+)
+def test_a_run_json_that_is_none_is_named(tmp_path: Path, capsys, manifest: str, message: str) -> None:
+    (tmp_path / "predictions.jsonl").write_text(json.dumps(PREDICTION) + "\n")
+    (tmp_path / "run.json").write_text(manifest)
+    for verb, *more in (("rescore",), ("report", "--out", str(tmp_path / "r.html"))):
+        assert main([verb, str(tmp_path), *more]) == 2
+        assert f"run.json: {message}" in capsys.readouterr().err
+
+
+def test_a_run_without_a_row_has_no_scores(tmp_path: Path, capsys) -> None:
+    (tmp_path / "predictions.jsonl").write_text("\n")
+    for verb, *more in (("rescore",), ("report", "--out", str(tmp_path / "r.html"))):
+        assert main([verb, str(tmp_path), *more]) == 2
+        assert "expected predictions, found none" in capsys.readouterr().err
 
 
 def test_the_benchmark_in_the_documentation_works_and_has_at_most_40_lines(tmp_path: Path) -> None:

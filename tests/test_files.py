@@ -34,6 +34,8 @@ def test_a_torn_last_line_is_left_out(tmp_path):
     path.write_bytes(path.read_bytes()[:-4])
     assert files.read_lines(path) == [{"step": 1, "text": "é"}]
     assert files.read_lines(tmp_path / "none.jsonl") == []
+    files.append_line(path, {"step": 3})  # begins a line of its own
+    assert [record["step"] for record in files.read_lines(path)] == [1, 3]
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -48,6 +50,30 @@ def test_an_error_leaves_what_was_there(tmp_path, kind):
             (temporary if kind == "file" else temporary / "part").write_text("half")
             raise error
     assert whole.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["thing"]
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    for target in (tmp_path / "folder", tmp_path / "file" / "below"):
+        with pytest.raises(OSError) as caught:
+            files.write_atomically(target, "text")
+        assert caught.value.filename == str(target)
+
+
+@pytest.mark.parametrize("text", ['{"a": "\\ud800"}', '["\\udc00\\ud800"]', '{"\\ud83dx": 1}', "[" * 100_000, "{", "'"])
+def test_json_of_others_is_refused_where_it_is_none(text):
+    with pytest.raises(json.JSONDecodeError):
+        files.parse_json(text)
+    with pytest.raises(ValueError):
+        files.parse_json(text.encode())
+
+
+@given(st.recursive(st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5))
+def test_json_of_any_text_is_read(tree):
+    for text in (json.dumps(tree), json.dumps(tree, ensure_ascii=False)):
+        assert files.parse_json(text) == files.parse_json(text.encode()) == tree
+    assert files.parse_json(json.dumps("C:\\ud800\\x")) == "C:\\ud800\\x"  # a backslash before letters, no escape
 
 
 def test_a_folder_takes_the_place_of_an_older_one(tmp_path):

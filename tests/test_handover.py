@@ -156,8 +156,13 @@ def test_the_verb_exports_a_folder_of_sounds(tmp_path: Path, capsys: pytest.Capt
     assert main([*command, "--quiet", "--answer-as", "letter"]) == 0
     doc = json.loads((tmp_path / "tasks" / "audio_llm_zero_shot" / "docs.jsonl").read_text().splitlines()[0])
     assert doc["text"].endswith("Answer with the letter of one choice only.")
-    assert main([*command, "--scorer", "nobody"]) == 2
-    assert "nobody" in capsys.readouterr().err
+    for more, words in (
+        (("--scorer", "nobody"), "nobody"),
+        (("--limit", "-1"), "--limit: expected at least 1, found -1"),
+        (("--limit", "2", "--seed", "-1"), "--seed: expected at least 0, found -1"),
+    ):
+        assert main([*command, *more]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_sound_of_other_peoples_tasks_is_sent_whole(tmp_path: Path) -> None:

@@ -108,15 +108,28 @@ def test_a_refusal_is_that_rows_alone_and_a_dead_judge_is_one_sentence(
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     cache = str(tmp_path / "c.jsonl")
-    with judge_server() as (url, _):
+    with judge_server() as (url, asked):
         scorer = judge(url=url, cache=cache)
-        rows = [row(0, "rain"), row(1, "refuse"), row(2, "roof")]
+        rows = [row(0, "rain"), row(1, "refuse"), row(2, "roof"), row(4, "refuse")]
         scorer.prepare(rows)  # type: ignore[attr-defined]
-        assert [scorer.score(entry) is not None for entry in rows] == [True, False, True]
+        assert [scorer.score(entry) is not None for entry in rows] == [True, False, True, False]
+        assert len(asked) == 3, "who refuses is not asked again, not by another table and not for an equal answer"
         assert "no such thing" in scorer.problems[rows[1].key]  # type: ignore[attr-defined]
     with pytest.raises(AudioLLMError, match="/chat/completions: expected a reply"):
         scorer.prepare([row(3, "thunder")])  # type: ignore[attr-defined]
     assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 2, "what it said before is kept"
+
+
+def test_nobody_is_asked_where_replies_cannot_be_kept_or_no_model_is_served(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with judge_server() as (url, asked):
+        for cache in (tmp_path, tmp_path / "file" / "c.jsonl"):
+            with pytest.raises(OSError):
+                judge(url=url, cache=str(cache))
+        assert not asked
+    nameless = serving(JudgeServer, do_GET=lambda self: self.reply(200, {"data": []}))
+    with nameless as url, pytest.raises(ConfigError, match=r"a served model, found none .* judge\.model=NAME"):
+        judge(url=url)
 
 
 def test_several_references_stand_in_one_question(tmp_path: Path) -> None:

@@ -213,6 +213,33 @@ def test_json_lines_are_an_error_with_a_cure(cases: dict, items: list[dict], tmp
     assert "a file that ends in .jsonl" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "last"),
+    [
+        ("5", "TypeError: 'int' object is not iterable"),
+        ("[null]", "TypeError: argument of type 'NoneType' is not iterable"),
+        ("[" * 100_000, "RecursionError: "),
+        ('[{"model_output": "a", "answer": "a", "task": "sound", "difficulty": "easy", "choices": 5}]', "TypeError: "),
+        ("\ufeff[]".encode("utf-16").decode("latin-1"), "UnicodeDecodeError: "),
+    ],
+)
+def test_what_is_no_array_of_items_ends_as_the_original_does(tmp_path: Path, capsys, text: str, last: str) -> None:
+    path = tmp_path / "answers.json"
+    path.write_bytes(text.encode("latin-1"))
+    assert main(["rescore", str(path), "--strict-reference"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.splitlines()[-1].startswith(last) and "Traceback" not in shown
+    assert main(["rescore", str(path)]) == 2
+
+
+def test_an_item_that_occurs_twice_is_scored_by_nobody_of_ours(tmp_path: Path, capsys) -> None:
+    item = {"id": "a", "audio_id": "a.wav", "question": "Which?", "choices": ["x", "y"], "answer": "x", "task": "sound"}
+    item |= {"difficulty": "easy", KEY: "x"}
+    (tmp_path / "answers.json").write_text(json.dumps([item, item]))
+    assert main(["rescore", str(tmp_path / "answers.json")]) == 2
+    assert "item 'a': expected an id that occurs once" in capsys.readouterr().err
+
+
 def printed(text: str) -> dict:
     """``name : 12.34% over 56 samples`` lines as the fixture has them."""
     found = re.findall(r"^(.+?) : ([\d.]+)% over (\d+) samples$", text, re.MULTILINE)

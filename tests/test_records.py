@@ -63,6 +63,20 @@ def test_parquet_keeps_sound_in_the_file_until_it_is_asked_for(tmp_path: Path) -
         read_records(tmp_path / "cut.parquet")
     with pytest.raises(DataError, match="expected the bytes of a file, found int"):
         Cell(tmp_path / "x.parquet", "n", 0).data()
+    bad = arrow.Array.from_buffers(
+        arrow.string(), 1, [None, *arrow.array(["ab"]).buffers()[1:2], arrow.py_buffer(b"\xffb")]
+    )
+    parquet.write_table(arrow.table({"question": bad}), tmp_path / "bytes.parquet")
+    with pytest.raises(DataError, match=r"bytes\.parquet: expected a Parquet file"):
+        read_records(tmp_path / "bytes.parquet")
+
+
+def test_half_of_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('[{"question": "which \\ud800?"}]')
+    with pytest.raises(
+        DataError, match=r"x\.json: expected valid JSON, found Half of a surrogate pair at line 1, column 22"
+    ):
+        read_records(tmp_path / "x.json")
 
 
 def test_getters_name_row_and_key() -> None:
@@ -76,6 +90,8 @@ def test_getters_name_row_and_key() -> None:
         assert words in str(caught.value)
     with pytest.raises(DataError, match="did you mean 'choises'"):
         record.texts("choices")
+    with pytest.raises(DataError, match=r"expected a value of 'id' or 'name', found 'name': None\.$"):
+        Record({"name": None, "more": 1}, "f.json").text("id", "name")
     with pytest.raises(DataError, match="a list of texts"):
         record.texts("more")
     assert record.text("question", default="") == " "

@@ -209,6 +209,12 @@ checks:
 """
 
 
+def test_a_training_folder_that_is_not_there_is_named(runs: dict[str, Path], tmp_path: Path, capsys) -> None:
+    out = tmp_path / "r.html"
+    assert main(["report", str(runs["good"]), "--training", str(tmp_path / "sft"), "--out", str(out)]) == 2
+    assert "a training folder with metrics.jsonl, found nothing there" in capsys.readouterr().err and not out.exists()
+
+
 def test_limits_are_met_or_not(runs: dict[str, Path], tmp_path: Path, capsys) -> None:
     (tmp_path / "met.yaml").write_text(LIMITS)
     common = ["report", str(runs["weak"]), str(runs["good"]), "--out", str(tmp_path / "r.html"), "--check"]
@@ -238,6 +244,7 @@ def test_bad_limits_are_refused(tmp_path: Path) -> None:
     for text, message in [
         ("checks: [{name: a, measure: accuracy, run: x}]", "expected at_least"),
         ("checks: [{name: a, measure: difference, run: x, at_least: 0}]", "'minus' belongs to"),
+        ("checks: []", "expected at least one check"),
         ("checks: [{name: a, measure: acuracy, run: x, at_least: 0}]", "did you mean 'accuracy'"),
     ]:
         path.write_text(text)

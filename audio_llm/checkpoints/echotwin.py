@@ -76,7 +76,8 @@ def load_echotwin(folder: str | Path) -> tuple[EchoTwin, Any]:
         cure = "Train one: audio-llm train recipes/echotwin/options.yaml."
         raise CheckpointError(describe(f"EchoTwin folder {folder}", f"a file {WEIGHTS}", "none", cure))
     tree = read_json(folder / CONFIG, "the configuration of an EchoTwin model")
-    if tree.get("version") != VERSION or not {"echotwin", "encoder"} <= set(tree):
+    parts = [tree.get("echotwin"), tree.get("encoder")]
+    if tree.get("version") != VERSION or not all(isinstance(part, dict) for part in parts):
         found = json.dumps(tree)[:80]
         raise CheckpointError(describe(f"EchoTwin folder {folder}", f"a configuration of version {VERSION}", found))
     text_enc, tokenizer = open_text(folder / TEXT, weights=False)

@@ -16,6 +16,8 @@ from typing import Any
 from audio_llm.audio import LAYOUT_CHANNELS, Waveform
 from audio_llm.audio import sha256 as audio_sha256
 from audio_llm.errors import ConfigError, ShardError, describe, nearest
+from audio_llm.files import parse_json
+from audio_llm.prompts import MOST_CHOICES
 
 VERSION = 1
 MAX_KEY_BYTES = 90  # ustar holds 100 bytes of name; ".flac" and ".json" take five, the rest is margin
@@ -92,8 +94,8 @@ class Sample:
     def from_json(cls, text: str | bytes, where: str = "sample") -> Sample:
         """Parse and validate. `where` names the item in errors, for instance ``shard-000003.tar: key``."""
         try:
-            tree = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            tree = parse_json(text)
+        except ValueError as error:
             raise ShardError(describe(where, "JSON", f"text that is not ({error})")) from error
         if not isinstance(tree, dict):
             raise ShardError(describe(where, "a JSON object", type(tree).__name__))
@@ -237,6 +239,10 @@ def _validate_sample(sample: Sample, where: str) -> None:
         _text(getattr(sample, name), f"{where}: {name}")
     if not isinstance(sample.choices, list) or not all(isinstance(c, str) and c.strip() for c in sample.choices):
         raise ShardError(describe(f"{where}: choices", "a list of texts", repr(sample.choices)))
+    if len(sample.choices) > MOST_CHOICES:
+        raise ShardError(
+            describe(f"{where}: choices", f"at most {MOST_CHOICES}, a letter each", f"{len(sample.choices)}")
+        )
     for name in ("semantic_elements", "meta"):
         if not isinstance(getattr(sample, name), dict):
             raise ShardError(describe(f"{where}: {name}", "a mapping", type(getattr(sample, name)).__name__))

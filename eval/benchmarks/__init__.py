@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from audio_llm.errors import ConfigError, nearest
-from eval.benchmarks.base import Benchmark, Collection, join
+from audio_llm.errors import ConfigError, describe, nearest
+from eval.benchmarks.base import Benchmark, BenchmarkError, Collection, join, leave_out_unanswerable
 
 
 def benchmark_names() -> list[str]:
@@ -26,7 +26,13 @@ def get_benchmark(name: str) -> Benchmark:
 
 
 def open_benchmark(name: str, data: str | Path | Sequence[str | Path], **options: str) -> Collection:
-    """The items of one or several folders or files `data` of the benchmark `name`."""
+    """The items of one or several folders or files `data` of the benchmark `name`. Raises children of
+    ``AudioLLMError`` where one of them is malformed or holds none; an item without a right answer has its error."""
     paths = [data] if isinstance(data, (str, Path)) else list(data)
     benchmark = get_benchmark(name)
-    return join([benchmark.open(Path(path), **options) for path in paths])
+    collections = [benchmark.open(Path(path), **options) for path in paths]
+    for path, collection in zip(paths, collections, strict=True):
+        if not collection.items:
+            raise BenchmarkError(describe(str(path), "questions", "none"))
+        leave_out_unanswerable(collection)
+    return join(collections)

@@ -58,9 +58,10 @@ class AudioBench:
         errors: dict[str, str] = {}
         counts: Counter[str] = Counter()
         for path in files:
+            place = path.stem if path == data else path.relative_to(data).with_suffix("").as_posix()
             for number, record in enumerate(read_records(path)):
                 sound = _sound_of(record, path.parent)
-                item, repaired = read_item(record, name, f"{path.stem}/{number}", options.get("instruction", CAPTION))
+                item, repaired = read_item(record, name, f"{place}/{number}", options.get("instruction", CAPTION))
                 if isinstance(sound, Path) and not sound.is_file():
                     errors[item.id] = describe(str(sound), "an audio file", "no such file")
                     counts["audio file missing"] += 1

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from audio_llm.audio import Waveform
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, describe, nearest
-from audio_llm.prompts import ANSWERS_AS
+from audio_llm.prompts import ANSWERS_AS, MOST_CHOICES
 from eval.predictions import Prediction
 
 Word = TypeVar("Word", bound=str)
@@ -125,6 +125,27 @@ def join(collections: Sequence[Collection]) -> Collection:
     return joined
 
 
+def leave_out_unanswerable(collection: Collection) -> None:
+    """Give the items that nobody could answer right their error, and count them: no benchmark scores such a one."""
+    for item in collection.items:
+        if item.id not in collection.errors and (found := _unanswerable(item)):
+            reason, collection.errors[item.id] = found
+            collection.counts[reason] = collection.counts.get(reason, 0) + 1
+
+
+def _unanswerable(item: Item) -> tuple[str, str] | None:
+    """In a few words and in a sentence why `item` has no right answer; None where it has one, or a hidden one."""
+    name = f"item '{item.id}'"
+    if not item.question.strip():
+        return "question without words", describe(name, "a question", "an empty one")
+    if len(item.choices) > MOST_CHOICES:
+        sentence = describe(name, f"at most {MOST_CHOICES} choices, a letter each", str(len(item.choices)))
+        return "more choices than letters", sentence
+    if item.choices and item.gold and item.gold not in item.choices:
+        return "answer is none of the options", describe(f"{name}, answer", "one of its choices", f"'{item.gold}'")
+    return None
+
+
 class Benchmark(Protocol):
     """One benchmark: where its data lies, how a row becomes an item, which scorers apply.
 
@@ -157,7 +178,7 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def refuse_doubles(items: Iterable[Item], where: str = "") -> None:
+def refuse_doubles(items: Iterable[Item | Prediction], where: str = "") -> None:
     """Raise :class:`BenchmarkError` for the first id that occurs twice."""
     seen: set[str] = set()
     for item in items:
@@ -187,6 +208,6 @@ def one_of(options: Mapping[str, str], name: str, allowed: Sequence[Word]) -> Wo
 def whole_number(options: Mapping[str, str], name: str, default: int) -> int:
     """Option `name` as a number of at least 0. Raises :class:`ConfigError`."""
     text = options.get(name, str(default))
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 18:  # what an int64 holds in any case
         raise ConfigError(describe(f"option {name}", "a whole number", f"'{text}'"))
     return int(text)

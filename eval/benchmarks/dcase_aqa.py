@@ -23,8 +23,6 @@ from eval.benchmarks.base import BenchmarkError, Collection, Item, check_options
 from eval.predictions import Prediction
 from eval.scorers.dcase_aqa import chosen
 
-BROKEN = "answer is none of the options"
-
 
 class DcaseAqa:
     """A folder of question files, or one file of them.

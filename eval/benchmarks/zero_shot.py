@@ -5,18 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from string import ascii_uppercase
 
 import numpy as np
 
 from audio_llm.errors import ConfigError, describe, nearest
+from audio_llm.prompts import MOST_CHOICES
 from audio_llm.sounds import Clip, Library, SoundFolder, find, official_folds
 from eval.benchmarks.base import Collection, Item, check_options, sha256_of, whole_number
 from eval.controls import item_seed
 from eval.predictions import Prediction
 
 QUESTION = "Which of these sounds is heard in the recording?"
-MOST = len(ascii_uppercase)  # choices that can have a letter
 DRAWN = 10  # of more classes than letters: the right one and nine others
 
 
@@ -73,6 +72,8 @@ def chosen_clips(library: Library, folds: str | None) -> list[Clip]:
     for fold in wanted:
         if fold not in official:
             raise ConfigError(describe("option folds", ", ".join(official), f"'{fold}'{nearest(fold, official)}"))
+    if len(set(wanted)) < len(wanted):
+        raise ConfigError(describe("option folds", "each fold once", f"'{folds}'"))
     return [clip for fold in wanted for clip in official[fold]]
 
 
@@ -95,9 +96,9 @@ def item_of(clip: Clip, labels: Sequence[str], count: int, question: str, seed: 
 
 
 def _count(options: dict[str, str], classes: int) -> int:
-    count = whole_number(options, "choices", classes if classes <= MOST else DRAWN)
-    if not 2 <= count <= min(MOST, classes):
-        raise ConfigError(describe("option choices", f"2 to {min(MOST, classes)}", f"{count}"))
+    count = whole_number(options, "choices", classes if classes <= MOST_CHOICES else DRAWN)
+    if not 2 <= count <= min(MOST_CHOICES, classes):
+        raise ConfigError(describe("option choices", f"2 to {min(MOST_CHOICES, classes)}", f"{count}"))
     return count
 
 

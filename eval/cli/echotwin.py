@@ -102,7 +102,9 @@ def run_train(args: argparse.Namespace) -> int:
 def run_evaluate(args: argparse.Namespace) -> int:
     from audio_llm.errors import ConfigError, describe
     from eval import echotwin
+    from eval.cli.options import at_least
 
+    at_least(1, "--batch_size", args.batch_size)
     if not args.dev_json_dir and not args.eval_json_dir:
         raise ConfigError(describe("echotwin evaluate", "--dev_json_dir or --eval_json_dir", "neither"))
     engine = echotwin.open_model(args.model_checkpoint, args.beats_ckpt, args.hf_text_dir, args.batch_size)
@@ -121,13 +123,16 @@ def run_table(args: argparse.Namespace) -> int:
     from audio_llm.files import write_atomically
     from eval import echotwin
 
-    def named(texts: list[str]) -> dict[str, str]:
-        for text in texts:
-            if not all(text.partition("=")):
-                raise ConfigError(describe("echotwin table", "NAME=RUN", f"'{text}'"))
-        return {name: folder for name, _, folder in (text.partition("=") for text in texts)}
-
-    found = echotwin.compare(named(args.runs), named(args.baseline), args.train)
+    pairs = [text.partition("=") for text in (*args.runs, *args.baseline)]
+    names = [name for name, _, _ in pairs]
+    for name, equals, folder in pairs:
+        if not (name and equals and folder):
+            raise ConfigError(describe("echotwin table", "NAME=RUN", f"'{name}{equals}{folder}'"))
+        if names.count(name) > 1:
+            raise ConfigError(describe(f"run '{name}'", "a name of its own", "several"))
+    runs = [(name, folder) for name, _, folder in pairs]
+    models, baselines = runs[: len(args.runs)], runs[len(args.runs) :]
+    found = echotwin.compare(dict(models), dict(baselines), args.train)
     print(found.text)
     if args.out:
         write_atomically(args.out, found.text + "\n")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 
-from eval.cli.options import add_asking
+from eval.cli.options import add_asking, at_least
 
 MONO = ("mean", "omni", "left", "right")
 USUAL, FULL = ("silence,swap", 1), ("all", 3)  # controls, orders of the options: unless they are given
@@ -55,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
+    if args.batch_size is not None:
+        at_least(1, "--batch-size", args.batch_size)
     if Path(args.model).is_dir():
         from audio_llm.locating import finds_events
         from eval import seld_run, spatial
@@ -74,42 +77,43 @@ def run(args: argparse.Namespace) -> int:
     controls, permutations = FULL if args.full else USUAL
     settings = runner.EvalSettings(
         temperatures=_temperatures(args.temperature),
-        samples=_positive("--samples", args.samples),
+        samples=at_least(1, "--samples", args.samples),
         controls=parse_controls(controls if args.controls is None else args.controls),
-        permutations=_positive("--permutations", permutations if args.permutations is None else args.permutations),
-        seed=args.seed,
-        max_tokens=_positive("--max-tokens", args.max_tokens),
+        permutations=at_least(1, "--permutations", permutations if args.permutations is None else args.permutations),
+        seed=at_least(0, "--seed", args.seed),
+        max_tokens=at_least(1, "--max-tokens", args.max_tokens),
         style=args.style,
         instruction=args.instruction,
         answer_as=args.answer_as,
         mono=args.mono,
-        limit=None if args.limit is None else _positive("--limit", args.limit),
+        limit=None if args.limit is None else at_least(1, "--limit", args.limit),
     )
     out = Path(args.out)
-    if args.overwrite:
-        runner.clean(out)
     source = runner.Source(args.benchmark, tuple(args.data), key_values("--option", args.option))
     questions = source.open(settings)
     for reason, count in questions.counts.items():
         print(f"{count} x {reason}")
     command = ["audio-llm", "eval", *sys.argv[2:]]
     manifest = runner.build_manifest(args.model, args.adapter, source, questions, settings, args.engine, command)
-    if runner.is_complete(out, manifest):
+    if not args.overwrite and runner.is_complete(out, manifest):
         print(f"{out}: all {len(questions.items)} questions are answered already (--overwrite asks again).")
     else:
-        runner.claim(out, manifest)
+        if not args.overwrite:
+            runner.claim(out, manifest)
         engine = open_engine(
             args.engine, args.model, args.adapter, style=args.style, batch_size=args.batch_size, seed=args.seed
         )
         manifest["engine"] = engine.name
         try:
+            if args.overwrite:  # only now, when the new run can begin
+                runner.clean(out)
             result = runner.evaluate(engine, questions, settings, out, manifest, progress=not args.quiet)
         finally:
             engine.close()
         print(
             f"{result.answered} answers in {result.seconds:.1f} s"
             + (f", {result.reused} kept from before" if result.reused else "")
-            + (f", {result.errors} could not be asked" if result.errors else "")
+            + (f", {result.errors} could not be asked; the first: {result.first_error}" if result.errors else "")
         )
     rows = predictions.read(out)
     benchmark = get_benchmark(args.benchmark)
@@ -138,17 +142,15 @@ def _spatial(args: argparse.Namespace) -> int:
     if args.full:
         raise ConfigError("--full: expected a model that answers questions, found an encoder folder.")
     out = Path(args.out)
+    network = spatial.load(args.model, args.labels)
     if args.overwrite:
         for name in (spatial.PREDICTIONS, spatial.RUN, spatial.SCORES):
             (out / name).unlink(missing_ok=True)
-    network = spatial.load(args.model, args.labels)
     for module in (network.encoder, network.heads):
         module.to("cuda" if torch.cuda.is_available() else "cpu")
     with open(Path(args.model) / WEIGHTS, "rb") as stream:
         facts = {"model": Path(args.model).name, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-    scores = spatial.evaluate(
-        network, args.data, out, facts, batch_size=_positive("--batch-size", args.batch_size or 16)
-    )
+    scores = spatial.evaluate(network, args.data, out, facts, batch_size=args.batch_size or 16)
     print(spatial.table(scores))
     if scores["errors"]:
         print(f"{scores['errors']} clips could not be heard, see {out / spatial.PREDICTIONS}", file=sys.stderr)
@@ -190,14 +192,6 @@ def _temperatures(text: str) -> list[float]:
         values = [float(part) for part in text.split(",")]
     except ValueError as error:
         raise ConfigError(f"--temperature: expected numbers such as 0,1, found '{text}'.") from error
-    if not values or min(values) < 0 or len(set(values)) < len(values):
+    if not all(0 <= value < math.inf for value in values) or len(set(values)) < len(values):
         raise ConfigError(f"--temperature: expected different numbers of at least 0, found '{text}'.")
     return values
-
-
-def _positive(name: str, value: int) -> int:
-    from audio_llm.errors import ConfigError
-
-    if value < 1:
-        raise ConfigError(f"{name}: expected at least 1, found {value}.")
-    return value

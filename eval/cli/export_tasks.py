@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from eval.cli.options import add_asking
+from eval.cli.options import add_asking, at_least
 
 HELP = "write a benchmark's questions as an lmms-eval task folder: sound, prompts, our scorer"
 
@@ -29,10 +29,12 @@ def run(args: argparse.Namespace) -> int:
     from eval.handover import export_task
     from eval.runner import choose
 
+    limit = None if args.limit is None else at_least(1, "--limit", args.limit)
+    seed = at_least(0, "--seed", args.seed)
     benchmark = get_benchmark(args.benchmark)
     opened = open_benchmark(args.benchmark, args.data, **key_values("--option", args.option))
     exported = export_task(
-        choose(opened, args.limit, args.seed).asked(args.instruction, args.answer_as),
+        choose(opened, limit, seed).asked(args.instruction, args.answer_as),
         args.task or f"audio_llm_{args.benchmark}",
         args.out,
         scorer=args.scorer or benchmark.scorers[0],

@@ -29,3 +29,10 @@ def key_values(flag: str, pairs: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"{flag}: expected {key} once, found it twice.")
         values[key] = value
     return values
+
+
+def at_least(low: int, flag: str, value: int) -> int:
+    """`value`. Raises :class:`ConfigError` naming `flag` where it is below `low`."""
+    if value < low:
+        raise ConfigError(f"{flag}: expected at least {low}, found {value}.")
+    return value

@@ -54,6 +54,10 @@ def _rescore(path: str, args: argparse.Namespace) -> int:
 
     options = key_values("--option", args.option)
     foreign = Path(path).suffix == ".json"
+    if options and not foreign and not args.submission:
+        raise ConfigError(
+            "--option: expected --submission FOLDER, whose options they are, or a .json file; found neither."
+        )
     stored = rescoring.load(path, args.benchmark, options if foreign else None)
     scorers = rescoring.scorers_for(stored, args.scorers, rescoring.parse_settings(args.settings))
     groups = get_benchmark(stored.benchmark).groups if stored.benchmark else ()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from audio_llm.errors import ConfigError, describe
 from audio_llm.files import read_lines
 from eval import charts
 from eval.report.markup import escape
@@ -28,10 +29,13 @@ MAX_CURVES = 12
 
 
 def learning(training: Sequence[str]) -> str:
-    """Curves of every training run that has a ``metrics.jsonl``."""
+    """Curves of every training run that has a ``metrics.jsonl``. Raises :class:`ConfigError` for a path that is not
+    there."""
     blocks = []
     for argument in training:
         name, path = split_name(argument)
+        if not Path(path).exists():
+            raise ConfigError(describe(f"--training {path}", "a training folder with metrics.jsonl", "nothing there"))
         records = read_metrics(Path(path))
         drawn = [charts.lines(key, [(key, *_series(records, key))]) for key in curve_names(records)]
         text = "".join(chart for chart in drawn if chart)

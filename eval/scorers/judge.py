@@ -100,8 +100,15 @@ class Judge:
         self._model = settings.get("model", "")
         if self._endpoint is not None and not self._model:
             self._model = next(iter(self._endpoint.models()), "")
+            if not self._model:
+                found = f"none at {self._endpoint.base}"
+                raise ConfigError(describe(f"scorer '{name}'", "a served model", found, f"Name it: {name}.model=NAME."))
         self._cache = Path(settings["cache"]) if "cache" in settings else default_cache()
+        if self._endpoint is not None:  # a reply that cannot be kept is not asked for
+            self._cache.parent.mkdir(parents=True, exist_ok=True)
+            self._cache.open("a").close()
         self._replies: dict[str, str] = {}
+        self._refused: dict[str, str] = {}  # by the request, as above: not asked again for every table
         self._lock = threading.Lock()
         self.title = f"{title} ({self._model})" if self._model else title
         if self._model:
@@ -148,10 +155,11 @@ class Judge:
             return Score(row.id, row.question_type, 0.0, None, f"no answer to judge; reference '{row.gold}'", False)
         if not self._model:
             return None
-        reply = self._replies.get(self._key(row))
-        if reply is None and self._endpoint is not None:
+        key = self._key(row)
+        reply = self._replies.get(key)
+        if reply is None and key not in self._refused:
             reply = self._ask(row)
-        rating, why = (None, self.problems.get(row.key, "not judged yet"))
+        rating, why = (None, self._refused.get(key, "not judged yet"))
         if reply is not None:
             rating, why = read_rating(reply, self._scale.best)
         if rating is None:
@@ -177,21 +185,19 @@ class Judge:
         return hashlib.sha256(json.dumps(self._body(row), sort_keys=True).encode()).hexdigest()
 
     def _ask(self, row: Prediction) -> str | None:
-        """The judge's reply, kept on disk. None where it refuses the request, with the reason under `problems`."""
+        """The judge's reply, kept on disk. None where it refuses the request, with the reason in `_refused`."""
         if self._endpoint is None or not answer_of(row):
             return None
-        body = self._body(row)
+        body, key = self._body(row), self._key(row)
         try:
-            reply = self._endpoint.complete(body)["choices"][0]["message"].get("content") or ""
+            reply = self._endpoint.complete(body)["choices"][0]["message"]["content"]
         except RefusedRequest as error:
-            self.problems[row.key] = f"the judge refuses: {error}"
+            self._refused[key] = f"the judge refuses: {error}"
             return None
-        key = self._key(row)
         with self._lock:
-            self._replies[key] = str(reply)
-            self._cache.parent.mkdir(parents=True, exist_ok=True)
-            append_line(self._cache, {"key": key, "model": self._model, "id": row.id, "reply": str(reply)})
-        return str(reply)
+            self._replies[key] = reply
+            append_line(self._cache, {"key": key, "model": self._model, "id": row.id, "reply": reply})
+        return reply
 
 
 def default_cache() -> Path:
