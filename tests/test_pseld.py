@@ -348,6 +348,8 @@ def test_configuration_survives_json(kind):
         ({"window_seconds": 0.05}, ConfigError, "pooling"),
         ({"win_length": 2000}, ConfigError, "win_length"),
         ({"decoder": {"kind": "bimambo"}}, ConfigError, "bimamb"),
+        ({"decoder": {"kind": "bimamba", "head_size": 0}}, ConfigError, "decoder.head_size: expected at least 1"),
+        ({"decoder": {"kind": "conformer", "heads": 0}}, ConfigError, "decoder.heads: expected at least 1"),
     ],
 )
 def test_a_size_that_cannot_be_built_says_why(fields, error, part):

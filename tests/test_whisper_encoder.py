@@ -1,5 +1,6 @@
 """Whisper's log-mel and encoder against Transformers, from its folders and from the original file's layout."""
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -17,8 +18,8 @@ from audio_llm.features import whisper_log_mel
 TINY = {"name": "whisper", "preset": "tiny"}
 
 
-@pytest.fixture(scope="module")
-def theirs():
+@functools.cache
+def transformers_whisper():
     """A small Whisper of Transformers with random weights and a 30 s window."""
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
@@ -30,6 +31,11 @@ def theirs():
     for parameter in model.model.encoder.layers.parameters():  # a fresh one is too quiet to tell layers apart
         nn.init.normal_(parameter, std=0.3 if parameter.ndim > 1 else 0.1)
     return model
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    return transformers_whisper()
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from audio_llm import config as recipes
 from audio_llm.checkpoints.encoder import load_strictly
-from audio_llm.checkpoints.published import Published, read_published, rename, state_dict_of
+from audio_llm.checkpoints.published import Published, configured, length, read_published, rename, state_dict_of
 from audio_llm.encoders.beats import BEATs, BEATsConfig
-from audio_llm.errors import CheckpointError, ConfigError, describe
+from audio_llm.errors import CheckpointError, describe
 from audio_llm.heads import TokenMeanHead
 
 # Our field -> (its name in published configurations, its default in the published code).
@@ -75,7 +75,7 @@ def load_published(path: str | Path, /, **fields: Any) -> Published:
     if not predictor:
         return Published(encoder.eval())
     weight = predictor.get("predictor.weight")
-    head = TokenMeanHead(config.hidden_size, len(weight) if weight is not None and weight.ndim else 1)
+    head = TokenMeanHead(config.hidden_size, 1 if weight is None else length(weight))
     load_strictly(head, predictor, str(path))
     labels = _labels(tree.get("label_dict"), head.predictor.out_features)
     facts = {"task": "tagging", "labels": labels, "head": {"name": "token_mean"}}
@@ -91,11 +91,9 @@ def _config(tree: Mapping[str, Any], state: Mapping[str, Tensor], name: str, fie
         plain = {ours: found.get(published, default) for ours, (published, default) in FIELDS.items()}
     else:
         plain = _measured(state)
-    try:
+    with configured(name):
         config = recipes.build(BEATsConfig, {**plain, **fields}, where="BEATs configuration")
         config.check()
-    except ConfigError as error:
-        raise CheckpointError(f"checkpoint {name}: {error}") from error
     return config
 
 

@@ -22,7 +22,15 @@ from torch import Tensor
 
 from audio_llm import config as recipes
 from audio_llm.checkpoints.encoder import load_strictly, part_of
-from audio_llm.checkpoints.published import PREFIXES, Published, read_published, rename, state_dict_of
+from audio_llm.checkpoints.published import (
+    PREFIXES,
+    Published,
+    configured,
+    length,
+    read_published,
+    rename,
+    state_dict_of,
+)
 from audio_llm.checkpoints.spatial_ast import check_front_end
 from audio_llm.encoders.base import encoder_class
 from audio_llm.encoders.spectral import SpectralConfig, SpectralEncoder
@@ -110,7 +118,8 @@ def _load(path: str | Path, name: str, frames: Literal["all", "covered"], fields
     kind = encoder_class(name)
     preset = {} if layout == "stereo" else kind.presets[layout]
     decoder = {"decoder": _measured_decoder(state, str(path))} if name == "cnn14" else {}
-    encoder = kind(recipes.build(kind.config_class, {**preset, **decoder, **fields}, where=f"encoder {name}"))
+    with configured(path):
+        encoder = kind(recipes.build(kind.config_class, {**preset, **decoder, **fields}, where=f"encoder {name}"))
     assert isinstance(encoder, SpectralEncoder)
     if layout in ("panns", "audioset"):
         _check_constants(raw, encoder.config, str(path))
@@ -119,7 +128,7 @@ def _load(path: str | Path, name: str, frames: Literal["all", "covered"], fields
     if not head_state:
         return Published(encoder.eval())
     elements = ("x", "y", "z") if layout == "pseldnets" else ELEMENTS
-    outputs = next((value.shape[0] for key, value in head_state.items() if key.endswith("weight")), 0)
+    outputs = next((length(value) for key, value in head_state.items() if key.endswith("weight")), 0)
     classes = max(1, outputs // (TRACKS * len(elements)))
     head = SELDHead(encoder, classes, elements=elements, frames=frames)
     load_strictly(head, head_state, str(path))
@@ -153,15 +162,15 @@ def _measured_decoder(state: Mapping[str, Tensor], path: str) -> dict[str, Any]:
             _needed(state, f"decoder.layers.0.{key}.weight", path)
             for key in ("feed_forward1.expand", "convolution.depthwise")
         )
-        fields |= {"expansion": expand.shape[0] // expand.shape[-1], "kernel": depthwise.shape[-1]}
+        fields |= {"expansion": max(1, length(expand) // length(expand, -1)), "kernel": length(depthwise, -1)}
         fields["block_dropout"] = 0.05 if f"{mixer}u_bias" in state else 0.1
     kind = "conbimamba" if mixer != "decoder." else "bimamba"
     if f"{mixer}u_bias" in state:
-        return {**fields, "kind": "conformer", "heads": state[f"{mixer}u_bias"].shape[0], "ssd": "exact"}
+        return {**fields, "kind": "conformer", "heads": length(state[f"{mixer}u_bias"]), "ssd": "exact"}
     if f"{mixer}input_adapter.0.weight" in state:
         return {**fields, **_AC, "kind": f"{kind}_ac"}
     inner, decays = (_needed(state, f"{mixer}layers.0.mamba2_for.{key}", path) for key in ("norm.weight", "A_log"))
-    return {**fields, "kind": kind, "head_size": inner.numel() // max(1, decays.numel())}
+    return {**fields, "kind": kind, "head_size": max(1, inner.numel() // max(1, decays.numel()))}
 
 
 def _needed(state: Mapping[str, Tensor], key: str, path: str) -> Tensor:

@@ -8,12 +8,13 @@ result is a :class:`Published`. An encoder class names its loader in its attribu
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from audio_llm.encoders.base import AudioEncoder
-from audio_llm.errors import CheckpointError, describe
+from audio_llm.errors import CheckpointError, ConfigError, describe
 
 # The allow-list: all that a pickle may name beside torch's own (tensors, dtypes, OrderedDict). argparse.Namespace holds
 # the options of Spatial-AST and of some BEATs files, NumPy scalars the scores in stereo SELD and Lightning files (the
@@ -152,6 +153,20 @@ def rename(
             raise CheckpointError(describe(f"checkpoint {name}", f"one entry for {new}", f"a second one, {key}"))
         renamed[new] = value
     return renamed
+
+
+def length(value: Tensor, axis: int = 0) -> int:
+    """Of a tensor along an axis, for sizes read off a file; 1 where there is nothing, which strict loading refuses."""
+    return max(1, value.shape[axis]) if -value.ndim <= axis < value.ndim else 1
+
+
+@contextlib.contextmanager
+def configured(name: str | Path) -> Iterator[None]:
+    """A configuration that cannot be built, of sizes read off the file `name`, is a :class:`CheckpointError`."""
+    try:
+        yield
+    except ConfigError as error:
+        raise CheckpointError(f"checkpoint {name}: {error}") from error
 
 
 def read_transformers(

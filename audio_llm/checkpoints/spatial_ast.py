@@ -16,7 +16,7 @@ from torch import Tensor
 from audio_llm import config as recipes
 from audio_llm import features
 from audio_llm.checkpoints.encoder import load_strictly
-from audio_llm.checkpoints.published import Published, read_published, state_dict_of
+from audio_llm.checkpoints.published import Published, length, read_published, state_dict_of
 from audio_llm.encoders.spatial_ast import SpatialAST, SpatialASTConfig
 from audio_llm.encoders.spectral import SpectralConfig
 from audio_llm.errors import CheckpointError, describe
@@ -47,7 +47,7 @@ def load_published(path: str | Path, /, **fields: Any) -> Published:
     if not any(key.startswith(_SPATIAL) for key in heads):
         return Published(encoder.eval())
     sound = heads.get("head.weight")
-    count = sound.shape[0] if sound is not None and sound.ndim else 1
+    count = 1 if sound is None else length(sound)
     spatial = SpatialHeads(config.hidden_size, count)
     load_strictly(spatial, heads, str(path))
     facts = {"labels": [f"class {number}" for number in range(count)]}  # the file does not name them

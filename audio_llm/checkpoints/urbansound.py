@@ -10,7 +10,7 @@ from torch import Tensor
 
 from audio_llm import config as recipes
 from audio_llm.checkpoints.encoder import load_strictly
-from audio_llm.checkpoints.published import Published, read_published, state_dict_of
+from audio_llm.checkpoints.published import Published, configured, length, read_published, state_dict_of
 from audio_llm.encoders.urbansound_cnn import UrbanSoundCNN, UrbanSoundCNNConfig
 from audio_llm.errors import CheckpointError, describe
 from audio_llm.heads import UrbanSoundHead
@@ -39,10 +39,11 @@ def load_published(path: str | Path, /, **fields: Any) -> Published:
     """
     state = state_dict_of(read_published(path), kind="urbansound_cnn", name=path)
     known = {"widths": _widths(state, str(path)), **fields}
-    encoder = UrbanSoundCNN(recipes.build(UrbanSoundCNNConfig, known, where="encoder urbansound_cnn"))
+    with configured(path):
+        encoder = UrbanSoundCNN(recipes.build(UrbanSoundCNNConfig, known, where="encoder urbansound_cnn"))
     rest = {key: value for key, value in state.items() if not key.startswith(_HEAD)}
     load_strictly(encoder, rest, str(path))
-    count = state["fc2.weight"].shape[0] if "fc2.weight" in state and state["fc2.weight"].ndim == 2 else len(CLASSES)
+    count = length(state["fc2.weight"]) if "fc2.weight" in state else len(CLASSES)
     head = UrbanSoundHead(encoder.hidden_size, encoder.grid, count)
     load_strictly(head, {key: value for key, value in state.items() if key.startswith(_HEAD)}, str(path))
     labels = list(CLASSES) if count == len(CLASSES) else [f"class {number}" for number in range(count)]
@@ -57,4 +58,4 @@ def _widths(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
         if key not in state or state[key].ndim != 4:
             found = f"{key} {tuple(state[key].shape)}" if key in state else f"no {key}"
             raise CheckpointError(describe(f"checkpoint {name}", "the UrbanSound CNN's convolutions", found))
-    return tuple(state[key].shape[0] for key in keys)
+    return tuple(length(state[key]) for key in keys)

@@ -10,9 +10,17 @@ from torch import Tensor
 
 from audio_llm import config as recipes
 from audio_llm.checkpoints.encoder import load_strictly
-from audio_llm.checkpoints.published import Published, read_published, read_transformers, rename, state_dict_of
+from audio_llm.checkpoints.published import (
+    Published,
+    configured,
+    length,
+    read_published,
+    read_transformers,
+    rename,
+    state_dict_of,
+)
 from audio_llm.encoders.whisper import Whisper, WhisperConfig
-from audio_llm.errors import CheckpointError, ConfigError, describe
+from audio_llm.errors import CheckpointError, describe
 
 # Our field -> its name in Transformers' config.json and in the original file's `dims` (empty: not there).
 FIELDS: dict[str, tuple[str, str]] = {
@@ -78,11 +86,12 @@ def _config(
 ) -> WhisperConfig:
     plain = {ours: config[names[column]] for ours, names in FIELDS.items() if names[column] in config}
     if "mlp_size" not in plain and "encoder.layers.0.fc1.weight" in state:
-        plain["mlp_size"] = state["encoder.layers.0.fc1.weight"].shape[0]
-    try:
-        plain["window_seconds"] = config[POSITIONS[column]] / _TOKENS_PER_SECOND
+        plain["mlp_size"] = length(state["encoder.layers.0.fc1.weight"])
+    positions = config.get(POSITIONS[column])
+    if not isinstance(positions, int):
+        raise CheckpointError(describe(f"checkpoint {path}: {POSITIONS[column]}", "a whole number", repr(positions)))
+    plain["window_seconds"] = positions / _TOKENS_PER_SECOND
+    with configured(path):
         built = recipes.build(WhisperConfig, {**plain, **fields}, where="Whisper configuration")
         built.check()
-    except (ConfigError, KeyError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {path}: {error}") from error
     return built

@@ -41,8 +41,9 @@ class DecoderConfig:
 
     def check(self, hidden_size: int) -> None:
         """:class:`ConfigError` for a decoder that cannot be built at that width."""
-        if self.layers < 1:
-            raise ConfigError(describe("decoder.layers", "at least 1", str(self.layers)))
+        for name in ("layers", "expansion", "heads", "head_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(describe(f"decoder.{name}", "at least 1", str(getattr(self, name))))
         if self.kind == "conformer" and (hidden_size % self.heads or hidden_size % 2):
             raise ConfigError(describe("decoder.heads", f"a divisor of the hidden size {hidden_size}", str(self.heads)))
         if self.kernel < 1 or self.kernel % 2 == 0:
