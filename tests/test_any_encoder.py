@@ -6,6 +6,7 @@ the recipe what to hear of them.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +145,19 @@ def recipe_of(output: Path, encoder: dict[str, Any], language_model: Path, shard
     return config.build(sft.SFTRecipe, tree)
 
 
+@pytest.fixture(scope="module")
+def trained(published, bursts, language_model, tmp_path_factory) -> Callable[[Maker, str], tuple[Path, dict[str, Any]]]:
+    """``trained(maker, train)`` → folder and result of SFT with that encoder frozen, with LoRA or trained in full."""
+
+    @functools.cache
+    def get(maker: Maker, train: str) -> tuple[Path, dict[str, Any]]:
+        named, output = published(maker), tmp_path_factory.mktemp(f"{maker.__name__}-{train}") / "run"
+        shards = bursts(open_encoder(named).sample_rate)
+        return output, sft.run(recipe_of(output, named | {"train": train}, language_model, shards))
+
+    return get
+
+
 def validation_loss(folder: Path, shards: Path) -> float:
     """The loss of a checkpoint folder per supervised token, computed from its logits without the trainer."""
     processor, model = load_processor(folder), load_model(folder)
@@ -168,21 +182,20 @@ def moved(before: Any, after: Any) -> list[str]:
 
 @pytest.mark.parametrize("train", ["frozen", "lora", "full"])
 @pytest.mark.parametrize("maker", MAKERS, ids=lambda maker: maker.__name__)
-def test_sft_from_a_published_file(maker, train, published, bursts, language_model, tmp_path):
-    named = published(maker)
-    before = open_encoder(named)
+def test_sft_from_a_published_file(maker, train, published, bursts, trained, tmp_path):
+    before = open_encoder(published(maker))
     shards = bursts(before.sample_rate)
-    recipe = recipe_of(tmp_path / "run", named | {"train": train}, language_model, shards)
     if train == "lora" and maker in WITHOUT_LINEARS:
         with pytest.raises(ConfigError, match="no linear layer that LoRA can wrap; use frozen or full"):
-            sft.run(recipe)
+            trained(maker, train)
         return
-    result = sft.run(recipe)
+    run, result = trained(maker, train)
     assert result["steps"] == 3 and result["rejects"] == 0
-    merged = load_model(tmp_path / "run" / "merged")
+    merged = load_model(run / "merged")
     heard = merged.model.audio_encoder
     assert encoder_config(heard) == encoder_config(before)
-    assert validation_loss(tmp_path / "run" / "merged", shards) == pytest.approx(result["eval_loss"], abs=2e-5)
+    loss = validation_loss(run / "merged", shards)
+    assert loss == pytest.approx(result["eval_loss"], abs=2e-5)
     changed = moved(before, heard)
     if train == "frozen":
         assert not changed
@@ -191,32 +204,33 @@ def test_sft_from_a_published_file(maker, train, published, bursts, language_mod
         learnt = {name for name, parameter in before.named_parameters() if parameter.requires_grad}
         assert len(changed) > 0.9 * len(learnt)
     else:  # every linear that has an adapter gets a gradient through it
-        trained = json.loads((tmp_path / "run" / "trainable.json").read_text())["trained_names"]
-        adapters = [name.partition("audio_encoder.")[2] for name in trained if "audio_encoder." in name]
+        names = json.loads((run / "trainable.json").read_text())["trained_names"]
+        adapters = [name.partition("audio_encoder.")[2] for name in names if "audio_encoder." in name]
         assert adapters and {f"{name.partition('.lora_')[0]}.weight" for name in adapters} == set(changed)
     again = tmp_path / "again"
     merged.save_pretrained(again)
-    load_processor(tmp_path / "run" / "merged").save_pretrained(again)
-    assert validation_loss(again, shards) == validation_loss(tmp_path / "run" / "merged", shards)
+    load_processor(run / "merged").save_pretrained(again)
+    assert validation_loss(again, shards) == loss
 
 
 @pytest.mark.parametrize("maker", MAKERS, ids=lambda maker: maker.__name__)
-def test_cache_and_answers(maker, published, bursts, language_model, tmp_path):
+def test_cache_and_answers(maker, published, bursts, language_model, trained, tmp_path):
     """The cache of a frozen encoder gives the same losses; what comes out generates from sound."""
     named = published(maker)
     shards = bursts(open_encoder(named).sample_rate)
 
-    def run(name: str, **changes: Any) -> dict[str, Any]:
-        return sft.run(recipe_of(tmp_path / name, named, language_model, shards, **{"export": []} | changes))
+    def run(name: str) -> dict[str, Any]:
+        changes = {"encoder_cache": tmp_path / "cache", "export": []}
+        return sft.run(recipe_of(tmp_path / name, named, language_model, shards, **changes))
 
-    run("plain", export=["merged"])
-    first = run("first", encoder_cache=tmp_path / "cache")
-    second = run("second", encoder_cache=tmp_path / "cache")
+    plain, _ = trained(maker, "frozen")
+    first = run("first")
+    second = run("second")
     assert first["encoder_cache"]["misses"] == 6
     assert second["encoder_cache"] == {"hits": sum(first["encoder_cache"].values()), "misses": 0}
     for name in ("first", "second"):
-        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "plain"), abs=1e-5)
-    merged = tmp_path / "plain" / "merged"
+        assert losses(tmp_path / name) == pytest.approx(losses(plain), abs=1e-5)
+    merged = plain / "merged"
     processor, model, dataset = load_processor(merged), load_model(merged), ShardDataset([shards])
     item = dataset[0]
     prompt = processor.render(prompts.conversation(item["sample"]), generate=True)
@@ -225,13 +239,12 @@ def test_cache_and_answers(maker, published, bursts, language_model, tmp_path):
     assert reply.shape[1] == inputs["input_ids"].shape[1] + 4
 
 
-def test_reinforcement_from_a_published_file(published, bursts, language_model, tmp_path):
+def test_reinforcement_from_a_published_file(bursts, trained, tmp_path):
     """GRPO takes up what SFT with a mono encoder on two channels has written; LoRA of the encoder goes on."""
-    shards = bursts(16000)
-    sft.run(recipe_of(tmp_path / "sft", published(beats), language_model, shards))
+    shards, (folder, _) = bursts(16000), trained(beats, "frozen")
     tree = {
         "output": str(tmp_path / "grpo"),
-        "model": {"path": str(tmp_path / "sft" / "merged")},
+        "model": {"path": str(folder / "merged")},
         "data": {"train": [str(shards)]},
         "rewards": {"tests.test_grpo:even_ids": 1.0},
         "lora": {"rank": 4, "alpha": 8},
@@ -247,7 +260,7 @@ def test_reinforcement_from_a_published_file(published, bursts, language_model, 
     result = grpo.run(config.build(grpo.GRPORecipe, tree), transformers_engine)
     assert result["steps"] == 2
     encoder = load_model(tmp_path / "grpo" / "merged").model.audio_encoder
-    assert encoder.channels == "each" and moved(load_model(tmp_path / "sft" / "merged").model.audio_encoder, encoder)
+    assert encoder.channels == "each" and moved(load_model(folder / "merged").model.audio_encoder, encoder)
 
 
 # ---------------------------------------------------------------------------------------- one channel of two, by name
@@ -263,7 +276,6 @@ def two_channels(samples: int = 10240) -> Tensor:
     return 0.1 * torch.randn(2, 2, samples, generator=torch.Generator().manual_seed(1))
 
 
-@torch.inference_mode()
 @pytest.mark.parametrize("name", ENCODERS)
 @torch.inference_mode()
 def test_everything_needed_is_in_the_state_dict(name):
