@@ -162,7 +162,7 @@ def _question(record: Record, path: Path, root: Path, audio: str | Path | None, 
     url = record.text("audio_url", default="")
     if not url and "audio" not in record.values:
         raise record.lacks("audio_url", "audio")
-    stem = path.stem if record.where == str(path) else record.text("id")
+    stem = path.stem if record.where == str(path) else record.identity("id")
     options = tuple(option.strip() for option in record.texts("choice", "choices"))
     choices = strip_letters(options)
     if choices == options and len(options) > 1:
@@ -171,7 +171,7 @@ def _question(record: Record, path: Path, root: Path, audio: str | Path | None, 
     answer, note = read_answer(said, choices) if said.strip() else (None, "")
     if note:
         counts[note if answer is not None else "answer is none of the options"] += 1
-    identity = record.text("id", default="").strip() or stem
+    identity = record.identity("id", default="").strip() or stem
     cell = record.values.get("audio")
     return Question(
         id=identity,

@@ -341,7 +341,13 @@ def _mask(text: str, spans: Sequence[tuple[int, int, int]]) -> str:
 
 
 def _blocks(text: str, tag: str) -> list[str]:
-    return [match.strip() for match in re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)]
+    opening, closing = f"<{tag}>", f"</{tag}>"
+    blocks, end = [], 0
+    # No pattern does this in one pass: a model that repeats an opening tag for ever would cost its length squared.
+    while (start := text.find(opening, end)) >= 0 and (close := text.find(closing, start)) >= 0:
+        blocks.append(text[start + len(opening) : close].strip())
+        end = close + len(closing)
+    return blocks
 
 
 def strip_turn_markers(text: str) -> str:

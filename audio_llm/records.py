@@ -60,6 +60,12 @@ class Record:
             raise self.lacks(*keys)
         return default
 
+    def identity(self, key: str, default: str | None = None) -> str:
+        """The text under `key`, or the whole number there as a text: some count their rows. As :meth:`text` else."""
+        value = self.values.get(key)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return str(value) if whole else self.text(key, default=default)
+
     def texts(self, *keys: str) -> list[str]:
         """The list of texts under the first of `keys` there is."""
         for key in keys:

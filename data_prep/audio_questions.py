@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from data_prep.scenes.rooms import seeded
 FORMAT_VERSION = 1  # raise it when the same recipe would give other files
 KIND = "dcase_aqa"
 # How the challenge's parts name their sounds; readers may tell the part by it.
+FOLDERS = ("audio", "scenes")  # of a set, beside its splits
 PARTS = {"part1": "clip", "part2": "fold", "part3": "audio"}
 
 
@@ -78,13 +80,23 @@ class AudioQuestionsConfig:
         return {name: recipes.build(SplitConfig, tree, f"splits.{name}") for name, tree in self.splits.items()}
 
     def check(self) -> None:
-        """Raise :class:`ConfigError` for parts or splits that there are not."""
+        """Raise :class:`ConfigError` for parts or splits that there are not, and for values that cannot be drawn by."""
+        if self.seed < 0:
+            raise ConfigError(describe("seed", "0 or more", f"{self.seed}"))
+        for name, share in dataclasses.asdict(self.defects).items():
+            if not 0 <= share <= 1:
+                raise ConfigError(describe(f"defects.{name}", "a share between 0 and 1", f"{share}"))
         for name in self.parts:
             if name not in PARTS:
                 raise ConfigError(describe("parts", f"names among {', '.join(PARTS)}", f"'{name}'"))
         if not self.parts or not self.splits:
             raise ConfigError(describe("recipe", "'parts' and 'splits'", "none"))
         for name, split in self.split_configs.items():
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", str(name)) or not isinstance(name, str) or name in FOLDERS:
+                found = f"{name!r}"
+                raise ConfigError(describe("splits", f"names of letters and digits beside {', '.join(FOLDERS)}", found))
+            if not sum(split.count.values()):
+                raise ConfigError(describe(f"splits.{name}.count", "at least one question", "none"))
             unknown = sorted(set(split.count) - set(self.parts))
             if unknown:
                 raise ConfigError(describe(f"splits.{name}.count", f"names among {', '.join(self.parts)}", unknown[0]))
@@ -121,7 +133,7 @@ def prepare(
     if earlier and earlier.get("complete") and all((out / name).is_dir() for name in splits):
         return simulate.Summary(out, earlier, fresh=False)
     manifest: dict[str, Any] = {"version": FORMAT_VERSION, "kind": KIND, "config_hash": digest, "complete": False}
-    manifest["subset_names"] = [*splits, "audio", "scenes"]
+    manifest["subset_names"] = [*splits, *FOLDERS]
     write_json(out / simulate.MANIFEST, manifest)
     biased: list[text_check.Row] = []
     rejects = 0

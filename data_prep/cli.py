@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from audio_llm import config as recipes
+    from audio_llm.errors import ConfigError, describe, nearest
     from data_prep import sounds
     from data_prep.scenes import simulate
 
@@ -41,8 +42,12 @@ def run(args: argparse.Namespace) -> int:
         return _audio_questions(args, overrides)
     if kind == "seld":
         return _seld(args, overrides, folds)
-    if kind is not None:
+    if kind == "audioset_reverb":
         return _reverberation(args, overrides)
+    if kind is not None:
+        known = ("audioset_reverb", "dcase_aqa", "seld")
+        found = f"'{kind}'{nearest(str(kind), known)}"
+        raise ConfigError(describe(f"{args.recipe}: kind", f"none, or one of {', '.join(known)}", found))
     config = _with_sounds(recipes.load(simulate.SceneConfig, args.recipe, overrides), args.sounds, folds)
     out = Path(args.out)
     summary = simulate.prepare(config, out, workers=args.workers, overwrite=args.overwrite, quiet=args.quiet)

@@ -326,8 +326,11 @@ class HttpEngine:
         # A server has its own name for a checkpoint folder; a name that it does not know would be another model's.
         folder = adapter is None and Path(model).is_dir()
         if served and wanted not in served and not folder:
-            found = f"'{wanted}'{nearest(wanted, served)}"
-            raise EngineError(describe(f"{self.name}: {kind}", f"one of {', '.join(served)}", found))
+            alike = [name for name in served if Path(name).name == Path(wanted).name]  # with its owner or without
+            if len(alike) != 1:
+                found, cure = f"'{wanted}'{nearest(wanted, served)}", f"Give the server's own name as {kind.upper()}."
+                raise EngineError(describe(f"{self.name}: {kind}", f"one of {', '.join(served)}", found, cure))
+            wanted = alike[0]
         self._model = served[0] if served and folder and wanted not in served else wanted
         self._style, self._concurrency = style, concurrency
 

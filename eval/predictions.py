@@ -109,6 +109,14 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "dict[str, Any]": lambda value: isinstance(value, dict),
 }
 KINDS = {entry.name: _CHECKS[str(entry.type)] for entry in dataclasses.fields(Prediction)}
+KINDS["events"] = lambda value: _is_list_of(dict)(value) and all(map(_is_event, value))
+
+
+def _is_event(event: dict[str, Any]) -> bool:
+    """Whether a label is a text and a place numbers, as far as they are known."""
+    known = {name: value for name, value in event.items() if value is not None}
+    places = [known.get(name, 0.0) for name in ("onset", "offset", "azimuth", "elevation", "distance")]
+    return isinstance(known.get("label", ""), str) and all(map(_is_number, places))
 
 
 def read(path: str | Path) -> list[Prediction]:
@@ -180,7 +188,13 @@ class PredictionWriter:
 
 
 # What tables and reports read of a manifest.
-MANIFEST = {"benchmark": str, "options": dict, "data": list, "settings": dict, "scorer": dict}
+MANIFEST: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "benchmark": ("str", _CHECKS["str"]),
+    "options": ("dict[str, str]", lambda value: isinstance(value, dict) and _is_list_of(str)([*value.values()])),
+    "data": ("list[str]", _CHECKS["list[str]"]),
+    "settings": ("dict", _CHECKS["dict[str, Any]"]),
+    "scorer": ("dict", _CHECKS["dict[str, Any]"]),
+}
 
 
 def read_manifest(run: str | Path) -> dict[str, Any]:
@@ -195,10 +209,9 @@ def read_manifest(run: str | Path) -> dict[str, Any]:
         raise PredictionsError(describe(str(path), "a JSON object", f"something else ({error})")) from error
     if not isinstance(tree, dict):
         raise PredictionsError(describe(str(path), "a JSON object", type(tree).__name__))
-    for name, kind in MANIFEST.items():
-        if name in tree and not isinstance(tree[name], kind):
-            found = f"{tree[name]!r:.60}"
-            raise PredictionsError(describe(f"{path}: '{name}'", f"a value of type {kind.__name__}", found))
+    for name, (kind, is_one) in MANIFEST.items():
+        if name in tree and not is_one(tree[name]):
+            raise PredictionsError(describe(f"{path}: '{name}'", f"a value of type {kind}", f"{tree[name]!r:.60}"))
     return tree
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from audio_llm import config as recipes
 from audio_llm import dcase_aqa
+from audio_llm.cli import main
 from audio_llm.errors import ConfigError
 from audio_llm.shards.reader import ShardDataset
 from data_prep import audio_questions
@@ -103,3 +104,29 @@ def test_wrong_recipes_are_named() -> None:
     ):
         with pytest.raises(ConfigError, match=said):
             recipes.build(audio_questions.AudioQuestionsConfig, {**RECIPE, **change}).check()
+
+
+def test_a_kind_that_there_is_not_names_all_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.yaml").write_text("kind: dcase_aq\n")
+    assert main(["prep", str(tmp_path / "recipe.yaml"), str(tmp_path / "out")]) == 2
+    expected = (
+        "kind: expected none, or one of audioset_reverb, dcase_aqa, seld, found 'dcase_aq' (did you mean 'dcase_aqa'?)"
+    )
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("splits.train.count={part1: 0}", "splits.train.count: expected at least one question, found none"),
+        ("splits={audio: {split: train, count: {part1: 1}}}", "splits: expected names .*, found 'audio'"),
+        ("splits={5: {split: train, count: {part1: 1}}}", "splits: expected names .*, found 5"),
+        ("defects.mpeg=2", "defects.mpeg: expected a share between 0 and 1, found 2"),
+        ("seed=-1", "seed: expected 0 or more, found -1"),
+    ],
+)
+def test_values_that_nothing_can_be_drawn_by_are_named(override: str, words: str) -> None:
+    recipe = Path(__file__).parents[1] / "recipes" / "echotwin" / "questions.yaml"
+    config = recipes.load(audio_questions.AudioQuestionsConfig, recipe, [override])
+    with pytest.raises(ConfigError, match=words):
+        config.check()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +293,39 @@ def test_questions_without_a_right_answer_are_counted_and_not_asked(tmp_path: Pa
         prompts.question_text("Which?", many)  # nothing is left out in silence
     found = open_benchmark("zero_shot", _classes(tmp_path / "classes"), question=" ")
     assert found.counts == {"question without words": 2} and len(found.errors) == 2
+
+
+def test_answers_that_name_a_choice_otherwise_are_repaired_and_numbers_are_ids(tmp_path: Path) -> None:
+    rows = []
+    for number, gold in enumerate(("dog", "DOG", "cat ", "(B) cat")):
+        tone(tmp_path / f"{number}.wav", 300)
+        rows.append({"id": number, "audio_id": f"{number}.wav", "question": "Which?", "choices": ["dog", "cat"]})
+        rows[-1] |= {"answer": gold, "task": "sound", "difficulty": "easy", "model_output": gold}
+    (tmp_path / "mmau.json").write_text(json.dumps(rows))
+    found = open_benchmark("mmau", tmp_path / "mmau.json")
+    assert [(item.id, item.gold) for item in found.items] == [("0", "dog"), ("1", "dog"), ("2", "cat"), ("3", "cat")]
+    assert not found.errors and sum(found.counts.values()) == 1  # spaces and the right letter are no defects
+    answers = get_benchmark("mmau").read_answers(tmp_path / "mmau.json")
+    assert [row.gold for row in answers] == ["dog", "dog", "cat", "cat"]
+
+
+def test_an_id_in_two_places_names_both(tmp_path: Path) -> None:
+    for part in ("one", "two"):
+        tone(tmp_path / part / "a.wav", 300)
+        row = {"audio": "a.wav", "instruction": "Which?", "answer": "dog"}
+        (tmp_path / part / "q.json").write_text(json.dumps([row]))
+    with pytest.raises(AudioLLMError, match=r"item 'q/0': expected one id, found it in .*one and .*two\. Ask"):
+        open_benchmark("audiobench", [tmp_path / "one", tmp_path / "two"], set="clotho_aqa")
+
+
+def test_shards_without_their_list_are_told_apart(shards, tmp_path: Path) -> None:
+    digests = []
+    for seed in (0, 1):
+        folder = tmp_path / str(seed)
+        shutil.copytree(shards(count=8, seed=seed), folder)
+        (folder / "sizes.json").unlink()
+        digests += open_benchmark("scenes", folder).fingerprint
+    assert len(set(digests)) == 2 and all(digests)
 
 
 def _classes(folder: Path) -> Path:

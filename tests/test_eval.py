@@ -228,6 +228,9 @@ def test_a_torn_last_line_is_cut_and_a_torn_middle_is_an_error(tmp_path: Path) -
     path.write_bytes(whole + whole)
     with pytest.raises(PredictionsError, match="'a' twice"):
         predictions.read(path)
+    path.write_text(json.dumps(json.loads(row("B", id="a").to_json()) | {"events": [{"label": "dog", "azimuth": "x"}]}))
+    with pytest.raises(PredictionsError, match="line 1: 'events': expected a value of type"):
+        predictions.read(path)
 
 
 # --------------------------------------------------------------------------------------------------------- controls

@@ -323,6 +323,9 @@ def test_a_server_is_not_asked_by_a_name_it_does_not_know(tmp_path: Path, capsys
         arguments[1] = "listner"
         assert main(arguments) == 2
         assert "model: expected one of listener, found 'listner' (did you mean 'listener'?)" in capsys.readouterr().err
+        arguments[1] = "owner/listener"  # the same name, with whose it is
+        assert main(arguments) == 0
+        arguments[arguments.index("--out") + 1] = str(tmp_path / "again")
         (tmp_path / "model").mkdir()  # a folder has another name there
         arguments[1] = str(tmp_path / "model")
         assert main(arguments) == 0
@@ -431,7 +434,7 @@ def item(**changes) -> dict:
         ),
         (json.dumps([item(choices="x")]), "'choices': expected a list of texts"),
         (json.dumps([item(), item()]), "item 'a': expected an id that occurs once"),
-        (json.dumps([item(id=5)]), "'id': expected a text, found 5"),
+        (json.dumps([item(id=[5])]), "'id': expected a text, found \\[5"),
         (json.dumps([item(audio_id=["a"])]), "'audio_id': expected a text"),
         (json.dumps([item(question=" ")]), "'question': expected a text, found ' '"),
         (json.dumps([item(task="sounds")]), r"did you mean 'sound'"),
@@ -511,7 +514,7 @@ def test_mistyped_predictions_are_named_by_line_and_key(
         ("[]", "expected a JSON object, found list"),
         ("{", "expected a JSON object, found something else"),
         ('{"scorer": "letter"}', "'scorer': expected a value of type dict, found 'letter'"),
-        ('{"data": null}', "'data': expected a value of type list, found None"),
+        ('{"data": null}', "'data': expected a value of type list[str], found None"),
         ('{"benchmark": 5}', "'benchmark': expected a value of type str"),
     ],
 )

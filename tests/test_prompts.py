@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field
 from string import ascii_uppercase
 from typing import Any
@@ -237,6 +238,13 @@ def test_round_trip_of_any_choice(choices: list[str], data) -> None:
 def test_reading_never_fails(text: str, choices: list[str]) -> None:
     choice = read_reply(text, choices).choice
     assert choice is None or 0 <= choice < len(choices)
+
+
+@pytest.mark.parametrize("tag", ["think", "semantic_elements", "answer"])
+def test_a_tag_repeated_for_ever_is_read_in_one_pass(tag: str) -> None:
+    started = time.monotonic()
+    assert read_reply(f"<{tag}>" * 50_000).problem  # minutes, where every tag is searched to the end
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("marker", list(TURN_MARKERS))

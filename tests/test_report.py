@@ -209,6 +209,24 @@ checks:
 """
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data": [1]}, "'data': expected a value of type list[str], found [1]"),
+        ({"options": {"audio": ["x"]}}, "'options': expected a value of type dict[str, str]"),
+        ({"scorer": "letter"}, "'scorer': expected a value of type dict"),
+    ],
+)
+def test_a_manifest_of_another_kind_is_named(
+    runs: dict[str, Path], tmp_path: Path, capsys, change: dict, words: str
+) -> None:
+    shutil.copytree(runs["good"], tmp_path / "run")
+    manifest = json.loads((tmp_path / "run" / "run.json").read_text()) | change
+    (tmp_path / "run" / "run.json").write_text(json.dumps(manifest))
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "r.html")]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_a_training_folder_that_is_not_there_is_named(runs: dict[str, Path], tmp_path: Path, capsys) -> None:
     out = tmp_path / "r.html"
     assert main(["report", str(runs["good"]), "--training", str(tmp_path / "sft"), "--out", str(out)]) == 2

@@ -150,6 +150,9 @@ def test_malformed_records_are_named(folder: Path, change: dict[str, Any], words
 def test_wrong_options_and_containers_are_named(folder: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'responses'"):
         open_benchmark("spatial_sound_qa", folder / "qa", response="x")
+    for rate in ("0", "99999999999"):
+        with pytest.raises(ConfigError, match="sample_rate: expected 4000 to 192000 Hz"):
+            opened(folder, sample_rate=rate)
     with pytest.raises(ConfigError, match="did you mean 'binaural'"):
         opened(folder, layout="binaurl")
     (folder / "bad.json").write_text('{"data": {"a": 1}}')

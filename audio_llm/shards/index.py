@@ -225,12 +225,13 @@ class ShardIndex:
         if total == 0 or self.reject_count > max_reject_share * total:
             first = self.rejects[0] if self.rejects else Reject("", None, "no samples in the shards")
             name = f"{first.shard}: {first.key}" if first.key else first.shard
+            told = first.reason if first.reason.startswith(name) else f"{name}: {first.reason}"
             raise ShardError(
                 describe(
                     str(self.folder),
                     f"at most {max_reject_share:.1%} unusable samples",
                     f"{self.reject_count} of {total}",
-                    f"First one: {name}: {first.reason.rstrip('.')}. All are in {INDEX_REJECTS}; "
+                    f"First one: {told.rstrip('.')}. All are in {INDEX_REJECTS}; "
                     "write those shards again or raise max_reject_share.",
                 )
             )

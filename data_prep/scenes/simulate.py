@@ -105,6 +105,8 @@ class SceneConfig:
 
     def check(self) -> None:
         """Raise :class:`ConfigError` for values that contradict each other."""
+        if self.seed < 0:
+            raise ConfigError(f"seed: expected 0 or more, found {self.seed}.")
         self.audio.check()
         heads.build(self.audio.layout, sofa=self.head.sofa, radius=self.head.radius)
         self.rooms.check()

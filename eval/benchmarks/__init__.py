@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from audio_llm.errors import ConfigError, describe, nearest
-from eval.benchmarks.base import Benchmark, BenchmarkError, Collection, join, leave_out_unanswerable
+from eval.benchmarks.base import Benchmark, BenchmarkError, Collection, join, settle_answers
 
 
 def benchmark_names() -> list[str]:
@@ -34,5 +34,5 @@ def open_benchmark(name: str, data: str | Path | Sequence[str | Path], **options
     for path, collection in zip(paths, collections, strict=True):
         if not collection.items:
             raise BenchmarkError(describe(str(path), "questions", "none"))
-        leave_out_unanswerable(collection)
-    return join(collections)
+        settle_answers(collection)
+    return join(collections, [str(path) for path in paths])

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from audio_llm.audio import Waveform
+from audio_llm.dcase_aqa import read_answer
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, describe, nearest
 from audio_llm.prompts import ANSWERS_AS, MOST_CHOICES
 from eval.predictions import Prediction
 
 Word = TypeVar("Word", bound=str)
+NO_OPTION = "answer is none of the options"
 DECODED = 8  # clips kept decoded: all passes of an item ask for the same one
 
 
@@ -105,44 +107,71 @@ class Collection:
         return Collection(items, errors, self.counts, self.fingerprint, lambda index: self.waveform(rows[index]))
 
 
-def join(collections: Sequence[Collection]) -> Collection:
-    """Several collections as one, in order. Raises :class:`BenchmarkError` for an id that occurs twice."""
+def join(collections: Sequence[Collection], names: Sequence[str]) -> Collection:
+    """Several collections as one, in order; `names` are what they were opened from. Raises :class:`BenchmarkError` for
+    an id that occurs twice."""
     if len(collections) == 1:
         refuse_doubles(collections[0].items)
         return collections[0]
+    first: dict[str, str] = {}
+    for name, part in zip(names, collections, strict=True):
+        refuse_doubles(part.items, name)
+        for item in part.items:
+            if item.id in first:
+                cure = "Ask for them in runs of their own."
+                raise BenchmarkError(
+                    describe(f"item '{item.id}'", "one id", f"it in {first[item.id]} and {name}", cure)
+                )
+        first |= {item.id: name for item in part.items}
     places = [(part, index) for part in collections for index in range(len(part.items))]
     counts: Counter[str] = Counter()
     for part in collections:
         counts.update(part.counts)
-    joined = Collection(
+    return Collection(
         items=[item for part in collections for item in part.items],
         errors={name: why for part in collections for name, why in part.errors.items()},
         counts=dict(counts),
         fingerprint=[digest for part in collections for digest in part.fingerprint],
         load=lambda row: places[row][0].waveform(places[row][1]),
     )
-    refuse_doubles(joined.items)
-    return joined
 
 
-def leave_out_unanswerable(collection: Collection) -> None:
-    """Give the items that nobody could answer right their error, and count them: no benchmark scores such a one."""
-    for item in collection.items:
-        if item.id not in collection.errors and (found := _unanswerable(item)):
+def settle_answers(collection: Collection) -> None:
+    """Make every item's answer one of its choices, to the letter, where it names one (:func:`read_answer`); give the
+    items that nobody could answer right their error, for no benchmark scores such a one. Both are counted."""
+    counts = Counter(collection.counts)
+    for place, item in enumerate(collection.items):
+        if item.id in collection.errors:
+            continue
+        if found := _unanswerable(item):
             reason, collection.errors[item.id] = found
-            collection.counts[reason] = collection.counts.get(reason, 0) + 1
+            counts[reason] += 1
+            continue
+        collection.items[place], note = with_answer(item)
+        counts.update([note] if note else [])
+        if note == NO_OPTION:
+            why = describe(f"item '{item.id}', answer", "one of its choices", f"'{item.gold}'")
+            collection.errors[item.id] = why
+    collection.counts = dict(counts)
+
+
+def with_answer(item: Item) -> tuple[Item, str]:
+    """`item` with the choice that its answer names as its answer, and what had to be repaired: "" for nothing,
+    ``NO_OPTION`` where it names none and stays as it is."""
+    if not item.choices or not item.gold or item.gold in item.choices:
+        return item, ""
+    index, note = read_answer(item.gold, item.choices)
+    return (item, NO_OPTION) if index is None else (replace(item, gold=item.choices[index]), note)
 
 
 def _unanswerable(item: Item) -> tuple[str, str] | None:
-    """In a few words and in a sentence why `item` has no right answer; None where it has one, or a hidden one."""
+    """In a few words and in a sentence why `item` is no question to be asked; None where it is one."""
     name = f"item '{item.id}'"
     if not item.question.strip():
         return "question without words", describe(name, "a question", "an empty one")
     if len(item.choices) > MOST_CHOICES:
         sentence = describe(name, f"at most {MOST_CHOICES} choices, a letter each", str(len(item.choices)))
         return "more choices than letters", sentence
-    if item.choices and item.gold and item.gold not in item.choices:
-        return "answer is none of the options", describe(f"{name}, answer", "one of its choices", f"'{item.gold}'")
     return None
 
 

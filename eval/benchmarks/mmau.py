@@ -11,7 +11,16 @@ from audio_llm.audio import Waveform, decode
 from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.files import write_json
 from audio_llm.records import Record, read_records
-from eval.benchmarks.base import BenchmarkError, Collection, Item, as_asked, check_options, refuse_doubles, sha256_of
+from eval.benchmarks.base import (
+    BenchmarkError,
+    Collection,
+    Item,
+    as_asked,
+    check_options,
+    refuse_doubles,
+    sha256_of,
+    with_answer,
+)
 from eval.predictions import Prediction
 from eval.scorers.mmau import DIFFICULTIES, KEY, TASKS, extracted_text, raw_text, resolved_text
 
@@ -106,7 +115,7 @@ class Mmau:
 
 
 def _answered(record: Record, key: str) -> Prediction:
-    item, said = _item(record), record.values.get(key)
+    item, said = with_answer(_item(record))[0], record.values.get(key)
     problem = "" if isinstance(said, str) else f"its '{key}' is {said!r}, not text"
     return Prediction(
         **as_asked(item),
@@ -146,7 +155,7 @@ def _item(row: Record) -> Item:
             found = f"{record[name]!r}{nearest(str(record[name]), known)}"
             raise BenchmarkError(describe(f"{where}: {name}", f"one of {', '.join(known)}", found))
     return Item(
-        id=row.text("id"),
+        id=row.identity("id"),
         question=row.text("question"),
         choices=row.texts("choices"),
         gold=row.text("answer", default=""),

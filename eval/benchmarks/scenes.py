@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,9 @@ class Scenes:
                 name = f"{data.name}-row-{row}"
                 items.append(Item(name, "", [], "", "unreadable", "unreadable", name))
                 errors[name] = str(error)
-        # sizes.json itself holds a checksum per shard.
-        return Collection(items, errors, {}, [sha256_of(data / "sizes.json")], dataset.load_waveform)
+        # sizes.json itself holds a checksum per shard; without it the questions must tell one folder from another.
+        digest = sha256_of(data / "sizes.json") or hashlib.sha256(repr(items).encode()).hexdigest()
+        return Collection(items, errors, {}, [digest], dataset.load_waveform)
 
     def submission(self, rows: Sequence[Prediction], out: Path, **options: str) -> list[Path]:
         raise ConfigError("benchmark 'scenes': there is nobody to submit its answers to; predictions.jsonl has them.")

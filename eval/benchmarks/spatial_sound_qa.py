@@ -39,6 +39,7 @@ LETTERS = {
 } | {name: "E" for name in SPATIAL_SOUND_QA if name.startswith("MIXUP_") and "SINGLE" not in name}
 OPTIONS = ("audio", "responses", "layout", "sample_rate", "missing")
 PLACES = ("audio_id", "reverb_id", "audio_id2", "reverb_id2")
+RATES = range(4_000, 192_001)  # in Hz, as of simulated rooms
 NO_ANSWER = "(no answer)"  # the published script cannot read a line whose answer is empty
 
 
@@ -144,8 +145,8 @@ def question_files(data: Path) -> list[Path]:
 def rendering_of(options: dict[str, str]) -> Rendering:
     """The published rendering with the layout and rate that the responses have."""
     rate = whole_number(options, "sample_rate", SAMPLE_RATE)
-    if not rate:
-        raise ConfigError(describe("option sample_rate", "a rate in Hz", "0"))
+    if rate not in RATES:
+        raise ConfigError(describe("option sample_rate", f"{RATES[0]} to {RATES[-1]} Hz", f"{rate}"))
     layout = one_of(options, "layout", ("binaural", *(name for name in LAYOUT_CHANNELS if name != "binaural")))
     return Rendering(sample_rate=rate, layout=layout, silent="keep")
 
