@@ -172,6 +172,32 @@ def test_recipes_that_would_not_cross_validate_are_refused(corpus, tmp_path, cap
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda clip: clip.write_bytes(clip.read_bytes()[:900]), "the file is cut short. Mend them"),
+        (lambda clip: clip.write_text("text"), "Format not recognised.). Mend them"),
+        (lambda clip: clip.unlink(), "1-1001-A-0.wav: expected an audio file"),
+        (lambda clip: soundfile.write(clip, np.full(8000, np.nan), RATE, subtype="FLOAT"), "8000 of 8000 are NaN"),
+    ],
+    ids=["cut", "text", "absent", "nan"],
+)
+def test_an_unusable_clip_is_named_and_may_be_left_out(tmp_path, capsys, damage, message):
+    root = write_esc50(tmp_path / "esc", per_class=2)
+    damage(root / "audio" / "1-1001-A-0.wav")
+    path = tmp_path / "train.yaml"
+    tree = {"task": "classification", "train": [str(root)], "train_folds": [1, 2], "validation_folds": [3]}
+    tree |= {"output": str(tmp_path / "run"), "encoder": ENCODER, "steps": 1, "batch_size": 4, "tensorboard": False}
+    path.write_text(yaml.safe_dump(tree))
+    assert main(["train", str(path)]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert message in told and "at most 2% unusable samples, found 1 of 24 unusable, the first: " in told, told
+    assert ".." not in told and "events" not in told
+    assert main(["train", str(path), "max_rejects=0.1"]) == 0 and "(1 rejected)" in capsys.readouterr().out
+    assert main(["train", str(path), f"train=[{tmp_path / 'nowhere'}]"]) == 2
+    assert "expected a folder of shards or sounds, found no such folder" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------------------------------------------------- scores
 
 

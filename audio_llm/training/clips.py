@@ -64,6 +64,9 @@ class Mix(NamedTuple):
     share: Tensor  # (batch,) float32
 
 
+_NO_EVENTS = "no events"
+
+
 class Batch(NamedTuple):
     waveform: Tensor  # (batch, channels, window) float32
     lengths: Tensor  # (batch,) int64
@@ -88,6 +91,8 @@ def open_source(folders: Sequence[Path], folds: Sequence[str] | None = None, wit
             found = f"{len(folders)} folders" if len(folders) > 1 else "no train_folds"
             raise ConfigError(describe("train", "one folder of stereo SELD, and which folds to train on", found))
         return dcase_seld.find(folders[0]).select(folds, without)
+    if absent := [folder for folder in folders if not folder.is_dir()]:
+        raise ConfigError(describe(f"data {absent[0]}", "a folder of shards or sounds", "no such folder"))
     labelled = [folder for folder in folders if sounds.is_sound_folder(folder)]
     if not labelled:
         if folds is not None:
@@ -179,7 +184,7 @@ class ClipStore:
             return
         silent = isinstance(self.dataset, dcase_seld.SELDFolder)  # every sound is annotated: no events, no sound
         if sample.audio is None or not (sample.events or silent):
-            self.rejects.append({"sample": sample.id, "reason": "no events"})
+            self.rejects.append({"sample": sample.id, "reason": _NO_EVENTS})
             return
         seconds = self.window / self.sample_rate
         for window in range(max(1, math.ceil(sample.audio.seconds / seconds - 1e-4))):
@@ -187,12 +192,17 @@ class ClipStore:
 
     def _check(self) -> None:
         total = len(self.dataset)
-        if not self._index or len(self.rejects) > self.max_rejects * total:
-            reason = f"{len(self.rejects)} of {total} unusable"
-            if self.rejects:
-                reason += f", the first: {self.rejects[0]['sample']}: {self.rejects[0]['reason']}"
+        if self._index and len(self.rejects) <= self.max_rejects * total:
+            return
+        found = f"{len(self.rejects)} of {total} unusable"
+        if self.rejects:
+            first = self.rejects[0]
+            found += f", the first: {first['sample']}: {first['reason'].rstrip('.')}"
+        if all(reject["reason"] == _NO_EVENTS for reject in self.rejects):
             cure = "Supervised training needs 'events' in the samples' JSON; 'audio-llm inspect' shows what is there."
-            raise TrainingError(describe(self.name, "samples with events", reason, cure))
+            raise TrainingError(describe(self.name, "samples with events", found, cure))
+        cure = "Mend them or take them out, or raise max_rejects."
+        raise TrainingError(describe(self.name, f"at most {self.max_rejects:.0%} unusable samples", found, cure))
 
     def _decode(self, number: int) -> list[np.ndarray]:
         waveform = self.dataset.load_waveform(number)
