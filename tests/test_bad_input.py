@@ -287,3 +287,14 @@ def test_full_disk(checkpoint, shards, small_disk: Path, tmp_path: Path, capsys,
     assert not (small_disk / "lm").exists() and not (small_disk / "run" / "merged").exists()
     left = [path for path in small_disk.rglob("*.safetensors") if "checkpoint" not in str(path)]
     assert left == [], "half-written weights were left behind"
+
+
+def test_torchs_words_for_a_full_disk_are_known(small_disk: Path) -> None:
+    import torch
+
+    from audio_llm.cli import _message
+
+    with pytest.raises(RuntimeError) as caught:
+        for number in range(30):  # with entries of several sizes it is the end or the middle of one that has no room
+            torch.save({"weights": torch.zeros(5000 + number), "step": number}, small_disk / f"{number}.pt")
+    assert "free some space" in str(_message(caught.value))

@@ -198,6 +198,19 @@ def test_an_unusable_clip_is_named_and_may_be_left_out(tmp_path, capsys, damage,
     assert "expected a folder of shards or sounds, found no such folder" in capsys.readouterr().err
 
 
+def test_no_steps_and_a_spoilt_summary_are_one_sentence(corpus, tmp_path, capsys):
+    path = tmp_path / "train.yaml"
+    tree = {"task": "classification", "train": [str(corpus)], "train_folds": [1], "output": str(tmp_path / "run")}
+    path.write_text(yaml.safe_dump(tree | {"encoder": ENCODER, "steps": 1, "tensorboard": False}))
+    assert main(["train", str(path), "steps=0"]) == 2
+    assert "steps: expected a positive number, found 0" in capsys.readouterr().err
+    assert main(["train", str(path)]) == 0
+    (tmp_path / "run" / "summary.json").write_text("{")
+    capsys.readouterr()
+    assert main(["train", str(path)]) == 2
+    assert "summary.json: expected the summary of a finished run, found no valid JSON" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------------------------------------------------- scores
 
 

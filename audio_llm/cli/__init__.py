@@ -64,7 +64,8 @@ def _message(error: Exception) -> str | None:
     if isinstance(error, AudioLLMError):
         return str(error)
     # safetensors and torch report a full disk by errors of their own types, the latter without its reason.
-    if "No space left on device" in str(error) or "PytorchStreamWriter failed writing" in str(error):
+    full = ("No space left on device", "PytorchStreamWriter failed writing", ". unexpected pos ")
+    if any(reason in str(error) for reason in full):
         return "No space left on device. Finished work is kept; free some space and give the same command again."
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror or error}."

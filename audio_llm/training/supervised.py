@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from audio_llm import config as recipes
 from audio_llm.checkpoints.encoder import WEIGHTS, load_encoder, load_strictly
+from audio_llm.checkpoints.published import read_json
 from audio_llm.encoders import AudioEncoder, build_encoder
 from audio_llm.errors import CheckpointError, ConfigError, TrainingError, describe, nearest, require
 from audio_llm.files import append_line, atomic_file, write_json, write_lines
@@ -99,10 +100,13 @@ class EncoderRecipe:
             found = f"task: {self.task}"
             raise ConfigError(describe("augment.roll_seconds, speed, mixup", "labels of whole clips", found))
         if (self.steps is None) == (self.seconds is None):
-            raise ConfigError(describe("recipe", "either 'steps' or 'seconds'", "both" if self.steps else "neither"))
-        for name in ("batch_size", "learning_rate", "eval_batch_size", "log_every"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(describe(name, "a positive number", repr(getattr(self, name))))
+            raise ConfigError(
+                describe("recipe", "either 'steps' or 'seconds'", "neither" if self.steps is None else "both")
+            )
+        for name in ("steps", "seconds", "batch_size", "learning_rate", "eval_batch_size", "log_every"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(describe(name, "a positive number", repr(value)))
         if not 0 <= self.warmup < 1:
             raise ConfigError(describe("warmup", "a share of the run in [0, 1)", repr(self.warmup)))
 
@@ -442,8 +446,8 @@ class Trainer:
             self.accelerator.wait_for_everyone()
             return None
         if (output / SUMMARY).is_file() and (output / WEIGHTS).is_file():
-            summary = json.loads((output / SUMMARY).read_text())
-            self._same(summary["fingerprint"], output / SUMMARY)
+            summary = read_json(output / SUMMARY, "the summary of a finished run")
+            self._same(summary.get("fingerprint"), output / SUMMARY)
             return summary["scores"]
         if (output / CHECKPOINT).is_file():
             self._restore(output / CHECKPOINT)
@@ -467,7 +471,7 @@ class Trainer:
         self.step, self.elapsed, self.best = state["step"], state["elapsed"], state["best"]
         self.sums = state["sums"]
 
-    def _same(self, fingerprint: str, path: Path) -> None:
+    def _same(self, fingerprint: str | None, path: Path) -> None:
         if fingerprint != self.fingerprint:
             cure = "Set resume=never to start over, or choose another output folder."
             raise ConfigError(describe(str(path), "the recipe and data it was made with", "others", cure))
