@@ -226,6 +226,11 @@ def test_what_does_not_fit_is_one_sentence(corpus, trained, tmp_path):
             (other / name).exists() or (other / name).mkdir()
         write_clip(other, "fold4_room1_mix000_deg000_start0000", np.random.default_rng(1))
         seld_run.hear(trained[0], other, tmp_path / "run", seld_run.Settings(), progress=False)
+    for label in LABELS:  # sounds with labels, from nowhere
+        (tmp_path / "sounds" / label).mkdir(parents=True)
+        soundfile.write(tmp_path / "sounds" / label / "a.wav", np.full((RATE, 2), 0.1), RATE)
+    with pytest.raises(AudioLLMError, match="expected events with an azimuth and a distance, found none"):
+        supervised.Trainer(recipe(tmp_path / "sounds", tmp_path / "run", train_folds=None, validation_folds=None))
     with pytest.raises(CheckpointError):
         load_seld(tmp_path)
     assert dcase_seld.is_seld_folder(corpus)

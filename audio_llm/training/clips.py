@@ -163,6 +163,13 @@ class ClipStore:
         return {event.label for _, _, events in self._index for event in events}
 
     @property
+    def placed(self) -> bool:
+        """Whether any event has an azimuth and a distance."""
+        return any(
+            event.azimuth is not None and event.distance is not None for _, _, events in self._index for event in events
+        )
+
+    @property
     def class_names(self) -> list[str]:
         """Classes in the order of the data's own numbers, where it has them; else the sorted labels of its events."""
         known = self.dataset.labels if isinstance(self.dataset, dcase_seld.SELDFolder) else None

@@ -63,6 +63,7 @@ class Localisation(SupervisedTask):
     """Multi-ACCDOA with distance and the loss of auxiliary-duplicating permutations."""
 
     name = "seld"
+    places = True
 
     def __init__(self, encoder: AudioEncoder, labels: Sequence[str], recipe: EncoderRecipe) -> None:
         super().__init__(encoder, labels, recipe)

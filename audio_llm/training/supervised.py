@@ -213,7 +213,7 @@ class Trainer:
             self.validation = self._store(folders, encoder, recipe.validation_folds)
         names = recipe.labels or self.store.class_names
         self.labels = {name: index for index, name in enumerate(names)}
-        self._check_labels()
+        self._check_events()
         encoder.augment = spec_augment(recipe.augment)
         self.plan = BatchPlan(
             self.store,
@@ -259,8 +259,13 @@ class Trainer:
             max_rejects=recipe.max_rejects,
         )
 
-    def _check_labels(self) -> None:
+    def _check_events(self) -> None:
+        """Raise :class:`TrainingError` where no event has what the task learns, or one an unknown label."""
         for store in filter(None, (self.store, self.validation)):
+            if task_class(self.recipe.task).places and not store.placed:
+                cure = "Labelled sounds have none: make clips of them with audio-llm prep recipes/seld/clips.yaml."
+                expected = "events with an azimuth and a distance"
+                raise TrainingError(describe(f"{store.name}, task {self.recipe.task}", expected, "none", cure))
             unknown = sorted(store.labels - set(self.labels))
             if unknown:
                 cure = "Give the full list as 'labels' in the recipe."

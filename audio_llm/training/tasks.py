@@ -32,6 +32,7 @@ class SupervisedTask(nn.Module):
     """
 
     clip_level: ClassVar[bool] = False  # labels hold for the whole clip: it may be rolled in time and mixed with others
+    places: ClassVar[bool] = False  # nothing is learnt from events without an azimuth and a distance
 
     def __init__(self, encoder: AudioEncoder, labels: Sequence[str], recipe: EncoderRecipe) -> None:
         super().__init__()
