@@ -56,7 +56,7 @@ def main() -> None:
         default=["name=spatial_ast", "preset=tiny", "hidden_size=768", "depth=12", "heads=12"],
         help="its configuration as key=value; it must take the rate and layout of the data",
     )
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()

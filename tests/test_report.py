@@ -5,10 +5,15 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import queue
 import re
 import shutil
+import signal
 import subprocess
+import time
 from html.parser import HTMLParser
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +29,7 @@ from eval.controls import mirror_text
 from eval.expectations import read_expectations, verify
 from eval.predictions import Prediction, PredictionWriter
 from eval.report.sounds import CLIPS
+from tests.servers import serving
 
 
 def make_run(folder: Path, shards: Path, skill: float, seed: int) -> Path:
@@ -144,7 +150,7 @@ def test_clips_play_what_the_shards_hold(page: tuple[Path, Page], shards) -> Non
         assert np.ascontiguousarray(samples.T).tobytes() in stored
 
 
-# Plays every clip of a page, and leaves what became of each in the document: seconds, or -1 where it cannot be played.
+# Plays every clip of a page, and tells the server what became of each: seconds, or -1 where it cannot be played.
 PLAY_ALL = """<script>
 const heard = [...document.querySelectorAll("audio")].map((audio) => new Promise((done) => {
   audio.addEventListener("timeupdate", () => { if (audio.currentTime > 0) done(audio.duration); });
@@ -152,29 +158,59 @@ const heard = [...document.querySelectorAll("audio")].map((audio) => new Promise
   audio.muted = true;
   audio.play().catch(() => done(-1));
 }));
-Promise.all(heard).then((seconds) => { document.body.dataset.heard = JSON.stringify(seconds); });
+Promise.all(heard).then((seconds) => fetch("/heard", {method: "POST", body: JSON.stringify(seconds)}));
 </script></body>"""
 
 
-def browse(path: Path) -> tuple[list[float], list[str]]:
+class PageServer(BaseHTTPRequestHandler):
+    """Serves one page, and keeps what the page posts."""
+
+    page = b""
+    told: queue.Queue[list[float]]
+
+    def do_GET(self) -> None:
+        found = self.path == "/page.html"
+        self.send_response(200 if found else 204)  # nothing to say of a favicon
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.end_headers()
+        if found:
+            self.wfile.write(self.page)
+
+    def do_POST(self) -> None:
+        self.told.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def browse(text: str, folder: Path) -> tuple[list[float], list[str]]:
     """What headless Chromium makes of a page: seconds of each clip that it played, and its console's lines."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no chromium here")
     flags = "--headless --no-sandbox --disable-gpu --mute-audio --autoplay-policy=no-user-gesture-required".split()
-    flags += ["--virtual-time-budget=20000", "--enable-logging=stderr", "--dump-dom"]
-    done = subprocess.run([browser, *flags, path.as_uri()], capture_output=True, text=True, timeout=180)
-    heard = re.search(r'data-heard="([^"]*)"', done.stdout)
-    assert heard is not None, done.stderr[-2000:]
-    return json.loads(heard[1]), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    flags += ["--enable-logging=stderr", "--remote-debugging-port=0", f"--user-data-dir={folder / 'profile'}"]
+    told: queue.Queue[list[float]] = queue.Queue()
+    page = text.replace("</body>", PLAY_ALL).encode()
+    with serving(PageServer, page=page, told=told) as address, (folder / "log").open("w") as log:
+        process = subprocess.Popen([browser, *flags, f"{address}/page.html"], stderr=log, start_new_session=True)
+        try:
+            seconds = told.get(timeout=120)
+            time.sleep(0.5)  # the console's lines come by another way
+        except queue.Empty:
+            pytest.fail((folder / "log").read_text()[-2000:])
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return seconds, [line for line in (folder / "log").read_text().splitlines() if "CONSOLE" in line]
 
 
 def test_chromium_loads_the_page_without_a_complaint_and_plays_its_clips(
     page: tuple[Path, Page], shards, tmp_path: Path
 ) -> None:
-    text = page[0].read_text(encoding="utf-8")
-    (tmp_path / "page.html").write_text(text.replace("</body>", PLAY_ALL), encoding="utf-8")
-    seconds, console = browse(tmp_path / "page.html")
+    seconds, console = browse(page[0].read_text(encoding="utf-8"), tmp_path)
     assert console == []
     assert len(seconds) == CLIPS
     dataset = ShardDataset(shards(count=60))
@@ -185,9 +221,7 @@ def test_chromium_loads_the_page_without_a_complaint_and_plays_its_clips(
 def test_chromium_would_tell_a_broken_clip_and_a_complaint(page: tuple[Path, Page], tmp_path: Path) -> None:
     text = page[0].read_text(encoding="utf-8")
     text = text.replace("data:audio/wav;base64,", "data:audio/wav;base64,AAAA", 1)
-    text = text.replace("</body>", "<script>console.error('odd')</script>" + PLAY_ALL)
-    (tmp_path / "page.html").write_text(text, encoding="utf-8")
-    seconds, console = browse(tmp_path / "page.html")
+    seconds, console = browse(text.replace("</body>", "<script>console.error('odd')</script></body>"), tmp_path)
     assert seconds.count(-1) == 1
     assert len(console) == 1 and "odd" in console[0]
 

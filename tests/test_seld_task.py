@@ -217,6 +217,8 @@ def test_what_does_not_fit_is_one_sentence(corpus, trained, tmp_path):
         supervised.Trainer(recipe(corpus, tmp_path, train_folds=None, validation_folds=None))
     with pytest.raises(ConfigError, match="fold3_room9"):
         supervised.Trainer(recipe(corpus, tmp_path, validation_folds=["fold3_room9"]))
+    with pytest.raises(ConfigError, match="expected 'name'.* To go on from a folder: init: runs/here"):
+        recipe(corpus, tmp_path, encoder={"path": "runs/here"}).check()
     with pytest.raises(ConfigError, match=r"head\.elements"):
         supervised.Trainer(recipe(corpus, tmp_path, head={"elements": ["y"]}))
     with pytest.raises(AudioLLMError, match="classes"):

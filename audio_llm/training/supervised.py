@@ -90,6 +90,9 @@ class EncoderRecipe:
         if self.task not in TASKS:
             found = f"'{self.task}'{nearest(self.task, TASKS)}"
             raise ConfigError(describe("task", f"one of {', '.join(TASKS)}", found))
+        if "path" in self.encoder:
+            cure = f"To go on from a folder: init: {self.encoder['path']}."
+            raise ConfigError(describe("encoder", "'name', and 'published' for published weights", "'path'", cure))
         if self.validation and self.validation_folds:
             raise ConfigError(describe("recipe", "either 'validation' or 'validation_folds'", "both"))
         both = sorted({*map(str, self.train_folds or [])} & {*map(str, self.validation_folds or [])})
