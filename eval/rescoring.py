@@ -10,11 +10,12 @@ from typing import Any
 
 from audio_llm.errors import ConfigError, describe
 from eval.benchmarks import get_benchmark
-from eval.predictions import Prediction, PredictionsError, read, read_manifest
+from eval.predictions import MANIFEST_NAME, Prediction, PredictionsError, read, read_manifest
 from eval.scorers import SCORERS, Scorer, get_scorers
 from eval.scorers.mmau import MatchError, OfficialReport, official_report, refuse_nothing
 
 DEFAULT = ("option-resolution", "letter", "mmau-official", "mmau-official-extracted", "mmau-official-resolved")
+LEAVING_OUT = {("duplicates", "drop"), ("missing", "skip")}  # options of benchmarks by which questions are not asked
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,37 @@ def answers_of(rows: Sequence[Prediction]) -> list[Prediction]:
     plain = [row for row in rows if not row.control and row.sample == 0]
     coldest = min((row.temperature for row in plain), default=0.0)
     return [row for row in plain if row.temperature == coldest]
+
+
+def incomplete(stored: Stored, rows: Sequence[Prediction], *, foreign: bool = False) -> str:
+    """What keeps `rows`, one a question, from being the answers to every question of the benchmark, each once, in a
+    sentence; "" where nothing does. A `foreign` file has no manifest: its own questions are all there are."""
+    run, manifest = f"run {stored.name}", stored.manifest
+    expected = "an answer to every question of the benchmark"
+    anyway = "or write what there is with --incomplete."
+    if not foreign:
+        if not manifest:
+            cure = f"Give the run's folder, {anyway}"
+            return describe(run, expected, f"{len(rows)} answers without the {MANIFEST_NAME} that says so", cure)
+        if not manifest.get("finished"):
+            cure = f"Finish it by its own command ({manifest.get('command', 'audio-llm eval …')}), {anyway}"
+            return describe(run, expected, f"{len(rows)} answers of a run that has not finished", cure)
+        limit, items = manifest.get("settings", {}).get("limit"), manifest.get("items")
+        if limit is not None and limit == items:
+            cure = f"Ask without --limit, into another --out, {anyway}"
+            return describe(run, expected, f"the {items} questions of --limit {limit}", cure)
+        for name, value in manifest.get("options", {}).items():
+            if (name, value) in LEAVING_OUT:
+                cure = f"Ask without it, into another --out, {anyway}"
+                return describe(run, expected, f"a run with --option {name}={value}, which leaves some out", cure)
+        if len(rows) != items:
+            cure = f"Ask again with --overwrite, {anyway}"
+            return describe(run, f"answers to its {items} questions", f"{len(rows)}", cure)
+    if errors := [row for row in rows if row.error]:
+        found = f"{len(errors)} of {len(rows)} that could not be asked, the first '{errors[0].id}' ({errors[0].error})"
+        cure = f"Mend {'the file' if foreign else 'the data and ask again with --overwrite'}, {anyway}"
+        return describe(run, expected, found, cure)
+    return ""
 
 
 def reference_report(path: str | Path) -> OfficialReport:

@@ -165,6 +165,62 @@ def test_a_submission_is_what_the_official_rule_reads(finished, tmp_path: Path) 
     assert main(["rescore", str(out), "--submission", str(tmp_path), "--option", "form=rw"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"settings": {"limit": 5}, "items": 5}, "the 5 questions of --limit 5"),
+        ({"finished": False}, "5 answers of a run that has not finished. Finish it by its own command (audio-llm eval"),
+        ({"items": 6}, "expected answers to its 6 questions, found 5"),
+        ({"options": {"duplicates": "drop"}}, "--option duplicates=drop, which leaves some out"),
+        ({"items": 5}, "1 of 5 that could not be asked, the first '3' (no such file)"),
+        (None, "5 answers without the run.json"),
+    ],
+)
+@pytest.mark.parametrize("benchmark", ["mmau", "dcase_aqa", "spatial_sound_qa"])
+def test_a_submission_without_all_answers_is_refused(
+    tmp_path: Path, capsys, benchmark: str, change: dict | None, message: str
+) -> None:
+    """Every question once, or the reason why not and what to do; whatever the benchmark."""
+    run, sent = tmp_path / "run", tmp_path / "sent"
+    with predictions.PredictionWriter(run / "predictions.jsonl") as writer:
+        for number in range(5):
+            meta = {"options": ["A. a", "B. b"], "stem": f"q{number}", "file": "f"}
+            row = Prediction(str(number), "x", benchmark, "?", ["a", "b"], "b", "B", temperature=1.0, meta=meta)
+            row.error = "no such file" if number == 3 and "could not be asked" in message else ""
+            writer.write([row])
+    if change is not None:
+        manifest = {
+            "benchmark": benchmark,
+            "finished": True,
+            "items": 5,
+            "command": "audio-llm eval M D",
+            "options": {},
+        }
+        (run / "run.json").write_text(json.dumps(manifest | change))
+    arguments = ["rescore", str(run), "--benchmark", benchmark, "--submission", str(sent)]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and "--incomplete" in error and not sent.exists()
+    assert main([*arguments, "--incomplete"]) == 0
+    assert message in capsys.readouterr().err
+    counts = {"mmau": 5, "dcase_aqa": 5, "spatial_sound_qa": 5 - ("could not be asked" in message)}
+    written = {"mmau": "submission.json", "dcase_aqa": "Surname_INST_task5_1.output.csv", "spatial_sound_qa": "f_pred"}
+    text = (sent / written[benchmark]).read_text()
+    told = len(json.loads(text)) if benchmark == "mmau" else len(text.splitlines()) - (benchmark == "dcase_aqa")
+    assert told == counts[benchmark]
+
+
+def test_a_limited_run_is_no_submission(finished, tmp_path: Path, capsys) -> None:
+    data, _ = finished
+    with serving(Hearing) as address:
+        assert main(command(data, tmp_path / "run", address, "--limit", "5", "--controls", "none")) == 0
+        assert main(command(data, tmp_path / "all", address, "--limit", "50", "--controls", "none")) == 0
+    assert main(["rescore", str(tmp_path / "run"), "--submission", str(tmp_path / "sent")]) == 2
+    assert "the 5 questions of --limit 5" in capsys.readouterr().err
+    assert main(["rescore", str(tmp_path / "all"), "--submission", str(tmp_path / "sent")]) == 0
+    assert main(["rescore", str(tmp_path / "all"), "--incomplete"]) == 2
+
+
 def test_a_hidden_test_is_asked_and_not_scored(tmp_path: Path, capsys) -> None:
     data, out = make_mmau(tmp_path / "data", 12, hidden=True), tmp_path / "run"
     with serving(Hearing) as address:

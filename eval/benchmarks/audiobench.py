@@ -81,7 +81,7 @@ class AudioBench:
         check_options(self.name, options, ())
         groups: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
-            if not row.control and row.temperature == 0 and not row.error:
+            if not row.error:
                 entry = {
                     "instruction": row.question,
                     "reference": row.gold,

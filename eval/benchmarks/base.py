@@ -192,7 +192,8 @@ class Benchmark(Protocol):
         ...
 
     def submission(self, rows: Sequence[Prediction], out: Path, **options: str) -> list[Path]:
-        """Write the files that the organisers' scripts read into `out`; their paths. Optional."""
+        """Write the files that the organisers' scripts read into `out`; their paths. `rows`: one a question, with the
+        true audio. A row with an error is there only where the user asked for an incomplete submission. Optional."""
         ...
 
 

@@ -114,11 +114,11 @@ class SpatialSoundQA:
 
     def submission(self, rows: Sequence[Prediction], out: Path, **options: str) -> list[Path]:
         """``<file>_pred`` and ``<file>_gt``, a line ``id<TAB>answer`` each: what the published ``calculate_map.py``
-        and SLAM-LLM's decoding logs hold. An empty answer is written as ``(no answer)``."""
+        and SLAM-LLM's decoding logs hold. An empty answer is written as ``(no answer)``; a question that could not be
+        asked has no line."""
         check_options(self.name, options, ())
-        plain = [row for row in rows if not row.control and row.temperature == 0 and not row.error]
         groups: dict[str, list[Prediction]] = {}
-        for row in plain:
+        for row in (row for row in rows if not row.error):
             groups.setdefault(str(row.meta.get("file", "questions")), []).append(row)
         written = []
         for name, group in groups.items():

@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="of a .json file (key=NAME) or submission (form=raw)",
     )
+    parser.add_argument(
+        "--incomplete", action="store_true", help="write a submission though answers to some questions are missing"
+    )
     parser.add_argument("--disagreement", action="store_true", help="show replies on which public scorers disagree")
     parser.add_argument(
         "--strict-reference", action="store_true", help="MMAU .json: the official script's figures, or how it dies"
@@ -38,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
         return _disagreement()
     if not args.runs:
         raise ConfigError("rescore: expected a run folder or a file of predictions, found none.")
+    if args.submission and len(args.runs) > 1:
+        raise ConfigError(f"--submission: expected one run, whose files the folder is to hold, found {len(args.runs)}.")
     if args.strict_reference:
         return max(_reference(path) for path in args.runs)
     return max(_rescore(path, args) for path in args.runs)
@@ -50,15 +55,22 @@ def _rescore(path: str, args: argparse.Namespace) -> int:
     from eval import rescoring
     from eval.benchmarks import get_benchmark
     from eval.cli.options import key_values
+    from eval.predictions import PredictionsError
     from eval.tables import print_run, print_spectrum, score_all, write_scores
 
     options = key_values("--option", args.option)
     foreign = Path(path).suffix == ".json"
+    if args.incomplete and not args.submission:
+        raise ConfigError("--incomplete: expected --submission FOLDER, which it is about; found none.")
     if options and not foreign and not args.submission:
         raise ConfigError(
             "--option: expected --submission FOLDER, whose options they are, or a .json file; found neither."
         )
     stored = rescoring.load(path, args.benchmark, options if foreign else None)
+    answers = rescoring.answers_of(stored.rows)
+    lacking = rescoring.incomplete(stored, answers, foreign=foreign) if args.submission else ""
+    if lacking and not args.incomplete:
+        raise PredictionsError(lacking)
     scorers = rescoring.scorers_for(stored, args.scorers, rescoring.parse_settings(args.settings))
     groups = get_benchmark(stored.benchmark).groups if stored.benchmark else ()
     scored = write_scores(Path(path), stored.rows, scorers) if Path(path).is_dir() else score_all(stored.rows, scorers)
@@ -69,10 +81,10 @@ def _rescore(path: str, args: argparse.Namespace) -> int:
             raise ConfigError("--submission: expected --benchmark NAME, for the run does not say its own.")
         out = Path(args.submission)
         out.mkdir(parents=True, exist_ok=True)
-        rows = rescoring.answers_of(stored.rows)
-        written = get_benchmark(stored.benchmark).submission(rows, out, **({} if foreign else options))
+        written = get_benchmark(stored.benchmark).submission(answers, out, **({} if foreign else options))
         print("submission: " + ", ".join(str(file) for file in written))
-
+        if lacking:
+            print(f"incomplete: {lacking}", file=sys.stderr)
     unread = [row for row in stored.rows if row.error] if foreign else []
     if unread:
         print(f"{len(unread)} of {len(stored.rows)} items are left out; the first: {unread[0].error}", file=sys.stderr)
