@@ -113,6 +113,15 @@ def test_parameter_counts(name):
     assert sum(parameter.numel() for parameter in network.parameters()) == counts[name]
 
 
+@pytest.mark.parametrize(("name", "count"), [("htsat", 34_596_242), ("cnn14", 179_406_906)])
+def test_parameter_counts_of_pseldnets(name, count):
+    """170 classes, three tracks, a vector for each and no distance; four channels, 10 s."""
+    with torch.device("meta"):
+        encoder = build_encoder({"name": name, "preset": "pseldnets"})
+        network = SELDNetwork(encoder, SELDHead(encoder, 170, elements=("x", "y", "z")))
+    assert sum(parameter.numel() for parameter in network.parameters()) == count
+
+
 @pytest.mark.parametrize("name", ["HTSAT", "CNN14_BiMambaAC", *LARGE])
 @torch.inference_mode()
 def test_networks_of_the_reference(name, tmp_path):
@@ -143,10 +152,33 @@ def test_networks_of_the_reference(name, tmp_path):
 # ------------------------------------------------------------------------------------------------------- checkpoints
 
 
+def conformer_shapes(width: int, layers: int = 2, heads: int = 4) -> dict[str, list[int]]:
+    """Key and shape of every weight of a published Conformer: feed-forward x 2, kernel 7."""
+    wide, square, norm = 2 * width, [width, width], {"weight": [width], "bias": [width]}
+    mixer: dict[str, list[int]] = {"attention.pos_proj.weight": square}
+    for name in ("query", "key", "value", "out"):
+        mixer |= {f"attention.{name}_proj.weight": square, f"attention.{name}_proj.bias": [width]}
+    for name in ("u_bias", "v_bias"):
+        mixer[f"attention.{name}"] = [heads, width // heads]
+    feed_forward = {"1.weight": [wide, width], "1.bias": [wide], "4.weight": [width, wide], "4.bias": [width]}
+    convolution = {"2.conv.weight": [wide, width, 1], "2.conv.bias": [wide], "4.conv.weight": [width, 1, 7],
+                   "7.conv.weight": [width, width, 1], "7.conv.bias": [width], "5.num_batches_tracked": []}  # fmt: skip
+    for part in ("weight", "bias", "running_mean", "running_var"):
+        convolution[f"5.{part}"] = [width]
+    block: dict[str, list[int]] = {f"4.{key}": shape for key, shape in norm.items()}
+    for place, parts in ((0, feed_forward), (2, convolution), (3, feed_forward)):
+        for key, shape in (parts | {f"0.{key}": shape for key, shape in norm.items()}).items():
+            block[f"{place}.module.sequential.{key}"] = shape
+    for key, shape in (mixer | {f"layer_norm.{key}": shape for key, shape in norm.items()}).items():
+        block[f"1.module.{key}"] = shape
+    return {f"decoder.layers.{n}.sequential.{key}": shape for n in range(layers) for key, shape in block.items()}
+
+
 def published_cnn14(kind: str) -> dict[str, torch.Tensor]:
     """A narrow stereo checkpoint in the published layout, from the excerpt's decoder keys."""
     trunk = build_encoder({"name": "cnn14", "widths": (4, 4, 4, 8, 8, 128)})
-    decoder = published_state(str(excerpt()[f"{kind}/keys"]))
+    keys = json.dumps(conformer_shapes(128)) if kind == "conformer" else str(excerpt()[f"{kind}/keys"])
+    decoder = published_state(keys)
     return {
         **{key: value.clone() for key, value in trunk.state_dict().items()},
         **{f"decoder.{key}": value for key, value in decoder.items()},
@@ -158,12 +190,33 @@ def published_cnn14(kind: str) -> dict[str, torch.Tensor]:
 NARROW = {"widths": (4, 4, 4, 8, 8, 128)}
 
 
-@pytest.mark.parametrize("kind", ["bmamba", "bmamba_ac", "conbimamba", "conbimamba_ac"])
+SMALL_HTSAT = {"embed_size": 16, "depths": (1, 2, 1, 1), "heads": (2, 2, 2, 2)}
+
+
+def published_htsat(classes: int, elements: int, **fields) -> dict[str, torch.Tensor]:
+    """A narrow SELD network on HTS-AT in the published layout, with the constants that files of it carry."""
+    trunk = build_encoder({"name": "htsat", **SMALL_HTSAT, **fields}).state_dict()
+    state = {key if key.startswith("scalar.") else f"encoder.{key}": value for key, value in trunk.items()}
+    outputs = 3 * elements * classes
+    state |= {"tscam_conv.weight": 0.1 * torch.randn(outputs, 128, 2, 3), "tscam_conv.bias": torch.zeros(outputs)}
+    state["encoder.layers.1.blocks.1.attn_mask"] = torch.zeros(16, 64, 64)
+    state["encoder.layers.1.blocks.1.attn.relative_position_index"] = torch.zeros(64, 64, dtype=torch.long)
+    return state
+
+
+def test_the_conformer_has_the_published_keys():
+    shapes = {f"decoder.{key}": shape for key, shape in conformer_shapes(2048, heads=8).items()}
+    keys = json.loads(str(whole()["models/CNN14_Conformer/keys"])).items()
+    assert shapes == {k: shape for k, shape in keys if k.startswith("decoder.") and not k.endswith(".pe")}
+
+
+@pytest.mark.parametrize("kind", ["bmamba", "bmamba_ac", "conbimamba", "conbimamba_ac", "conformer"])
 def test_decoders_are_recognised(kind, tmp_path):
     torch.save({"seld_model": published_cnn14(kind), "opt": {}}, tmp_path / "best_model.pth")
     published = load_cnn14(tmp_path / "best_model.pth", **NARROW)
     decoder = published.encoder.config.decoder
-    assert decoder.kind == kind.replace("bmamba", "bimamba") and decoder.ssd == "clamped" and decoder.layers == 2
+    assert decoder.kind == kind.replace("bmamba", "bimamba") and decoder.layers == 2
+    assert decoder.ssd == ("exact" if kind == "conformer" else "clamped")
     assert (decoder.columns == "reinterpreted") == kind.endswith("ac")
     assert published.heads["seld"].frames == 50
     folder = save_parts(tmp_path / "folder", published.encoder, published.heads, published.facts)
@@ -236,6 +289,67 @@ def test_one_plane_is_spread_over_seven(layout, tmp_path):
         torch.testing.assert_close(
             stereo.encode_planes(plane.expand(-1, 7, -1, -1)), mono.encode_planes(plane), rtol=1e-4, atol=1e-4
         )
+
+
+@pytest.mark.parametrize("kind", ["conformer", "bimamba", "bimamba_ac", "conbimamba", "conbimamba_ac", "gru", "none"])
+@pytest.mark.parametrize("layout", ["pseldnets", "panns", "stereo"])
+def test_a_published_trunk_takes_a_decoder_of_ours(layout, kind, tmp_path):
+    """As the paper trained its stereo networks: the CNN is the file's, the decoder starts anew, the head is gone."""
+    path = tmp_path / "CNN14.ckpt"
+    if layout == "panns":
+        content, fields = wrapped("panns")
+    else:
+        content, fields = published_cnn14("bmamba" if kind == "conformer" else "conformer"), dict(NARROW)
+        if layout == "pseldnets":
+            content |= {"fc.weight": torch.zeros(9 * 20, 128), "fc.bias": torch.zeros(9 * 20)}
+            content = {"state_dict": {f"net._orig_mod.{key}": value for key, value in content.items()}}
+    torch.save(content, path)
+    size = {"layers": 1, "head_size": 16, "heads": 4}
+    fields |= {"layout": "stereo", "window_seconds": 5, "decoder": {"kind": kind, **size}}
+    if layout == "panns" and kind == "none":
+        published = load_cnn14(path, **fields)
+        assert "left_out" not in published.facts
+    elif layout == "panns":  # which has neither decoder nor head
+        published = load_cnn14(path, **fields)
+    else:
+        with pytest.warns(UserWarning, match=rf"entries of its decoder .* left out: decoder\..*\({kind}\) starts"):
+            published = load_cnn14(path, **fields)
+        assert {key.split(".")[0] for key in published.facts["left_out"]} == {"decoder", "head"}
+    encoder = published.encoder
+    assert not published.heads and encoder.config.decoder.kind == kind and encoder.config.decoder.ssd == "exact"
+    own = load_cnn14(path, layout="stereo", window_seconds=5, **{k: v for k, v in fields.items() if k == "widths"})
+    trunk = {key: value for key, value in own.encoder.state_dict().items() if not key.startswith("decoder.")}
+    found = encoder.state_dict()
+    assert set(trunk) == {key for key in found if not key.startswith("decoder.")}
+    assert all(torch.equal(value, found[key]) for key, value in trunk.items())
+    samples = encoder.window_samples
+    tokens, _ = encoder.train()(0.1 * torch.randn(2, 2, samples), torch.tensor([samples, samples]))
+    assert torch.isfinite(tokens).all() and samples == 5 * encoder.sample_rate
+    SELDHead(encoder)(encoder.patches(tokens)).sum().backward()
+    again = load_encoder(save_parts(tmp_path / "folder", encoder, {}, published.facts))
+    assert encoder_config(again) == encoder_config(encoder)
+
+
+def test_switches_and_sizes_beside_a_published_decoder(tmp_path):
+    """A switch changes how the file's decoder runs; a size that is not the file's makes a new one of its kind."""
+    path = tmp_path / "best_model.pth"
+    torch.save({"seld_model": published_cnn14("bmamba")}, path)
+    own = load_cnn14(path, **NARROW)
+    for given in ({"ssd": "exact"}, {"kind": "bimamba", "ssd": "exact", "layers": 2}):
+        exact = load_cnn14(path, **NARROW, decoder=given)
+        assert exact.encoder.config.decoder.ssd == "exact" and "seld" in exact.heads
+        assert all(torch.equal(a, b) for a, b in zip(exact.encoder.parameters(), own.encoder.parameters(), strict=True))
+    with pytest.warns(UserWarning, match="left out"):
+        deeper = load_cnn14(path, **NARROW, decoder={"layers": 3}).encoder.config.decoder
+    assert (deeper.kind, deeper.layers, deeper.ssd) == ("bimamba", 3, "exact")
+    assert deeper.head_size == own.encoder.config.decoder.head_size
+    broken = published_cnn14("bmamba")
+    del broken["convs.conv_block2.conv1.weight"]
+    torch.save({"seld_model": broken}, path)
+    with pytest.raises(CheckpointError, match=r"1 entries .* missing convs\.conv_block2\.conv1\.weight"):
+        load_cnn14(path, **NARROW, decoder={"kind": "gru"})
+    with pytest.raises(CheckpointError, match="decoder: expected a group of keys"):
+        build_encoder({"name": "cnn14", "published": path, **NARROW, "decoder": "gru"})
 
 
 def damaged(state: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import io
 import json
@@ -28,7 +29,7 @@ from audio_llm.encoders import ENCODERS, build_encoder
 from audio_llm.encoders.base import encoder_class
 from audio_llm.errors import CheckpointError, ConfigError
 from audio_llm.heads import SpatialHeads, TokenMeanHead, UrbanSoundHead
-from tests.test_pseld import NARROW, published_cnn14, wrapped
+from tests.test_pseld import NARROW, SMALL_HTSAT, published_cnn14, published_htsat, wrapped
 from tests.test_spatial_ast import published_state as spatial_state
 from tests.test_whisper_encoder import original_state, transformers_whisper
 
@@ -152,6 +153,23 @@ def stereo_original(state: dict[str, Tensor], path: Path) -> None:
     torch.save({"seld_model": state | sines, "opt": {}, "epoch": 7, "best_f_score": np.float64(0.3)}, path)
 
 
+def seld_htsat(layout: str) -> tuple[Callable[[], dict[str, Tensor]], Writer, dict[str, Any]]:
+    """Weights, writer and fields of a narrow stereo or PSELDNets network on HTS-AT."""
+    size = {"classes": 13, "elements": 3} if layout == "stereo" else {"classes": 20, "elements": 3, "layout": "foa"}
+    plain = published_htsat(**size)  # type: ignore[arg-type]
+    beside = {key: value for key, value in plain.items() if key.endswith(("attn_mask", "relative_position_index"))}
+
+    def write(state: dict[str, Tensor], path: Path) -> None:
+        if layout == "stereo":
+            torch.save({"seld_model": beside | state, "opt": {}, "epoch": 7, "best_f_score": np.float64(0.3)}, path)
+        else:
+            held = {f"net._orig_mod.{key}": value for key, value in (beside | state).items()}
+            held["af_extractor.melW"] = torch.zeros(513, 64)
+            torch.save({"state_dict": held, "epoch": 3, "hyper_parameters": argparse.Namespace(lr=1e-3)}, path)
+
+    return lambda: noise({key: value for key, value in plain.items() if key not in beside}), write, dict(SMALL_HTSAT)
+
+
 def whisper_state() -> dict[str, Tensor]:
     return noise({k: value for k, value in original_state(transformers_whisper()).items() if not re.search(BESIDE, k)})
 
@@ -179,9 +197,14 @@ CASES: dict[str, tuple[str, Callable[[], dict[str, Tensor]], Writer, dict[str, A
         for writer in (urbansound_original, urbansound_bare, urbansound_safetensors)
     },
     "stereo": ("cnn14", stereo_state, stereo_original, NARROW, "convs.conv_block2.conv1.weight"),
-    "stereo-conformer": (
-        "cnn14", lambda: stereo_state("conbimamba"), stereo_original, NARROW, "convs.conv_block2.conv1.weight",
-    ),
+    **{
+        f"stereo-{kind}": (
+            "cnn14", functools.partial(stereo_state, kind), stereo_original, NARROW, "convs.conv_block2.conv1.weight",
+        )
+        for kind in ("conformer", "bmamba_ac", "conbimamba")
+    },
+    "stereo-htsat": ("htsat", *seld_htsat("stereo"), "encoder.layers.1.blocks.1.mlp.fc2.weight"),
+    "pseldnets-htsat": ("htsat", *seld_htsat("pseldnets"), "encoder.layers.1.blocks.1.mlp.fc2.weight"),
     "pseldnets": ("cnn14", *spectral("pseldnets"), "convs.conv_block2.conv1.weight"),
     "panns": ("cnn14", *spectral("panns"), "conv_block2.conv1.weight"),
     "htsat": ("htsat", *spectral("audioset"), "layers.1.blocks.1.mlp.fc2.weight"),
@@ -189,11 +212,12 @@ CASES: dict[str, tuple[str, Callable[[], dict[str, Tensor]], Writer, dict[str, A
 }  # fmt: skip
 # Keys that sizes are read off.
 MEASURED = r"^encoder\d\.conv\.weight|^fc2?\.weight|\.0\.mlp\.0\.weight|\.0\.fc1\.weight|^head\.weight" + (
-    r"|s\.0\.mamba2_for\.(A_log|norm\.weight)|s\.0\.0\.module\.sequential\.1\.weight|s\.0\.2\..*\.4\.conv\.weight"
+    r"|u_bias|^tscam_conv\.weight|s\.0\.mamba2_for\.(A_log|norm\.weight)|s\.0\.0\.module\.sequential\.1\.weight|s\.0\.2\..*\.4\.conv\.weight"
 )
 # Names of the keys to break where ours differ.
 OURS = {
     "conv_block2.conv1.weight": "convs.conv_block2.conv1.weight",
+    "encoder.layers.1.blocks.1.mlp.fc2.weight": "layers.1.blocks.1.mlp.fc2.weight",
     "encoder.blocks.1.mlp.0.bias": "encoder.layers.1.fc1.bias",
 }
 
@@ -235,7 +259,19 @@ def test_layout_loads_strictly(case, tmp_path):
         alike = {other for other, found in state.items() if torch.equal(found, value)}
         assert key in alike if key in state else alike, key
         used |= {key} & alike or alike
-    heads = ("head.", "fc_norm.", "dis", "doa", "azimuth", "elevation", "conv1d.", "fc", "spectrogram", "logmel")
+    heads = (
+        "head.",
+        "fc_norm.",
+        "dis",
+        "doa",
+        "azimuth",
+        "elevation",
+        "conv1d.",
+        "fc",
+        "tscam_conv",
+        "spectrogram",
+        "logmel",
+    )
     assert used and all(key.startswith(heads) or "relative_attention_bias" in key for key in set(state) - used)
     assert conversion(path, tmp_path / "out", fields) == 0
     converted = load_encoder(tmp_path / "out").state_dict()

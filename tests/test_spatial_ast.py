@@ -16,7 +16,7 @@ from audio_llm.checkpoints.spatial_ast import load_published
 from audio_llm.encoders import build_encoder, encoder_config
 from audio_llm.encoders.spatial_ast import SpatialAST
 from audio_llm.errors import AudioError, CheckpointError, ConfigError
-from audio_llm.features import hann, mel_bank
+from audio_llm.features import hann, mel_bank, stft
 from audio_llm.heads import SpatialHeads
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
@@ -152,6 +152,27 @@ def test_keys_shapes_and_size_are_the_published_ones():
     assert found == tables["encoder_full"]
     counted = sum(v.numel() for k, v in state.items() if "running" not in k and "num_batches" not in k)
     assert counted == tables["params"]["full"] == 87_473_466
+    with torch.device("meta"):
+        heads = SpatialHeads(768)
+        learnt = [*build_encoder({"name": "spatial_ast"}).parameters(), *heads.parameters()]
+    assert sum(parameter.numel() for parameter in learnt) == 85_963_194
+
+
+def test_trunk_alone_leaves_out_the_heads(published, reference):
+    """What the reference's trunk lacked of the whole file, and did not know: all heads but the one called so."""
+    assert not len(reference["encoder_missing"])
+    constants = ("spectrogram_extractor.", "logmel_extractor.")
+    whole = {key for key in published_state({}) if not key.startswith(constants)}
+    heads = whole - set(published.state_dict())
+    assert set(map(str, reference["encoder_unexpected"])) == heads - {"head.weight", "head.bias"}
+
+
+def test_transform_of_the_reference(reference):
+    """Frames 40 to 55 of its convolution with windowed sines, which meet the first sound; to that one's rounding."""
+    spectrum = stft(torch.from_numpy(reference["wav"]), 1024, 320)
+    assert list(reference["stft_shape"]) == [2, 1, *spectrum.shape[2:]]  # its channels were a batch
+    close(spectrum[0, :, 40:56].real, reference["stft_re"], 1e-4)
+    close(spectrum[0, :, 40:56].imag, reference["stft_im"], 1e-4)
 
 
 def test_published_checkpoint_loads_strictly(tmp_path):

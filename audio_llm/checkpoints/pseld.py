@@ -14,6 +14,7 @@ columns, 251 rows) is set here; the classes' own defaults are for training anew.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from audio_llm.checkpoints.published import (
     Published,
     configured,
     length,
+    listed,
     read_published,
     rename,
     state_dict_of,
@@ -91,6 +93,7 @@ TABLES: dict[Layout, tuple[tuple[str, str | None], ...]] = {
     "audioset": AUDIOSET_KEYS,
 }
 _AC = {"columns": "reinterpreted", "time_rows": 251}  # what the asymmetric decoder was trained with
+_SWITCHES = ("ssd", "columns", "time_rows", "block_dropout")  # of a decoder: they change none of its weights
 _FIRST = {"cnn14": "convs.conv_block1.conv1.weight", "htsat": "patch_embed.proj.weight"}
 
 
@@ -98,7 +101,9 @@ def load_cnn14(path: str | Path, /, frames: Literal["all", "covered"] = "all", *
     """A published CNN14 with its head, in evaluation mode; `fields` replace those of the encoder's configuration.
 
     `frames` is the head's; ``"covered"`` gives the published 49. A `layout` of more channels than a file of PANNs has
-    spreads its first convolution over all planes. Raises :class:`CheckpointError` naming every key that does not fit.
+    spreads its first convolution over all planes. A `decoder` whose weights are not those in the file (another kind or
+    size) starts anew: the file's decoder, and the head that was trained on it, are left out, which is said in a warning
+    and in ``facts["left_out"]``. Raises :class:`CheckpointError` naming every key that does not fit.
     """
     return _load(path, "cnn14", frames, fields)
 
@@ -117,14 +122,33 @@ def _load(path: str | Path, name: str, frames: Literal["all", "covered"], fields
     state = {key: value for key, value in renamed.items() if not key.startswith("head.")}
     kind = encoder_class(name)
     preset = {} if layout == "stereo" else kind.presets[layout]
-    decoder = {"decoder": _measured_decoder(state, str(path))} if name == "cnn14" else {}
+    measured: dict[str, Any] = {"kind": "none"}
+    anew = False
+    if name == "cnn14":
+        measured, given = _measured_decoder(state, str(path)), fields.get("decoder", {})
+        if isinstance(given, Mapping):  # anything else is refused with the other fields
+            given, anew = _decoder_of(measured, given)
+        fields = {**fields, "decoder": given}
     with configured(path):
-        encoder = kind(recipes.build(kind.config_class, {**preset, **decoder, **fields}, where=f"encoder {name}"))
+        encoder = kind(recipes.build(kind.config_class, {**preset, **fields}, where=f"encoder {name}"))
     assert isinstance(encoder, SpectralEncoder)
     if layout in ("panns", "audioset"):
         _check_constants(raw, encoder.config, str(path))
         state = _spread(state, _FIRST[name], encoder.num_planes)
+    left_out: list[str] = []
+    if anew:
+        left_out = [key for key in state if key.startswith("decoder.")] + [f"head.{key}" for key in head_state]
+        own = {key: value for key, value in encoder.state_dict().items() if key.startswith("decoder.")}
+        state = {key: value for key, value in state.items() if key not in left_out} | own
     load_strictly(encoder, state, str(path))
+    if left_out:
+        chosen = encoder.config.decoder.kind  # type: ignore[attr-defined]
+        warnings.warn(
+            f"checkpoint {path}: {len(left_out)} entries of its decoder ({measured['kind']}) and head are left out: "
+            f"{listed(left_out)}; the decoder asked for ({chosen}) starts untrained.",
+            stacklevel=2,
+        )
+        return Published(encoder.eval(), facts={"left_out": left_out})
     if not head_state:
         return Published(encoder.eval())
     elements = ("x", "y", "z") if layout == "pseldnets" else ELEMENTS
@@ -171,6 +195,15 @@ def _measured_decoder(state: Mapping[str, Tensor], path: str) -> dict[str, Any]:
         return {**fields, **_AC, "kind": f"{kind}_ac"}
     inner, decays = (_needed(state, f"{mixer}layers.0.mamba2_for.{key}", path) for key in ("norm.weight", "A_log"))
     return {**fields, "kind": kind, "head_size": max(1, inner.numel() // max(1, decays.numel()))}
+
+
+def _decoder_of(measured: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The decoder that `given` fields make of the one measured on a file, and whether it has other weights."""
+    if given.get("kind", measured["kind"]) != measured["kind"]:
+        return dict(given), True
+    anew = any(given.get(field, value) != value for field, value in measured.items() if field not in _SWITCHES)
+    kept = {field: value for field, value in measured.items() if not anew or field not in _SWITCHES}
+    return {**kept, **given}, anew
 
 
 def _needed(state: Mapping[str, Tensor], key: str, path: str) -> Tensor:
