@@ -8,6 +8,7 @@ its echoes. ``classes.json`` beside the folders names other classes than the cha
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ import numpy as np
 
 from audio_llm import audio, seld
 from audio_llm.errors import AudioError, ConfigError, DataError, describe, nearest
+from audio_llm.files import glance
 from audio_llm.shards.schema import AudioInfo, Event, Sample, Source
 
 AUDIO, TABLES, EVALUATION, CLASSES_FILE = "stereo_dev", "metadata_dev", "stereo_eval", "classes.json"
@@ -80,6 +82,15 @@ class SELDFolder:
         table = self.clips[number].table
         return seld.read_rows(table) if table else np.zeros((0, len(seld.COLUMNS)))
 
+    @property
+    def fingerprint(self) -> str:
+        """Of classes, names, tables, and of what :func:`audio_llm.files.glance` sees of the sounds."""
+        digest = hashlib.sha256(json.dumps(self.labels).encode())
+        for clip in self.clips:
+            digest.update(f"{clip.name}\0{glance(clip.path)}\0".encode())
+            digest.update(clip.table.read_bytes() if clip.table else b"")
+        return digest.hexdigest()
+
     def select(self, folds: Sequence[str], without: Sequence[str] = ()) -> SELDFolder:
         """The clips of some folds (``fold3``) or rooms (``fold3_room22``), less those of `without`.
 
@@ -96,6 +107,15 @@ class SELDFolder:
             if not {clip.room, clip.fold}.isdisjoint(folds) and {clip.room, clip.fold}.isdisjoint(without)
         ]
         return SELDFolder(kept, self.labels)
+
+
+def check_folds(folds: Sequence[str]) -> None:
+    """Raise :class:`ConfigError` where one of `folds` to train or to choose on is the test fold, or a room of it."""
+    for name in folds:
+        if name.partition("_")[0] == TEST_FOLD:
+            cure = "For a submission, whose scores are made elsewhere: use_test_fold: true."
+            expected = f"other folds than {TEST_FOLD}, which scores are reported on"
+            raise ConfigError(describe("train_folds, validation_folds", expected, f"'{name}'", cure))
 
 
 def is_seld_folder(folder: str | Path) -> bool:

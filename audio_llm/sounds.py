@@ -17,6 +17,7 @@ from typing import Literal
 
 from audio_llm import audio
 from audio_llm.errors import AudioError, ConfigError, describe
+from audio_llm.files import glance
 from audio_llm.shards.schema import AudioInfo, Event, Sample, Source
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".opus"}
@@ -218,6 +219,14 @@ class SoundFolder:
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of :func:`fingerprint`, and of what :func:`audio_llm.files.glance` sees of the sounds."""
+        digest = hashlib.sha256(fingerprint(self.clips).encode())
+        for clip in self.clips:
+            digest.update(glance(str(clip.path)).encode())
+        return digest.hexdigest()
 
     def load_sample(self, number: int) -> Sample:
         """Class, recording and length (by the file's header). Raises :class:`AudioError` for what cannot be used."""

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -35,10 +35,13 @@ from audio_llm.training.seld_scores import (
 )
 
 __all__ = [
-    "GRID", "SCORES", "SUMS", "Average", "Criteria", "Evaluation", "Interval", "Scores", "evaluate", "file_counts",
-    "jackknife", "jackknife_interval", "read_folder", "recording_of", "scores_of", "tune_thresholds",
-    "write_submission",
+    "GRID", "SCORES", "SUMS", "Average", "Criteria", "Evaluation", "Groups", "Interval", "Scores", "evaluate",
+    "file_counts", "jackknife", "jackknife_interval", "read_folder", "recording_of", "room_of", "scores_of",
+    "tune_thresholds", "write_submission",
 ]  # fmt: skip
+
+
+Groups = Literal["recordings", "rooms", "clips"]
 
 
 class Interval(NamedTuple):
@@ -57,7 +60,8 @@ def jackknife(
     """Intervals of the five scores and of the classwise ones from the sums of files ``(files, 9, classes)``.
 
     Leaves out one file at a time, or all files of one of `groups` (one name per file): windows of one recording are not
-    independent, and leaving out single windows makes intervals too narrow (see :func:`recording_of`). Needs two.
+    independent, and leaving out single windows makes intervals too narrow (see :attr:`Evaluation.independent`). Needs
+    two.
     """
     if groups is not None:
         names, index = np.unique(list(groups), return_inverse=True)
@@ -96,6 +100,15 @@ def recording_of(name: str) -> str:
     return match[1] if match else Path(name).stem
 
 
+def room_of(name: str) -> str:
+    """The room a clip was recorded in: ``fold4_room8_mix003_deg120_start0042.wav`` → ``fold4_room8``."""
+    match = re.match(r"(.*?fold\d+_room\d+)", Path(name).name)
+    return match[1] if match else Path(name).stem
+
+
+_GROUP_OF: dict[str, Callable[[str], str]] = {"recordings": recording_of, "rooms": room_of, "clips": str}
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """The sums of every scored file, by which all scores are made."""
@@ -107,9 +120,22 @@ class Evaluation:
     def scores(self, average: Average = "macro") -> Scores:
         return scores_of(self.sums.sum(axis=0), average)
 
-    def intervals(self, average: Average = "macro", by_recording: bool = True) -> tuple[Interval, Interval]:
-        """:func:`jackknife` over recordings, or over files."""
-        return jackknife(self.sums, [recording_of(name) for name in self.names] if by_recording else None, average)
+    def groups(self, over: Groups) -> list[str]:
+        """The recording or the room of every file, or the file itself."""
+        return [_GROUP_OF[over](name) for name in self.names]
+
+    @property
+    def independent(self) -> Groups:
+        """The smallest groups that names tell of: recordings, rooms where no two clips are of one recording, or clips.
+
+        The second are scenes made one by one (:mod:`data_prep.seld`): those of a room share its echoes and its sounds.
+        """
+        names: tuple[Groups, ...] = ("recordings", "rooms")
+        return next((over for over in names if len(set(self.groups(over))) < len(self.names)), "clips")
+
+    def intervals(self, average: Average = "macro", over: Groups | None = None) -> tuple[Interval, Interval]:
+        """:func:`jackknife` over recordings, rooms or clips; by default over those that are :attr:`independent`."""
+        return jackknife(self.sums, self.groups(over or self.independent), average)
 
 
 def evaluate(

@@ -13,20 +13,23 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from audio_llm import config as recipes
 from audio_llm import dcase_seld, seld
 from audio_llm.checkpoints.encoder import CONFIG, WEIGHTS
 from audio_llm.errors import AudioLLMError, ConfigError, describe, nearest
 from audio_llm.files import write_json, write_lines
 from audio_llm.locating import load, locate_file
 from eval.benchmarks.base import one_of
-from eval.seld import SCORES, Average, Criteria, Evaluation, evaluate, read_folder, write_submission
+from eval.seld import SCORES, Average, Criteria, Evaluation, Groups, evaluate, read_folder, write_submission
 
 PREDICTIONS, SUBMISSION, RUN, RESULT, REJECTS = "predictions", "submission", "run.json", "scores.json", "rejects.jsonl"
+RECIPE = "recipe.yaml"  # what training leaves in a model's folder
 _SWITCHES = {"true": True, "false": False}
+_CHOICES = {"part": ("development", "evaluation"), "average": ("macro", "micro"), "intervals": get_args(Groups)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +42,16 @@ class Settings:
     criteria: Criteria = dataclasses.field(default_factory=Criteria)
     average: Average = "macro"
     strict: bool = False
+    intervals: Groups | None = (
+        None  # jackknife over these; None: over recordings, where names tell them, else over rooms
+    )
+    seen: bool = False  # hear what trained the model or was chosen on as well, and say so
 
 
 def parse_settings(options: Mapping[str, str]) -> Settings:
     """Of ``--option KEY=VALUE``. Raises :class:`ConfigError` for unknown keys and values."""
     criteria = {field.name: field for field in dataclasses.fields(Criteria)}
-    known = ("part", "folds", "threshold", "average", "strict", *criteria)
+    known = ("part", "folds", "threshold", "average", "strict", "intervals", "seen", *criteria)
     values: dict[str, Any] = {}
     places: dict[str, Any] = {}
     for key, text in options.items():
@@ -52,10 +59,10 @@ def parse_settings(options: Mapping[str, str]) -> Settings:
             raise ConfigError(describe("--option", ", ".join(known), f"'{key}'{nearest(key, known)}"))
         if key == "folds":
             values[key] = tuple(text.split(","))
-        elif key in ("part", "average"):
-            values[key] = one_of(options, key, ("development", "evaluation") if key == "part" else ("macro", "micro"))
-        elif key in ("strict", "onscreen"):
-            (values if key == "strict" else places)[key] = _SWITCHES[one_of(options, key, tuple(_SWITCHES))]
+        elif key in _CHOICES:
+            values[key] = one_of(options, key, _CHOICES[key])
+        elif key in ("strict", "seen", "onscreen"):
+            (places if key == "onscreen" else values)[key] = _SWITCHES[one_of(options, key, tuple(_SWITCHES))]
         elif key == "threshold":
             values["threshold"] = _number(key, text)
         else:
@@ -98,7 +105,8 @@ def hear(
 ) -> tuple[dcase_seld.SELDFolder, list[dict[str, str]]]:
     """Predict what is not predicted yet; returns the clips and those that could not be heard, with the reason.
 
-    Raises :class:`ConfigError` when `out` has predictions of another model, other clips or another threshold.
+    Raises :class:`ConfigError` when `out` has predictions of another model, other clips or another threshold, and for
+    folds that the model saw in training, unless the settings allow it.
     """
     from tqdm import tqdm
 
@@ -107,7 +115,12 @@ def hear(
     if clips.labels != locator.labels:
         found = f"{len(clips.labels)} ({', '.join(clips.labels[:3])}, …)"
         raise ConfigError(describe(f"classes of {data}", f"the model's {len(locator.labels)}", found))
-    claim(model, clips, out, locator.thresholds)
+    seen = seen_in_training(model, clips)
+    if seen and not settings.seen:
+        cure = "Name other folds, or add --option seen=true, and the scores will say so."
+        expected = "clips that the model was neither trained nor chosen on"
+        raise ConfigError(describe(f"folds of {data}", expected, ", ".join(seen), cure))
+    claim(model, clips, out, locator.thresholds, seen)
     rejects = []
     for clip in tqdm(clips.clips, desc="clips", leave=False, mininterval=1.0, disable=not progress):
         path = out / PREDICTIONS / f"{clip.name}.csv"
@@ -123,7 +136,23 @@ def hear(
     return clips, rejects
 
 
-def claim(model: str | Path, clips: dcase_seld.SELDFolder, out: Path, threshold: Any) -> None:
+def seen_in_training(model: str | Path, clips: dcase_seld.SELDFolder) -> list[str]:
+    """Which rooms of `clips` trained the model or decided what was kept of it, by the recipes that runs leave behind.
+
+    The recipe of a model that training started from (``init``) counts too. Nothing is known of a model without one.
+    """
+    names: set[str] = set()
+    folder: Path | None = Path(model)
+    visited: set[Path] = set()
+    while folder is not None and folder.resolve() not in visited and (folder / RECIPE).is_file():
+        visited.add(folder.resolve())
+        tree = recipes.read(folder / RECIPE)
+        names |= {str(name) for key in ("train_folds", "validation_folds") for name in tree.get(key) or ()}
+        folder = Path(tree["init"]) if tree.get("init") else None
+    return sorted({clip.room for clip in clips.clips if {clip.room, clip.fold} & names})
+
+
+def claim(model: str | Path, clips: dcase_seld.SELDFolder, out: Path, threshold: Any, seen: Sequence[str] = ()) -> None:
     """Write ``run.json``, or see that it says the same as an earlier run's."""
     with open(Path(model) / WEIGHTS, "rb") as stream:
         weights = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -134,6 +163,7 @@ def claim(model: str | Path, clips: dcase_seld.SELDFolder, out: Path, threshold:
         "clips": len(clips),
         "data": hashlib.sha256(names.encode()).hexdigest(),
         "threshold": threshold,
+        **({"seen": list(seen)} if seen else {}),
     }
     path = out / RUN
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != claimed:
@@ -173,14 +203,25 @@ def score(predictions: str | Path, data: str | Path, settings: Settings, out: Pa
     """Score tables, write ``scores.json`` and return the result as text, the metric's arguments included."""
     tables, labels = references(data, settings)
     result = evaluate(tables, read_folder(predictions), settings.criteria, settings.strict, len(labels))
-    report = as_tree(result, labels, settings)
+    report = as_tree(result, labels, settings, _seen_by(Path(predictions)))
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / RESULT, report)
     return as_text(report)
 
 
-def as_tree(result: Evaluation, labels: Sequence[str], settings: Settings) -> dict[str, Any]:
-    """Arguments and scores for JSON; intervals are jackknife ones over recordings, where there are two."""
+def _seen_by(predictions: Path) -> list[str]:
+    """The rooms that the model of these predictions had seen, as ``run.json`` in their folder or above says."""
+    for folder in (predictions, predictions.parent):
+        if (folder / RUN).is_file():
+            try:
+                return list(json.loads((folder / RUN).read_text(encoding="utf-8")).get("seen", []))
+            except (ValueError, AttributeError, TypeError):
+                return []  # another program's file of that name
+    return []
+
+
+def as_tree(result: Evaluation, labels: Sequence[str], settings: Settings, seen: Sequence[str] = ()) -> dict[str, Any]:
+    """Arguments and scores for JSON; intervals are jackknife ones over recordings or rooms, where there are two."""
     scores = result.scores(settings.average)
     tree: dict[str, Any] = {
         "metric": {
@@ -190,11 +231,12 @@ def as_tree(result: Evaluation, labels: Sequence[str], settings: Settings) -> di
             "files": len(result.names),
             "missing": len(result.missing),
             "classes": len(labels),
+            **({"seen": list(seen)} if seen else {}),
         },
         "scores": {name: _plain(value) for name, value in scores.table().items()},
     }
     if len(result.names) > 1:
-        tree["intervals"] = _intervals(result, settings.average)
+        tree["intervals"] = _intervals(result, settings)
     tree["classes"] = {
         label: {name: _plain(value) for name, value in zip(SCORES, values, strict=True)}
         for label, values in zip(labels, scores.classwise.T.tolist(), strict=True)
@@ -202,13 +244,15 @@ def as_tree(result: Evaluation, labels: Sequence[str], settings: Settings) -> di
     return tree
 
 
-def _intervals(result: Evaluation, average: Average) -> dict[str, Any]:
+def _intervals(result: Evaluation, settings: Settings) -> dict[str, Any]:
+    over = settings.intervals or result.independent
     try:
-        whole, _ = result.intervals(average)
+        whole, _ = result.intervals(settings.average, over)
     except ConfigError:  # all of one recording
         return {}
     pairs = zip(SCORES, whole.low.tolist(), whole.high.tolist(), strict=True)
-    return {name: [_plain(low), _plain(high)] for name, low, high in pairs}
+    facts = {"over": over, "groups": len(set(result.groups(over)))}
+    return facts | {name: [_plain(low), _plain(high)] for name, low, high in pairs}
 
 
 def _plain(value: float) -> float | None:
@@ -230,17 +274,19 @@ def _shown(name: str, value: float | None) -> str:
 
 def as_text(tree: Mapping[str, Any]) -> str:
     """Markdown: the metric's arguments, the scores with their intervals, and those of every class."""
-    metric = tree["metric"]
+    metric, intervals = tree["metric"], tree.get("intervals") or {}
+    over = f" (jackknife over {intervals['groups']} {intervals['over']})" if intervals else ""
     lines = [
         f"F{metric['degrees']:g}°/{metric['relative_distance']:g}, {metric['average']} over {metric['classes']} "
         f"classes, {metric['files']} files ({metric['missing']} missing), "
         + ("every frame and file" if metric["strict"] else "frames and files as the official metric counts them"),
+        *([f"seen in training or by what was chosen: {', '.join(metric['seen'])}"] if "seen" in metric else []),
         "",
-        "| score | value | 95 % (jackknife over recordings) |",
+        f"| score | value | 95 %{over} |",
         "|---|---|---|",
     ]
     for name, (title, _, _) in _COLUMNS.items():
-        low, high = tree.get("intervals", {}).get(name, (None, None))
+        low, high = intervals.get(name, (None, None))
         lines.append(
             f"| {title} | {_shown(name, tree['scores'][name])} | {_shown(name, low)} to {_shown(name, high)} |"
         )

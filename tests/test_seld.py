@@ -16,6 +16,7 @@ from audio_llm.errors import AudioLLMError, ShardError
 from audio_llm.shards.schema import Event
 from eval.seld import (
     Criteria,
+    Evaluation,
     evaluate,
     file_counts,
     jackknife,
@@ -337,6 +338,23 @@ def test_windows_of_one_recording_are_left_out_together():
     alone, _ = jackknife(sums)
     np.testing.assert_allclose(grouped.standard_error, alone.standard_error, rtol=1e-9)
     assert jackknife(doubled)[0].standard_error[0] < grouped.standard_error[0]
+
+
+def test_scenes_made_one_by_one_are_left_out_by_room():
+    """Every simulated clip has a number of its own; what its score is not independent of is its room."""
+    made = [f"fold4_room{1 + n % 3}_mix{n:05d}_deg000_start0000.csv" for n in range(12)]
+    cut = [f"fold4_room1_mix00{n // 2}_deg{n}_start0001.csv" for n in range(12)]
+    for names, over, count in (
+        (made, "rooms", 3),
+        (cut, "recordings", 6),
+        ([f"sample{n}.csv" for n in range(12)], "clips", 12),
+    ):
+        result = Evaluation(names, random_sums(5, 12), [])
+        assert result.independent == over and len(set(result.groups(over))) == count
+        pooled, _ = jackknife(result.sums, result.groups(over))
+        np.testing.assert_array_equal(result.intervals()[0].low, pooled.low)
+    by_room, by_clip = (Evaluation(made, random_sums(5, 12), []).intervals(over=over)[0] for over in ("rooms", "clips"))
+    assert not np.array_equal(by_room.low, by_clip.low)
 
 
 def test_thresholds_are_tuned_class_by_class():

@@ -1,6 +1,7 @@
 """Stereo SELD from a folder of clips to scores: training, resuming, thresholds, the verbs."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,8 +184,6 @@ def test_strict_and_micro_are_said_with_the_scores(trained, corpus, tmp_path):
 
 def test_a_broken_clip_is_listed_and_the_others_are_scored(trained, corpus, tmp_path, capsys):
     folder, _ = trained
-    import shutil
-
     copy = tmp_path / "corpus"
     shutil.copytree(corpus, copy)
     broken = sorted((copy / "stereo_dev" / "dev-test").glob("*.wav"))[0]
@@ -210,6 +209,69 @@ def test_a_submission_has_every_clip_of_the_evaluation_set(trained, corpus, tmp_
     assert any(len(rows) for rows in tables.values()) and all(
         abs(rows[:, 3]).max(initial=0) <= 90 for rows in tables.values()
     )
+
+
+def test_the_test_fold_neither_trains_nor_chooses_unless_it_is_said(corpus, tmp_path):
+    for folds in (
+        {"train_folds": ["fold3", "fold4"]},
+        {"train_folds": ["fold4_room1"], "validation_folds": None},
+        {"validation_folds": ["fold4"]},
+    ):
+        with pytest.raises(ConfigError, match=r"expected other folds than fold4.*use_test_fold: true"):
+            supervised.Trainer(recipe(corpus, tmp_path, **folds))
+    trainer = supervised.Trainer(recipe(corpus, tmp_path, use_test_fold=True, train_folds=["fold3", "fold4"]))
+    assert {clip.fold for clip in trainer.store.dataset.clips} == {"fold3", "fold4"}
+
+
+def test_what_a_model_saw_is_not_scored_without_a_word(corpus, tmp_path, capsys):
+    """On folds of its own training, on those it was chosen by, and on those of the model that it began with."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    everything = {"use_test_fold": True, "train_folds": ["fold3", "fold4_room1"], "validation_folds": ["fold4_room2"]}
+    supervised.Trainer(recipe(corpus, first, steps=1, **everything)).fit()
+    supervised.Trainer(recipe(corpus, second, steps=1, init=str(first), train_folds=["fold3_room1"])).fit()
+    for model in (first, second):
+        command = ["eval", str(model), str(corpus), "--out", str(tmp_path / f"{model.name}_run"), "--quiet"]
+        assert main(command) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert "fold4_room1, fold4_room2" in said and "--option seen=true" in said
+        assert main([*command, "--option", "seen=true"]) == 0
+        assert "seen in training or by what was chosen: fold4_room1, fold4_room2" in capsys.readouterr().out
+        tree = json.loads((tmp_path / f"{model.name}_run" / "scores.json").read_text())
+        assert tree["metric"]["seen"] == ["fold4_room1", "fold4_room2"]
+
+
+def test_a_finished_run_is_not_returned_for_other_data(corpus, tmp_path):
+    """Tables or sounds made anew under their old names and sizes, in training or in validation, are other data."""
+    copy, output = tmp_path / "corpus", tmp_path / "run"
+    shutil.copytree(corpus, copy)
+    expected = supervised.Trainer(recipe(copy, output)).fit()
+    assert supervised.Trainer(recipe(copy, output)).fit() == expected
+    for room in ("fold3_room1", "fold3_room2"):
+        name = f"{room}_mix003_deg000_start0000"
+        sound = copy / "stereo_dev" / "dev-train" / f"{name}.wav"
+        table = copy / "metadata_dev" / "dev-train" / f"{name}.csv"
+        for path, other in (
+            (sound, sound.with_stem(f"{room}_mix004_deg000_start0000").read_bytes()),
+            (table, table.read_bytes().replace(b",200,", b",300,")),
+        ):
+            before = path.read_bytes()
+            assert len(other) == len(before) and other != before
+            path.write_bytes(other)
+            with pytest.raises(ConfigError, match="expected the recipe and data it was made with"):
+                supervised.Trainer(recipe(copy, output)).fit()
+            path.write_bytes(before)
+    assert supervised.Trainer(recipe(copy, output)).fit() == expected
+
+
+def test_weights_that_a_run_begins_with_belong_to_it(corpus, tmp_path):
+    """Another file by the name in the recipe is another run."""
+    for seed in (0, 1):
+        supervised.Trainer(recipe(corpus, tmp_path / str(seed), steps=1, seed=seed)).fit()
+    target = recipe(corpus, tmp_path / "run", steps=1, init=str(tmp_path / "0"))
+    supervised.Trainer(target).fit()
+    shutil.copy(tmp_path / "1" / "encoder.safetensors", tmp_path / "0" / "encoder.safetensors")
+    with pytest.raises(ConfigError, match="expected the recipe and data it was made with"):
+        supervised.Trainer(target).fit()
 
 
 def test_what_does_not_fit_is_one_sentence(corpus, trained, tmp_path):

@@ -7,6 +7,8 @@ another number of workers. Every batch carries its coordinates.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from audio_llm.audio import Waveform, check_format, decode
 from audio_llm.errors import AudioError, AudioLLMError, ShardError, describe
-from audio_llm.shards.index import Row, ShardIndex
+from audio_llm.files import glance
+from audio_llm.shards.index import Row, ShardIndex, read_sizes
 from audio_llm.shards.schema import Sample
 
 MAX_OPEN_SHARDS = 64  # far below the usual limit of 1024 descriptors per process
@@ -101,6 +104,12 @@ class ShardDataset(Dataset[dict[str, Any]]):
     def row(self, i: int) -> Row:
         """The index row of sample `i`."""
         return self.locate(i)[1]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the checksums in ``sizes.json``, and of what :func:`audio_llm.files.glance` sees of the shards."""
+        facts = [[read_sizes(index.folder), [glance(index.folder / s) for s in index.shards]] for index in self.indexes]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def find(self, key: str) -> int:
         """The position of the sample with this id; :class:`ShardError` if there is none."""

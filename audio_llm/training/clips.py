@@ -76,7 +76,10 @@ class Batch(NamedTuple):
 
 
 class ClipSource(Protocol):
-    """What a store reads: `ShardDataset`, `SoundFolder`."""
+    """What a store reads: `ShardDataset`, `SoundFolder`, `SELDFolder`. `fingerprint` changes with the data."""
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def __len__(self) -> int: ...
     def load_sample(self, number: int, /) -> Sample: ...

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from audio_llm import config as recipes
-from audio_llm.checkpoints.encoder import WEIGHTS, load_encoder, load_strictly
+from audio_llm import dcase_seld
+from audio_llm.checkpoints.encoder import CONFIG, WEIGHTS, load_encoder, load_strictly
 from audio_llm.checkpoints.published import read_json
 from audio_llm.encoders import AudioEncoder, build_encoder
 from audio_llm.errors import CheckpointError, ConfigError, TrainingError, describe, nearest, require
-from audio_llm.files import append_line, atomic_file, write_json, write_lines
+from audio_llm.files import append_line, atomic_file, content_hash, write_json, write_lines
 from audio_llm.heads import LossWeights
 from audio_llm.sounds import Channels
 from audio_llm.training.clips import Augmentation, Batch, BatchPlan, ClipStore, collate, spec_augment
@@ -50,6 +51,7 @@ class EncoderRecipe:
     train_folds: list[int | str] | None = None  # of a sound folder: its official folds to train on
     validation_folds: list[int | str] | None = None  # ... and to validate on, of the folder in `train`
     # Of a SELD folder folds (fold3) or rooms (fold3_room4); rooms that are validated on are not trained on.
+    use_test_fold: bool = False  # ... and fold4 may be among them: for a submission that nothing is left to score
     channels: Channels = "refuse"  # what becomes of several channels where the encoder wants one
     encoder: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "spatial_ast", "preset": "tiny"})
     # of classification and tagging: name, dropout; of seld: elements, frames
@@ -235,6 +237,7 @@ class Trainer:
         self.average = moving_average(self.raw, recipe.ema) if recipe.ema else None
         self.step, self.elapsed, self.best = 0, 0.0, -math.inf
         self.sums: dict[str, float] = {}  # of the steps since the last line of the log
+        self.fingerprint = self._fingerprint()
         self.curves: Any = None
         self._started = 0.0
 
@@ -251,10 +254,13 @@ class Trainer:
         without: list[int | str] | None = None,
     ) -> ClipStore:
         recipe = self.recipe
+        names = None if folds is None else [str(fold) for fold in folds]
+        if names and not recipe.use_test_fold and any(dcase_seld.is_seld_folder(folder) for folder in folders):
+            dcase_seld.check_folds(names)
         return ClipStore(
             folders,
             encoder,
-            folds=None if folds is None else [str(fold) for fold in folds],
+            folds=names,
             without=[str(fold) for fold in without or ()],
             channels=recipe.channels,
             whole=task_class(recipe.task).clip_level,
@@ -276,12 +282,15 @@ class Trainer:
                     describe(store.name, f"labels among {len(self.labels)} known", f"'{unknown[0]}'", cure)
                 )
 
-    @property
-    def fingerprint(self) -> str:
-        """Of everything that decides the weights: the recipe and which samples there are."""
+    def _fingerprint(self) -> str:
+        """Of everything that decides the weights: the recipe, the data, and the weights that training starts from."""
         tree = {key: value for key, value in dataclasses.asdict(self.recipe).items() if key not in _FREE_KEYS}
         tree["clips"] = len(self.store)
         tree["labels"] = list(self.labels)
+        tree["data"] = [store.dataset.fingerprint for store in (self.store, self.validation) if store]
+        init, published = self.recipe.init, self.recipe.encoder.get("published")
+        starts = [init / CONFIG, init / WEIGHTS] if init else [published] if published else []
+        tree["starts"] = [content_hash(path) for path in starts]
         return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()
 
     # -------------------------------------------------------------------------------------------------- the loop
