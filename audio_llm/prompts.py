@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, Protocol
 
+from audio_llm.denials import denied, lowered, mask
 from audio_llm.errors import DataError, describe
 
 AUDIO_TOKEN = "<|audio|>"
@@ -169,19 +170,6 @@ class Reply:
     problem: str | None
 
 
-# Words that turn the mention after them into a denial ("not rain", "rather than a dog", "not (A) rain").
-_NEGATORS = re.compile(
-    r"\b(?:not|no|never|neither|nor|without|except|excluding|instead of|rather than|other than|unlike|"
-    r"(?:anything|everything|all|any) but|isn't|wasn't|aren't|isnt|cannot|can't|doesn't|don't|didn't)\s+"
-    r"(?:(?:\([a-z]\)|[a-z][.):]|\w+)\s+){0,2}[(\[\"']*$"
-)
-# ... and words that deny the mention before them ("rain is not the answer", "rain is wrong").
-_DENIALS = re.compile(
-    r"^[\"'*)\].,]*\s+(?:(?:is|was|are|were|would be|seems)\s+(?:\w+ly\s+)?"
-    r"(?:incorrect|wrong|false|impossible|unlikely|excluded|ruled out|absent|not(?:\s*[.,;!]|\s*$|"
-    r"\s+(?:the|an?|it|correct|right|true|present|audible|heard|likely|possible|among|what|there)\b))|"
-    r"(?:isn't|wasn't|aren't)\s+(?:the|it|correct|right|true|present|there)\b)"
-)
 # "The correct answer is …": what follows is the answer.
 _LEAD_IN = re.compile(
     r"^[\s\"'*]*(?:(?:so|thus|therefore|hence),?\s+)?(?:(?:the|my)\s+)?(?:(?:final|correct|right|best|most likely)\s+)*"
@@ -195,7 +183,8 @@ _LETTER_FIRST = re.compile(
     r"^[\s\"'*]*(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])\s*\**[).:,\-]\**|([A-Z])\s)\s*(.+)$", re.DOTALL
 )
 _LETTER_INSIDE = re.compile(
-    r"\((?P<a>[A-Z])\)|\b(?:option|choice|answer)(?:\s+is)?\s*:?\s*\(?(?P<b>[A-Z])\b(?!\s+[a-z]|\.\w)", re.IGNORECASE
+    r"\((?P<a>[A-Z])\)|\b(?:option|choice|answer)(?:\s+is)?\s*:?\s*\(?(?P<b>[A-Z])\b(?!\s+[a-z]|[.'’/-]\w|[#♯♭]|:\S)",
+    re.IGNORECASE,
 )
 # A label that can only be one: bracketed, or marked and set off ("i.e.", "I, for one" and "X-ray" are none).
 _LABEL = re.compile(r"^[\s\"'*]*(?:\([A-Za-z]\)|\[[A-Za-z]\]|[A-Za-z]\s*[).:](?=[\s*]))")
@@ -239,34 +228,35 @@ def resolve_option(text: str, choices: Sequence[str], answer_as: str = "") -> Re
         by_letter = _resolve_labelled(text, letter, match[5], match[4] is not None, options)
         if by_letter is not None:
             return by_letter
-    found = _resolve_words(wanted, options)
-    letters, beyond = _letters_inside(text, options)
-    if found.index is not None:
-        if beyond:
-            return _by_letter(min(beyond), options)
-        if any(options[ascii_uppercase.index(letter)] != options[found.index] for letter in letters):
+    named, refused = _named_options(normalise(re.sub(r"\s*\n\s*", "; ", text)), options)  # a line is a clause
+    letters, refused_letters = _named_letters(text, options)
+    if beyond := sorted(letter for letter in letters if ascii_uppercase.index(letter) >= len(options)):
+        return _by_letter(beyond[0], options)
+    meant = _of_letters(letters, options)
+    if len(named) == 1:
+        if meant - named or named & _of_letters(refused_letters, options):
             return Resolution(None, problem="contradiction between letter and text")
-        return Resolution(found.index, "both" if letters else "mention")
-    if found.problem == "no option named" and len(letters) == 1:
+        return Resolution(named.pop(), "both" if letters else "mention")
+    if not named and len(letters) == 1 and not meant & refused:
         return _by_letter(letters.pop(), options)
-    return found
+    return Resolution(None, problem=_problem(named, refused or refused_letters))
 
 
-def read_letter(text: str) -> str | None:
+def read_letter(text: str, choices: Sequence[str] = ()) -> str | None:
     """The one option letter that an answer gives ("B", "(b) rain", "B. rain", "the answer is B"), whatever it means.
 
-    A letter that may be a word ("A dog") is none; of several letters none is taken.
+    A letter that may be a word ("A dog") is none, nor is one that the answer denies ("(B) rain is not heard", told from
+    what the `choices` say); of several letters none is taken.
     """
     if match := _LEAD_IN.match(text):
         text = text[match.end() :]
     if match := _LETTER_ONLY.match(text):
         return match[1].upper()
-    letters = {(match["a"] or match["b"]).upper() for match in _LETTER_INSIDE.finditer(text)}
-    if len(letters) > 1:
-        return None
+    letters, refused = _named_letters(text, [normalise(choice) for choice in choices] or [""] * len(ascii_uppercase))
     if (match := _LETTER_FIRST.match(text)) and match[4] is None and _LABEL.match(text):
-        return next(group for group in match.groups()[:3] if group).upper()
-    return letters.pop() if letters else None
+        letter = next(group for group in match.groups()[:3] if group).upper()
+        return letter if letters <= {letter} and letter not in refused else None
+    return letters.pop() if len(letters) == 1 else None
 
 
 def _resolve_labelled(text: str, letter: str, rest: str, bare: bool, options: Sequence[str]) -> Resolution | None:
@@ -282,27 +272,33 @@ def _resolve_labelled(text: str, letter: str, rest: str, bare: bool, options: Se
         if bare and (letter in "AI" or _resolve_words(normalise(text), options).index != inner.index):
             return None
         return Resolution(None, problem=f"contradiction: letter {letter.upper()} beside option {inner.index + 1}")
-    if inner.problem == "no option named" and not bare and not _denied(text):
+    if inner.problem == "no option named" and not bare and not re.search(r"\b(?:not|no|never|isn't)\b", lowered(text)):
         return Resolution(None, problem=f"letter {letter.upper()} beside words that are no option")
     return None
 
 
-def _letters_inside(text: str, options: Sequence[str]) -> tuple[set[str], set[str]]:
-    """Letters of options that a text names and does not deny, and letters that it names beyond them."""
-    letters, beyond = set(), set()
-    for match in _LETTER_INSIDE.finditer(text):
-        letter = match["a"] or match["b"]
-        if _NEGATORS.search(text[: match.start()]):
-            continue
-        if ascii_uppercase.index(letter.upper()) < len(options):
-            letters.add(letter.upper())
-        elif letter.isupper() and not text[: match.start()][-1:].isalnum():  # "dog(s)" is a plural
-            beyond.add(letter)
-    return letters, beyond
+def _named_letters(text: str, options: Sequence[str]) -> tuple[set[str], set[str]]:
+    """Capital letters that a text names as labels, and those that it denies: a letter is in one of the two."""
+    small = lowered(text)
+    places = {match.span(): (match["a"] or match["b"]) for match in _LETTER_INSIDE.finditer(text)}
+    if (match := _LETTER_FIRST.match(text)) and _LABEL.match(text):
+        group = next(number for number in (1, 2, 3) if match[number])
+        if not any(start <= match.start(group) < end for start, end in places):
+            places[match.span(group)] = match[group]
+    for (start, end), letter in list(places.items()):
+        beyond = ascii_uppercase.index(letter.upper()) >= len(options)
+        if beyond and (letter.islower() or text[:start][-1:].isalnum()):  # "dog(s)" is a plural
+            del places[start, end]
+    masked = mask(small, [*places, *((start, end) for start, end, _ in _mentions(small, options))])
+    refused = {letter.upper() for place, letter in places.items() if denied(masked, *place)}
+    return {letter.upper() for letter in places.values()} - refused, refused
 
 
-def _denied(text: str) -> bool:
-    return bool(re.search(r"\b(?:not|no|never|isn't)\b", text.casefold()))
+def _of_letters(letters: set[str], options: Sequence[str]) -> set[int]:
+    """The options, the first of equal ones, that letters stand for."""
+    return {
+        options.index(option) for letter, option in zip(ascii_uppercase, options, strict=False) if letter in letters
+    }
 
 
 def _by_letter(letter: str, options: Sequence[str]) -> Resolution:
@@ -314,30 +310,30 @@ def _by_letter(letter: str, options: Sequence[str]) -> Resolution:
 
 def _resolve_words(text: str, options: Sequence[str]) -> Resolution:
     """Exactly one option named in running text and not denied; an option inside a longer named one does not count."""
+    named, refused = _named_options(text, options)
+    return Resolution(named.pop(), "mention") if len(named) == 1 else Resolution(None, problem=_problem(named, refused))
+
+
+def _problem(named: Collection[int], refused: Collection[Any]) -> str:
+    return "several options named" if named else "only denied" if refused else "no option named"
+
+
+def _named_options(text: str, options: Sequence[str]) -> tuple[set[int], set[int]]:
+    """Options that a text names, and those that it denies: an option is in one of the two."""
+    spans = _mentions(text, options)
+    masked = mask(text, [(start, end) for start, end, _ in spans])
+    refused = {index for start, end, index in spans if denied(masked, start, end)}
+    return {index for _, _, index in spans} - refused, refused
+
+
+def _mentions(text: str, options: Sequence[str]) -> list[tuple[int, int, int]]:
+    """Start, end and option of every mention that does not lie inside a longer one."""
     spans: list[tuple[int, int, int]] = []
     for option in dict.fromkeys(options):  # equal options are one option: the first of them stands for all
         index = options.index(option)
-        for match in re.finditer(rf"(?<![\w#]){re.escape(option)}(?![\w#])", text) if option else ():
+        for match in re.finditer(rf"(?<![\w#])(?<!non-){re.escape(option)}(?![\w#])", text) if option else ():
             spans.append((match.start(), match.end(), index))
-    spans = [a for a in spans if not any(b[0] <= a[0] and a[1] <= b[1] and b[1] - b[0] > a[1] - a[0] for b in spans)]
-    masked = _mask(text, spans)
-    affirmed = {
-        index
-        for start, end, index in spans
-        if not _NEGATORS.search(masked[:start]) and not _DENIALS.match(masked[end:])
-    }
-    if len(affirmed) == 1:
-        return Resolution(affirmed.pop(), "mention")
-    if affirmed:
-        return Resolution(None, problem="several options named")
-    return Resolution(None, problem="only denied" if spans else "no option named")
-
-
-def _mask(text: str, spans: Sequence[tuple[int, int, int]]) -> str:
-    """`text` with every named option made one neutral word: a "never" inside an option denies nothing."""
-    for start, end, _ in spans:
-        text = text[:start] + "x" * (end - start) + text[end:]
-    return text
+    return [a for a in spans if not any(b[0] <= a[0] and a[1] <= b[1] and b[1] - b[0] > a[1] - a[0] for b in spans)]
 
 
 def _blocks(text: str, tag: str) -> list[str]:

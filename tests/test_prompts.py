@@ -136,6 +136,11 @@ WRONG = [  # {w} a wrong option, {W} its letter
         "neither {g} nor {w}",
         "The answer is not {g}.",
     ),
+    *("({G}) is not correct", "({G}) is not the answer", "Not ({G}).", "Never ({G})", "Not option {G}", "NOT {g}"),
+    *("Neither ({G}) nor ({W})", "neither {g}, {w} nor anything", "none of {g}, {w}", "I doubt it is {g}", "{g}? No."),
+    *("I don't think it is {g}", "wrong answer: {g}", "not the sound of {g}", "not likely to be {g}"),
+    *("The {g} cannot be heard", "{g} can be ruled out", "{g} does not fit", "{g} (no)", "{g}, which is wrong"),
+    *("The answer isn't ({G})", "({G}) {g} is not correct", "{G}. {g} is wrong", "({G})? No.", "Is it {g}? Not {g}."),
     *("{g} or {w}", "{g}; {w}", "{g}\n{w}", "(Z) {g}", "<answer>{g}</answer><answer>{w}</answer>", "<think>{g}"),
 ]
 
@@ -190,6 +195,40 @@ def test_contradictions_denials_and_silence_earn_nothing_on_mmau(mmau, form: str
         text = filled(form, choices, gold, wrong)
         choice = read_reply(text, choices).choice
         assert choice is None or choices[choice] != choices[gold], (text, choices)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("It is {g}, not {w}", "It is not {w}, it is {g}", "It is not {w} but {g}", "not {w}; {g}", "{g} without {w}"),
+        *("{g} rather than {w}", "instead of {w}, I hear {g}", "I can't be sure, but {g}", "Nothing but {g}"),
+        *("It is {g} because {w} cannot be heard", "It can't be {w}. It must be {g}.", "not {w}\nbut\n{g}"),
+    ],
+)
+def test_what_a_denial_does_not_reach_is_an_answer_on_mmau(mmau, form: str) -> None:
+    for choices, gold, wrong in mmau:
+        choice = read_reply(filled(form, choices, gold, wrong), choices).choice
+        assert choice is not None and choices[choice] == choices[gold], (form, choices)
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        *(
+            ("not (B) but (C)", "C"),
+            ("(B) rain is not heard", None),
+            ("(B) dog. Wrong.", None),
+            ("Neither (B) nor (C)", None),
+        ),
+        *(("(B) rain, not (C)", "B"), ("The answer isn't (B)", None), ("B. rain", "B")),
+    ],
+)
+def test_letters_that_are_denied_are_none(text: str, letter: str | None) -> None:
+    assert read_letter(text, ["dog", "rain", "wind"]) == letter
+    assert resolve_option(text, ["dog", "rain", "wind"]).index in (
+        None if letter is None else "ABC".index(letter),
+        None,
+    )
 
 
 def test_options_that_are_single_letters_are_never_eaten(mmau) -> None:

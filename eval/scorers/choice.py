@@ -46,7 +46,7 @@ class LetterMatch:
     def score(self, row: Prediction) -> Score | None:
         if unscored(row) or not row.choices or row.gold not in row.choices:
             return None
-        letter = read_letter(row.reply().answer)
+        letter = read_letter(row.reply().answer, row.choices)
         gold = ascii_uppercase[row.choices.index(row.gold)]
         if letter is None:
             return Score(row.id, row.question_type, 0.0, None, f"names no letter; gold ({gold})", False)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from audio_llm.denials import denied, lowered, mask
 from audio_llm.prompts import normalise, read_reply
 from eval.predictions import Prediction
 from eval.scorers.base import Score
@@ -13,6 +14,7 @@ from eval.scorers.base import Score
 DISTANCE_TOLERANCE = 0.5  # metres: one class of Spatial-AST's distance head, the convention behind BAT's DER
 AXES = (("left", "right"), ("front", "behind"), ("above", "below"))
 SYNONYMS = {"back": "behind", "rear": "behind", "ahead": "front", "up": "above", "down": "below"}
+DIRECTIONS = [*(word for axis in AXES for word in axis), *SYNONYMS]
 
 # Answer kind of SpatialSoundQA's question types where no choices are given.
 SPATIAL_SOUND_QA = {
@@ -51,15 +53,24 @@ def answer_kind(row: Prediction) -> str:
 
 
 def read_distance(text: str) -> float | None:
-    """The one distance in metres that `text` names ("2m", "1.5 m", "3 metres"), else None."""
-    found = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)\s*(?:m|metres?|meters?)\b", text.casefold())
+    """The one distance in metres that `text` names and does not deny ("2m", "1.5 m", "3 metres"), else None."""
+    found = _said(r"(?<![\w.\-−])(\d+(?:\.\d+)?)\s*(?:m|metres?|meters?)\b", text)
     return float(found[0]) if len(found) == 1 else None
 
 
 def read_directions(text: str) -> dict[str, str]:
-    """Direction words by axis, ``{"left/right": "left", …}``; an axis named both ways is left out."""
-    words = {SYNONYMS.get(word, word) for word in re.findall(r"[a-z]+", text.casefold())}
+    """Direction words by axis, ``{"left/right": "left", …}``, without those that `text` denies; an axis named both ways
+    is left out."""
+    words = {SYNONYMS.get(word, word) for word in _said(rf"\b({'|'.join(DIRECTIONS)})\b", text)}
     return {"/".join(axis): word for axis in AXES for word in axis if word in words and len(words & set(axis)) == 1}
+
+
+def _said(pattern: str, text: str) -> list[str]:
+    """What the group of `pattern` holds wherever `text` says it and does not deny it."""
+    text = lowered(text)
+    places = [(*match.span(), match[1]) for match in re.finditer(pattern, text)]
+    masked = mask(text, [(start, end) for start, end, _ in places])
+    return [said for start, end, said in places if not denied(masked, start, end)]
 
 
 def read_labels(text: str) -> frozenset[str]:
@@ -69,8 +80,7 @@ def read_labels(text: str) -> frozenset[str]:
 
 def _is_directions_only(text: str) -> bool:
     words = re.findall(r"[a-z]+", text)
-    known = {word for axis in AXES for word in axis} | set(SYNONYMS)
-    return bool(words) and all(word in known for word in words)
+    return bool(words) and all(word in DIRECTIONS for word in words)
 
 
 def _score_labels(row: Prediction, answer: str) -> Score:
@@ -83,7 +93,7 @@ def _score_labels(row: Prediction, answer: str) -> Score:
 
 
 def _score_yes_no(row: Prediction, answer: str) -> Score:
-    words = set(re.findall(r"[a-z]+", answer.casefold())) & {"yes", "no"}
+    words = set(_said(r"\b(yes|no)\b", answer))
     if len(words) != 1:
         return Score(row.id, row.question_type, 0.0, None, f"neither yes nor no in {answer!r}", False)
     said = words.pop()
