@@ -325,6 +325,21 @@ def encode(waveform: Waveform, format: str = "flac", subtype: str = "PCM_16") ->
     return buffer.getvalue()
 
 
+def encode_level(waveform: Waveform) -> bytes:
+    """A WAV file that holds `waveform` at its own level: 16-bit PCM, or 32-bit float where the peak is above full
+    scale, which no integers hold. Equal samples are equal bytes. Raises :class:`AudioError` for NaN/Inf."""
+    if float(np.abs(waveform.samples).max(initial=0.0)) <= 1.0:
+        return encode(waveform, "wav")
+    _check_finite(waveform.samples, "waveform")
+    # By hand, for libsndfile stamps the time of writing into its float files.
+    data = np.ascontiguousarray(waveform.samples.T, dtype="<f4").tobytes()
+    channels, count = waveform.samples.shape
+    rate, frame = waveform.sample_rate, 4 * channels
+    chunks = struct.pack("<4sIHHIIHHH", b"fmt ", 18, 3, channels, rate, rate * frame, frame, 32, 0)
+    chunks += struct.pack("<4sII4sI", b"fact", 4, count, b"data", len(data)) + data
+    return struct.pack("<4sI4s", b"RIFF", 4 + len(chunks), b"WAVE") + chunks
+
+
 def limit_peak(waveform: Waveform, peak: float = 1.0) -> Waveform:
     """The same waveform, scaled down where its peak exceeds `peak`, by one gain for all channels."""
     found = float(np.abs(waveform.samples).max(initial=0.0))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from audio_llm import prompts
-from audio_llm.audio import Waveform, check, encode, limit_peak, resample
+from audio_llm.audio import Waveform, check, encode_level, resample
 from audio_llm.errors import CheckpointError, ConfigError, describe, nearest
 from eval.benchmarks.base import Item
 from eval.endpoint import Endpoint, EngineError, RefusedRequest
@@ -356,7 +356,7 @@ class HttpEngine:
         opening = OPENINGS.get(self._style or "", "")
         digest = prompts.prompt_hash(json.dumps(messages, ensure_ascii=False) + opening)
         if request.waveform is not None:
-            wave = base64.b64encode(encode(limit_peak(request.waveform), "wav")).decode()
+            wave = base64.b64encode(encode_level(request.waveform)).decode()
             sound = {"type": "input_audio", "input_audio": {"data": wave, "format": "wav"}}
             for message in messages:
                 message["content"] = [sound if part["type"] == "audio" else part for part in message["content"]]

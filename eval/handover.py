@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from audio_llm.audio import LAYOUT_OF_COUNT, Waveform, encode, limit_peak, sha256
+from audio_llm.audio import LAYOUT_OF_COUNT, Waveform, encode_level, sha256
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, DataError, describe
 from audio_llm.files import atomic_folder, write_atomically, write_lines
 from audio_llm.prompts import question_text
@@ -68,8 +68,9 @@ def export_task(
 ) -> Exported:
     """Write `collection` as the lmms-eval task `name` into the folder `out`/`name`, whole or not at all.
 
-    Sound keeps all of its channels, as 16-bit WAV. Items that cannot be asked or heard, or have no public answer, are
-    left out and listed. Raises :class:`ConfigError` for a name that is no task name and for an unknown scorer.
+    Sound keeps all of its channels and its level, as WAV. Items that cannot be asked or heard, or have no public
+    answer, are left out and listed. Raises :class:`ConfigError` for a name that is no task name and for an unknown
+    scorer.
     """
     from tqdm import tqdm
 
@@ -108,7 +109,7 @@ def _write_sound(waveform: Waveform, folder: Path, files: dict[str, str]) -> str
     digest = sha256(waveform)[:24]
     if digest not in files:
         files[digest] = f"{AUDIO}/{digest}.wav"
-        (folder / f"{digest}.wav").write_bytes(encode(limit_peak(waveform), "wav"))
+        (folder / f"{digest}.wav").write_bytes(encode_level(waveform))
     return files[digest]
 
 
@@ -193,7 +194,7 @@ def audio_part(sound: Any, name: str) -> dict[str, Any]:
     if path.is_file():
         data, kind = path.read_bytes(), path.suffix.removeprefix(".").lower() or "wav"
     else:
-        data, kind = encode(limit_peak(_waveform(sound, name)), "wav"), "wav"
+        data, kind = encode_level(_waveform(sound, name)), "wav"
     return {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode("ascii"), "format": kind}}
 
 

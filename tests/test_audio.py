@@ -14,6 +14,7 @@ import pytest
 import scipy.signal
 import soundfile
 from hypothesis import given, settings
+from scipy.io import wavfile
 
 from audio_llm import audio
 from audio_llm.audio import Waveform
@@ -110,6 +111,24 @@ def test_encode_refuses_to_clip_and_limit_peak_mends_it() -> None:
     audio.encode(limited)
     np.testing.assert_allclose(limited.samples / loud.samples, limited.samples[0, 0] / loud.samples[0, 0], rtol=1e-5)
     assert audio.decode(audio.encode(loud, "wav", "FLOAT")).samples.max() > 1
+
+
+@pytest.mark.parametrize("layout", ["mono", "binaural", "foa"])
+@pytest.mark.parametrize("gain", [0.5, 1.0, 3.0, 1e4])
+def test_a_level_above_full_scale_is_kept(layout: str, gain: float) -> None:
+    """16 bits as far as they go, else float: our decoder and SciPy's read the samples back as they were."""
+    samples = noise(layout).samples
+    loud = Waveform(samples / np.abs(samples).max() * np.float32(gain), 16000, layout)
+    data = audio.encode_level(loud)
+    assert data == audio.encode_level(loud)
+    found = audio.decode(data, layout=layout)
+    rate, read = wavfile.read(io.BytesIO(data))
+    if gain <= 1:
+        assert data == audio.encode(loud, "wav") and read.dtype == np.int16
+    else:
+        np.testing.assert_array_equal(found.samples, loud.samples)
+        np.testing.assert_array_equal(read.reshape(len(read), -1).T, loud.samples)
+    assert (rate, found.layout) == (16000, layout)
 
 
 def wav_header(data_size: int, channels: int = 1, rate: int = 16000) -> bytes:

@@ -19,12 +19,14 @@ import numpy as np
 import pytest
 import soundfile
 
+from audio_llm.audio import Waveform
 from audio_llm.cli import main
 from audio_llm.errors import AudioLLMError
 from eval import controls, predictions
 from eval.benchmarks import benchmark_names, get_benchmark, open_benchmark
 from eval.benchmarks.base import BenchmarkError
 from eval.controls import Item
+from eval.engines import Request, open_engine
 from eval.predictions import Prediction
 from eval.scorers import SCORERS
 from eval.scorers.mmau import official_report
@@ -219,6 +221,25 @@ def test_a_limited_run_is_no_submission(finished, tmp_path: Path, capsys) -> Non
     assert "the 5 questions of --limit 5" in capsys.readouterr().err
     assert main(["rescore", str(tmp_path / "all"), "--submission", str(tmp_path / "sent")]) == 0
     assert main(["rescore", str(tmp_path / "all"), "--incomplete"]) == 2
+
+
+class Peak(Listener):
+    """Says how loud the loudest sample is that it is sent."""
+
+    def heard(self, text: str, samples: np.ndarray | None) -> str:
+        return f"{np.abs(samples).max():.4f}"
+
+
+def test_an_endpoint_hears_levels_above_full_scale() -> None:
+    """As the engines of this process do: a rendered scene may be louder, and how loud it is tells how far away."""
+    item = Item("a", "How loud?", [], "x", "level", "t", "c")
+    samples = np.array([[0.1] * 20, [-0.5] * 20], np.float32)
+    with serving(Peak) as address:
+        engine = open_engine(address, "listener")
+        waves = [Waveform(samples * gain, 16_000, "binaural") for gain in (1, 2, 6)]
+        requests = [Request(item, engine.prepare(wave, "a"), 0.0, 8, 0) for wave in waves]
+        found = [answer.raw.split("<answer>")[1].split("<")[0] for answer in engine.generate(requests)]
+    assert found == ["0.5000", "1.0000", "3.0000"]
 
 
 def test_a_hidden_test_is_asked_and_not_scored(tmp_path: Path, capsys) -> None:

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from audio_llm.cli import main
 from audio_llm.errors import AudioError, ConfigError, DataError
 from eval import predictions
 from eval.benchmarks.base import Collection, Item
-from eval.handover import audio_part, export_task
+from eval.handover import audio_part, export_task, task_functions
 from eval.predictions import Prediction
 from eval.scorers import SCORERS
 from tests.servers import Listener, serving
@@ -163,6 +164,23 @@ def test_the_verb_exports_a_folder_of_sounds(tmp_path: Path, capsys: pytest.Capt
     ):
         assert main([*command, *more]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_levels_are_handed_over_as_they_are(tmp_path: Path) -> None:
+    """Beyond full scale too: how loud a sound is tells how far away it is."""
+    rng = np.random.default_rng(3)
+    quiet = Waveform(rng.uniform(-0.9, 0.9, (2, 900)).astype(np.float32), 16_000, "binaural")
+    loud = Waveform(quiet.samples * 4, 16_000, "binaural")
+    item = Item("a", "On which side is it?", ["left", "right"], "left", "side", "t", "c")
+    waves = [quiet, loud]
+    collection = Collection([item, replace(item, id="b", clip="d")], load=lambda index: waves[index])
+    folder = export_task(collection, "levels", tmp_path, scorer="option-resolution").folder
+    visual = task_functions(folder, "option-resolution").visual
+    for line, wave in zip((folder / "docs.jsonl").read_text().splitlines(), waves, strict=True):
+        (heard,) = visual(json.loads(line))
+        np.testing.assert_allclose(heard["array"].T, wave.samples, atol=2**-15)
+    part = audio_part({"array": loud.samples, "sampling_rate": 16_000}, "doc")["input_audio"]
+    np.testing.assert_array_equal(decode(base64.b64decode(part["data"])).samples, loud.samples)
 
 
 def test_sound_of_other_peoples_tasks_is_sent_whole(tmp_path: Path) -> None:

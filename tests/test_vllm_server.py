@@ -29,9 +29,11 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from audio_llm import cli, prompts
-from audio_llm.audio import Waveform, decode, encode, resample
+from audio_llm.audio import Waveform, decode, encode, encode_level, limit_peak, resample
 from audio_llm.checkpoints.build import load_model, load_processor
 from benchmarks.parity import BOUND, Case, Outcome, reference
+from eval.benchmarks.base import Item
+from eval.engines import HttpEngine, Request
 from tests.vllm_tools import alive, descendants, end, make_adapter
 
 pytestmark = pytest.mark.vllm
@@ -223,6 +225,23 @@ def test_the_audio_changes_the_answer(server: Server) -> None:
     assert one.logprobs != other.logprobs
     swapped = samples(server, "binaural.wav")[::-1].copy()
     assert server.expected(swapped).logprobs != pytest.approx(one.logprobs, abs=10 * BOUND)
+
+
+def test_levels_above_full_scale_are_heard_as_offline(server: Server) -> None:
+    """A rendered scene may be louder than full scale; the level is part of what is heard."""
+    loud = Waveform(noise(2, 0.9).samples * 20, 16000, "binaural")
+    assert np.abs(loud.samples).max() > 5
+    data = base64.b64encode(encode_level(loud)).decode()
+    part = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+    found = server.outcome([part, text()])
+    assert_same(found, server.expected(loud.samples))
+    limited = limit_peak(loud).samples
+    assert server.expected(limited).logprobs != pytest.approx(found.logprobs, abs=10 * BOUND)
+    engine = HttpEngine(server.url + "/v1", "tiny", None, style=None, concurrency=1)
+    item = Item("a", QUESTION, [], "x", "level", "t", "c")
+    (answer,) = engine.generate([Request(item, loud, 0.0, TOKENS, 0)])
+    words = server.processor.tokenizer.decode(found.ids, skip_special_tokens=True)
+    assert answer.raw.rstrip("\ufffd") == words.rstrip("\ufffd")  # vLLM holds back the bytes of a torn character
 
 
 def test_words_that_look_like_a_placeholder_are_words(server: Server) -> None:
