@@ -21,6 +21,7 @@ from torch import Tensor
 from audio_llm import audio, dcase_seld, sounds
 from audio_llm.encoders import AudioEncoder
 from audio_llm.errors import AudioLLMError, ConfigError, TrainingError, describe
+from audio_llm.mirroring import mirror_events
 from audio_llm.shards.reader import ShardDataset
 from audio_llm.shards.schema import Event, Sample
 
@@ -279,10 +280,7 @@ def mirror(samples: np.ndarray, events: list[Event]) -> tuple[np.ndarray, list[E
         samples = samples[::-1]
     elif samples.shape[0] == 4:
         samples = samples * np.array([[1], [-1], [1], [1]], dtype=np.float32)
-    flipped = [
-        event if event.azimuth is None else dataclasses.replace(event, azimuth=-event.azimuth) for event in events
-    ]
-    return samples, flipped
+    return samples, mirror_events(events)
 
 
 def shift(samples: np.ndarray, events: list[Event], offset: int, sample_rate: int) -> tuple[np.ndarray, list[Event]]:

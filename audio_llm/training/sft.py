@@ -22,13 +22,14 @@ from transformers import Trainer, TrainingArguments
 
 from audio_llm import audio, files, prompts
 from audio_llm.errors import AudioLLMError, ConfigError, ShardError, TrainingError, describe
+from audio_llm.mirroring import mirror_sample
 from audio_llm.shards.reader import ShardDataset, epoch_order
 from audio_llm.training import common
 from audio_llm.training.common import EncoderTraining, LoRARecipe, ModelRecipe, Precision, ProjectorTraining
 from audio_llm.training.encoder_cache import EncoderCache, open_cache
 
 IGNORED = -100  # the label torch's cross entropy leaves out
-SILENCE_STREAM = 1  # keeps the draw of silent samples apart from the order of samples, which has the same seed
+SILENCE_STREAM, SWAP_STREAM = 1, 2  # keep these draws apart from the order of samples, which has the same seed
 MAX_REPLACEMENTS = 64  # so many bad samples in a row are no accident: the data as a whole does not fit
 
 
@@ -37,7 +38,9 @@ class DataRecipe:
     """Shard folders, and how a sample becomes tokens. `max_length` counts tokens, audio placeholders included.
 
     `silent_share` of the samples are heard as silence: from them the model learns what the question alone allows, so
-    that without sound it guesses among the choices instead of naming a sound that is not there.
+    that without sound it guesses among the choices instead of naming a sound that is not there. `swap_share` of those
+    with sides to tell (stereo, binaural, FOA) are mirrored, in sound and in every word of question, choices, reasoning
+    and answer.
     """
 
     train: list[Path]
@@ -46,6 +49,7 @@ class DataRecipe:
     style: Literal["answer", "think", "think_semantics"] = "think"
     max_length: int = 4096
     silent_share: float = 0.0
+    swap_share: float = 0.0
     max_reject_share: float = 0.01
     workers: int = 0
 
@@ -209,7 +213,7 @@ class SFTCollator:
 class SupervisedDataset(Dataset):
     """Encoded samples of a ``ShardDataset``. A sample that cannot be read is replaced by the next good one (so the
     order stays the same in every run and layout) and named in the `rejects` of its replacement. The sample's place and
-    the seed decide whether it is heard as silence."""
+    the seed decide whether it is heard as silence, and whether mirrored."""
 
     def __init__(
         self,
@@ -217,11 +221,13 @@ class SupervisedDataset(Dataset):
         collator: SFTCollator,
         limit: int | None = None,
         silent_share: float = 0.0,
+        swap_share: float = 0.0,
         seed: int = 0,
     ):
         self.shards, self.collator = shards, collator
         self.size = len(shards) if limit is None else min(limit, len(shards))
         self.silent = np.random.default_rng([seed, SILENCE_STREAM]).random(len(shards)) < silent_share
+        self.swapped = np.random.default_rng([seed, SWAP_STREAM]).random(len(shards)) < swap_share
 
     def __len__(self) -> int:
         return self.size
@@ -234,6 +240,9 @@ class SupervisedDataset(Dataset):
                 item = self.shards[position]
                 if self.silent[position] and "waveform" in item:
                     item = {**item, "waveform": audio.silence(item["waveform"])}
+                if self.swapped[position] and "waveform" in item and item["waveform"].num_channels > 1:
+                    mirrored = {"waveform": audio.swap_channels(item["waveform"])}
+                    item = {**item, **mirrored, "sample": mirror_sample(item["sample"])}
                 encoded = self.collator.encode(item)
             except TrainingError:
                 raise
@@ -473,11 +482,14 @@ def build_trainer(
     position: Mapping[str, Any],
 ) -> SFTTrainer:
     """The trainer of a run with its data, callbacks and files."""
-    if not 0 <= recipe.data.silent_share < 1:
-        raise ConfigError(describe("data.silent_share", "a share from 0 to below 1", f"{recipe.data.silent_share:g}"))
+    for name in ("silent_share", "swap_share"):
+        if not 0 <= (share := getattr(recipe.data, name)) < 1:
+            raise ConfigError(describe(f"data.{name}", "a share from 0 to below 1", f"{share:g}"))
     collator = SFTCollator(processor, recipe.data.style, recipe.data.max_length)
     warn_if_endless(collator, model)
-    train = SupervisedDataset(shards, collator, silent_share=recipe.data.silent_share, seed=recipe.seed)
+    train = SupervisedDataset(
+        shards, collator, silent_share=recipe.data.silent_share, swap_share=recipe.data.swap_share, seed=recipe.seed
+    )
     validation = None
     if recipe.data.validation:
         validation = SupervisedDataset(
