@@ -78,8 +78,8 @@ class Questions:
     @cached_property
     def contents(self) -> list[str]:
         """What each question's clip is known by: equal bytes, equal name (see :func:`content_names`)."""
-        names = content_names([row.audio for row in self.rows if isinstance(row.audio, Path)])
-        return [names[row.audio] if isinstance(row.audio, Path) else f"{row.id}" for row in self.rows]
+        names = content_names(row.audio for row in self.rows)
+        return [names[row.audio] for row in self.rows]
 
     @property
     def fingerprint(self) -> str:
@@ -116,25 +116,38 @@ def read(data: str | Path, audio: str | Path | None = None) -> Questions:
     return Questions(rows, dict(counts), files)
 
 
-def content_names(paths: Iterable[Path]) -> dict[Path, str]:
-    """A name for every file, equal for equal bytes: SHA-256 where another file has its size, else name and size.
+def content_names(sounds: Iterable[Path | Cell]) -> dict[Path | Cell, str]:
+    """A name for every sound, equal for equal bytes: SHA-256, or for a file of a size of its own its name and size.
 
-    Only files of equal size can be equal, so that a folder of clips is not read twice.
+    Only files of equal size can be equal, so that a folder of clips is not read twice. The size of what is inside a
+    Parquet file is not known without reading it, so that it is read, once.
     """
-    distinct = list(dict.fromkeys(paths))
-    sizes = {path: path.stat().st_size if path.is_file() else -1 for path in distinct}
+    distinct = list(dict.fromkeys(sounds))
+    digests: dict[Path | Cell, str] = {}
+    sizes: dict[Path | Cell, int] = {}
+    for sound in distinct:
+        if isinstance(sound, Path):
+            sizes[sound] = sound.stat().st_size if sound.is_file() else -1
+            continue
+        try:
+            data = sound.data()
+        except DataError:  # counted where it is to be heard
+            sizes[sound], digests[sound] = -1, f"row {sound.row} of {sound.path.name} (no bytes)"
+        else:
+            sizes[sound], digests[sound] = len(data), hashlib.sha256(data).hexdigest()
     crowd = Counter(sizes.values())
-    return {
-        path: _sha256(path) if sizes[path] >= 0 and crowd[sizes[path]] > 1 else f"{path.name} ({sizes[path]} bytes)"
-        for path in distinct
-    }
+    for sound in distinct:
+        if isinstance(sound, Path):
+            alone = sizes[sound] < 0 or crowd[sizes[sound]] == 1
+            digests[sound] = f"{sound.name} ({sizes[sound]} bytes)" if alone else _sha256(sound)
+    return digests
 
 
 def heard_in_both(train: Questions, held_out: Questions) -> list[int]:
-    """Rows of `held_out` whose clip is, byte for byte, a clip of `train` as well."""
-    names = content_names(row.audio for part in (train, held_out) for row in part.rows if isinstance(row.audio, Path))
-    known = {names[row.audio] for row in train.rows if isinstance(row.audio, Path) and row.audio.is_file()}
-    return [n for n, row in enumerate(held_out.rows) if isinstance(row.audio, Path) and names[row.audio] in known]
+    """Rows of `held_out` whose clip is, byte for byte, a clip of `train` as well, in files or inside a Parquet file."""
+    names = content_names(row.audio for part in (train, held_out) for row in part.rows)
+    known = {names[row.audio] for row in train.rows if not isinstance(row.audio, Path) or row.audio.is_file()}
+    return [n for n, row in enumerate(held_out.rows) if names[row.audio] in known]
 
 
 def is_mpeg(path: str | Path) -> bool:

@@ -68,7 +68,7 @@ class EchoTwinEngine:
         return waveform
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Answer]:
-        from audio_llm.training.echotwin_data import Asked
+        from audio_llm.training.echotwin_data import Asked, best_choice
         from eval.engines import Answer
 
         stream = iter(requests)
@@ -86,7 +86,7 @@ class EchoTwinEngine:
                     yield Answer(error=row)
                     continue
                 asked = hashlib.sha256(json.dumps([item.question, item.choices]).encode()).hexdigest()[:16]
-                best = item.choices[row.index(max(row))]
+                best = item.choices[best_choice(row, item.choices)]
                 yield Answer(raw=best, finish_reason="stop", prompt_hash=asked, seconds=seconds)
 
     def _windows(self, request: Request) -> list[np.ndarray]:
@@ -96,28 +96,13 @@ class EchoTwinEngine:
 
     def score(self, items: Sequence[Asked]) -> list[list[float] | str]:
         """Log-probabilities of every item's choices, or why the model cannot tell them apart; one batch."""
-        from audio_llm.training.echotwin_data import Collator, option_scores
+        from audio_llm.training.echotwin_data import Collator, option_scores, reason_against
 
-        reasons = [self._reason(item) for item in items]
+        reasons = [reason_against(item, self.tokenizer, self.model.config) for item in items]
         able = [item for item, reason in zip(items, reasons, strict=True) if not reason]
         collator = Collator(self.model, self.tokenizer, max((len(item.choices) for item in able), default=0))
         scores = iter(option_scores(self.model, collator, able) if able else [])
         return [reason or next(scores) for reason in reasons]
-
-    def _reason(self, item: Asked) -> str:
-        from audio_llm.echotwin import read_text
-
-        choices = len(item.choices)
-        if choices < 2:
-            return describe("question for EchoTwin", "at least two choices", str(choices))
-        config = self.model.config
-        if config.head == "letters" and choices > config.num_letters:
-            return describe("question for EchoTwin", f"at most {config.num_letters} choices (letters)", str(choices))
-        try:
-            read_text(self.tokenizer, item.question, item.choices, config)
-        except ConfigError as error:  # its options alone are longer than the model reads
-            return str(error)
-        return ""
 
     def close(self) -> None: ...
 
@@ -135,7 +120,9 @@ class Answered:
 
     @property
     def choice(self) -> int | None:
-        return self.scores.index(max(self.scores)) if self.scores else None
+        from audio_llm.training.echotwin_data import best_choice
+
+        return best_choice(self.scores, self.question.choices) if self.scores else None
 
 
 def open_model(checkpoint: str, beats: str | None, text: str | None, batch_size: int) -> EchoTwinEngine:
@@ -212,12 +199,16 @@ def write_submission(answers: Sequence[Answered], path: str | Path, key: dcase_a
 
 @dataclass(frozen=True)
 class Row:
-    """A model's accuracy with its 95 % interval, and how often its choice changes when the options are permuted."""
+    """A model's accuracy with its 95 % interval, and how often its choice changes when the options are permuted.
+
+    `moved` is None where no item was asked so; `permutable` counts those whose options have another order.
+    """
 
     name: str
     accuracy: statistics.Estimate
     parts: dict[str, float]
-    moved: statistics.Estimate | None
+    moved: statistics.Estimate | None = None
+    permutable: int = 0
 
     @property
     def macro(self) -> float:
@@ -233,22 +224,38 @@ def chosen(row: Prediction) -> str:
     return "" if index is None else row.choices[index]
 
 
-def scored(rows: Iterable[Prediction]) -> dict[str, Prediction]:
-    """Rows by id whose right answer is known and whose sound could be heard; the same items for every run."""
-    return {row.id: row for row in rows if row.gold and not row.error}
+def usable(rows: Iterable[Prediction]) -> list[Prediction]:
+    """Rows whose right answer is known and whose sound could be heard; the same items for every run."""
+    return [row for row in rows if row.gold and not row.error]
+
+
+def plain_answers(everything: Sequence[Prediction]) -> dict[str, Prediction]:
+    """The answer to every usable item with its own sound, by id; of several samples the first."""
+    found: dict[str, Prediction] = {}
+    for row in usable(row for row in everything if not row.control):
+        found.setdefault(row.id, row)
+    return found
+
+
+def moves(everything: Sequence[Prediction], plain: Mapping[str, Prediction]) -> list[bool]:
+    """For every item that was asked with its options in other orders, whether the choice moves in any of them."""
+    moved: dict[str, bool] = {}
+    for row in usable(row for row in everything if row.control == "shuffled_options"):
+        if row.id in plain:
+            moved[row.id] = moved.get(row.id, False) or chosen(row) != chosen(plain[row.id])
+    return list(moved.values())
 
 
 def row_of(name: str, run: str | Path) -> tuple[Row, dict[str, bool]]:
     """A run's row, and which items it has right."""
     everything = predictions.read(run)
-    plain = scored(row for row in everything if not row.control)
-    permuted = scored(row for row in everything if row.control == "shuffled_options")
+    plain = plain_answers(everything)
     right = {key: chosen(row) == row.gold for key, row in plain.items()}
-    moved = [chosen(permuted[key]) != chosen(plain[key]) for key in plain if key in permuted]
+    moved = moves(everything, plain)
+    share = statistics.wilson(sum(moved), len(moved)) if moved else None
     accuracy = statistics.wilson(sum(right.values()), len(right))
-    return Row(
-        name, accuracy, by_part(plain, right), statistics.wilson(sum(moved), len(moved)) if moved else None
-    ), right
+    permutable = sum(len(set(row.choices)) > 1 for row in plain.values())
+    return Row(name, accuracy, by_part(plain, right), share, permutable), right
 
 
 def by_part(rows: Mapping[str, Prediction], right: Mapping[str, bool]) -> dict[str, float]:
@@ -266,28 +273,29 @@ def majority_letter(run: str | Path, training: Sequence[str]) -> tuple[Row, dict
     if not places:
         raise DataError(describe(", ".join(training), "questions with their right answers", "none"))
     letter = int(np.bincount(places).argmax())
-    rows = scored(row for row in predictions.read(run) if not row.control)
+    rows = plain_answers(predictions.read(run))
     for row in rows.values():
         if not row.choices:
             raise DataError(describe(f"run {run}, item '{row.id}'", "choices", "none"))
     right = {key: row.choices[min(letter, len(row.choices) - 1)] == row.gold for key, row in rows.items()}
     accuracy = statistics.wilson(sum(right.values()), len(right))
-    return Row(f"majority letter ({chr(65 + letter)})", accuracy, by_part(rows, right), None), right
+    return Row(f"majority letter ({chr(65 + letter)})", accuracy, by_part(rows, right)), right
 
 
 @dataclass(frozen=True)
 class Table:
-    """Markdown, and whether every model is ahead of what it should be, with the whole interval of the difference."""
+    """Markdown, and what is not as it should be, a sentence each: see :func:`compare`."""
 
     text: str
-    ordered: bool
+    failures: tuple[str, ...]
 
 
 def compare(models: Mapping[str, str], baselines: Mapping[str, str], training: Sequence[str]) -> Table:
     """Run folders by name: `models`, best first, `baselines`, and the majority letter of the `training` questions.
 
-    Each model is compared with the next one and with every baseline, on the items that all runs could be asked. Raises
-    :class:`AudioLLMError` where there are none.
+    Each model is compared with the next one and with every baseline, on the items that all runs could be asked, and
+    should be ahead with the whole interval of the difference; the best model's choice should never move when the
+    options are permuted. Raises :class:`AudioLLMError` where no items are common.
     """
     runs = {**models, **baselines}
     found = [row_of(name, run) for name, run in runs.items()]
@@ -296,15 +304,31 @@ def compare(models: Mapping[str, str], baselines: Mapping[str, str], training: S
     if not keys:
         raise AudioLLMError(describe("runs", "answers to the same questions", "none in common"))
     lines = table_lines([row for row, _ in found])
-    ordered = True
+    failures = steadiness(found[0][0])
     for place, (first, a) in enumerate(found[: len(models)]):
         for second, b in found[place + 1 : place + 2] + found[max(place + 2, len(models)) :]:
             one, other = (np.array([right[key] for key in keys], dtype=float) for right in (a, b))
             gain = statistics.paired_difference(other, one)
-            ordered &= gain.low > 0
+            if not gain.low > 0:
+                failures.append(describe(f"{first.name} over {second.name}", "a gain beyond its interval", str(gain)))
             p = statistics.mcnemar(other, one).p_value
             lines.append(f"{first.name} over {second.name}: {gain} points, McNemar p = {p:.2g}")
-    return Table("\n".join([*lines, f"({len(keys)} questions)"]), ordered)
+    left_out = len({row.id for run in runs.values() for row in predictions.read(run)} - set(keys))
+    reason = "; no right answer is known, or not every model could be asked" if left_out else ""
+    lines.append(f"({len(keys)} questions, {left_out} left out{reason})")
+    return Table("\n".join(lines), tuple(failures))
+
+
+def steadiness(row: Row) -> list[str]:
+    """What speaks against a model's choice being the same in every order of the options."""
+    where = f"{row.name}, options permuted"
+    asked = row.moved.n if row.moved else 0
+    if not asked or asked < row.permutable:
+        cure = "Evaluate it with --controls shuffled_options."
+        return [describe(where, f"answers to {row.permutable} questions", str(asked), cure)]
+    share = row.moved.value if row.moved else 0.0
+    moved = f"{round(share * asked)} of {asked}"
+    return [describe(where, "a choice that never moves", moved)] if share else []
 
 
 def table_lines(rows: Sequence[Row]) -> list[str]:

@@ -60,7 +60,11 @@ prepare
 train_encoder
 both option_head controls
 stage submission - "options,eval" submit
+# The whole fails unless the option head beats the letter head, both beat text alone and the majority letter, and no
+# order of the options moves the option head's choice.
+failed=0
 audio-llm echotwin table "option head=$OUT/eval/options" "letter head=$OUT/eval/letters" \
-    --baseline "text only=$OUT/eval/text_only" --train "$DATA/train" --out "$OUT/table.md"
+    --baseline "text only=$OUT/eval/text_only" --train "$DATA/train" --out "$OUT/table.md" --strict || failed=$?
 echo
 grep -o "$OUT/submission.csv: .*" "$OUT/logs/submission.log"
+exit $failed

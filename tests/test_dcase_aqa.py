@@ -104,6 +104,32 @@ def test_clips_of_both_sides_are_found_by_their_bytes(dev: Path) -> None:
     assert dcase_aqa.heard_in_both(train, held_out) == [1]
 
 
+def test_clips_of_both_sides_are_found_inside_parquet_files(dev: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    def table(name: str, clips: list[bytes | None]) -> dcase_aqa.Questions:
+        columns = {
+            "audio": arrow.array(clips, arrow.binary()),
+            "question": ["Which?"] * len(clips),
+            "choices": [["rain", "wind"]] * len(clips),
+            "answer": ["A. rain"] * len(clips),
+            "id": [f"{name}{n}" for n in range(len(clips))],
+            "audio_url": [f"{n}.wav" for n in range(len(clips))],
+            "question_type": ["both"] * len(clips),
+        }
+        parquet.write_table(arrow.table(columns), dev / f"{name}.parquet")
+        return dcase_aqa.read(dev / f"{name}.parquet")
+
+    whale, other = ((dev / "audio" / "dev" / name).read_bytes() for name in ("whale.wav", "audio_1.wav"))
+    train, held_out = table("train", [whale, None]), table("dev", [other, whale, whale, None])
+    assert dcase_aqa.heard_in_both(train, held_out) == [1, 2]
+    assert held_out.contents[1] == held_out.contents[2] != held_out.contents[0]
+    folder = dcase_aqa.read(dev / "questions" / "dev")
+    assert dcase_aqa.heard_in_both(train, folder) == [0]
+    assert dcase_aqa.heard_in_both(folder, held_out) == [0, 1, 2]
+
+
 def test_one_file_of_all_questions_reads_alike(dev: Path) -> None:
     """The mirror's columns: choices without letters, the part under `subset`, sound inside the Parquet file."""
     arrow = pytest.importorskip("pyarrow")

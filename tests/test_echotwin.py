@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from audio_llm import audio, dcase_aqa
+from audio_llm import audio, dcase_aqa, files
 from audio_llm.audio import Waveform
 from audio_llm.checkpoints.echotwin import load_echotwin, load_original, save_echotwin
 from audio_llm.cli import main
@@ -21,7 +21,7 @@ from audio_llm.encoders import build_encoder
 from audio_llm.encoders.beats import BEATs, BEATsConfig
 from audio_llm.errors import CheckpointError, ConfigError, TrainingError
 from audio_llm.training import echotwin as training
-from audio_llm.training.echotwin_data import Asked, Collator, Listener, option_scores
+from audio_llm.training.echotwin_data import Asked, Collator, Listener, best_choice, option_scores
 
 RATE = 16000
 SMALL_BEATS = {
@@ -72,6 +72,12 @@ def make_questions(folder: Path, count: int = 24, seed: int = 0) -> Path:
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_questions(tmp_path_factory.mktemp("aqa") / "dev")
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions about other recordings than those of `questions`."""
+    return make_questions(tmp_path_factory.mktemp("held_out") / "dev", 24, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -319,8 +325,8 @@ def test_training_resumes_to_the_same_weights(questions: Path, tmp_path: Path) -
         training.fit(dataclasses.replace(killed, learning_rate=1e-4))
 
 
-def test_training_learns_to_listen_and_keeps_the_best(questions: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(questions, tmp_path / "run", validation=questions, steps=120, eval_steps=40, save_steps=None)
+def test_training_learns_to_listen_and_keeps_the_best(questions: Path, held_out: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(questions, tmp_path / "run", validation=held_out, steps=120, eval_steps=40, save_steps=None)
     recipe = dataclasses.replace(recipe, encoder=SMALL_AST)
     result = training.fit(dataclasses.replace(recipe, cache=tmp_path / "cache"))
     assert result["validation_accuracy"] > 0.9
@@ -344,12 +350,94 @@ def test_too_many_unusable_questions_stop_a_run(questions: Path, tmp_path: Path)
     folder = make_questions(tmp_path / "dev", 8)
     (folder / "audio" / "clip_1.wav").write_bytes(b"RIFF")
     (folder / "audio" / "clip_2.wav").unlink()
-    with pytest.raises(TrainingError, match="2 of 8"):
+    with pytest.raises(TrainingError, match="2 of 8.*rejects.jsonl"):
         training.fit(recipe_of(folder, tmp_path / "run"))
+    listed = {row["sample"]: row["reason"] for row in files.read_lines(tmp_path / "run" / "rejects.jsonl")}
+    assert sorted(listed) == ["part2_dev_0001", "part3_dev_0002"] and "clip_2.wav" in listed["part3_dev_0002"]
     result = training.fit(recipe_of(folder, tmp_path / "run", max_rejects=0.5, steps=1))
     assert result["questions"] == 6 and result["rejects"] == 2
+    # A model that does not listen learns from the same questions.
+    deaf = dataclasses.replace(OPTIONS, listen=False)
+    result = training.fit(recipe_of(folder, tmp_path / "deaf", max_rejects=0.5, steps=1, model=deaf))
+    assert result["questions"] == 6 and result["rejects"] == 2
+    again = files.read_lines(tmp_path / "deaf" / "rejects.jsonl")
+    assert {row["sample"]: row["reason"] for row in again} == listed
     with pytest.raises(ConfigError, match="steps"):
         training.fit(recipe_of(folder, tmp_path / "run", steps=None))
+
+
+def rewrite(folder: Path, number: int, **fields: object) -> None:
+    """Change a question of :func:`make_questions`."""
+    path = folder / f"q{number:04d}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize("config", [OPTIONS, dataclasses.replace(OPTIONS, listen=False)], ids=["hears", "deaf"])
+def test_validation_and_evaluation_leave_out_the_same_questions(
+    questions: Path, tmp_path: Path, config: EchoTwinConfig, capsys
+) -> None:
+    from eval import echotwin
+
+    dev = make_questions(tmp_path / "dev", 10, seed=1)
+    (dev / "audio" / "clip_1.wav").write_bytes(b"RIFF")
+    rewrite(dev, 2, answer="Z. nothing of the kind")
+    rewrite(dev, 3, choice=["A. " + "noise " * 200, "B. rain"], answer="B. rain")
+    recipe = recipe_of(questions, tmp_path / "run", model=config, validation=dev, save_steps=None)
+    with pytest.raises(TrainingError, match="unusable validation questions.*3 of 10"):
+        training.fit(recipe)
+    result = training.report(dataclasses.replace(recipe, max_rejects=0.3))
+    said = capsys.readouterr().out
+    assert "24 questions, 0 left out" in said
+    assert "validation: 7 questions, 3 left out (" in said and "1 × answer is none of the options" in said
+    assert (result["rejects"], result["validation_rejects"], result["validation_questions"]) == (0, 3, 7)
+    reasons = {row["sample"]: row["reason"] for row in files.read_lines(tmp_path / "run" / "rejects.jsonl")}
+    assert sorted(reasons) == ["part1_dev_0003", "part2_dev_0001", "part3_dev_0002"]
+    assert "none of the options" in reasons["part3_dev_0002"] and "max_text" in reasons["part1_dev_0003"]
+
+    answers = echotwin.answer(echotwin.EchoTwinEngine.open(tmp_path / "run"), dev)
+    scored = [row for row in answers if row.scores and row.question.answer is not None]
+    assert {row.question.id for row in answers} - {row.question.id for row in scored} == set(reasons)
+    assert np.mean([row.choice == row.question.answer for row in scored]) == result["validation_accuracy"]
+    table = echotwin.dev_table(answers)
+    assert table.startswith("overall") and "(7)" in table.splitlines()[0]
+    command = ["eval", str(tmp_path / "run"), str(dev), "--benchmark", "dcase_aqa", "--quiet", "--controls", "none"]
+    assert main([*command, "--out", str(tmp_path / "eval")]) == 0
+    row, right = echotwin.row_of("run", tmp_path / "eval")
+    assert row.accuracy.n == 7 and row.accuracy.value == result["validation_accuracy"]
+
+
+@pytest.mark.parametrize("head", ["options", "letters"])
+def test_a_question_that_is_too_long_costs_itself_in_training(tmp_path: Path, head: str) -> None:
+    folder = make_questions(tmp_path / "train", 8)
+    rewrite(folder, 5, choice=["A. " + "noise " * 200, "B. rain"], answer="B. rain")
+    config = dataclasses.replace(OPTIONS, head=head)
+    result = training.fit(recipe_of(folder, tmp_path / "run", model=config, max_rejects=0.2, steps=2, save_steps=None))
+    assert result["questions"] == 7 and result["rejects"] == 1
+    (line,) = files.read_lines(tmp_path / "run" / "rejects.jsonl")
+    assert line["set"] == "training" and line["sample"].endswith("0005") and "options are never cut" in line["reason"]
+
+
+def test_weights_are_not_chosen_on_recordings_of_the_training_set(questions: Path, tmp_path: Path, capsys) -> None:
+    dev = make_questions(tmp_path / "dev", 9, seed=1)
+    for number in (0, 4):  # the bytes of training clips, under names of their own
+        clip = questions / "audio" / f"clip_{number + 1}.wav"
+        (dev / "audio" / f"clip_{number}.wav").write_bytes(clip.read_bytes())
+    recipe = recipe_of(questions, tmp_path / "run", validation=dev, steps=1, save_steps=None)
+    result = training.report(recipe)
+    assert (result["validation_questions"], result["validation_duplicates"], result["validation_rejects"]) == (7, 2, 0)
+    said = capsys.readouterr()
+    for log in (said.out, said.err):  # at the end, and before the training
+        assert "2 about a clip of the training questions, left out as well" in log
+    listed = files.read_lines(tmp_path / "run" / "rejects.jsonl")
+    assert [(row["set"], row["sample"]) for row in listed] == [
+        ("validation", "part1_dev_0000"),
+        ("validation", "part2_dev_0004"),
+    ]
+    result = training.report(dataclasses.replace(recipe, output=tmp_path / "kept", duplicates="keep"))
+    assert (result["validation_questions"], result["validation_duplicates"]) == (9, 2)
+    assert "kept" in capsys.readouterr().out and not files.read_lines(tmp_path / "kept" / "rejects.jsonl")
+    with pytest.raises(TrainingError, match="not in the training questions, found none.*duplicates=keep"):
+        training.fit(dataclasses.replace(recipe, output=tmp_path / "same", validation=questions))
 
 
 # ------------------------------------------------------------------------------------------------- the whole, by verb
@@ -369,7 +457,9 @@ def test_the_flags_of_the_original_train_score_and_submit(questions: Path, tmp_p
         str(questions / "audio"),
     ]
     run = tmp_path / "exp1"
-    assert main(["echotwin", "train", *data, "--checkpoint", str(tower), "--save_dir", str(run), *flags]) == 0
+    command = ["echotwin", "train", *data, "--checkpoint", str(tower), "--save_dir", str(run), *flags]
+    assert main(command) == 2 and "found none. Use another set, or duplicates=keep" in capsys.readouterr().err
+    assert main([*command, "--duplicates", "keep", "--max_rejects", "0"]) == 0
     submission = tmp_path / "submission.csv"
     flags = ["--dev_json_dir", str(questions), "--eval_json_dir", str(questions), "--output_csv", str(submission)]
     assert main(["echotwin", "evaluate", "--model_checkpoint", str(run), *flags]) == 0
@@ -422,6 +512,73 @@ def hidden(questions: Path, folder: Path) -> Path:
         del record["answer"]
         (folder / path.name).write_text(json.dumps(record))
     return folder
+
+
+def write_run(folder: Path, right: str, moved: str = "", orders: int = 2, permuted: bool = True) -> Path:
+    """A run of `right` (one character an item, "1" for a right answer) that has orders where `moved` is not "0".
+
+    An item that moves does so in the first of the orders alone.
+    """
+    from eval.predictions import Prediction
+
+    choices = ["rain", "wind", "bell"]
+    lines = []
+    for number, mark in enumerate(right):
+        gold = choices[1 + number % 2]
+        answer = gold if mark == "1" else "rain"
+        item = {"id": f"q{number}", "question_type": "both", "format": "dcase_aqa", "question": "?", "gold": gold,
+                "meta": {"part": 1}}  # fmt: skip
+        lines.append(Prediction(**item, choices=choices, raw=answer))
+        for sample in range(orders if permuted else 0):
+            order = choices[sample + 1 :] + choices[: sample + 1]
+            leaves = sample == 0 and moved[number : number + 1] == "1"
+            raw = next(choice for choice in choices if choice != answer) if leaves else answer
+            lines.append(Prediction(**item, choices=order, raw=raw, control="shuffled_options", sample=sample))
+    folder.mkdir()
+    (folder / "predictions.jsonl").write_text("".join(f"{line.to_json()}\n" for line in lines))
+    return folder
+
+
+def test_the_strict_table_wants_gains_and_a_choice_that_never_moves(questions: Path, tmp_path: Path, capsys) -> None:
+    best, next_best, nothing = "1" * 36 + "0" * 4, "1" * 20 + "0" * 20, "0" * 40
+    letters = write_run(tmp_path / "letters", next_best, "1" * 30)
+    text = write_run(tmp_path / "text", nothing, permuted=False)
+
+    def table(options: Path, *flags: str) -> tuple[int, str, str]:
+        runs = [f"option head={options}", f"letter head={letters}", "--baseline", f"text only={text}"]
+        code = main(["echotwin", "table", *runs, "--train", str(questions), *flags])
+        return code, *capsys.readouterr()
+
+    steady = write_run(tmp_path / "steady", best)
+    code, said, problems = table(steady, "--strict")
+    assert code == 0 and not problems, problems
+    assert "0.0 % of 40" in said and "75.0 % of 40" in said and "(40 questions, 0 left out)" in said
+    unsteady = write_run(tmp_path / "unsteady", best, "0" * 39 + "1")
+    code, said, problems = table(unsteady, "--strict")
+    assert code == 1 and "option head, options permuted: expected a choice that never moves, found 1 of 40" in problems
+    assert "2.5 % of 40" in said  # moved in one order of two
+    assert table(unsteady)[0] == 0
+    code, _, problems = table(write_run(tmp_path / "unasked", best, permuted=False), "--strict")
+    assert code == 1 and "expected answers to 40 questions, found 0. Evaluate it with --controls" in problems
+    code, _, problems = table(write_run(tmp_path / "worse", next_best), "--strict")
+    assert code == 1 and "option head over letter head: expected a gain beyond its interval" in problems
+    script = Path(__file__).resolve().parents[1] / "scripts" / "echotwin.sh"
+    assert "--strict" in script.read_text()
+
+
+def test_choices_that_are_read_alike_do_not_move_either(text_folder: Path) -> None:
+    from eval.echotwin import EchoTwinEngine
+
+    model, tokenizer = make_model(text_folder)
+    engine = EchoTwinEngine(model, tokenizer)
+    heard = engine.listener.hear([engine.listener.windows(tone(440, 0.9))])[0]
+    for choices in (("Rain", "rain", "RAIN"), ("雨", "风", "雷")):  # of one case for it, and not in its vocabulary
+        picked = set()
+        for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+            asked = tuple(choices[place] for place in order)
+            (scores,) = engine.score([Asked("Which sound is it?", asked, None, heard)])
+            picked.add(asked[best_choice(scores, asked)])
+        assert len(picked) == 1, picked
 
 
 @pytest.mark.parametrize("head", ["options", "letters"])

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import ascii_lowercase, digits
@@ -62,6 +63,7 @@ class EchoTwinRecipe:
     output: Path
     task: str = "echotwin"
     validation: Path | None = None  # scored during training; decides which weights are kept
+    duplicates: Literal["keep", "drop"] = "drop"  # validation questions about a clip of the training questions
     audio: Path | None = None  # folder of the sound files, where they do not lie as the questions say
     # An encoder folder {path: …}, or {name: beats, published: …}; by default an untrained one, to try things out.
     encoder: dict[str, Any] = field(default_factory=lambda: {"name": "beats", "preset": "tiny"})
@@ -243,29 +245,78 @@ def parameter_groups(model: nn.Module, recipe: EchoTwinRecipe) -> list[dict[str,
 # ------------------------------------------------------------------------------------------------------------ the run
 
 
-def read_questions(paths: Sequence[Path], audio: Path | None) -> tuple[list[dcase_aqa.Question], dict[str, int], str]:
-    """Questions of all `paths`, what the reader repaired or found unusable, and a digest of the files."""
+def read_questions(paths: Sequence[Path], audio: Path | None) -> dcase_aqa.Questions:
+    """The questions of all `paths` together."""
     parts = [dcase_aqa.read(path, audio) for path in paths]
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for part in parts:
-        for reason, count in part.counts.items():
-            counts[reason] = counts.get(reason, 0) + count
-    digest = hashlib.sha256("".join(part.fingerprint for part in parts).encode()).hexdigest()[:16]
-    return [row for part in parts for row in part.rows], counts, digest
+        counts.update(part.counts)
+    rows = [row for part in parts for row in part.rows]
+    return dcase_aqa.Questions(rows, dict(counts), [path for part in parts for path in part.files])
 
 
-def open_questions(
-    recipe: EchoTwinRecipe, questions: Sequence[dcase_aqa.Question], listener: Listener, name: str
-) -> QuestionDataset:
-    """The usable questions. :class:`TrainingError` where there are none, or too many had to be left out."""
-    dataset = QuestionDataset(questions, listener)
-    share = len(dataset.rejects) / max(1, len(questions))
-    if not len(dataset) or share > recipe.max_rejects:
-        first = next(iter(dataset.rejects.items()), ("", "no questions"))
-        found = f"{len(dataset.rejects)} of {len(questions)}, the first: {first[0]}: {first[1]}"
-        cure = "See rejects.jsonl; raise max_rejects where that is how the data is."
+@dataclass
+class Data:
+    """The questions of a run: those it uses, and `counts`, what ``result.json`` says about them and the others."""
+
+    train: QuestionDataset
+    validation: QuestionDataset | None
+    counts: dict[str, Any]
+
+
+def open_data(
+    recipe: EchoTwinRecipe,
+    train: dcase_aqa.Questions,
+    held_out: dcase_aqa.Questions | None,
+    listener: Listener,
+    tokenizer: Any,
+) -> Data:
+    """The usable questions; the others are in ``rejects.jsonl`` by set, with the reason, before anything is raised.
+
+    Weights must not be chosen on recordings that they were trained on: unless the recipe keeps them, validation
+    questions about a clip of the training questions, byte for byte, are left out. Raises :class:`TrainingError` where
+    a set has no usable question, or too many had to be left out.
+    """
+    data = Data(QuestionDataset(train.rows, listener, tokenizer), None, {})
+    data.counts = {"questions": len(data.train), "repaired or unusable": train.counts}
+    data.counts["rejects"] = len(data.train.rejects)
+    left_out = [("training", *reject) for reject in data.train.rejects]
+    if held_out is not None:
+        heard = set(dcase_aqa.heard_in_both(train, held_out))
+        dropped = heard if recipe.duplicates == "drop" else set()
+        left_out += [
+            ("validation", held_out.rows[n].id, "its clip is in the training questions") for n in sorted(dropped)
+        ]
+        rows = [row for n, row in enumerate(held_out.rows) if n not in dropped]
+        data.validation = QuestionDataset(rows, listener, tokenizer)
+        left_out += [("validation", *reject) for reject in data.validation.rejects]
+        data.counts |= {
+            "validation_questions": len(data.validation),
+            "validation_repaired or unusable": held_out.counts,
+            "validation_rejects": len(data.validation.rejects),
+            "validation_duplicates": len(heard),
+            "duplicates": recipe.duplicates,
+        }
+    lines = [{"set": name, "sample": sample, "reason": reason} for name, sample, reason in left_out]
+    files.write_lines(recipe.output / "rejects.jsonl", lines)
+    check_usable(recipe, data.train, "training")
+    if data.validation is not None:
+        if not len(data.validation) and not data.validation.rejects:
+            expected = "a question about a clip that is not in the training questions"
+            cure = "Use another set, or duplicates=keep."
+            raise TrainingError(describe(f"validation {recipe.validation}", expected, "none", cure))
+        check_usable(recipe, data.validation, "validation")
+    return data
+
+
+def check_usable(recipe: EchoTwinRecipe, dataset: QuestionDataset, name: str) -> None:
+    """:class:`TrainingError` where `dataset` has no question, or too many had to be left out."""
+    total = len(dataset) + len(dataset.rejects)
+    if not len(dataset) or len(dataset.rejects) > recipe.max_rejects * total:
+        sample, reason = dataset.rejects[0]
+        found = f"{len(dataset.rejects)} of {total}, the first: {sample}: {reason}"
+        cure = f"See {recipe.output / 'rejects.jsonl'}; raise max_rejects where that is how the data is."
         raise TrainingError(describe(f"unusable {name} questions", f"at most {recipe.max_rejects:.0%}", found, cure))
-    return dataset
 
 
 def fit(recipe: EchoTwinRecipe) -> dict[str, Any]:
@@ -276,22 +327,21 @@ def fit(recipe: EchoTwinRecipe) -> dict[str, Any]:
     """
     recipe.check()
     common.prepare_torch()
-    rows, counts, digest = read_questions(recipe.train, recipe.audio)
-    held_out = read_questions([recipe.validation], recipe.audio)[0] if recipe.validation else []
-    arguments = training_arguments(recipe, len(rows))
+    questions = read_questions(recipe.train, recipe.audio)
+    held_out = read_questions([recipe.validation], recipe.audio) if recipe.validation else None
+    arguments = training_arguments(recipe, len(questions.rows))
     common.check_launch(arguments.world_size, recipe.processes)
-    position = run_position(recipe, digest, len(rows))
+    position = run_position(recipe, questions, held_out)
     done, checkpoint = common.claim(recipe, position)
     if done is not None:
         return done
-    model, tokenizer = build_model(recipe, rows)
+    model, tokenizer = build_model(recipe, questions.rows)
     listener = Listener(model, recipe.cache, learning=recipe.unfreeze > 0)
-    train = open_questions(recipe, rows, listener, "training")
-    validation = open_questions(recipe, held_out, listener, "validation") if held_out else None
-    trainer = build_trainer(recipe, arguments, model, tokenizer, train, validation, position)
-    files.write_lines(
-        recipe.output / "rejects.jsonl", [{"sample": name, "reason": why} for name, why in train.rejects.items()]
-    )
+    data = open_data(recipe, questions, held_out, listener, tokenizer)
+    if arguments.process_index == 0:
+        for line in data_lines(data.counts):
+            print(line, file=sys.stderr)
+    trainer = build_trainer(recipe, arguments, model, tokenizer, data, position)
     started = time.monotonic()
     try:
         outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -301,9 +351,7 @@ def fit(recipe: EchoTwinRecipe) -> dict[str, Any]:
         "steps": trainer.state.global_step,
         "seconds": round(time.monotonic() - started, 2),
         "train_loss": outcome.training_loss,
-        "questions": len(train),
-        "repaired or unusable": counts,
-        "rejects": len(train.rejects),
+        **data.counts,
         "position": position,
         "exported": {"model": str(recipe.output)},
     }
@@ -343,12 +391,17 @@ def training_arguments(recipe: EchoTwinRecipe, questions: int) -> TrainingArgume
     return arguments
 
 
-def run_position(recipe: EchoTwinRecipe, digest: str, questions: int) -> dict[str, Any]:
+def run_position(
+    recipe: EchoTwinRecipe, questions: dcase_aqa.Questions, held_out: dcase_aqa.Questions | None
+) -> dict[str, Any]:
     """What decides the weights of a run; a checkpoint carries it, and a resumed run must agree."""
     free = {"output", "resume", "cache", "log_steps", "save_steps", "keep_checkpoints", "audio", "max_rejects"}
     tree = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in free}
     settings = hashlib.sha256(repr(sorted(tree.items())).encode()).hexdigest()[:16]
-    return {"data": digest, "samples": questions, "seed": recipe.seed, "settings": settings}
+    position = {"data": questions.fingerprint[:16], "samples": len(questions.rows)}
+    if held_out is not None:  # it decides which weights are kept
+        position["validation"] = held_out.fingerprint[:16]
+    return position | {"seed": recipe.seed, "settings": settings}
 
 
 def build_trainer(
@@ -356,11 +409,11 @@ def build_trainer(
     arguments: TrainingArguments,
     model: EchoTwin,
     tokenizer: Any,
-    train: QuestionDataset,
-    validation: QuestionDataset | None,
+    data: Data,
     position: dict[str, Any],
 ) -> EchoTwinTrainer:
     """The trainer of a run with its data, callbacks and files."""
+    train, validation = data.train, data.validation
     known = [*train.questions, *(validation.questions if validation else [])]
     collator = Collator(model, tokenizer, max(len(row.choices) for row in known), recipe.permute)
     per_step = recipe.batch_size * arguments.world_size
@@ -383,11 +436,25 @@ def build_trainer(
     return trainer
 
 
+def data_lines(counts: Mapping[str, Any]) -> list[str]:
+    """What a person reads of a run's questions: a line on those of training, one on those of validation."""
+    lines = []
+    for words, prefix in (("", ""), ("validation: ", "validation_")):
+        if f"{prefix}questions" in counts:
+            found = counts[f"{prefix}repaired or unusable"]
+            unusable = ", ".join(f"{count} × {reason}" for reason, count in found.items()) or "nothing to repair"
+            rejects = counts[f"{prefix}rejects"]
+            lines.append(f"{words}{counts[f'{prefix}questions']} questions, {rejects} left out ({unusable})")
+    if twice := counts.get("validation_duplicates"):
+        done = "left out as well" if counts["duplicates"] == "drop" else "kept (duplicates: keep)"
+        lines[-1] += f"; {twice} about a clip of the training questions, {done}"
+    return lines
+
+
 def report(recipe: EchoTwinRecipe) -> dict[str, Any]:
     """:func:`fit`, and a few lines about it."""
     result = fit(recipe)
-    unusable = ", ".join(f"{count} × {reason}" for reason, count in result["repaired or unusable"].items())
-    print(f"{result['questions']} questions, {result['rejects']} left out ({unusable or 'nothing to repair'})")
+    print("\n".join(data_lines(result)))
     if "validation_accuracy" in result:
         print(f"  validation accuracy      {result['validation_accuracy']:.3f}")
     print(f"  model                    {recipe.output}")

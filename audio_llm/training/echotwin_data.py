@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 
 from audio_llm.audio import Waveform
 from audio_llm.dcase_aqa import Question
-from audio_llm.echotwin import EchoTwin, audio_windows, read_text
-from audio_llm.errors import AudioLLMError, TrainingError, describe
+from audio_llm.echotwin import EchoTwin, EchoTwinConfig, audio_windows, read_text
+from audio_llm.errors import AudioLLMError, ConfigError, TrainingError, describe
 from audio_llm.training.encoder_cache import EncoderCache
 
 BATCH_WINDOWS = 32  # through the frozen tower at a time
@@ -46,7 +46,8 @@ class Asked(NamedTuple):
 class Listener:
     """Recordings through the audio tower of `model`, each once; `cache` is a folder shared by runs, or None.
 
-    `rejects` holds why a recording cannot be used; the rule is one for training and for prediction.
+    `rejects` holds why a recording cannot be used; the rule is one for training and for prediction, and for a model of
+    the text alone as well: it is compared with those that listen, on the same questions.
     """
 
     model: EchoTwin
@@ -56,25 +57,29 @@ class Listener:
 
     def __post_init__(self) -> None:
         self._known: dict[Any, Heard] = {}
+        self._checked: set[Any] = set()
         self._encode: Any = self.model.encode_audio
         if self.cache is not None and not self.learning:
             kind = "columns" if self.model.config.columns else "tokens"
             self._encode = EncoderCache(self.cache / kind, self.model)
 
     def listen(self, questions: Iterable[Question], quiet: bool = False) -> None:
-        """Hear every recording that was not heard yet."""
+        """Hear every recording that was not heard yet; for a tower that learns, or is not listened to, check it."""
         from tqdm import tqdm
 
-        known = self._known.keys() | self.rejects.keys()
+        known = self._known.keys() | self._checked | self.rejects.keys()
         wanted = {question.audio: question for question in questions if question.audio not in known}
         waiting: dict[Any, list[np.ndarray]] = {}
+        check_only = self.learning or not self.model.config.listen
         for clip, question in tqdm(wanted.items(), desc="listen", unit="clip", disable=quiet, leave=False):
             try:
                 windows = self.windows(question.waveform())
             except AudioLLMError as error:
                 self.rejects[clip] = str(error)
                 continue
-            if not self.learning:
+            if check_only:
+                self._checked.add(clip)
+            else:
                 waiting[clip] = windows
             if sum(map(len, waiting.values())) >= BATCH_WINDOWS:
                 self._known |= dict(zip(waiting, self.hear(list(waiting.values())), strict=True))
@@ -127,23 +132,22 @@ def stack_windows(windows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
 
 
 class QuestionDataset(Dataset):
-    """The questions that can be learnt from or scored: their recording can be heard, their answer is known.
+    """The questions that can be learnt from or scored: recording heard, answer known, options as the model takes them.
 
-    `rejects` names the others by id, with the reason; the rule is the same for training, validation and scoring.
+    `rejects` has (id, reason) of the others; the rule is the same for training, validation and scoring.
     """
 
-    def __init__(self, questions: Sequence[Question], listener: Listener, quiet: bool = False) -> None:
-        config = listener.model.config
-        if config.listen:
-            listener.listen(questions, quiet)
+    def __init__(self, questions: Sequence[Question], listener: Listener, tokenizer: Any, quiet: bool = False) -> None:
+        listener.listen(questions, quiet)
         self.listener = listener
         self.questions: list[Question] = []
-        self.rejects: dict[str, str] = {}
-        letters = config.num_letters if config.head == "letters" else None
+        self.rejects: list[tuple[str, str]] = []
         for question in questions:
-            reason = listener.rejects.get(question.audio) or reason_against(question, letters)
+            unknown = (question.problem or "no answer") if question.answer is None else ""
+            reason = listener.rejects.get(question.audio) or unknown
+            reason = reason or reason_against(question, tokenizer, listener.model.config)
             if reason:
-                self.rejects[question.id] = reason
+                self.rejects.append((question.id, reason))
             else:
                 self.questions.append(question)
 
@@ -154,13 +158,18 @@ class QuestionDataset(Dataset):
         return self.listener.ask(self.questions[index])
 
 
-def reason_against(question: Question, letters: int | None) -> str:
-    """Why a question cannot be learnt from, "" where it can; `letters` are as many options as a letter head knows."""
-    if question.answer is None:
-        return question.problem or "no answer"
-    if letters is not None and len(question.choices) > letters:
-        return f"{len(question.choices)} options, the letter head has {letters}"
-    return "" if len(question.choices) > 1 else "a single option"
+def reason_against(item: Question | Asked, tokenizer: Any, config: EchoTwinConfig) -> str:
+    """Why the model cannot tell the choices of a question apart, "" where it can: in training and in evaluation."""
+    choices = len(item.choices)
+    if choices < 2:
+        return describe("question for EchoTwin", "at least two choices", str(choices))
+    if config.head == "letters" and choices > config.num_letters:
+        return describe("question for EchoTwin", f"at most {config.num_letters} choices (letters)", str(choices))
+    try:
+        read_text(tokenizer, item.question, item.choices, config)
+    except ConfigError as error:  # its options alone are longer than the model reads
+        return str(error)
+    return ""
 
 
 class RunDataset(Dataset):
@@ -268,11 +277,19 @@ def option_scores(model: EchoTwin, collator: Collator, items: Sequence[Asked]) -
     return [collator.asked_order(row, item) for row, item in zip(rows, items, strict=True)]
 
 
+def best_choice(scores: Sequence[float], choices: Sequence[str]) -> int:
+    """Index of the best-scored choice; of equally scored ones the first by its text, wherever it stands.
+
+    Choices that the tokenizer reads alike ("Rain" and "rain", or words in letters it does not know) score alike.
+    """
+    return min(range(len(scores)), key=lambda place: (-scores[place], choices[place]))
+
+
 def accuracy(model: EchoTwin, collator: Collator, questions: QuestionDataset, batch_size: int) -> float:
     """Share of questions whose best-scored choice is the right one."""
     right = 0
     for start in range(0, len(questions), batch_size):
         items = [questions[index] for index in range(start, min(start + batch_size, len(questions)))]
         scores = option_scores(model, collator, items)
-        right += sum(row.index(max(row)) == item.answer for row, item in zip(scores, items, strict=True))
+        right += sum(best_choice(row, item.choices) == item.answer for row, item in zip(scores, items, strict=True))
     return right / max(1, len(questions))
