@@ -2,10 +2,6 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +16,7 @@ from audio_llm.cli import main
 from audio_llm.errors import AudioLLMError, CheckpointError, ConfigError
 from audio_llm.training import clips, supervised
 from eval import seld_run
+from tests.killing import assert_same_run, train_and_kill
 
 RATE, SECONDS = 8000, 1.0
 FRAMES = round(SECONDS / seld.FRAME_SECONDS)
@@ -137,23 +134,15 @@ def test_thresholds_are_those_of_the_validation(trained):
     assert network.head.frames == FRAMES and not network.training
 
 
-def test_a_resumed_run_repeats_the_other(corpus, tmp_path):
-    """Killed after its first checkpoint, then run to the end: the same losses as a run in one go."""
-    whole = tmp_path / "whole"
-    supervised.Trainer(recipe(corpus, whole, steps=12)).fit()
-    cut = tmp_path / "cut"
-    target = recipe(corpus, cut, steps=12)
-    cut.mkdir()
-    recipes.dump(target, tmp_path / "recipe.yaml")
-    command = [sys.executable, "-m", "audio_llm", "train", str(tmp_path / "recipe.yaml")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not (cut / supervised.CHECKPOINT).is_file() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    supervised.Trainer(target).fit()
-    assert (cut / supervised.METRICS).read_text() == (whole / supervised.METRICS).read_text()
+def test_a_run_killed_at_a_random_step_repeats_the_other(corpus, tmp_path):
+    """SIGKILL with everything on that carries state: average, best weights, masks, overlaid clips, sums of the log."""
+    values = {"steps": 150, "ema": 0.9, "eval_every": 7, "save_every": 4, "log_every": 3}
+    values["augment"] = {"overlay": 0.3, "gain_db": 3, "frequency_mask": 4, "time_mask": 4}
+    whole, cut = (recipe(corpus, tmp_path / name, **values) for name in ("whole", "cut"))
+    supervised.Trainer(whole).fit()
+    train_and_kill(cut, first=4, last=25)
+    supervised.Trainer(cut).fit()
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
 def test_predictions_go_on_where_they_stopped_and_know_their_run(trained, corpus, tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from audio_llm.errors import CheckpointError, ConfigError, TrainingError
 from audio_llm.shards.schema import AudioInfo, Event, Sample, Source
 from audio_llm.shards.writer import ShardWriter
 from audio_llm.training import clips, localisation, supervised
+from tests.killing import assert_same_run, train_and_kill
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures" / "bat_ref.npz"
 RATE, SAMPLES = 16000, 8192
@@ -251,6 +253,26 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(scenes, tmp_path, monke
     assert steps == 12 and supervised.Trainer(recipe(scenes, tmp_path / "killed", **changes)).fit() == expected
     with pytest.raises(ConfigError, match="expected the recipe and data it was made with"):
         supervised.Trainer(recipe(scenes, tmp_path / "killed", **changes, learning_rate=1e-4)).fit()
+
+
+def test_a_process_killed_at_a_random_step_goes_on_to_the_same_metrics(scenes, tmp_path):
+    changes = {"steps": 60, "encoder": {**ENCODER, "drop_path": 0.2}, "eval_every": 9, "ema": 0.9, "tensorboard": False}
+    changes["augment"] = clips.Augmentation(shift_seconds=0.1, frequency_mask=8, time_mask=4)
+    supervised.Trainer(recipe(scenes, tmp_path / "whole", **changes)).fit()
+    killed = recipe(scenes, tmp_path / "killed", **changes)
+    train_and_kill(killed, first=6, last=25)
+    supervised.Trainer(killed).fit()
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_shards_made_anew_are_other_data(tmp_path):
+    folders = [write_scenes(tmp_path / "shards", 8, seed=1)] * 2
+    supervised.Trainer(recipe(folders, tmp_path / "run", steps=1, batch_size=4)).fit()
+    supervised.Trainer(recipe(folders, tmp_path / "run", steps=1, batch_size=4)).fit()
+    shutil.rmtree(tmp_path / "shards")
+    write_scenes(tmp_path / "shards", 8, seed=2)
+    with pytest.raises(ConfigError, match="expected the recipe and data it was made with"):
+        supervised.Trainer(recipe(folders, tmp_path / "run", steps=1, batch_size=4)).fit()
 
 
 def test_a_time_budget_ends_the_run_and_the_schedule(scenes, tmp_path):
