@@ -57,6 +57,8 @@ class SubsetConfig:
     metadata: str | None = None
     sounds: str | None = None
     folds: list[int | str] | None = None  # of `sounds`: these official folds
+    recordings: list[float] | None = None  # [0, 0.95]: this stretch of the recordings in an order drawn by the seed
+    scenes: list[float] | None = None  # ... and this one of the responses' scenes; [0.95, 1] is what it leaves over
     split: str = "train"
     count: int | None = None  # by default every clip once, in order
     pairs: float = 0.0  # share of samples with two sources
@@ -94,6 +96,10 @@ class ReverbConfig:
             if part.metadata is not None and (self.classes is None or part.folds is not None):
                 found = "folds" if part.folds is not None else "no classes"
                 raise ConfigError(describe(f"subsets.{name}", "with 'metadata', 'classes' and no 'folds'", found))
+            for key, stretch in (("recordings", part.recordings), ("scenes", part.scenes)):
+                if stretch is not None and not (len(stretch) == 2 and 0 <= stretch[0] < stretch[1] <= 1):
+                    expected = "two shares of the whole, for instance [0, 0.95]"
+                    raise ConfigError(describe(f"subsets.{name}.{key}", expected, str(stretch)))
             if not 0 <= part.pairs <= 1 or (part.count is not None and part.count < 1):
                 found = f"pairs {part.pairs}, count {part.count}"
                 raise ConfigError(describe(f"subsets.{name}", "pairs in [0, 1] and a positive count", found))
@@ -379,7 +385,12 @@ def _plans(
                 describe(f"subsets.{name}", f"at most {config.max_rejects:.1%} unusable clips", found, cure)
             )
         rejects += left_out
-        known = responses[part.responses]
+        held = _held(part.recordings, {clip.recording for clip in clips}, config.seed, corpora[name])
+        clips = [clip for clip in clips if clip.recording in held]
+        rooms = _held(part.scenes, {response.scene for response in responses[part.responses]}, config.seed, "scenes")
+        known = [response for response in responses[part.responses] if response.scene in rooms]
+        if not known:
+            raise ConfigError(describe(f"subsets.{name}.scenes", "at least one scene", f"none in {part.scenes}"))
         plans[name] = (
             read_manifest(part.manifest, clips, known) if part.manifest else plan(name, part, clips, known, config)
         )
@@ -391,6 +402,18 @@ def _plans(
         found = f"{crossing[0]} in {', '.join(sorted(sides[crossing[0]]))} ({len(crossing)} recordings so)"
         raise ConfigError(describe("subsets", "recordings on one side of the split each", found))
     return plans, corpora, rejects, sorted(scene for scene, found in scenes.items() if len(found) > 1)
+
+
+def _held(stretch: Sequence[float] | None, names: set[str], *words: object) -> set[str]:
+    """The part of `names` from one share to the other, in an order drawn by `words`; all of them by default.
+
+    Stretches that meet have nothing in common and leave nothing over.
+    """
+    if stretch is None:
+        return names
+    order = sorted(names, key=lambda name: (_seed(*words, name), name))
+    first, end = (round(share * len(order)) for share in stretch)
+    return set(order[first:end])
 
 
 def _clips(

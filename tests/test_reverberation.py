@@ -379,6 +379,48 @@ def test_a_recording_on_both_sides_is_refused(tmp_path: Path) -> None:
         audioset_reverb.prepare(recipe(tmp_path, subsets=subsets), tmp_path / "out", quiet=True)
 
 
+def test_validation_holds_recordings_and_scenes_of_the_training_part_back(tmp_path: Path) -> None:
+    write_world(tmp_path, clips=10)
+    common = {"metadata": str(tmp_path / "train.json"), "responses": "train"}
+    train = {**common, "recordings": [0, 0.7], "scenes": [0, 0.5], "count": 30, "pairs": 0.5}
+    subsets = {
+        "train": train,
+        "validation": {**common, "recordings": [0.7, 1], "scenes": [0.5, 1], "split": "validation"},
+    }
+    heard = {}
+    for seed in (0, 1, 2):
+        made = recipe(tmp_path, subsets=subsets, seed=seed)
+        made.check()
+        plans, _, _, shared = audioset_reverb._plans(made)
+        found = [
+            {(one.clip.recording, one.response.scene) for item in plans[name] for one in item.heard} for name in subsets
+        ]
+        recordings, scenes = ([{pair[k] for pair in side} for side in found] for k in (0, 1))
+        assert [len(side) for side in recordings] == [7, 3] and not recordings[0] & recordings[1]
+        assert [len(side) for side in scenes] == [1, 1] and not scenes[0] & scenes[1] and shared == []
+        heard[seed] = frozenset(recordings[1])
+    assert len(set(heard.values())) > 1  # drawn by the seed
+    for wrong in ([0.5], [0.9, 0.2], [0, 1.5]):
+        with pytest.raises(ConfigError, match=r"subsets\.train\.recordings: expected two shares"):
+            recipe(tmp_path, subsets={"train": {**train, "recordings": wrong}}).check()
+    for key, said in (("scenes", "at least one scene"), ("recordings", "expected clips, found none")):
+        with pytest.raises(ConfigError, match=said):
+            audioset_reverb._plans(recipe(tmp_path, subsets={"train": {**train, key: [0, 0.01]}}))
+
+
+def test_the_spatial_recipes_keep_weights_by_a_validation_that_is_not_the_test() -> None:
+    from audio_llm.training.supervised import EncoderRecipe
+
+    folder = Path(__file__).parents[1] / "recipes" / "spatial"
+    parts = config.load(audioset_reverb.ReverbConfig, folder / "audioset.yaml").parts
+    made = config.load(EncoderRecipe, folder / "encoder.yaml")
+    assert parts["validation"].metadata == parts["train"].metadata != parts["test"].metadata
+    for key in ("recordings", "scenes"):
+        assert getattr(parts["train"], key)[1] == getattr(parts["validation"], key)[0]
+    assert made.validation is not None and made.validation.name == "validation" and made.eval_every
+    assert [path.name for path in made.train] == ["train"]
+
+
 def test_the_command_line_makes_it_from_a_recipe(tmp_path: Path, capsys) -> None:
     import yaml
 
