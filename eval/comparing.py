@@ -10,8 +10,9 @@ from audio_llm.errors import describe, nearest
 from eval.predictions import Prediction, PredictionsError
 from eval.rescoring import Stored
 from eval.scorers import Scorer
+from eval.scorers.base import Asking
 from eval.scoring import Cell, Comparison, compare, summarise
-from eval.tables import passes_of
+from eval.tables import passes_of, problems_of
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Compared:
 
 def compare_runs(first: Stored, second: Stored, scorer: Scorer, *, answers: str, group: str) -> Compared:
     """`second` against `first` on one pass. Raises :class:`PredictionsError` where they were not asked the same."""
+    if isinstance(scorer, Asking):
+        scorer.prepare([row for run in (first, second) for row in passes_of(run.rows).get(answers, [])])
     left, right = _answers(first, answers, scorer), _answers(second, answers, scorer)
     common = [name for name in left if name in right]
     if not common:
@@ -67,7 +70,13 @@ def _answers(stored: Stored, answers: str, scorer: Scorer) -> dict[str, list[Pre
             rows[row.id].append(row)
     if not rows:
         found = f"none among {len(passes[answers])}, of which {sum(bool(row.error) for row in passes[answers])} errors"
-        raise PredictionsError(describe(f"run {stored.name}", f"answers that scorer '{scorer.name}' can score", found))
+        cure = None
+        if isinstance(scorer, Asking):
+            found += "".join(f"; {why}" for _, why in problems_of(scorer, passes[answers])[:1])
+            cure = f"Set it up: --with {scorer.name}.KEY=VALUE."
+        raise PredictionsError(
+            describe(f"run {stored.name}", f"answers that scorer '{scorer.name}' can score", found, cure)
+        )
     return rows
 
 

@@ -45,30 +45,19 @@ def load(path: str | Path, benchmark: str | None = None, options: Mapping[str, s
 
 
 def scorers_for(
-    stored: Stored, wanted: str | None, settings: Mapping[str, Mapping[str, str]] | None = None
+    benchmark: str, wanted: str | None = None, settings: Mapping[str, Mapping[str, str]] | None = None
 ) -> list[Scorer]:
-    """`wanted` (names with commas, or ``all``), else those of the benchmark; scorers with `settings` are added."""
+    """`wanted` (names with commas, or ``all``), else those of `benchmark`, by name or "" where nothing says; scorers
+    with `settings` are added."""
     if wanted == "all":
         names = list(SCORERS)
     elif wanted:
         names = [name.strip() for name in wanted.split(",") if name.strip()]
     else:
-        names = list(get_benchmark(stored.benchmark).scorers) if stored.benchmark else list(DEFAULT)
+        names = list(get_benchmark(benchmark).scorers) if benchmark else list(DEFAULT)
     if not names:
         raise ConfigError(describe("--scorers", "names with commas, or all", f"'{wanted}'"))
     return get_scorers([*names, *(name for name in settings or () if name not in names)], settings)
-
-
-def parse_settings(pairs: Sequence[str]) -> dict[str, dict[str, str]]:
-    """``["judge.url=http://…"]`` → settings by scorer. Raises :class:`ConfigError` for anything else."""
-    settings: dict[str, dict[str, str]] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        scorer, dot, name = key.partition(".")
-        if not (equals and dot and scorer and name):
-            raise ConfigError(f"--with: expected SCORER.KEY=VALUE, found '{pair}'.")
-        settings.setdefault(scorer, {})[name] = value
-    return settings
 
 
 def answers_of(rows: Sequence[Prediction]) -> list[Prediction]:

@@ -12,7 +12,7 @@ from typing import Any
 from audio_llm.files import write_json, write_lines
 from eval.controls import CONTROLS, DEAF
 from eval.predictions import Prediction
-from eval.scorers import SCORERS, Scorer
+from eval.scorers import SCORERS, Scorer, get_scorers
 from eval.scorers.base import Aggregating, Asking, Score
 from eval.scoring import (
     HEADLINE,
@@ -72,9 +72,10 @@ def passes_of(rows: Sequence[Prediction]) -> dict[str, list[Prediction]]:
     return passes
 
 
-def headline_of(manifest: Mapping[str, Any]) -> Scorer:
-    """The scorer whose figures stand in a run's tables: that of its benchmark."""
-    return SCORERS.get(str(manifest.get("scorer", {}).get("name")), HEADLINE)
+def headline_of(manifest: Mapping[str, Any], settings: Mapping[str, Mapping[str, str]] | None = None) -> Scorer:
+    """The scorer whose figures stand in a run's tables, that of its benchmark, with the `settings` that it has."""
+    name = str(manifest.get("scorer", {}).get("name"))
+    return get_scorers([name], settings)[0] if name in SCORERS else HEADLINE
 
 
 def summarise_run(name: str, rows: Sequence[Prediction], *, seed: int = 0, scorer: Scorer = HEADLINE) -> RunSummary:

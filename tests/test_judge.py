@@ -141,7 +141,7 @@ def test_several_references_stand_in_one_question(tmp_path: Path) -> None:
 
 
 def test_without_settings_it_does_not_apply_and_wrong_ones_are_named() -> None:
-    assert SCORERS["judge"].score(ROWS[0]) is None
+    assert [SCORERS["judge"].score(entry) for entry in ROWS] == [None] * 5
     with pytest.raises(ConfigError, match="did you mean 'model'"):
         judge(modle="x")
     with pytest.raises(ConfigError, match="expected url"):
@@ -153,6 +153,42 @@ def test_a_rating_on_a_line_of_its_own_is_read(rating: int, before: str) -> None
     assert read_rating(f"{before}\nRating: {rating}\n", GRADED.best) == (rating, "")
     assert read_rating(f"{before}\n**Rating: {rating}**", GRADED.best) == (rating, "")
     assert (read_rating(f"{before}\nrating:  {rating}", BINARY.best)[0] is None) == (rating > 1)
+
+
+def test_report_and_compare_judge_from_kept_replies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the judge said once is in the page and decides between runs, with nobody there to ask."""
+    from audio_llm.cli import main
+    from eval.predictions import FILE_NAME, MANIFEST_NAME, PredictionWriter
+
+    runs = [tmp_path / name for name in ("before", "after")]
+    for run, raws in zip(runs, (("rain", "hail", "hail"), ("rain on roof", "rain", "")), strict=True):
+        with PredictionWriter(run / FILE_NAME) as writer:
+            writer.write(row(number, raw) for number, raw in enumerate(raws))
+        manifest = {"benchmark": "audiobench", "scorer": {"name": "audiobench"}, "data": [], "options": {}}
+        (run / MANIFEST_NAME).write_text(json.dumps(manifest))
+    paths, kept = [str(run) for run in runs], ["--with", f"judge.cache={tmp_path / 'c.jsonl'}"]
+    compare, report = ["compare", *paths, "--scorer", "judge"], ["report", *paths, "--out", str(tmp_path / "page.html")]
+    assert main(compare) == 2
+    assert "Set it up: --with judge.KEY=VALUE" in capsys.readouterr().err
+    offline = [*kept, "--with", "judge.model=wise"]
+    assert main([*compare, *offline]) == 2
+    assert "not judged yet" in capsys.readouterr().err
+    with judge_server() as (url, asked):
+        assert main([*compare, *kept, "--with", f"judge.url={url}"]) == 0
+        assert len(asked) == 3, "an answer that both runs give is judged once, an empty one never"
+    first = capsys.readouterr().out
+    assert main([*compare, *offline]) == 0
+    assert capsys.readouterr().out == first and "scorer judge 1" in first and "difference" in first
+    assert main([*report, *offline]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "Judge, 0 to 5 (wise)" in page and "Judge, right or wrong" not in page and "no score" not in page
+    assert main([*report, *offline, "--with", "judge.modle=x"]) == 2
+    assert "did you mean 'model'" in capsys.readouterr().err
+    assert main(["compare", *paths, *offline]) == 2
+    assert "Add --scorer judge." in capsys.readouterr().err
+    (tmp_path / "c.jsonl").write_text("".join((tmp_path / "c.jsonl").read_text().splitlines(keepends=True)[:2]))
+    assert main([*report, *offline]) == 0
+    assert "answers have no score; the first" in (tmp_path / "page.html").read_text()
 
 
 def test_rescoring_shows_what_has_no_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

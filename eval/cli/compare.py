@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from eval.cli.options import add_scorer_settings
+
 HELP = "compare two runs question by question: difference with its interval, McNemar's test"
 
 
@@ -11,14 +13,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", metavar="RUN", help="run folder, predictions.jsonl or official .json")
     parser.add_argument("second", metavar="RUN", help="the run that is hoped to be better")
     parser.add_argument("--scorer", help="by name (default: the headline of the second run's benchmark)")
+    add_scorer_settings(parser)
     parser.add_argument("--answers", default="greedy", help="which pass: greedy (default), sampled, or a control")
     parser.add_argument("--by", default="question_type", help="a key of the items to group by (default: question_type)")
 
 
 def run(args: argparse.Namespace) -> int:
+    from audio_llm.errors import ConfigError, describe
     from eval import comparing, rescoring
+    from eval.cli.options import scorer_settings
 
+    settings = scorer_settings(args)
     first, second = rescoring.load(args.first), rescoring.load(args.second)
-    scorer = rescoring.scorers_for(second, args.scorer)[0]
+    scorer = rescoring.scorers_for(second.benchmark, args.scorer, settings)[0]
+    for name in settings:
+        if name != scorer.name:
+            raise ConfigError(
+                describe("--with", f"settings of '{scorer.name}', which compares", f"'{name}'", f"Add --scorer {name}.")
+            )
     print(comparing.table(comparing.compare_runs(first, second, scorer, answers=args.answers, group=args.by)))
     return 0

@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 
-from eval.cli.options import add_asking, at_least
+from eval.cli.options import add_asking, add_scorer_settings, at_least
 
 MONO = ("mean", "omni", "left", "right")
 USUAL, FULL = ("silence,swap", 1), ("all", 3)  # controls, orders of the options: unless they are given
@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", metavar="JSON", help="of an encoder folder: file with its 'labels', dataset.json")
     parser.add_argument("--style", help="begin the reply for the model: answer, think or think_semantics")
     add_asking(parser)
+    add_scorer_settings(parser)
     parser.add_argument("--mono", choices=MONO, help="for a model with one ear: which one it hears of several channels")
     parser.add_argument("--batch-size", type=int, help="sequences decoded together (requests in flight over HTTP)")
     parser.add_argument(
@@ -68,10 +69,10 @@ def run(args: argparse.Namespace) -> int:
             return _spatial(args)
     from eval import predictions, runner
     from eval.benchmarks import get_benchmark
-    from eval.cli.options import key_values
+    from eval.cli.options import key_values, scorer_settings
     from eval.controls import parse_controls
     from eval.engines import open_engine
-    from eval.scorers import get_scorers
+    from eval.rescoring import scorers_for
     from eval.tables import print_run, write_scores
 
     controls, permutations = FULL if args.full else USUAL
@@ -88,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
         mono=args.mono,
         limit=None if args.limit is None else at_least(1, "--limit", args.limit),
     )
+    scorers = scorers_for(args.benchmark, None, scorer_settings(args))  # now: a wrong setting costs no answers
     out = Path(args.out)
     source = runner.Source(args.benchmark, tuple(args.data), key_values("--option", args.option))
     questions = source.open(settings)
@@ -116,15 +118,13 @@ def run(args: argparse.Namespace) -> int:
             + (f", {result.errors} could not be asked; the first: {result.first_error}" if result.errors else "")
         )
     rows = predictions.read(out)
-    benchmark = get_benchmark(args.benchmark)
-    scorers = get_scorers(benchmark.scorers)
     write_scores(out, rows, scorers)
-    print_run(out.name, rows, scorers[0], benchmark.groups)
+    print_run(out.name, rows, scorers[0], get_benchmark(args.benchmark).groups)
     if args.full:
         from eval import report
         from eval.report.page import FILE_NAME
 
-        report.write(out / FILE_NAME, report.load_runs([str(out)]))
+        report.write(out / FILE_NAME, report.load_runs([str(out)], scorer_settings(args)))
     return 0
 
 

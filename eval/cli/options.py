@@ -18,6 +18,30 @@ def add_asking(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_scorer_settings(parser: argparse.ArgumentParser) -> None:
+    """What :func:`scorer_settings` reads."""
+    parser.add_argument(
+        "--with",
+        dest="scorer_settings",
+        action="append",
+        default=[],
+        metavar="SCORER.KEY=VALUE",
+        help="set up a scorer, for instance judge.url=http://HOST:PORT/v1 or label-similarity.embedder=FOLDER",
+    )
+
+
+def scorer_settings(args: argparse.Namespace) -> dict[str, dict[str, str]]:
+    """Settings by scorer of ``--with``. Raises :class:`ConfigError` for what is no SCORER.KEY=VALUE."""
+    settings: dict[str, dict[str, str]] = {}
+    for pair in args.scorer_settings:
+        key, equals, value = pair.partition("=")
+        scorer, dot, name = key.partition(".")
+        if not (equals and dot and scorer and name):
+            raise ConfigError(f"--with: expected SCORER.KEY=VALUE, found '{pair}'.")
+        settings.setdefault(scorer, {})[name] = value
+    return settings
+
+
 def key_values(flag: str, pairs: Sequence[str]) -> dict[str, str]:
     """``["a=1", "b=2"]`` → a mapping. Raises :class:`ConfigError` naming `flag` for anything else."""
     values: dict[str, str] = {}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from eval.cli.options import add_scorer_settings
+
 HELP = "write one self-contained HTML page about evaluation runs; check them against limits"
 
 
@@ -17,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUNDIR",
         help="training folders with metrics.jsonl (NAME=FOLDER too)",
     )
+    add_scorer_settings(parser)
     parser.add_argument("--check", metavar="YAML", help="limits to hold the runs to; exit code 1 where one is not met")
     parser.add_argument("--title", default="Evaluation", help="headline of the page")
 
@@ -25,10 +28,11 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from eval import report
+    from eval.cli.options import scorer_settings
     from eval.expectations import print_findings, read_expectations, verify
 
     expectations = read_expectations(args.check) if args.check else None
-    runs = report.load_runs(args.runs)
+    runs = report.load_runs(args.runs, scorer_settings(args))
     findings = verify(expectations, {run.name: run.summary for run in runs}) if expectations else []
     report.write(Path(args.out), runs, args.training, findings, title=args.title)
     if findings:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from eval.cli.options import add_scorer_settings
+
 HELP = "score stored answers again, under several scorers side by side; write submission files"
 
 
@@ -13,9 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scorers", metavar="NAMES", help="with commas, the headline first; all (default: benchmark's)"
     )
-    parser.add_argument(
-        "--with", dest="settings", action="append", default=[], metavar="SCORER.KEY=VALUE", help="set up a scorer"
-    )
+    add_scorer_settings(parser)
     parser.add_argument("--benchmark", help="whose answers these are (default: what run.json says, mmau for .json)")
     parser.add_argument("--submission", metavar="FOLDER", help="write the files that the benchmark's organisers read")
     parser.add_argument(
@@ -54,7 +54,7 @@ def _rescore(path: str, args: argparse.Namespace) -> int:
     from audio_llm.errors import ConfigError
     from eval import rescoring
     from eval.benchmarks import get_benchmark
-    from eval.cli.options import key_values
+    from eval.cli.options import key_values, scorer_settings
     from eval.predictions import PredictionsError
     from eval.tables import print_run, print_spectrum, score_all, write_scores
 
@@ -71,7 +71,7 @@ def _rescore(path: str, args: argparse.Namespace) -> int:
     lacking = rescoring.incomplete(stored, answers, foreign=foreign) if args.submission else ""
     if lacking and not args.incomplete:
         raise PredictionsError(lacking)
-    scorers = rescoring.scorers_for(stored, args.scorers, rescoring.parse_settings(args.settings))
+    scorers = rescoring.scorers_for(stored.benchmark, args.scorers, scorer_settings(args))
     groups = get_benchmark(stored.benchmark).groups if stored.benchmark else ()
     scored = write_scores(Path(path), stored.rows, scorers) if Path(path).is_dir() else score_all(stored.rows, scorers)
     print_run(stored.name, stored.rows, scorers[0], groups)

@@ -205,7 +205,15 @@ def spectrum(runs: Sequence[Run]) -> str:
         "One and the same set of replies, scored by different rules; a gap between two bars is the rules', not the "
         "model's. Each rule is shown over the questions that it applies to (pointing at a bar tells how many)."
     )
-    return charts.bars(groups, label="Accuracy by scorer") + note(text) + _figures(runs[-1])
+    unscored = "".join(note(_unscored(run)) for run in runs if any(line["value"] is None for line in run.scored.lines))
+    return charts.bars(groups, label="Accuracy by scorer") + note(text) + unscored + _figures(runs[-1])
+
+
+def _unscored(run: Run) -> str:
+    """How many answers a scorer that asks somebody else has no score for, and why."""
+    lines = [line for line in run.scored.lines if line["value"] is None]
+    first = f"'{lines[0]['id']}' by {lines[0]['scorer']}: {lines[0]['explanation']}"
+    return escape(f"{run.name}: {len(lines)} answers have no score; the first, {first}")
 
 
 def _figures(run: Run) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,20 @@ from audio_llm.audio import Waveform
 from audio_llm.errors import AudioLLMError, ConfigError, describe
 from eval.benchmarks import get_benchmark, open_benchmark
 from eval.predictions import Prediction, read, read_manifest
-from eval.rescoring import Stored, scorers_for
-from eval.scorers.base import Asking, Score
-from eval.tables import Reading, RunSummary, headline_of, score_all, summarise_run
+from eval.rescoring import scorers_for
+from eval.scorers.base import Score
+from eval.tables import Reading, RunSummary, Scored, headline_of, score_all, summarise_run
 
 
 @dataclass
 class Run:
-    """A run folder: its tables and its manifest; everything else is computed from its predictions when it is drawn."""
+    """A run folder: its tables and its manifest; everything else is computed from its predictions when it is drawn.
+    `settings`: of scorers, as ``--with`` gives them."""
 
     folder: Path
     summary: RunSummary
     manifest: dict[str, Any]
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -48,12 +50,13 @@ class Run:
         return self.summary.scorer.score(row)
 
     @cached_property
+    def scored(self) -> Scored:
+        """Its answers to the true audio under every scorer of its benchmark, and those that `settings` adds."""
+        return score_all(self.main_rows, scorers_for(self.benchmark, None, self.settings))
+
+    @property
     def readings(self) -> list[Reading]:
-        """Its answers to the true audio under every scorer of its benchmark that asks nobody else."""
-        rows = self.main_rows
-        scorers = scorers_for(Stored(self.name, rows, self.benchmark, self.manifest), None)
-        spectrum = score_all(rows, [scorer for scorer in scorers if not isinstance(scorer, Asking)]).spectrum
-        return next(iter(spectrum.values()), [])
+        return next(iter(self.scored.spectrum.values()), [])
 
     def waveforms(self, wanted: Sequence[str]) -> dict[str, Waveform]:
         """The clips of the items `wanted`, as far as the data is still where it was."""
@@ -74,14 +77,16 @@ class Run:
         return sounds
 
 
-def load_runs(arguments: Sequence[str]) -> list[Run]:
-    """``RUN`` or ``NAME=RUN`` folders. Raises for a folder without predictions and for a name used twice."""
+def load_runs(arguments: Sequence[str], settings: Mapping[str, Mapping[str, str]] | None = None) -> list[Run]:
+    """``RUN`` or ``NAME=RUN`` folders, scored by scorers with these `settings`. Raises for a folder without
+    predictions and for a name used twice."""
     runs: list[Run] = []
     for argument in arguments:
         name, path = split_name(argument)
         folder = Path(path)
         manifest = read_manifest(folder) if folder.is_dir() else {}
-        runs.append(Run(folder, summarise_run(name, read(folder), scorer=headline_of(manifest)), manifest))
+        summary = summarise_run(name, read(folder), scorer=headline_of(manifest, settings))
+        runs.append(Run(folder, summary, manifest, settings or {}))
     names = [run.name for run in runs]
     for name in names:
         if names.count(name) > 1:

@@ -148,13 +148,11 @@ class Judge:
 
     def score(self, row: Prediction) -> Score | None:
         """The rating as a share of the best one; None where the judge does not apply or said nothing to go by."""
-        if not self._applies(row):
+        if not self._model or not self._applies(row):
             return None
         said = answer_of(row)
         if not said:  # nobody needs to be asked, and nothing is given for nothing
             return Score(row.id, row.question_type, 0.0, None, f"no answer to judge; reference '{row.gold}'", False)
-        if not self._model:
-            return None
         key = self._key(row)
         reply = self._replies.get(key)
         if reply is None and key not in self._refused:
