@@ -10,18 +10,23 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from audio_llm.errors import ConfigError, nearest
+from audio_llm.mirroring import SIDE_WORD, mirror_event, mirror_text
 from eval.benchmarks.base import Item
+from eval.predictions import Prediction
 
 CONTROLS = ("silence", "swap", "other_audio", "shuffled_options", "text_only")
 DEAF = ("silence", "other_audio", "text_only")  # with these the question can only be guessed
-MIRROR = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
-_SIDE_WORD = re.compile(r"\b(" + "|".join(sorted(MIRROR, key=len, reverse=True)) + r")(?=\b|-)", re.IGNORECASE)
+# One named thing beside another, and nothing else asked. More words after the second could be what the question is
+# about ("… to the left of the cat louder than the bell?"), so it has one.
+_BESIDE = re.compile(
+    r"is the [\w' -]+ (?:(?:to|on) the )?(?:left|right) of the (?:(?:sound|noise) of (?:the |an? )?)?[\w'-]+\s*\?",
+    re.IGNORECASE,
+)
 
 
 def parse_controls(text: str) -> list[str]:
@@ -46,7 +51,7 @@ def silence(item: Item, seed: int, sample: int = 0) -> Item | None:
 
 
 def other_audio(item: Item, seed: int, sample: int = 0) -> Item | None:
-    """The same question; :func:`audio_of_others` says whose audio it gets."""
+    """The same question; :class:`Partners` says whose audio it gets."""
     return item
 
 
@@ -58,8 +63,9 @@ def text_only(item: Item, seed: int, sample: int = 0) -> Item | None:
 def swap(item: Item, seed: int, sample: int = 0) -> Item | None:
     """The item as it is true once left and right are exchanged; None where its answer does not turn on the side.
 
-    It applies to an answer that names a side (its mirror must be among the choices), and to "yes" to a question about
-    one side of which the mirrored scene makes a "no". A "no" stays out: the mirrored scene may make it a "no" again.
+    It applies to an answer that names a side (its mirror must be among the choices), and to "yes" where one source is
+    said to be left, or right, of another. Any other "yes" may stay one in the mirrored scene ("Is there a sound on the
+    left?" with one on either side), and so may a "no".
     """
     events = [mirror_event(event) for event in item.events]
     mirrored = mirror_text(item.gold)
@@ -67,10 +73,17 @@ def swap(item: Item, seed: int, sample: int = 0) -> Item | None:
         if item.choices and mirrored not in item.choices:
             return None
         return dataclasses.replace(item, gold=mirrored, events=events)
-    if item.gold.casefold() == "yes" and len({word.casefold() for word in _SIDE_WORD.findall(item.question)}) == 1:
+    if item.gold.casefold() == "yes" and _compares_sides(item):
         no = next((choice for choice in item.choices if choice.casefold() == "no"), None if item.choices else "No")
         return dataclasses.replace(item, gold=no, events=events) if no else None
     return None
+
+
+def _compares_sides(item: Item) -> bool:
+    """Whether `item` asks if one source is to one side of another."""
+    sides = {word.casefold() for word in SIDE_WORD.findall(item.question)}
+    typed = item.question_type.upper() == "MIXUP_DIRECTION"  # SpatialSoundQA's type for nothing else
+    return len(sides) == 1 and (typed or _BESIDE.fullmatch(item.question.strip()) is not None)
 
 
 def shuffled_options(item: Item, seed: int, sample: int = 0) -> Item | None:
@@ -102,46 +115,62 @@ QUESTIONS: dict[str, Callable[[Item, int, int], Item | None]] = {
 }
 
 
-def mirror_text(text: str) -> str:
-    """`text` with every left turned into right and back, capitals kept."""
-
-    def turn(match: re.Match[str]) -> str:
-        word = match[0]
-        other = MIRROR[word.casefold()]
-        return other.capitalize() if word[0].isupper() else other
-
-    return _SIDE_WORD.sub(turn, text)
-
-
-def mirror_event(event: dict[str, Any]) -> dict[str, Any]:
-    """A scene event seen in a mirror: the azimuth (degrees, counter-clockwise, 0 in front) changes its sign."""
-    return {**event, "azimuth": -event["azimuth"]} if event.get("azimuth") is not None else dict(event)
-
-
 # -------------------------------------------------------------------------------------------------- what is heard
 
 
-def audio_of_others(clips: Sequence[str], seed: int) -> list[int | None]:
-    """For every item the index of another item whose clip it hears instead: seeded, and never its own clip.
+class Partners:
+    """Whose sound an item hears under ``other_audio``: that of an item with another clip.
 
-    A rotation of a shuffled order, by the first step that gives every item a foreign clip; where one clip makes up more
-    than half of the items no such step exists, and the items left with their own clip get None.
+    The order in which an item asks the others is drawn by the seed and the two ids alone, so a further item changes
+    what those hear that draw it, and one whose sound cannot be heard changes nothing. `unusable` holds ids.
     """
-    count = len(clips)
-    order = np.random.default_rng(seed).permutation(count)
-    named = np.unique(np.asarray(clips, dtype=str), return_inverse=True)[1][order] if count else np.zeros(0, int)
-    best, fewest = 0, count + 1
-    for step in range(1, count):
-        same = int((np.roll(named, -step) == named).sum())
-        if same < fewest:
-            best, fewest = step, same
-        if same == 0:
-            break
-    partner: list[int | None] = [None] * count
-    for place, index in enumerate(order):
-        other = int(order[(place + best) % count])
-        partner[int(index)] = other if clips[other] != clips[int(index)] else None
-    return partner
+
+    def __init__(self, items: Sequence[Item], seed: int, unusable: Container[str] = ()) -> None:
+        self._clips = np.unique(np.asarray([item.clip for item in items], dtype=str), return_inverse=True)[1]
+        self._asking = _hashes(item.id for item in items) ^ _hashes([f"other_audio {seed}"])
+        self._asked = _hashes(f"partner {item.id}" for item in items)
+        self._usable = np.asarray([item.id not in unusable for item in items], dtype=bool)
+
+    def drop(self, index: int) -> None:
+        """Item `index` cannot be heard: nobody gets its sound."""
+        self._usable[index] = False
+
+    def of(self, index: int) -> Iterator[int]:
+        """The items that item `index` may hear instead of itself, first choice first."""
+        others = np.flatnonzero(self._usable & (self._clips != self._clips[index]))
+        draws = _mixed(self._asking[index] ^ self._asked[others])
+        while len(others):
+            first = int(draws.argmin())  # the first is nearly always heard: sorting all of them would be for nothing
+            yield int(others[first])
+            others, draws = np.delete(others, first), np.delete(draws, first)
+
+
+def _hashes(texts: Iterable[str]) -> np.ndarray:
+    """64 bits of SHA-256 per text, uint64."""
+    parts = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8] for text in texts]
+    return np.frombuffer(b"".join(parts), dtype="<u8")
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """Every bit of a uint64 spread over all of it, one to one (the finaliser of SplitMix64, Steele et al. 2014)."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
+    return values ^ (values >> np.uint64(31))
+
+
+def unheard_by_count(rows: Iterable[Prediction]) -> str:
+    """A warning where every prompt has as many tokens with its sound as under ``text_only``; "" where that is not so,
+    or cannot be told. An endpoint may drop the audio of a request without a word."""
+    counted = [row for row in rows if not row.error and row.sample == 0 and row.prompt_tokens > 0]
+    heard = {(row.id, row.temperature): row.prompt_tokens for row in counted if not row.control}
+    alone = {(row.id, row.temperature): row.prompt_tokens for row in counted if row.control == "text_only"}
+    common = heard.keys() & alone.keys()
+    if not common or any(heard[key] != alone[key] for key in common):
+        return ""
+    return (
+        f"the model counts as many prompt tokens with the sound as without, in all {len(common)} questions: it may "
+        "never have been given it."
+    )
 
 
 def item_seed(seed: int, *parts: object) -> int:

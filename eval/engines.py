@@ -27,6 +27,7 @@ from eval.endpoint import Endpoint, EngineError, RefusedRequest
 
 OPENINGS = prompts.OPENINGS
 ENGINES = ("auto", "vllm", "transformers")
+NEED_AUDIO = ("echotwin",)  # names of engines that cannot be asked by the words alone
 
 
 @dataclass(frozen=True)
@@ -83,18 +84,16 @@ def open_engine(
     if style is not None and style not in prompts.STYLES:
         known = ", ".join(prompts.STYLES)
         raise ConfigError(f"style '{style}': expected one of {known}{nearest(style, prompts.STYLES)}.")
-    if kind.startswith(("http://", "https://")):
+    name = engine_name(kind, model)
+    if is_address(name):
         return HttpEngine(kind, model, adapter, style=style, concurrency=batch_size or 16)
-    if kind not in ENGINES:
-        close = nearest(kind, ENGINES)
-        raise ConfigError(f"engine '{kind}': expected {', '.join(ENGINES)} or an address http://HOST:PORT/v1{close}.")
     if not (Path(model) / "config.json").is_file():
         raise CheckpointError(describe(f"model {model}", "a checkpoint folder with config.json", "none"))
     if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
         raise CheckpointError(describe(f"adapter {adapter}", "a PEFT adapter with adapter_config.json", "none"))
-    from eval.echotwin import EchoTwinEngine, is_echotwin_folder
+    if name == "echotwin":
+        from eval.echotwin import EchoTwinEngine
 
-    if is_echotwin_folder(model):
         return EchoTwinEngine.open(model, batch_size or 16)
     from eval.native import NativeEngine, is_native
 
@@ -105,11 +104,33 @@ def open_engine(
                 describe(f"engine vllm, model {model}", "a checkpoint of this package", "another's", cure)
             )
         return NativeEngine(model, adapter, style=style, batch_size=batch_size or 8)
-    if kind == "auto":
-        kind = "vllm" if find_spec("vllm") else "transformers"
-    if kind == "vllm":
+    if name == "vllm":
         return VllmEngine(model, adapter, style=style, batch_size=batch_size or 64, seed=seed)
     return TransformersEngine(model, adapter, style=style, batch_size=batch_size or 16)
+
+
+def is_address(kind: str) -> bool:
+    return kind.startswith(("http://", "https://"))
+
+
+def engine_name(kind: str, model: str) -> str:
+    """The `name` of the engine that :func:`open_engine` opens, before it is; an address as it is given. Raises
+    :class:`ConfigError` for a kind that there is not."""
+    if is_address(kind):
+        return kind
+    if kind not in ENGINES:
+        close = nearest(kind, ENGINES)
+        raise ConfigError(f"engine '{kind}': expected {', '.join(ENGINES)} or an address http://HOST:PORT/v1{close}.")
+    from eval.echotwin import is_echotwin_folder
+    from eval.native import is_native
+
+    if is_echotwin_folder(model):
+        return "echotwin"
+    if is_native(model):
+        return "transformers"
+    if kind == "auto":
+        return "vllm" if find_spec("vllm") else "transformers"
+    return kind
 
 
 def user_turn(request: Request) -> list[dict[str, Any]]:

@@ -134,6 +134,11 @@ def read(path: str | Path) -> list[Prediction]:
     return rows
 
 
+def questions_asked(rows: Iterable[Prediction]) -> int:
+    """How many questions the model got with their own sound."""
+    return len({row.id for row in rows if not row.control and not row.error})
+
+
 def _rows(path: Path) -> list[Prediction]:
     rows = [
         Prediction.from_json(line, f"{path} line {number}")

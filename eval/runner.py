@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,8 +26,8 @@ from audio_llm.errors import AudioError, AudioLLMError, ConfigError, describe
 from audio_llm.files import write_json
 from eval.benchmarks import get_benchmark, open_benchmark
 from eval.benchmarks.base import Collection, Item, as_asked, sha256_of
-from eval.controls import QUESTIONS, audio_of_others, item_seed
-from eval.engines import Answer, Engine, Request
+from eval.controls import QUESTIONS, Partners, item_seed, unheard_by_count
+from eval.engines import Answer, Engine, Request, is_address
 from eval.predictions import (
     FILE_NAME,
     MANIFEST_NAME,
@@ -35,6 +35,7 @@ from eval.predictions import (
     PredictionsError,
     PredictionWriter,
     mend,
+    questions_asked,
     read_manifest,
 )
 from eval.scorers import SCORERS
@@ -95,8 +96,8 @@ def choose(collection: Collection, limit: int | None, seed: int) -> Collection:
 
 @dataclass
 class RunResult:
-    """What one call did; `rows` of the file may be more where a run was continued. `first_error`: the first row's of
-    those that could not be asked."""
+    """What one call did. `errors` counts the rows of the whole file that could not be asked, `first_error` is the first
+    one's."""
 
     answered: int
     reused: int
@@ -113,25 +114,32 @@ def evaluate(
     out: Path,
     manifest: dict[str, Any],
     *,
+    max_errors: float | None = None,
     progress: bool = True,
 ) -> RunResult:
-    """Ask everything that ``out/predictions.jsonl`` does not hold yet. Raises when another run's answers lie there."""
+    """Ask everything that ``out/predictions.jsonl`` does not hold yet. Raises when another run's answers lie there, and
+    :class:`AudioError` when more than the share `max_errors` of all rows are errors (None: see :class:`Work`)."""
     if engine.needs_audio and "text_only" in settings.controls:
         others = ",".join(name for name in settings.controls if name != "text_only") or "none"
         raise ConfigError(f"control 'text_only': {engine.name} cannot be asked without audio. Use --controls {others}.")
     out.mkdir(parents=True, exist_ok=True)
     claim(out, manifest)
     path = out / FILE_NAME
-    done = {row.key for row in mend(path)}
     started = time.monotonic()
-    work = Work(questions, settings, engine, done)
+    work = Work(questions, settings, engine, mend(path), max_errors)
     with PredictionWriter(path) as writer:
         _answer_all(engine, work, writer, progress)
     seconds = time.monotonic() - started
-    manifest |= {"finished": True, "items": len(questions.items), "rows": work.total, "errors": work.errors}
+    rows = mend(path)  # what is counted is what the file holds, whichever call wrote it
+    errors = [row.error for row in rows if row.error]
+    manifest |= {"finished": True, "items": len(questions.items), "asked": questions_asked(rows)}
+    manifest |= {"rows": len(rows), "errors": len(errors)}
+    if warning := unheard_by_count(rows):
+        manifest["warning"] = warning
     manifest["seconds"] = round(float(read_manifest(out).get("seconds") or 0) + seconds, 2)
     write_json(out / MANIFEST_NAME, manifest)
-    return RunResult(work.total - work.reused, work.reused, work.errors, work.first_error, seconds, seconds)
+    first = errors[0] if errors else ""
+    return RunResult(len(rows) - work.reused, work.reused, len(errors), first, seconds, seconds)
 
 
 def one_channel(waveform: Waveform, method: str) -> Waveform:
@@ -141,15 +149,27 @@ def one_channel(waveform: Waveform, method: str) -> Waveform:
 
 
 class Work:
-    """The list of (item, pass) still to be asked, and the lazy stream of requests it becomes."""
+    """The list of (item, pass) still to be asked, and the lazy stream of requests it becomes.
+
+    `done` are the rows of earlier calls. More error rows than the share `max_errors` of all rows raise
+    :class:`AudioError`; by default more than 10 % of them and more than 20.
+    """
 
     def __init__(
-        self, questions: Collection, settings: EvalSettings, engine: Engine, done: set[tuple[str, str, float, int]]
+        self,
+        questions: Collection,
+        settings: EvalSettings,
+        engine: Engine,
+        done: Iterable[Prediction] = (),
+        max_errors: float | None = None,
     ) -> None:
-        self._questions, self._settings, self._engine = questions, settings, engine
-        self.errors, self.first_error = 0, ""
+        self._questions, self._settings, self._engine, self._max_errors = questions, settings, engine, max_errors
+        self._partners = Partners(questions.items, settings.seed, questions.errors)
+        self._own: tuple[int, Waveform | str] = (-1, "")  # the last item's sound, ready for the engine, or its error
         self.asked: list[tuple[int, Pass, Item]] = []
         self.total = 0
+        rows = {row.key: row for row in done}
+        errors = []
         for index, item in enumerate(questions.items):
             for way in settings.passes():
                 if item.id in questions.errors and way.control == "swap":
@@ -158,11 +178,15 @@ class Work:
                 if changed is None:
                     continue
                 self.total += 1
-                if (item.id, way.control, way.temperature, way.sample) not in done:
+                row = rows.get((item.id, way.control, way.temperature, way.sample))
+                if row is None:
                     self.asked.append((index, way, changed))
+                elif row.error:
+                    errors.append(row.error)
         self.reused = self.total - len(self.asked)
-        clips = [item.clip for item in questions.items]
-        self._partner = audio_of_others(clips, settings.seed) if "other_audio" in settings.controls else []
+        self.errors = len(errors)
+        if errors:
+            self._stop_at_too_many(errors[-1])
 
     def requests(self) -> Iterator[tuple[Prediction, Request | None]]:
         """The row to fill and its request, or a row that already holds its error and no request."""
@@ -171,32 +195,57 @@ class Work:
             row = Prediction(
                 **as_asked(item), control=way.control, temperature=way.temperature, sample=way.sample, seed=seed
             )
-            row.error = self._questions.errors.get(item.id, "")
-            if way.control == "text_only" and not row.error:
-                yield row, Request(item, None, way.temperature, self._settings.max_tokens, seed)
-                continue
-            try:
-                waveform = None if row.error else self._audio(index, way.control)
-            except AudioLLMError as error:
-                row.error = str(error)
-            if row.error or waveform is None:
-                row.error = row.error or "no other clip to play instead"
+            own = self._hear(index)  # under every control: all figures are of the questions that can be asked
+            waveform = None
+            if isinstance(own, str):
+                row.error = own
+            elif way.control != "text_only":
+                try:
+                    waveform = self._audio(index, way.control, own)
+                except AudioLLMError as error:
+                    row.error = str(error)
+                if waveform is None and not row.error:
+                    self.total -= 1  # the control does not apply to this sound
+                    continue
+            if row.error:
                 self.count_error(row)
                 yield row, None
             else:
                 yield row, Request(item, waveform, way.temperature, self._settings.max_tokens, seed)
 
-    def _audio(self, index: int, control: str) -> Waveform | None:
-        source: int | None = index
-        if control == "other_audio":
-            source = self._partner[index]
-        if source is None:
-            return None
-        waveform = self._questions.waveform(source)
+    def _hear(self, index: int) -> Waveform | str:
+        """The sound of item `index` as the engine takes it, or why it cannot be heard."""
+        if self._own[0] != index:
+            found: Waveform | str = self._questions.errors.get(self._questions.items[index].id, "")
+            if not found:
+                try:
+                    found = self._ready(self._questions.waveform(index), index)
+                except AudioLLMError as error:
+                    found = str(error)
+                    self._partners.drop(index)
+            self._own = (index, found)
+        return self._own[1]
+
+    def _audio(self, index: int, control: str, own: Waveform) -> Waveform | None:
+        """What item `index`, whose sound is `own`, hears under `control`; None where there is no such sound."""
         if control == "silence":
-            waveform = silence(waveform)
-        elif control == "swap":
-            waveform = swap_channels(waveform)
+            return self._ready(silence(self._questions.waveform(index)), index)
+        if control == "swap":
+            stored = self._questions.waveform(index)  # one channel has no sides to exchange
+            return self._ready(swap_channels(stored), index) if stored.num_channels > 1 else None
+        return self._foreign(index) if control == "other_audio" else own
+
+    def _foreign(self, index: int) -> Waveform | None:
+        """Another item's sound, the next one's where one cannot be heard: a damaged clip costs its own row alone.
+        None where there is no other clip."""
+        for other in self._partners.of(index):
+            try:
+                return self._ready(self._questions.waveform(other), other)
+            except AudioLLMError:
+                self._partners.drop(other)
+        return None
+
+    def _ready(self, waveform: Waveform, source: int) -> Waveform:
         if self._settings.mono and waveform.num_channels > 1:
             waveform = one_channel(waveform, self._settings.mono)
         return self._engine.prepare(waveform, f"item '{self._questions.items[source].id}'")
@@ -205,22 +254,31 @@ class Work:
         """Count a row that could not be asked. Raises :class:`AudioError` when there are too many of them, or none but
         them."""
         self.errors += 1
-        self.first_error = self.first_error or row.error
-        if self.errors > max(ERRORS_BEFORE_STOPPING, MAX_ERROR_SHARE * self.total) or self.errors == self.total:
-            raise AudioError(
-                f"{self.errors} of {self.total} questions could not be asked, above {MAX_ERROR_SHARE:.0%}; the last "
-                f"one: {row.error} Mend the data or the model's settings, then repeat the command with --overwrite."
-            )
+        self._stop_at_too_many(row.error)
+
+    def _stop_at_too_many(self, last: str) -> None:
+        share = MAX_ERROR_SHARE if self._max_errors is None else self._max_errors
+        least = ERRORS_BEFORE_STOPPING if self._max_errors is None else 0
+        if self.errors <= max(least, share * self.total) and self.errors < self.total:
+            return
+        cure = "Mend the data or the model's settings, then repeat the command with --overwrite"
+        if self.errors < self.total:
+            cure += ", or repeat it with --max-errors SHARE to do without them"
+        found = f"{self.errors} of {self.total} questions could not be asked"
+        raise AudioError(f"{found}, where {100 * share:g} % may be; the last one: {last} {cure}.")
 
 
 def _answer_all(engine: Engine, work: Work, writer: PredictionWriter, progress: bool) -> None:
     from tqdm import tqdm
 
     rows: dict[int, Prediction] = {}  # drawn and not yet written
+    drawn = 0
     asked: deque[int] = deque()  # those that the engine is answering
 
     def requests() -> Iterator[Request]:
-        for number, (row, request) in enumerate(work.requests()):
+        nonlocal drawn
+        for row, request in work.requests():
+            number, drawn = drawn, drawn + 1
             rows[number] = row
             if request is not None:
                 asked.append(number)
@@ -245,9 +303,10 @@ def _answer_all(engine: Engine, work: Work, writer: PredictionWriter, progress: 
                     work.count_error(rows[answered])
                 if answered - written >= FLUSH_ROWS or time.monotonic() - flushed > FLUSH_SECONDS:
                     flush(answered)
-            answered = len(work.asked) - 1
+            answered = drawn - 1
         finally:  # an endpoint that went away or Ctrl-C must not cost answers that are already here
             flush(answered)
+            bar.total = work.total  # without the controls that turned out not to apply
 
 
 def _fill(row: Prediction, answer: Answer) -> None:
@@ -260,6 +319,12 @@ def _fill(row: Prediction, answer: Answer) -> None:
 
 # A run may be continued only if these agree: they decide what the answers are.
 IDENTITY = ("model_sha256", "adapter_sha256", "benchmark", "data_sha256", "settings")
+
+
+def identity(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What :data:`IDENTITY` names, and the kind of engine: a server may move to another address."""
+    engine = str(manifest.get("engine", ""))
+    return {name: manifest.get(name) for name in IDENTITY} | {"engine": "http" if is_address(engine) else engine}
 
 
 @dataclass(frozen=True)
@@ -319,12 +384,13 @@ def claim(out: Path, manifest: dict[str, Any]) -> None:
         raise PredictionsError(
             describe(f"run {out}", f"a {MANIFEST_NAME} that says whose answers lie there", "none", cure)
         )
-    for name in IDENTITY:
-        if old.get(name) != manifest[name]:
+    before = identity(old)
+    for name, value in identity(manifest).items():
+        if before[name] != value:
             cure = "Use another --out, or --overwrite to start this one again."
-            raise PredictionsError(
-                describe(f"run {out}: {name}", f"{manifest[name]}", f"{old.get(name)} from earlier", cure)
-            )
+            if name == "engine":
+                cure = f"Go on with that engine (--engine {old.get('engine')}), use another --out, or --overwrite."
+            raise PredictionsError(describe(f"run {out}: {name}", f"{value}", f"{before[name]} from earlier", cure))
 
 
 def _versions() -> dict[str, str]:
@@ -366,7 +432,7 @@ def _model_sha256(folder: Path) -> str:
 def is_complete(out: Path, manifest: dict[str, Any]) -> bool:
     """Whether the run in `out` is the same one and has ended, so that no engine need be started."""
     old = read_manifest(out)
-    same = bool(old.get("finished")) and all(old.get(name) == manifest[name] for name in IDENTITY)
+    same = bool(old.get("finished")) and identity(old) == identity(manifest)
     return same and len(mend(out / FILE_NAME)) == old.get("rows")
 
 

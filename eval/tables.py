@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from audio_llm.files import write_json, write_lines
-from eval.controls import CONTROLS, DEAF
+from eval.controls import CONTROLS, DEAF, unheard_by_count
 from eval.predictions import Prediction
 from eval.scorers import SCORERS, Scorer, get_scorers
 from eval.scorers.base import Aggregating, Asking, Score
@@ -189,6 +189,8 @@ def write_scores(out: Path, rows: Sequence[Prediction], scorers: Sequence[Scorer
         "summary": to_plain(summary),
         "spectrum": to_plain(scored.spectrum),
     }
+    if warning := unheard_by_count(rows):
+        tree["warning"] = warning
     write_lines(out / SCORE_LINES_NAME, scored.lines)
     write_json(out / SCORES_NAME, tree)
     return scored
@@ -246,6 +248,8 @@ def print_run(name: str, rows: Sequence[Prediction], scorer: Scorer = HEADLINE, 
     if summary.permutations is not None:
         orders, label = summary.permutations, f"options in {summary.permutations.k} other orders"
         print(f"  {label:<34} {orders.mean!s:>22}  worst {orders.worst}, all {orders.all_k}")
+    if warning := unheard_by_count(rows):
+        print(f"  warning: {warning}")
     print("  by kind of question")
     for kind, cell in summary.by_type.items():
         print(f"    {kind:<32} {_line(cell)}")

@@ -21,6 +21,7 @@ from scipy import stats
 
 from audio_llm.cli import main
 from audio_llm.errors import ConfigError
+from audio_llm.mirroring import mirror_text
 from eval import controls, predictions, scoring, statistics
 from eval.benchmarks.base import Item
 from eval.predictions import Prediction, PredictionsError, PredictionWriter
@@ -250,6 +251,11 @@ def item(question: str, choices: list[str], gold: str, **more) -> Item:
         ("Where is it?", ["On the left", "Ahead"], "On the left", None),  # the mirror is not on offer
         ("Is the dog to the left of the cat?", [], "Yes", "No"),
         ("Is the dog to the left of the cat?", [], "No", None),
+        ("Is the sound of a dog on the right of the sound of a cat?", ["Yes", "No"], "Yes", "No"),
+        ("Is the dog heard on the left further away than the cat?", [], "Yes", None),  # distance has no mirror
+        ("Is the dog to the left of the cat louder than the bell?", [], "Yes", None),
+        ("Is there a sound on the left?", [], "Yes", None),  # there may be one on either side
+        ("Is a dog to the left of the cat?", [], "Yes", None),
         ("Is the dog left or right of the cat?", ["yes", "no"], "yes", None),
         ("Which sound?", ["copyright song", "rain"], "copyright song", None),
     ],
@@ -260,7 +266,14 @@ def test_swap_knows_the_mirrored_truth(question: str, choices: list[str], gold: 
     assert (found.gold if found else None) == mirrored
     if found:
         assert found.events == [{"label": "dog", "azimuth": -70.0}]
-        assert controls.mirror_text(controls.mirror_text(gold)) == gold
+        assert mirror_text(mirror_text(gold)) == gold
+
+
+def test_a_comparison_of_spatial_sound_qa_is_mirrored_by_its_type() -> None:
+    question = "Is the car horn left of the church bell ringing?"
+    for kind, mirrored in (("MIXUP_DIRECTION", "No"), ("MIXUP_DISTANCE_BOTH", None)):
+        found = controls.swap(item(question, [], "Yes", question_type=kind), 0)
+        assert (found.gold if found else None) == mirrored
 
 
 @settings(deadline=None)
@@ -274,16 +287,36 @@ def test_shuffled_options_keep_the_options_and_move_them(choices: list[str], see
     assert found == controls.shuffled_options(item("?", choices, choices[0]), seed)
 
 
-@given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=40), st.integers(0, 5))
+@given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=40), st.integers(0, 5), st.data())
 @settings(deadline=None)
-def test_other_audio_is_another_clip(clips: list[str], seed: int) -> None:
-    partner = controls.audio_of_others(clips, seed)
-    for index, other in enumerate(partner):
-        assert other is None or clips[other] != clips[index]
-    given_away = [other for other in partner if other is not None]
-    assert len(set(given_away)) == len(given_away)
-    if max(map(clips.count, set(clips))) == 1 and len(clips) > 1:
-        assert None not in partner
+def test_other_audio_is_another_clip_and_that_of_an_unusable_item_nobodys(
+    clips: list[str], seed: int, data: st.DataObject
+) -> None:
+    items = [item("?", [], "x", id=f"{place}", clip=clip) for place, clip in enumerate(clips)]
+    partners = controls.Partners(items, seed)
+    first = [next(partners.of(place), None) for place in range(len(items))]
+    for place, clip in enumerate(clips):
+        heard = list(partners.of(place))
+        assert sorted(heard) == [other for other, foreign in enumerate(clips) if foreign != clip]
+    # One more item, first in the list: whoever draws another keeps it, and without its sound nothing changes.
+    more = [item("?", [], "x", id="new", clip=data.draw(st.sampled_from("abcg"))), *items]
+    later = controls.Partners(more, seed)
+    for place, old in enumerate(first):
+        assert next(later.of(place + 1), None) in (0, None if old is None else old + 1)
+    known = controls.Partners(more, seed, {"new"})
+    later.drop(0)
+    for partners in (known, later):
+        found = [next(partners.of(place + 1), None) for place in range(len(items))]
+        assert found == [None if old is None else old + 1 for old in first]
+
+
+def test_other_audio_is_drawn_from_all_others() -> None:
+    items = [item("?", [], "x", id=f"{place}", clip=f"{place}") for place in range(400)]
+    partners = controls.Partners(items, 0)
+    times = np.bincount([next(partners.of(place)) for place in range(400)], minlength=400)
+    assert 0.3 < (times == 0).mean() < 0.45 and times.max() < 8  # as of 400 free draws: 1/e of them never
+    again = controls.Partners(items, 1)
+    assert np.mean([next(partners.of(place)) != next(again.of(place)) for place in range(400)]) > 0.9
 
 
 def test_unknown_control_names_the_nearest() -> None:

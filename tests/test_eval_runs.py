@@ -152,7 +152,7 @@ def test_rescoring_gives_the_same_files_to_the_last_digit(finished, tmp_path: Pa
     assert all(name in shown for name in ("option-resolution", "mmau-official", "letter", "tag-exact"))
     scores = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
     assert all(set(score) >= {"scorer", "version", "id", "value", "answer", "explanation"} for score in scores)
-    assert {score["scorer"] for score in scores} == set(SCORERS) & {score["scorer"] for score in scores}
+    assert {score["scorer"] for score in scores} == set(get_benchmark("mmau").scorers)
 
 
 def test_a_submission_is_what_the_official_rule_reads(finished, tmp_path: Path) -> None:
@@ -262,21 +262,120 @@ def test_one_item_with_corrupt_audio_changes_its_own_row_and_the_counts(finished
     (data / "audios" / "corrupt.wav").write_bytes(b"RIFF no sound in here")
     (data / "mmau-test-mini.json").write_text(json.dumps(records))
     with serving(Hearing) as address:
-        code = main(command(data, tmp_path / "run", address, "--controls", "silence,swap,shuffled_options"))
-    assert code == 0
+        assert main(command(data, tmp_path / "run", address, "--controls", "all", "--permutations", "3")) == 0
     shown = capsys.readouterr().out
-    kept = {("", 0), ("silence", 0), ("shuffled_options", 0)}
-    before = [row for row in lines(out) if (row["control"], row["sample"]) in kept]
     after = lines(tmp_path / "run")
-    assert [row for row in after if row["id"] not in ("corrupt", "missing")] == before
+    assert [row for row in after if row["id"] not in ("corrupt", "missing")] == lines(out)
     errors = {row["id"]: row["error"] for row in after if row["error"]}
     assert set(errors) == {"corrupt", "missing"}
     assert "no such file" in errors["missing"] and "item 'corrupt'" in errors["corrupt"]
     ours, theirs = (json.loads((run / "scores.json").read_text())["summary"] for run in (out, tmp_path / "run"))
     assert theirs["greedy"] == ours["greedy"] | {"errors": 2}
-    assert theirs["controls"]["silence"] == ours["controls"]["silence"] | {"errors": 2}
-    assert "n 40" in shown and "errors 2 left out" in shown
-    assert predictions.read_manifest(tmp_path / "run")["counts"] == {"audio missing": 1}
+    for name, cell in ours["controls"].items():
+        assert theirs["controls"][name] == cell | {"errors": 6 if name == "shuffled_options" else 2}
+    assert theirs["contributions"] == ours["contributions"]
+    assert "n 40" in shown and "errors 2 left out" in shown and "40 of 42 questions were asked" in shown
+    manifest = predictions.read_manifest(tmp_path / "run")
+    assert (manifest["items"], manifest["asked"], manifest["counts"]) == (42, 40, {"audio missing": 1})
+    assert manifest["errors"] == len([row for row in after if row["error"]]) == 14
+
+
+def test_too_many_missing_clips_stop_a_run_each_time_until_it_may_do_without(tmp_path: Path, capsys) -> None:
+    data, out = make_mmau(tmp_path / "data", 150), tmp_path / "run"
+    for number in range(60, 90):
+        (data / "audios" / f"{number}.wav").unlink()
+    for number in (10, 20, 30):
+        (data / "audios" / f"{number}.wav").write_bytes(b"no sound")
+    with serving(Hearing) as address:
+        asked = command(data, out, address, "--controls", "none", "--batch-size", "1")
+        for _ in range(3):
+            assert main(asked) == 2
+            error = capsys.readouterr().err
+            assert "21 of 150 questions could not be asked, where 10 % may be" in error and "--max-errors" in error
+            assert predictions.read_manifest(out)["finished"] is False
+        assert main([*asked, "--max-errors", "0.2"]) == 2
+        assert "31 of 150 questions could not be asked, where 20 % may be" in capsys.readouterr().err
+        assert main([*asked, "--max-errors", "0.25"]) == 0
+        assert "117 of 150 questions were asked with their sound" in capsys.readouterr().out
+        manifest = predictions.read_manifest(out)
+        counted = {name: manifest[name] for name in ("items", "asked", "rows", "errors")}
+        assert counted == {"items": 150, "asked": 117, "rows": 150, "errors": 33}
+        assert sum(bool(row["error"]) for row in lines(out)) == 33
+        assert main([*asked, "--max-errors", "1.5"]) == 2
+        assert "--max-errors: expected a share from 0 to 1, found 1.5" in capsys.readouterr().err
+        # A share that is given is taken by its word, in a small run as well.
+        asked = command(data, tmp_path / "none", address, "--controls", "none", "--max-errors", "0")
+        assert main(asked) == 2
+        assert "1 of 150 questions could not be asked, where 0 % may be" in capsys.readouterr().err
+
+
+def test_what_a_sound_has_no_mirror_or_other_for_is_left_out(tmp_path: Path) -> None:
+    data, out = make_mmau(tmp_path / "data", 30), tmp_path / "run"
+    records = json.loads((data / "mmau-test-mini.json").read_text())
+    for record in records:  # 25 clips of one channel and 5 of two
+        record |= {"question": "On which side is the tone?", "choices": ["left", "right"], "answer": "left"}
+    (data / "mmau-test-mini.json").write_text(json.dumps(records))
+    for number in range(25, 30):
+        samples, rate = soundfile.read(data / "audios" / f"{number}.wav")
+        soundfile.write(data / "audios" / f"{number}.wav", np.stack([samples, 0 * samples], 1), rate)
+
+    class Sided(Listener):
+        def heard(self, text: str, samples: np.ndarray | None) -> str:
+            return "left" if samples is None or samples.shape[1] == 1 else super().heard(text, samples)
+
+    with serving(Sided) as address:
+        assert main(command(data, out, address, "--controls", "swap")) == 0
+        rows = [row for row in lines(out) if row["control"] == "swap"]
+        assert {row["id"] for row in rows} == {f"q{number}" for number in range(25, 30)}
+        assert {(row["gold"], "right" in row["raw"], row["error"]) for row in rows} == {("right", True, "")}
+        manifest = predictions.read_manifest(out)
+        assert (manifest["rows"], manifest["errors"]) == (35, 0)
+        for record in records:
+            record["audio_id"] = "./audios/0.wav"
+        (data / "mmau-test-mini.json").write_text(json.dumps(records))
+        assert main(command(data, tmp_path / "one", address, "--controls", "other_audio")) == 0
+    assert {row["control"] for row in lines(tmp_path / "one")} == {""}
+    assert main(command(data, tmp_path / "one", address, "--controls", "other_audio")) == 0  # finished: not asked again
+
+
+def test_a_run_is_not_continued_by_an_engine_of_another_kind(finished, capsys) -> None:
+    data, out = finished
+    asked = command(data, out, "http://127.0.0.1:9", "--controls", "all", "--permutations", "3")
+    before = (out / "predictions.jsonl").read_bytes()
+    assert main(asked) == 0  # another address is the same kind
+    manifest = predictions.read_manifest(out)
+    for finished_before in (True, False):
+        (out / "run.json").write_text(json.dumps(manifest | {"engine": "vllm", "finished": finished_before}))
+        capsys.readouterr()
+        assert main(asked) == 2
+        error = capsys.readouterr().err
+        assert "engine: expected http, found vllm from earlier" in error and "--engine vllm" in error
+    (out / "run.json").write_text(json.dumps(manifest))
+    assert (out / "predictions.jsonl").read_bytes() == before
+
+
+def test_an_endpoint_that_drops_the_sound_is_noticed(finished, tmp_path: Path, capsys) -> None:
+    """The listener of these tests says 20 prompt tokens whatever it is asked."""
+
+    class Counting(Hearing):
+        def reply(self, code: int, tree: dict) -> None:
+            if "usage" in tree:
+                tree["usage"]["prompt_tokens"] += self.sounds
+            super().reply(code, tree)
+
+        def heard(self, text: str, samples: np.ndarray | None) -> str:
+            self.sounds = 0 if samples is None else 25
+            return super().heard(text, samples)
+
+    data, out = finished
+    warning = "as many prompt tokens with the sound as without, in all 40 questions"
+    assert warning in json.loads((out / "scores.json").read_text())["warning"]
+    assert warning in predictions.read_manifest(out)["warning"]
+    with serving(Counting) as address:
+        assert main(command(data, tmp_path / "run", address, "--controls", "text_only")) == 0
+    assert "warning" not in capsys.readouterr().out
+    assert "warning" not in json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert "warning" not in predictions.read_manifest(tmp_path / "run")
 
 
 def test_a_run_of_500_questions_killed_at_a_random_moment_ends_as_if_it_had_not_been(tmp_path: Path) -> None:

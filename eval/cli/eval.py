@@ -49,6 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mono", choices=MONO, help="for a model with one ear: which one it hears of several channels")
     parser.add_argument("--batch-size", type=int, help="sequences decoded together (requests in flight over HTTP)")
     parser.add_argument(
+        "--max-errors",
+        type=float,
+        metavar="SHARE",
+        help="of questions that may be unaskable, as with audio that is not there, before the run stops (default: 0.1, "
+        "and never at fewer than 21)",
+    )
+    parser.add_argument(
         "--overwrite", action="store_true", help="drop an earlier run in --out instead of continuing it"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -69,17 +76,22 @@ def run(args: argparse.Namespace) -> int:
             return _spatial(args)
     from eval import predictions, runner
     from eval.benchmarks import get_benchmark
-    from eval.cli.options import key_values, scorer_settings
+    from eval.cli.options import key_values, scorer_settings, share
     from eval.controls import parse_controls
-    from eval.engines import open_engine
+    from eval.engines import NEED_AUDIO, engine_name, open_engine
     from eval.rescoring import scorers_for
     from eval.tables import print_run, write_scores
 
-    controls, permutations = FULL if args.full else USUAL
+    usual, permutations = FULL if args.full else USUAL
+    controls = parse_controls(usual if args.controls is None else args.controls)
+    engine_kind = engine_name(args.engine, args.model)
+    if args.controls is None and "text_only" in controls and engine_kind in NEED_AUDIO:
+        controls.remove("text_only")
+        print(f"without the control text_only: {engine_kind} cannot be asked without audio")
     settings = runner.EvalSettings(
         temperatures=_temperatures(args.temperature),
         samples=at_least(1, "--samples", args.samples),
-        controls=parse_controls(controls if args.controls is None else args.controls),
+        controls=controls,
         permutations=at_least(1, "--permutations", permutations if args.permutations is None else args.permutations),
         seed=at_least(0, "--seed", args.seed),
         max_tokens=at_least(1, "--max-tokens", args.max_tokens),
@@ -89,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         mono=args.mono,
         limit=None if args.limit is None else at_least(1, "--limit", args.limit),
     )
+    max_errors = None if args.max_errors is None else share("--max-errors", args.max_errors)
     scorers = scorers_for(args.benchmark, None, scorer_settings(args))  # now: a wrong setting costs no answers
     out = Path(args.out)
     source = runner.Source(args.benchmark, tuple(args.data), key_values("--option", args.option))
@@ -96,9 +109,9 @@ def run(args: argparse.Namespace) -> int:
     for reason, count in questions.counts.items():
         print(f"{count} x {reason}")
     command = ["audio-llm", "eval", *sys.argv[2:]]
-    manifest = runner.build_manifest(args.model, args.adapter, source, questions, settings, args.engine, command)
+    manifest = runner.build_manifest(args.model, args.adapter, source, questions, settings, engine_kind, command)
     if not args.overwrite and runner.is_complete(out, manifest):
-        print(f"{out}: all {len(questions.items)} questions are answered already (--overwrite asks again).")
+        print(f"{out}: all that can be asked is answered already (--overwrite asks again).")
     else:
         if not args.overwrite:
             runner.claim(out, manifest)
@@ -109,7 +122,9 @@ def run(args: argparse.Namespace) -> int:
         try:
             if args.overwrite:  # only now, when the new run can begin
                 runner.clean(out)
-            result = runner.evaluate(engine, questions, settings, out, manifest, progress=not args.quiet)
+            result = runner.evaluate(
+                engine, questions, settings, out, manifest, max_errors=max_errors, progress=not args.quiet
+            )
         finally:
             engine.close()
         print(
@@ -118,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
             + (f", {result.errors} could not be asked; the first: {result.first_error}" if result.errors else "")
         )
     rows = predictions.read(out)
+    print(f"{predictions.questions_asked(rows)} of {len(questions.items)} questions were asked with their sound")
     write_scores(out, rows, scorers)
     print_run(out.name, rows, scorers[0], get_benchmark(args.benchmark).groups)
     if args.full:

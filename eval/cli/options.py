@@ -60,3 +60,10 @@ def at_least(low: int, flag: str, value: int) -> int:
     if value < low:
         raise ConfigError(f"{flag}: expected at least {low}, found {value}.")
     return value
+
+
+def share(flag: str, value: float) -> float:
+    """`value`. Raises :class:`ConfigError` naming `flag` where it is not between 0 and 1."""
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{flag}: expected a share from 0 to 1, found {value:g}.")
+    return value
