@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +16,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from audio_llm import audio, config, prompts
@@ -30,6 +32,7 @@ from tests import test_pseld, test_published, test_spatial_ast
 from tests.conftest import make_shards
 from tests.test_grpo import transformers_engine
 from tests.test_sft import losses
+from tests.vllm_tools import adapted_encoder
 
 Maker = Callable[[Path], dict[str, Any]]
 PROJECTOR = {
@@ -89,7 +92,6 @@ def whisper(folder: Path) -> dict[str, Any]:
 
 
 MAKERS: tuple[Maker, ...] = (beats, spatial_ast, urbansound, stereo_seld, panns, htsat, whisper)
-WITHOUT_LINEARS = (urbansound, panns)  # convolutions alone, which LoRA does not wrap here
 
 
 @pytest.fixture(scope="module")
@@ -185,10 +187,6 @@ def moved(before: Any, after: Any) -> list[str]:
 def test_sft_from_a_published_file(maker, train, published, bursts, trained, tmp_path):
     before = open_encoder(published(maker))
     shards = bursts(before.sample_rate)
-    if train == "lora" and maker in WITHOUT_LINEARS:
-        with pytest.raises(ConfigError, match="no linear layer that LoRA can wrap; use frozen or full"):
-            trained(maker, train)
-        return
     run, result = trained(maker, train)
     assert result["steps"] == 3 and result["rejects"] == 0
     merged = load_model(run / "merged")
@@ -203,7 +201,7 @@ def test_sft_from_a_published_file(maker, train, published, bursts, trained, tmp
     elif train == "full":
         learnt = {name for name, parameter in before.named_parameters() if parameter.requires_grad}
         assert len(changed) > 0.9 * len(learnt)
-    else:  # every linear that has an adapter gets a gradient through it
+    else:  # every layer that has an adapter (linears, else convolutions) gets a gradient through it
         names = json.loads((run / "trainable.json").read_text())["trained_names"]
         adapters = [name.partition("audio_encoder.")[2] for name in names if "audio_encoder." in name]
         assert adapters and {f"{name.partition('.lora_')[0]}.weight" for name in adapters} == set(changed)
@@ -211,6 +209,28 @@ def test_sft_from_a_published_file(maker, train, published, bursts, trained, tmp
     merged.save_pretrained(again)
     load_processor(run / "merged").save_pretrained(again)
     assert validation_loss(again, shards) == loss
+
+
+@pytest.mark.parametrize("maker", (urbansound, panns, stereo_seld), ids=lambda maker: maker.__name__)
+def test_adapters_folded_in_give_the_same_logits(maker, trained, tmp_path):
+    """Convolutions where an encoder has nothing else, else linears: the exported model is the one that was trained."""
+    start = trained(maker, "frozen")[0] / "start"
+    model = adapted_encoder(start, tmp_path, forms=("merged", "adapter"))
+    encoder = load_model(start).model.audio_encoder
+    clip = torch.randn(1, encoder.num_channels, encoder.window_samples, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[5, *[model.config.audio_token_id] * PROJECTOR["num_query_tokens"], 6, 7]])
+    inputs = {"input_ids": ids, "input_audio": 0.1 * clip, "audio_lengths": torch.tensor([clip.shape[-1]])}
+    with torch.inference_mode():
+        expected = model(**inputs).logits
+    base = PeftModel.from_pretrained(load_model(tmp_path / "base"), tmp_path / "adapter").eval()
+    with torch.inference_mode():
+        for exported in (load_model(tmp_path / "merged"), base):
+            torch.testing.assert_close(exported(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
+        assert (load_model(start)(**inputs).logits - expected).abs().max() > 0.01
+    wrapped = {
+        type(module) for name, module in model.named_modules() if re.search(r"audio_encoder.*lora_A\.default", name)
+    }
+    assert wrapped == {torch.nn.Linear if maker is stereo_seld else torch.nn.Conv2d}
 
 
 @pytest.mark.parametrize("maker", MAKERS, ids=lambda maker: maker.__name__)

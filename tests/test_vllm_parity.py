@@ -18,7 +18,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from benchmarks.parity import BOUND
 from tests.conftest import make_checkpoint
-from tests.vllm_tools import make_adapter
+from tests.vllm_tools import adapted_encoder, make_adapter
 
 pytestmark = pytest.mark.vllm
 ROOT = Path(__file__).parents[1]
@@ -54,6 +54,14 @@ def test_a_mono_encoder_that_hears_two_channels(tmp_path: Path) -> None:
     beats = {"name": "beats", "preset": "tiny", "window_seconds": 0.64, "hidden_size": 48, "depth": 2}
     model = make_checkpoint(tmp_path / "model", encoder={**beats, "channels": "each"})
     rows = parity([model], [], tmp_path / "report.json")[str(model)]
+    assert {"vLLM, single", "vLLM, batch"} <= set(rows)
+
+
+def test_a_convolutional_encoder_with_adapters_folded_in(tmp_path: Path) -> None:
+    encoder = {"name": "urbansound_cnn", "preset": "tiny", "channels": "mean"}
+    start = make_checkpoint(tmp_path / "start", encoder=encoder)
+    adapted_encoder(start, tmp_path / "run")
+    rows = parity([tmp_path / "run" / "merged"], [], tmp_path / "report.json")[str(tmp_path / "run" / "merged")]
     assert {"vLLM, single", "vLLM, batch"} <= set(rows)
 
 

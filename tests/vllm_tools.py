@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 
 def make_adapter(checkpoint: Path, folder: Path, seed: int = 0, rank: int = 4, **overrides: object) -> Path:
@@ -26,6 +27,24 @@ def make_adapter(checkpoint: Path, folder: Path, seed: int = 0, rank: int = 4, *
                 torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(folder)
     return folder
+
+
+def adapted_encoder(checkpoint: Path, folder: Path, rank: int = 4, forms: tuple[str, ...] = ("merged",)) -> Any:
+    """`checkpoint` with adapters of its encoder that matter, not folded in; exported with them to `folder`."""
+    import torch
+
+    from audio_llm.checkpoints.build import load_model, load_processor
+    from audio_llm.checkpoints.export import export_weights
+    from audio_llm.training.common import LoRARecipe, make_trainable
+
+    model = make_trainable(load_model(checkpoint), lora=LoRARecipe(rank=rank, alpha=2 * rank), encoder="lora")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    export_weights(model, model.state_dict(), load_processor(checkpoint), folder, forms)
+    return model.eval()
 
 
 def descendants(pid: int) -> set[int]:

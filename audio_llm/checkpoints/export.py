@@ -48,7 +48,7 @@ def unpartitioned() -> Iterator[None]:
 
 @dataclass
 class Parts:
-    """A PEFT state dictionary taken apart: plain names → tensors, and module → (A (rank, in), B (out, rank))."""
+    """A PEFT state dictionary taken apart: plain names → tensors, and module → (A (rank, in …), B (out, rank …))."""
 
     base: dict[str, Tensor] = field(default_factory=dict)
     lora: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Parts:
 def split_state(state: Mapping[str, Tensor], adapter: str = "default") -> Parts:
     """Take a PEFT state dictionary apart; modules trained in full replace the originals.
 
-    Raises :class:`CheckpointError` for adapter tensors other than LoRA's A and B of linears.
+    Raises :class:`CheckpointError` for adapter tensors other than LoRA's A and B.
     """
     parts, halves = Parts(), {"lora_A": {}, "lora_B": {}}  # type: tuple[Parts, dict[str, dict[str, Tensor]]]
     for name, tensor in state.items():
@@ -87,7 +87,8 @@ def merge(parts: Parts, scaling: float, prefix: str = "", exclude: str | None = 
         if not module.startswith(prefix) or (exclude and module.startswith(exclude)):
             continue
         weight = merged[f"{module}.weight"]
-        delta = (b.float() @ a.float()) * scaling
+        # Of a convolution, A is one to `rank` maps and B one of 1x1 on these: products of matrices as well.
+        delta = (b.float().flatten(1) @ a.float().flatten(1)).view(weight.shape) * scaling
         merged[f"{module}.weight"] = (weight.float() + delta.to(weight.device)).to(weight.dtype)
     return merged
 

@@ -132,19 +132,24 @@ def encoder_training(recipe: Any) -> EncoderTraining:
     return beside
 
 
-def encoder_linears(model: nn.Module) -> list[str]:
-    """Full names of the encoder's linears that LoRA can wrap.
+def encoder_targets(model: nn.Module) -> list[str]:
+    """Full names of the encoder's layers that LoRA wraps: its linears or, where it has none, its 2-d convolutions.
 
     ``nn.MultiheadAttention`` reads its output projection's weight without calling it, so that one cannot be wrapped.
     """
     inside_attention = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention))
-    return [
+    layers = {name: module for name, module in model.named_modules() if name.startswith(f"{ENCODER}.")}
+    linears = [
         name
-        for name, module in model.named_modules()
-        if name.startswith(f"{ENCODER}.")
-        and isinstance(module, nn.Linear)
-        and not name.startswith(inside_attention or ("\0",))
+        for name, module in layers.items()
+        if isinstance(module, nn.Linear) and not name.startswith(inside_attention or ("\0",))
     ]
+    return linears or [name for name, module in layers.items() if isinstance(module, nn.Conv2d) and _is_plain(module)]
+
+
+def _is_plain(convolution: nn.Conv2d) -> bool:
+    """Whether B A, of a convolution like it and one of 1x1, is a kernel that can be added to its own."""
+    return convolution.groups == 1 and convolution.dilation == (1, 1) and convolution.padding_mode == "zeros"
 
 
 def lora_config(model: nn.Module, lora: LoRARecipe, encoder: EncoderTraining, projector: ProjectorTraining) -> Any:
@@ -153,11 +158,9 @@ def lora_config(model: nn.Module, lora: LoRARecipe, encoder: EncoderTraining, pr
 
     targets = LORA_TARGETS
     if encoder == "lora":
-        names = encoder_linears(model)
+        names = encoder_targets(model)
         if not names:
-            raise ConfigError(
-                "encoder: lora, but the encoder has no linear layer that LoRA can wrap; use frozen or full."
-            )
+            raise ConfigError("encoder: lora, but the encoder has no layer that LoRA can wrap; use frozen or full.")
         targets = f"{targets}|{'|'.join(re.escape(name) for name in names)}"
     whole = [PROJECTOR] if projector == "full" else []
     if encoder == "full":
