@@ -1,6 +1,7 @@
 """Mamba-2 and the decoders built on it: against the recurrence as it is written, and arrays of the reference."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from audio_llm.checkpoints.pseld import SELD_KEYS, _measured_decoder
 from audio_llm.checkpoints.published import rename
 from audio_llm.config import build
+from audio_llm.encoders import mamba
 from audio_llm.encoders.mamba import BiMamba2, Mamba2, chunked_scan, sequential_scan
 from audio_llm.encoders.sequence import DecoderConfig, build_decoder
 from audio_llm.errors import ConfigError
@@ -116,6 +118,24 @@ def test_backward_direction_is_the_forward_one_reversed():
         torch.testing.assert_close(module(tokens.flip(1)), module(tokens).flip(1), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("broken", ["raise ImportError('undefined symbol: _ZN3c10')", "raise OSError('libcudart')", ""])
+def test_a_broken_kernel_is_said_once_and_does_without(broken, tmp_path, monkeypatch):
+    """Builds for another torch fail where they are imported; so does a package that lacks the module."""
+    (tmp_path / "mamba_ssm").mkdir()
+    (tmp_path / "mamba_ssm" / "__init__.py").write_text(broken)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mamba_ssm"]:
+        monkeypatch.delitem(sys.modules, name)
+    mamba._fused_scan.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="mamba_ssm: it is installed but cannot be imported") as caught:
+            assert mamba._fused_scan() is None and mamba._fused_scan() is None
+        assert len(caught) == 1
+    finally:
+        sys.modules.pop("mamba_ssm", None)
+        mamba._fused_scan.cache_clear()
+
+
 # ------------------------------------------------------------------------------------------------ published decoders
 
 
@@ -141,9 +161,13 @@ def rounding(network: torch.nn.Module, tokens: torch.Tensor, output: torch.Tenso
 def check_decoder(keys: str, tokens: np.ndarray, expected: np.ndarray) -> None:
     decoder, tokens = published_decoder(keys), torch.from_numpy(tokens)
     output = decoder(tokens)
-    error, moved = (output - torch.from_numpy(expected)).abs(), rounding(decoder, tokens, output)
-    assert error.max() <= max(5e-6, 3 * float(moved.max())) < 2e-2
-    assert error.median() <= max(1e-6, 3 * float(moved.median())) < 2e-4
+    check_rounding((output - torch.from_numpy(expected)).abs(), rounding(decoder, tokens, output))
+
+
+def check_rounding(error: torch.Tensor, moved: torch.Tensor) -> None:
+    """The reference's tolerance, 5e-6, or three times what rounding alone moves; never more than 2e-3."""
+    assert error.max() <= min(2e-3, max(5e-6, 3 * float(moved.max())))
+    assert error.median() <= min(1e-4, max(1e-6, 3 * float(moved.median())))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

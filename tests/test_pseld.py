@@ -13,8 +13,10 @@ from audio_llm.encoders import build_encoder, encoder_config
 from audio_llm.encoders.sequence import DecoderConfig
 from audio_llm.errors import AudioError, CheckpointError, ConfigError
 from audio_llm.seld import CLASSES, SELDHead, SELDNetwork
+from eval.seld import evaluate
 from tests.pseld_tools import excerpt, published_state, whole
-from tests.test_mamba import rounding
+from tests.test_mamba import check_rounding, rounding
+from tests.test_seld import SETTINGS, tables
 
 SMALL = {"name": "cnn14", "preset": "tiny", "widths": (8, 8, 8, 16, 32), "decoder": {"kind": "none"}}
 DECODERS = {"HTSAT": None, "CNN14_Conformer": "conformer", "CNN14_BiMamba": "bimamba", "CNN14_BiMambaAC": "bimamba_ac",
@@ -141,12 +143,18 @@ def test_networks_of_the_reference(name, tmp_path):
     output = network(planes)
     error = (output - torch.from_numpy(whole()[f"models/{name}/y"])).abs()
     moved = rounding(network, planes, output)
-    assert error.max() <= max(5e-6, 3 * float(moved.max())) < 2e-2
-    assert error.median() <= max(1e-6, 3 * float(moved.median())) < 2e-4
+    check_rounding(error, moved)
     heard = SELDNetwork(encoder, head)(sound, torch.tensor([120000, 120000])).flatten(2)
     assert (heard - output).abs().max() <= max(5e-6, 3 * float(moved.max()))
     assert sum(p.numel() for p in [*encoder.parameters(), *head.parameters()]) == int(whole()[f"models/{name}/nparams"])
     assert published.facts["labels"] == list(CLASSES)
+
+
+@pytest.mark.parametrize("name", ["macro", "macro_inf", "macro_dist", "macro_on"])
+def test_scores_by_class_of_the_official_baseline(name):
+    criteria, average = SETTINGS[name]
+    found = evaluate(tables("gt"), tables("pred"), criteria).scores(average).classwise
+    np.testing.assert_allclose(found, whole()[f"metrics/baseline/{name}/classwise"], rtol=0, atol=1e-12)
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints

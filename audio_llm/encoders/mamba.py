@@ -17,6 +17,8 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+import warnings
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -114,16 +116,27 @@ def _carry_clamped(states: Tensor, totals: Tensor) -> Tensor:
 
 
 @functools.cache
-def _kernel_available() -> bool:
-    return importlib.util.find_spec("mamba_ssm") is not None
+def _fused_scan() -> Callable[..., Tensor] | None:
+    """The kernel of the package ``mamba_ssm``; None where that is absent or, which is said once, cannot be imported."""
+    if importlib.util.find_spec("mamba_ssm") is None:
+        return None
+    try:
+        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+    except Exception as error:  # of one built for another torch, CUDA or Triton: ImportError, OSError, RuntimeError …
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        warnings.warn(
+            f"mamba_ssm: it is installed but cannot be imported ({reason[:200]}); scans run in plain PyTorch. "
+            "Reinstall it for this torch, or remove it.",
+            stacklevel=2,
+        )
+        return None
+    return mamba_chunk_scan_combined
 
 
 def scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, ssd: SSD = "exact") -> Tensor:
     """The fused kernel of the package ``mamba_ssm`` where that is installed, on CUDA, and exact; else chunked."""
-    if ssd == "exact" and x.is_cuda and _kernel_available():
-        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
-
-        return mamba_chunk_scan_combined(x, dt, a, b[:, :, None], c[:, :, None], chunk_size=CHUNK)
+    if ssd == "exact" and x.is_cuda and (fused := _fused_scan()) is not None:
+        return fused(x, dt, a, b[:, :, None], c[:, :, None], chunk_size=CHUNK)
     return chunked_scan(x, dt, a, b, c, ssd)
 
 
