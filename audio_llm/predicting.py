@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from audio_llm import audio
-from audio_llm.checkpoints.encoder import load_classifier
+from audio_llm.checkpoints.encoder import CONFIG, load_classifier
 from audio_llm.encoders import AudioEncoder
 from audio_llm.encoders.base import encoder_class
 from audio_llm.errors import AudioError, CheckpointError, ConfigError, describe, one_line
 from audio_llm.sounds import Channels, as_asked
 
 FOLDS = "folds.json"  # in a folder that `audio-llm folds` wrote: {"members": [encoder folders]}
+FOLD_FILE = "model_fold_{}_best.safetensors"  # what the UrbanSound8K project calls the model tested on a fold
 FORMATS = ("table", "json", "block")
 LONGEST = 24 * 3600.0  # seconds; a file is decoded whole, so a day of it is what memory holds
 
@@ -123,22 +124,24 @@ def window_places(length: int, window: int, hop: int) -> list[tuple[int, int]]:
     return [(start, start + window) for start in starts]
 
 
-def load(path: str | Path, channels: Channels | None = None) -> Classifier:
+def load(path: str | Path, channels: Channels | None = None, fold: str | None = None) -> Classifier:
     """A classifier from what `path` is; `channels` replaces what the model was trained with.
 
-    Raises :class:`CheckpointError` for a path that is no classifier, or an ensemble whose classes differ.
+    Of a folder of folds, `fold` takes the model that was tested on that one; by default all of them answer together.
+    Raises :class:`CheckpointError` for a path that is no classifier, or an ensemble whose classes differ, and
+    :class:`ConfigError` for a fold that is not there.
     """
     path = Path(path)
-    if path.is_file():
-        return _load_published(path, channels)
-    if (path / FOLDS).is_file():
-        members = [_load_folder(folder) for folder in _members(path)]
-        configs = [config for _, _, config in members]
-        if any(config["labels"] != configs[0]["labels"] for config in configs):
-            raise CheckpointError(describe(f"ensemble {path}", "members with the same classes", "others"))
-    else:
-        members = [_load_folder(path)]
-        configs = [members[0][2]]
+    folds = _folds(path)
+    if fold is not None:
+        if fold not in folds:
+            expected = f"one of {', '.join(folds)}" if folds else "a folder of folds as the model"
+            raise ConfigError(describe(f"--fold {fold}", expected, "none of that number" if folds else str(path)))
+        folds = {fold: folds[fold]}
+    members = [_open(model) for models in folds.values() for model in models] or [_open(path)]
+    configs = [config for _, _, config in members]
+    if any(config["labels"] != configs[0]["labels"] for config in configs):
+        raise CheckpointError(describe(f"ensemble {path}", "members with the same classes", "others"))
     rule = channels or configs[0].get("channels", "refuse")
     if rule not in get_args(Channels):
         raise CheckpointError(describe(f"model {path}: channels", " or ".join(get_args(Channels)), repr(rule)))
@@ -146,16 +149,34 @@ def load(path: str | Path, channels: Channels | None = None) -> Classifier:
     return Classifier([member[:2] for member in members], configs[0]["labels"], configs[0]["task"], rule)
 
 
-def _load_published(path: Path, channels: Channels | None) -> Classifier:
+def _folds(path: Path) -> dict[str, list[Path]]:
+    """The models of a folder of folds by the fold that each was tested on, in order; empty for a single model.
+
+    They are those of `audio-llm folds` (one for every seed), or the files of the UrbanSound8K project.
+    """
+    found: dict[str, list[Path]] = {}
+    if (path / FOLDS).is_file():
+        for member in _members(path):
+            found.setdefault(member.parent.name.removeprefix("fold-"), []).append(member)
+    elif not (path / CONFIG).is_file():
+        before, _, behind = FOLD_FILE.partition("{}")
+        for file in path.glob(FOLD_FILE.format("*")):
+            found[file.name.removeprefix(before).removesuffix(behind)] = [file]
+        found = dict(sorted(found.items(), key=lambda item: (len(item[0]), item[0])))
+    return found
+
+
+def _open(path: Path) -> tuple[AudioEncoder, nn.Module, dict[str, Any]]:
+    """Encoder, classifier and facts of an encoder folder or of a published file."""
+    if not path.is_file():
+        return _load_folder(path)
     from audio_llm.checkpoints.conversion import recognise
 
     published = encoder_class(recognise(path)).published_loader()(path)
     if "head" not in published.heads or "labels" not in published.facts:
         cure = "Train one on it: audio-llm train with task: classification."
         raise CheckpointError(describe(f"checkpoint {path}", "a classifier beside the encoder", "none", cure))
-    _check_choice(channels, published.encoder)
-    members, facts = [(published.encoder, published.heads["head"])], published.facts
-    return Classifier(members, facts["labels"], facts["task"], channels or facts.get("channels", "refuse"))
+    return published.encoder, published.heads["head"], published.facts
 
 
 def _check_choice(channels: Channels | None, encoder: AudioEncoder) -> None:
@@ -169,6 +190,9 @@ def _load_folder(folder: Path) -> tuple[AudioEncoder, nn.Module, dict[str, Any]]
     if not folder.exists():
         cure = "Train one with 'audio-llm train' or 'audio-llm folds', or give a published file."
         raise CheckpointError(describe(f"model {folder}", "a folder or a file", "none", cure))
+    if not (folder / CONFIG).is_file():
+        expected = f"{CONFIG} of 'audio-llm train', {FOLDS} of a finished 'audio-llm folds', or {FOLD_FILE.format('N')}"
+        raise CheckpointError(describe(f"model {folder}", expected, "none of them"))
     return load_classifier(folder)
 
 

@@ -15,13 +15,18 @@ from typing import Any
 
 from audio_llm import audio, predicting, sounds
 from audio_llm import config as recipes
+from audio_llm.checkpoints.encoder import load_classifier
+from audio_llm.checkpoints.urbansound import CLASSES
+from audio_llm.encoders.urbansound_cnn import UrbanSoundCNN, UrbanSoundCNNConfig
 from audio_llm.errors import AudioLLMError, CheckpointError, ConfigError, describe
-from audio_llm.files import read_lines, write_atomically, write_json, write_lines
+from audio_llm.files import atomic_file, read_lines, write_atomically, write_json, write_lines
+from audio_llm.heads import UrbanSoundHead
 from audio_llm.training.supervised import EncoderRecipe, Trainer
 from eval import classification
 
 DONE, SCORES, TABLE, PICTURE = "fold.json", "scores.json", "scores.md", "confusion.png"
 PREDICTIONS = "predictions.jsonl"
+MODELS = "models"  # of models that the UrbanSound8K project's own layout can hold: one file a fold, in its names
 _PLAIN = "plain"  # the only candidate where none are named
 _FREE_KEYS = ("sounds", "output", "test_folds", "seeds", "min_accuracy", "max_rejects")  # a fold is the same for any
 # The orchestrator fills these keys of a training recipe.
@@ -141,6 +146,7 @@ class CrossValidation:
             chosen, scores = self._choose(test, seed, folder)
             model = self._final(test, seed, folder, chosen)
             lines = self._test(test, model)
+            write_published(model, folder.parent / MODELS / predicting.FOLD_FILE.format(test))
             write_lines(folder / PREDICTIONS, lines)
             write_json(folder / DONE, {"fingerprint": self.fingerprint, "chosen": chosen, "validation": scores})
             done = lines
@@ -228,6 +234,29 @@ class CrossValidation:
             found_text = f"{len(rejects)} of {len(self.folds[test])}, the first: {rejects[0]['reason']}"
             raise AudioLLMError(describe(f"test fold {test}", expected, found_text))
         return lines
+
+
+def write_published(model: Path, path: Path) -> bool:
+    """Write the model of an encoder folder as the UrbanSound8K project does: its keys, one file.
+
+    Only where that file says all there is to say: published front end and layers, UrbanSound8K's classes. Returns
+    whether it was written.
+    """
+    from safetensors.torch import save_file
+
+    encoder, head, facts = load_classifier(model)
+    if not isinstance(encoder, UrbanSoundCNN) or not isinstance(head, UrbanSoundHead):
+        return False
+    usual = UrbanSoundCNNConfig()
+    config = dataclasses.replace(encoder.config, dropout=usual.dropout)  # of training alone
+    if json.dumps(dataclasses.asdict(config)) != json.dumps(dataclasses.asdict(usual)):
+        return False
+    if tuple(facts["labels"]) != CLASSES or facts["task"] != "classification":
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary:
+        save_file({**encoder.state_dict(), **head.state_dict()}, temporary, metadata={"format": "pt"})
+    return True
 
 
 def run(config_path: str | Path | None, overrides: list[str] | None = None) -> tuple[dict[str, Any], FoldsRecipe]:

@@ -19,12 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from audio_llm import sounds
+from audio_llm import predicting, sounds
 from audio_llm.audio import Waveform
-from audio_llm.checkpoints.encoder import load_classifier
+from audio_llm.checkpoints import urbansound
+from audio_llm.checkpoints.encoder import load_classifier, save_parts
 from audio_llm.cli import main
 from audio_llm.encoders import build_encoder
 from audio_llm.errors import ConfigError, TrainingError
+from audio_llm.heads import build_classifier
 from audio_llm.shards.schema import AudioInfo, Event, Sample, Source
 from audio_llm.shards.writer import ShardWriter
 from audio_llm.training import classification, clips, supervised
@@ -513,6 +515,68 @@ def test_refit_hears_the_validation_fold_and_a_bad_mean_is_exit_code_1(corpus, t
     used = yaml.safe_load((tmp_path / "run" / "fold-4" / "model" / "recipe.yaml").read_text())
     assert used["train_folds"] == ["1", "2", "3"] and used["validation_folds"] is None and used["steps"] == 12
     assert main(["folds", str(path), "test_folds=[4]"]) == 0
+
+
+def test_folds_leave_the_files_of_the_urbansound_project_where_its_layout_holds_the_model(tmp_path):
+    """Published layers and front end on UrbanSound8K's classes: model_fold_N_best.safetensors, the same answers."""
+    labels = list(urbansound.CLASSES)
+    waveform = Waveform(0.1 * np.random.default_rng(0).standard_normal((1, 30000)).astype(np.float32), 22050, "mono")
+
+    def written(fold: int, encoder: dict, names: list[str]) -> bool:
+        built = build_encoder({"name": "urbansound_cnn", **encoder})
+        head = build_classifier({}, built, len(names))
+        facts = {"task": "classification", "labels": names, "head": {}}
+        model = save_parts(tmp_path / f"fold-{fold}" / "model", built, {"head": head}, facts)
+        return folds.write_published(model, tmp_path / "models" / f"model_fold_{fold}_best.safetensors")
+
+    assert written(1, {}, labels) and written(2, {"dropout": 0.5}, labels)
+    for encoder, names in (
+        ({"normalize": "bands"}, labels),
+        ({"n_mels": 64}, labels),
+        ({}, labels[::-1]),
+        ({}, labels[:9]),
+    ):
+        assert not written(3, encoder, names)
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [
+        "model_fold_1_best.safetensors",
+        "model_fold_2_best.safetensors",
+    ]
+    for fold in ("1", "2"):
+        ours = predicting.load(tmp_path / f"fold-{fold}" / "model").predict(waveform)
+        theirs = predicting.load(tmp_path / "models", fold=fold).predict(waveform)
+        assert theirs.labels == ours.labels
+        np.testing.assert_array_equal(theirs.probabilities, ours.probabilities)
+
+
+def test_cross_validation_of_the_published_network_leaves_its_files(tmp_path):
+    root, rng = tmp_path / "US8K", np.random.default_rng(0)
+    (root / "metadata").mkdir(parents=True)
+    rows = []
+    for fold in (1, 2, 3):
+        (root / "audio" / f"fold{fold}").mkdir(parents=True)
+        for number, label in enumerate(urbansound.CLASSES):
+            name = f"{100 * fold + number}-{number}-0-0.wav"
+            soundfile.write(root / "audio" / f"fold{fold}" / name, 0.1 * rng.standard_normal(2000), RATE)
+            row = {"slice_file_name": name, "fsID": 100 * fold + number, "fold": fold, "classID": number}
+            rows.append(row | {"class": label.replace(" ", "_")})
+    write_rows(root / "metadata" / "UrbanSound8K.csv", rows)
+    training = {"encoder": {"name": "urbansound_cnn"}, "steps": 1, "batch_size": 4, "tensorboard": False}
+    output = tmp_path / "run"
+    folds.CrossValidation(folds.FoldsRecipe(root, output, training, test_folds=[1, 3])).run()
+    assert sorted(path.name for path in (output / "models").iterdir()) == [
+        "model_fold_1_best.safetensors",
+        "model_fold_3_best.safetensors",
+    ]
+
+
+def test_sounds_made_anew_under_their_old_names_are_other_data(tmp_path):
+    corpus = write_esc50(tmp_path / "esc", per_class=1)
+    supervised.Trainer(recipe(corpus, tmp_path / "run", steps=1)).fit()
+    supervised.Trainer(recipe(corpus, tmp_path / "run", steps=1)).fit()
+    names = sorted((corpus / "audio").glob("1-*.wav"))
+    names[0].write_bytes(names[1].read_bytes())
+    with pytest.raises(ConfigError, match="expected the recipe and data it was made with"):
+        supervised.Trainer(recipe(corpus, tmp_path / "run", steps=1)).fit()
 
 
 def test_recipes_of_changes_are_merged():

@@ -15,6 +15,7 @@ import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from audio_llm import predicting
 from audio_llm.audio import Waveform
@@ -213,6 +214,48 @@ def test_an_ensemble_answers_with_the_mean_of_its_members(tmp_path, capsys):
     assert main(["predict", str(tmp_path), "any.wav"]) == 2
     assert "a list of members" in capsys.readouterr().err
     assert main(["predict", str(tmp_path / "nowhere"), "any.wav"]) == 2
+
+
+def test_one_fold_of_an_ensemble_by_its_number(tmp_path, capsys):
+    """--fold_num is what the UrbanSound8K project's script calls it; its default, 0, is no fold's number."""
+    members = [write_model(tmp_path / f"fold-{number}" / "model", seed=number) for number in (1, 2, 10)]
+    names = [str(member.relative_to(tmp_path)) for member in members]
+    (tmp_path / "folds.json").write_text(json.dumps({"members": names}))
+    file = write(tmp_path / "a.wav", noise(RATE))
+    for number, member in (("2", members[1]), ("10", members[2])):
+        expected = predicting.predict_file(predicting.load(member), file).probabilities
+        assert main(["predict", str(tmp_path), file, "--fold", number, "--format", "json"]) == 0
+        np.testing.assert_allclose(list(lines(capsys)[0]["probabilities"].values()), expected, atol=1e-6)
+    assert main(["predict", str(tmp_path), file, "--fold_num", "0"]) == 2
+    assert "--fold 0: expected one of 1, 2, 10, found none of that number" in capsys.readouterr().err
+    assert main(["predict", str(members[0]), file, "--fold", "1"]) == 2
+    assert "expected a folder of folds" in capsys.readouterr().err
+
+
+def test_files_of_the_urbansound_project_are_an_ensemble(tmp_path, capsys):
+    from tests.test_urbansound import reference_state
+
+    state = reference_state()
+    for number in (1, 2, 10):
+        changed = {**state, "fc2.bias": state["fc2.bias"] + number * torch.linspace(-1, 1, 10)}
+        save_file(changed, tmp_path / f"model_fold_{number}_best.safetensors")
+    file = write(tmp_path / "a.wav", noise(RATE))
+    alone = [predicting.load(tmp_path / f"model_fold_{number}_best.safetensors") for number in (1, 2, 10)]
+    each = [predicting.predict_file(member, file).probabilities for member in alone]
+    together = predicting.predict_file(predicting.load(tmp_path), file).probabilities
+    np.testing.assert_allclose(together, np.mean(each, axis=0), rtol=1e-5)
+    one = predicting.predict_file(predicting.load(tmp_path, fold="10"), file).probabilities
+    np.testing.assert_array_equal(one, each[2])
+    assert main(["predict", str(tmp_path), file, "--fold_num", "0"]) == 2
+    assert "expected one of 1, 2, 10" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_model_is_told_what_one_has(tmp_path, capsys):
+    (tmp_path / "fold-1").mkdir()
+    assert main(["predict", str(tmp_path), "any.wav"]) == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in ("config.json", "folds.json", "model_fold_N_best.safetensors", str(tmp_path)))
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ HELP = "classify sound files of any length, or find the events in them"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    kinds = "encoder folder of 'train', folder of 'folds' (its models together), or a published .pt or .safetensors"
+    kinds = "folder of 'train' or of 'folds' (or of model_fold_N_best files), or a published .pt or .safetensors"
     parser.add_argument("model", help=kinds)
     parser.add_argument("files", nargs="+", metavar="FILE", help="wav, flac, ogg, mp3 or opus")
     parser.add_argument(
@@ -23,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hop", type=float, metavar="SECONDS", help="from window to window (default: the window)")
     parser.add_argument(
         "--channels", choices=("refuse", "mean", "first"), help="files with several channels (default: as trained)"
+    )
+    parser.add_argument(
+        "--fold",
+        "--fold_num",
+        metavar="N",
+        help="of a folder of folds: the model tested on fold N (default: all of them)",
     )
     parser.add_argument("--threshold", type=float, help="of events: when one counts as heard (default: as trained)")
     parser.add_argument("--out", metavar="FOLDER", help="of events: a .csv or .json for each file, instead of printing")
@@ -48,7 +54,7 @@ def _classes(args: argparse.Namespace) -> Callable[[str], str]:
     from audio_llm import predicting
 
     _refuse(args, "threshold", "out", format="csv", model="a network that finds events")
-    classifier = predicting.load(args.model, args.channels)
+    classifier = predicting.load(args.model, args.channels, args.fold)
 
     def heard(file: str) -> str:
         prediction = predicting.predict_file(classifier, file, args.hop)
@@ -65,7 +71,7 @@ def _events(args: argparse.Namespace) -> Callable[[str], str]:
     from audio_llm import files, locating, seld
     from audio_llm.errors import one_line
 
-    _refuse(args, "hop", "channels", format="block", model="a classifier")
+    _refuse(args, "hop", "channels", "fold", format="block", model="a classifier")
     suffix = {"csv": ".csv", "json": ".json"}.get(args.format, ".txt")
     paths = {file: Path(args.out) / f"{Path(file).stem}{suffix}" for file in args.files} if args.out else {}
     _refuse_doubles(paths)
