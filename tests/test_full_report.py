@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 
 from audio_llm.cli import main
+from audio_llm.training import echotwin as training
 from eval import predictions, report
+from eval.echotwin import EchoTwinEngine
+from eval.engines import NEED_AUDIO
 from eval.report import hearing, results
 from eval.scoring import permutations
 from tests.servers import serving
+from tests.test_echotwin import make_questions, recipe_of
 from tests.test_eval_runs import Hearing, command, lines, make_mmau
 
 
@@ -56,6 +60,21 @@ def test_explicit_controls_win_over_the_full_set(tmp_path: Path) -> None:
     counts = Counter(row.control for row in predictions.read(tmp_path / "run"))
     assert counts == {"": 4, "silence": 4, "shuffled_options": 4}
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_a_model_that_must_hear_is_not_asked_without_sound(tmp_path: Path, capsys) -> None:
+    data = make_questions(tmp_path / "data", 6)
+    training.fit(recipe_of(data, tmp_path / "model", steps=1, save_steps=None))
+    asked = ["eval", str(tmp_path / "model"), str(data), "--benchmark", "dcase_aqa", "--out", str(tmp_path / "run")]
+    assert main([*asked, "--full", "--quiet"]) == 0
+    assert "without the control text_only: echotwin cannot be asked without audio" in capsys.readouterr().out
+    controls = {row.control for row in predictions.read(tmp_path / "run")}
+    assert controls == {"", "silence", "other_audio", "shuffled_options"}
+    assert main([*asked, "--full", "--quiet"]) == 0  # and is known as finished
+    assert "answered already" in capsys.readouterr().out
+    assert main([*asked, "--full", "--overwrite", "--controls", "all"]) == 2  # who asks for it is told
+    assert "control 'text_only': echotwin cannot be asked without audio" in capsys.readouterr().err
+    assert EchoTwinEngine.needs_audio and EchoTwinEngine.name in NEED_AUDIO
 
 
 def test_the_same_predictions_give_the_same_page_and_scores(full: Path, tmp_path: Path, capsys) -> None:
