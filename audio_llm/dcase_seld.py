@@ -134,6 +134,8 @@ def read_labels(folder: str | Path) -> list[str]:
         raise DataError(describe(str(path), "a list of names", "no JSON")) from error
     if not isinstance(labels, list) or not labels or not all(isinstance(name, str) for name in labels):
         raise DataError(describe(str(path), "a list of names", repr(labels)[:60]))
+    if twice := sorted({name for name in labels if labels.count(name) > 1}):
+        raise DataError(describe(str(path), "every class once", f"'{twice[0]}' twice"))
     return labels
 
 

@@ -123,6 +123,78 @@ def test_options_of_classifiers_are_refused(folder, file, arguments, said, capsy
     assert said in capsys.readouterr().err
 
 
+RATE = 16000
+
+
+def noise(*shape: int) -> np.ndarray:
+    return 0.1 * np.random.default_rng(1).standard_normal(shape)
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate"),
+    [
+        (np.zeros((2 * RATE, 2)), RATE),
+        (noise(16000, 2), 8000),
+        (noise(60 * 8000, 2), 8000),
+        (noise(RATE // 20, 2), RATE),
+    ],
+    ids=["silent", "8 kHz", "a minute", "half a frame"],
+)
+def test_files_of_any_length_and_level_have_events_inside_them(folder, tmp_path, capsys, samples, rate):
+    path = tmp_path / "sound.wav"
+    soundfile.write(path, samples, rate, subtype="FLOAT")
+    seconds = len(samples) / rate
+    assert main(["predict", str(folder), str(path), "--format", "json"]) == 0
+    events = json.loads(capsys.readouterr().out)["events"]
+    assert all(0 <= event["onset"] < event["offset"] <= 0.1 * math.ceil(10 * seconds) + 1e-6 for event in events)
+    assert all(math.isfinite(event["azimuth"]) and math.isfinite(event["distance"]) for event in events)
+    assert main(["predict", str(folder), str(path), "--format", "csv"]) == 0
+    rows = seld.parse_rows(capsys.readouterr().out)
+    assert len(rows) == 0 or rows[:, 0].max() < math.ceil(10 * seconds)
+    if seconds >= 1:
+        assert len(events) and len(rows)  # the network is loud enough
+
+
+def spoilt(samples: np.ndarray) -> np.ndarray:
+    samples[100, 1] = np.nan
+    return samples
+
+
+@pytest.mark.parametrize(
+    ("samples", "said"),
+    [
+        (noise(0, 2), "samples"),
+        (noise(1, 2), "found 1 sample"),
+        (spoilt(noise(RATE, 2)), "finite"),
+        (noise(RATE, 3), "3 channels"),
+        (noise(RATE, 4), "stereo"),
+        (noise(RATE), "stereo"),
+    ],
+    ids=["no samples", "one sample", "NaN", "3 channels", "4 channels", "mono"],
+)
+def test_sounds_that_cannot_be_located_are_one_sentence(folder, tmp_path, capsys, samples, said):
+    path = tmp_path / "sound.wav"
+    soundfile.write(path, samples, RATE, subtype="FLOAT")
+    assert_refused(folder, path, said, capsys)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "empty"])
+def test_files_that_are_cut_short_are_one_sentence(folder, tmp_path, capsys, suffix):
+    path = tmp_path / ("sound.wav" if suffix == "empty" else f"sound.{suffix}")
+    soundfile.write(path, noise(2 * RATE, 2), RATE)
+    whole = path.read_bytes()
+    path.write_bytes(b"" if suffix == "empty" else whole[: len(whole) // 2])
+    assert_refused(folder, path, "", capsys)
+
+
+def assert_refused(folder: Path, path: Path, said: str, capsys) -> None:
+    for shape in ("table", "csv", "json"):
+        assert main(["predict", str(folder), str(path), "--format", shape]) == 2
+        output = capsys.readouterr()
+        assert not output.out and output.err.count("\n") == 1 and "Traceback" not in output.err, output.err
+        assert path.name in output.err and said in output.err
+
+
 def test_mono_is_refused_by_name(folder, tmp_path, capsys):
     path = tmp_path / "mono.wav"
     soundfile.write(path, np.ones(16000) * 0.1, 16000)

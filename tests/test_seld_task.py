@@ -263,6 +263,17 @@ def test_weights_that_a_run_begins_with_belong_to_it(corpus, tmp_path):
         supervised.Trainer(target).fit()
 
 
+def test_a_class_twice_is_refused_before_anything_is_trained(corpus, tmp_path):
+    """In the recipe, and in the corpus: its tables would have two numbers for one name."""
+    copy = tmp_path / "corpus"
+    shutil.copytree(corpus, copy)
+    with pytest.raises(ConfigError, match=r"labels: expected every class once, found 'high' twice"):
+        supervised.Trainer(recipe(copy, tmp_path / "run", labels=[*LABELS, "high"]))
+    (copy / "classes.json").write_text(json.dumps(["low", "low"]))
+    with pytest.raises(AudioLLMError, match=r"classes\.json: expected every class once, found 'low' twice"):
+        supervised.Trainer(recipe(copy, tmp_path / "run"))
+
+
 def test_what_does_not_fit_is_one_sentence(corpus, trained, tmp_path):
     with pytest.raises(ConfigError, match="which folds"):
         supervised.Trainer(recipe(corpus, tmp_path, train_folds=None, validation_folds=None))

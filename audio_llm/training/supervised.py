@@ -95,6 +95,8 @@ class EncoderRecipe:
         if "path" in self.encoder:
             cure = f"To go on from a folder: init: {self.encoder['path']}."
             raise ConfigError(describe("encoder", "'name', and 'published' for published weights", "'path'", cure))
+        if twice := sorted({name for name in self.labels or () if (self.labels or []).count(name) > 1}):
+            raise ConfigError(describe("labels", "every class once", f"'{twice[0]}' twice"))
         if self.validation and self.validation_folds:
             raise ConfigError(describe("recipe", "either 'validation' or 'validation_folds'", "both"))
         both = sorted({*map(str, self.train_folds or [])} & {*map(str, self.validation_folds or [])})
