@@ -1,5 +1,6 @@
 """What a killed process, a full disk or an odd character may do to files: nothing."""
 
+import hashlib
 import json
 import os
 import signal
@@ -109,3 +110,29 @@ def test_a_reader_never_sees_half_of_a_file(tmp_path):
     process.stdout.close()
     values = json.loads(path.read_text())
     assert len(values) == 20000 and len(set(values)) == 1
+
+
+def test_a_glance_tells_sounds_of_one_length_apart_and_knows_copies(tmp_path):
+    one, other, copy = (tmp_path / name for name in ("one", "other", "copy"))
+    one.write_bytes(bytes(100_000))
+    copy.write_bytes(bytes(100_000))
+    assert files.glance(one) == files.glance(copy)
+    for start in (0, 50_000, 87_500):  # pieces of it are read, not all of it
+        other.write_bytes(bytes(start) + b"\1" * 1000 + bytes(99_000 - start))
+        assert files.glance(other) != files.glance(one)
+    other.write_bytes(bytes(100_001))
+    assert len({files.glance(one), files.glance(other), files.glance(tmp_path / "none")}) == 3
+
+
+def test_the_content_of_a_folder_is_that_of_its_files(tmp_path):
+    folder = tmp_path / "whisper"
+    folder.mkdir()
+    assert files.content_hash(folder) == files.content_hash(tmp_path / "none") == ""
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "config.json").write_text("{}")
+    before = files.content_hash(folder)
+    (folder / ".index.tmp").write_text("hidden")
+    assert files.content_hash(folder) == before
+    (folder / "model.safetensors").write_bytes(b"Weights")
+    assert files.content_hash(folder) != before
+    assert files.content_hash(folder / "config.json") == hashlib.sha256(b"{}").hexdigest()
