@@ -7,26 +7,24 @@ import hashlib
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from audio_llm.audio import Waveform
 from audio_llm.cli import main
 from audio_llm.errors import AudioLLMError
 from eval import controls, predictions
 from eval.benchmarks import benchmark_names, get_benchmark, open_benchmark
 from eval.benchmarks.base import BenchmarkError
 from eval.controls import Item
-from eval.engines import Request, open_engine
+from eval.engines import open_engine
 from eval.predictions import Prediction
 from eval.scorers import SCORERS
 from eval.scorers.mmau import official_report
@@ -100,6 +98,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, P
 
 def test_a_model_that_listens_is_told_from_one_that_does_not(finished, capsys) -> None:
     data, out = finished
+    assert main(["rescore", str(out)]) == 0
+    shown = capsys.readouterr().out
     tree = json.loads((out / "scores.json").read_text())
     summary = tree["summary"]
     assert summary["greedy"]["accuracy"] | {"low": 0} == {"value": 1.0, "low": 0, "high": 1.0, "n": 40}
@@ -112,6 +112,8 @@ def test_a_model_that_listens_is_told_from_one_that_does_not(finished, capsys) -
     assert summary["controls"]["other_audio"]["accuracy"]["value"] < 0.7
     orders = summary["permutations"]
     assert (orders["k"], orders["mean"]["value"], orders["worst"]["value"], orders["all_k"]["value"]) == (3, 1, 1, 1)
+    assert (orders["std"], orders["consistency"]["value"], orders["consistency"]["n"]) == (0, 1, 40)
+    assert "the same option in every order" in shown
     asked = {row.id: set() for row in rows}
     for row in rows:
         if row.control == "shuffled_options":
@@ -140,6 +142,29 @@ def test_permutations_punish_a_habit_of_place() -> None:
     assert found is not None and found.k == 5
     assert found.mean.value == pytest.approx(1 / 5)  # dog stands first in 2 of 6 orders, one of them its own
     assert found.all_k.value == 0 and found.worst.value <= found.mean.value
+    orders = [np.mean([entry.choices[0] == "dog" for entry in rows if entry.sample == sample]) for sample in range(5)]
+    assert found.std == pytest.approx(np.std(orders)) and found.std > 0
+    assert found.consistency.value == 0  # every option stands first in some order
+
+
+def test_consistent_is_who_stays_with_an_option_right_or_wrong() -> None:
+    """The question's own order counts too, and no answer is no option."""
+    from eval.scoring import permutations
+
+    said = {"right": ["(B)", "(A)"], "wrong": ["rain", "rain"], "moves": ["dog", "rain"], "mute": ["", ""]}
+    orders = [["rain", "dog"], ["dog", "rain"]]
+    own, shuffled = (
+        [
+            Prediction(name, "x", "t", "?", orders[number], "dog", raw=raws[number], control=control)
+            for name, raws in said.items()
+        ]
+        for number, control in enumerate(("", "shuffled_options"))
+    )
+    found = permutations(shuffled, own=own)
+    assert found is not None and found.consistency.value == 0.5 and found.consistency.n == 4
+    assert (found.k, found.std, found.all_k.value) == (1, 0.0, 0.25)
+    alone = permutations(shuffled)
+    assert alone is not None and alone.consistency.value == 0.75  # a single order can contradict nothing
 
 
 def test_rescoring_gives_the_same_files_to_the_last_digit(finished, tmp_path: Path, capsys) -> None:
@@ -221,25 +246,6 @@ def test_a_limited_run_is_no_submission(finished, tmp_path: Path, capsys) -> Non
     assert "the 5 questions of --limit 5" in capsys.readouterr().err
     assert main(["rescore", str(tmp_path / "all"), "--submission", str(tmp_path / "sent")]) == 0
     assert main(["rescore", str(tmp_path / "all"), "--incomplete"]) == 2
-
-
-class Peak(Listener):
-    """Says how loud the loudest sample is that it is sent."""
-
-    def heard(self, text: str, samples: np.ndarray | None) -> str:
-        return f"{np.abs(samples).max():.4f}"
-
-
-def test_an_endpoint_hears_levels_above_full_scale() -> None:
-    """As the engines of this process do: a rendered scene may be louder, and how loud it is tells how far away."""
-    item = Item("a", "How loud?", [], "x", "level", "t", "c")
-    samples = np.array([[0.1] * 20, [-0.5] * 20], np.float32)
-    with serving(Peak) as address:
-        engine = open_engine(address, "listener")
-        waves = [Waveform(samples * gain, 16_000, "binaural") for gain in (1, 2, 6)]
-        requests = [Request(item, engine.prepare(wave, "a"), 0.0, 8, 0) for wave in waves]
-        found = [answer.raw.split("<answer>")[1].split("<")[0] for answer in engine.generate(requests)]
-    assert found == ["0.5000", "1.0000", "3.0000"]
 
 
 def test_a_hidden_test_is_asked_and_not_scored(tmp_path: Path, capsys) -> None:
@@ -400,116 +406,6 @@ def test_a_run_of_500_questions_killed_at_a_random_moment_ends_as_if_it_had_not_
     assert len({row["id"] for row in lines(killed)}) == len(lines(killed)) == 500
 
 
-def test_an_endpoint_that_goes_away_costs_no_answers(tmp_path: Path, monkeypatch, capsys) -> None:
-    from eval import endpoint
-
-    def die_after_thirty(self: Hearing) -> None:
-        if type(self).calls < 30:
-            Hearing.do_POST(self)
-        self.close_connection = True  # as a process that died: no reply at all
-
-    monkeypatch.setattr(endpoint, "RETRIES", 0)
-    data, out = make_mmau(tmp_path / "data", 60), tmp_path / "run"
-    with serving(Hearing, do_POST=die_after_thirty) as address:
-        assert main(command(data, out, address, "--controls", "none", "--batch-size", "2")) == 2
-    assert "repeat the command" in capsys.readouterr().err
-    kept = lines(out)
-    assert len(kept) >= 28 and not any(row["error"] for row in kept)
-    with serving(Hearing) as address:
-        assert main(command(data, out, address, "--controls", "none")) == 0
-    assert lines(out)[: len(kept)] == kept and len(lines(out)) == 60
-
-
-def raw_reply(data: bytes, length: int | None = None) -> Callable[[Hearing], None]:
-    """Sends `data` under status 200 and says that it is `length` bytes."""
-
-    def send(self: Hearing) -> None:
-        type(self).calls += 1
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data) if length is None else length))
-        self.end_headers()
-        self.wfile.write(data)
-
-    return send
-
-
-def said(content: object, **more: object) -> bytes:
-    return json.dumps({"choices": [{"message": {"content": content}}], **more}).encode()
-
-
-def refusal(code: int) -> Callable[[Hearing], None]:
-    def refuse(self: Hearing) -> None:
-        type(self).calls += 1
-        self.reply(code, {"error": f"code {code}"})
-
-    return refuse
-
-
-@pytest.mark.parametrize(
-    ("server", "message"),
-    [
-        (raw_reply(said("rain"), 400), "IncompleteRead"),
-        (raw_reply(b"<html>"), "expected a reply in JSON, found '<html>'"),
-        (raw_reply(b"[]"), r"expected a reply in JSON, found '\[\]'"),
-        (raw_reply(b'{"id": 1}'), 'expected an OpenAI chat completion, found {"id": 1}'),
-        (raw_reply(said(5)), "expected an OpenAI chat completion"),
-        (lambda self: self.wfile.write(b"no http\r\n\r\n"), "expected a reply in JSON, found no http"),
-        (refusal(401), "HTTP 401.*Mend the address, the model's name or OPENAI_API_KEY"),
-        (refusal(402), "HTTP 402"),
-        (refusal(404), "HTTP 404.*Mend the address"),
-        (refusal(429), "HTTP 429.*Start it again"),
-        (refusal(500), "HTTP 500.*Start it again"),
-        (refusal(400), "3 of 3 questions could not be asked.*HTTP 400"),
-        (refusal(413), "3 of 3 questions could not be asked.*HTTP 413"),
-    ],
-)
-def test_what_no_question_can_be_answered_with_ends_the_run(
-    tmp_path: Path, monkeypatch, capsys, server, message: str
-) -> None:
-    from eval import endpoint
-
-    monkeypatch.setattr(endpoint, "RETRIES", 0)
-    data, out = make_mmau(tmp_path / "data", 3), tmp_path / "run"
-    with serving(Hearing, do_POST=server) as address:
-        assert main(command(data, out, address, "--controls", "none")) == 2
-    error = capsys.readouterr().err
-    assert re.search(message, error) and "Traceback" not in error
-
-
-@pytest.mark.parametrize(
-    ("reply", "raw"),
-    [
-        (said(None), ""),
-        (said([{"type": "text", "text": "ra"}, {"type": "image"}, {"type": "text", "text": "in"}]), "rain"),
-        (said("rain", usage=[1]), "rain"),
-        (said("rain", usage={"prompt_tokens": "many"}), "rain"),
-    ],
-)
-def test_replies_that_say_less_or_otherwise_are_replies(tmp_path: Path, reply: bytes, raw: str) -> None:
-    data, out = make_mmau(tmp_path / "data", 2), tmp_path / "run"
-    with serving(Hearing, do_POST=raw_reply(reply)) as address:
-        assert main(command(data, out, address, "--controls", "none")) == 0
-    assert [(row["raw"], row["error"], row["prompt_tokens"]) for row in lines(out)] == [(raw, "", 0)] * 2
-
-
-def test_a_server_is_not_asked_by_a_name_it_does_not_know(tmp_path: Path, capsys) -> None:
-    data = make_mmau(tmp_path / "data", 2)
-    with serving(Hearing) as address:
-        arguments = command(data, tmp_path / "run", address, "--controls", "none")
-        arguments[1] = "listner"
-        assert main(arguments) == 2
-        assert "model: expected one of listener, found 'listner' (did you mean 'listener'?)" in capsys.readouterr().err
-        arguments[1] = "owner/listener"  # the same name, with whose it is
-        assert main(arguments) == 0
-        arguments[arguments.index("--out") + 1] = str(tmp_path / "again")
-        (tmp_path / "model").mkdir()  # a folder has another name there
-        arguments[1] = str(tmp_path / "model")
-        assert main(arguments) == 0
-    for address in ("http://127.0.0.1:port", "http://a b", "http://"):
-        assert main(command(data, tmp_path / "other", address)) == 2
-        assert "address: expected http://HOST:PORT" in capsys.readouterr().err
-
-
 def test_overwriting_begins_when_the_new_run_can(tmp_path: Path, capsys) -> None:
     data, out = make_mmau(tmp_path / "data", 4), tmp_path / "run"
     with serving(Hearing) as address:
@@ -534,7 +430,6 @@ def test_overwriting_begins_when_the_new_run_can(tmp_path: Path, capsys) -> None
 
 def test_a_full_disk_is_what_is_told_and_nothing_is_written_twice(tmp_path: Path, monkeypatch) -> None:
     from eval import runner
-    from eval.engines import open_engine
 
     class FullOnce(predictions.PredictionWriter):
         full = True
