@@ -71,7 +71,7 @@ class ReverbConfig:
 
     responses: str  # folder with <split>_reverberation.json and <layout>/<scene>/<n>.npy
     kind: Literal["audioset_reverb"] = "audioset_reverb"
-    classes: str | None = None  # CSV of class names, for subsets with `metadata`
+    classes: str | None = None  # CSV of class names, for subsets with `metadata`; in `root`, like that, or as it stands
     root: str = "."  # folder of the dry clips that `metadata` lists
     seed: int = 0
     rendering: Rendering = field(default_factory=Rendering)
@@ -83,6 +83,15 @@ class ReverbConfig:
     def parts(self) -> dict[str, SubsetConfig]:
         """The subsets, checked."""
         return {name: recipes.build(SubsetConfig, tree, f"subsets.{name}") for name, tree in self.subsets.items()}
+
+    def file(self, name: str) -> Path:
+        """The file of that name in `root`; where only the working directory has it, that one."""
+        inside, plain = Path(self.root) / name, Path(name)
+        return plain if plain.is_file() and not inside.is_file() else inside
+
+    def named_classes(self) -> dict[str, str]:
+        """Identifier → name of every class, in order; empty without `classes`."""
+        return read_classes(self.file(self.classes)) if self.classes else {}
 
     def check(self) -> None:
         """Raise :class:`ConfigError` for values that contradict each other."""
@@ -369,7 +378,7 @@ def _plans(
     config: ReverbConfig,
 ) -> tuple[dict[str, list[Item]], dict[str, str], list[dict[str, str]], list[str]]:
     """Items by subset, corpora by subset, clips left out, and scenes that lie on more than one side of the split."""
-    classes = read_classes(config.classes) if config.classes else {}
+    classes = config.named_classes()
     plans, corpora, rejects = {}, {}, []
     sides: dict[str, set[str]] = defaultdict(set)
     scenes: dict[str, set[str]] = defaultdict(set)
@@ -420,7 +429,7 @@ def _clips(
     config: ReverbConfig, part: SubsetConfig, classes: dict[str, str]
 ) -> tuple[list[DryClip], str, list[dict[str, str]]]:
     if part.metadata is not None:
-        clips, left_out = read_audioset(part.metadata, classes, config.root)
+        clips, left_out = read_audioset(config.file(part.metadata), classes, config.root)
         return clips, "audioset", left_out
     folds = None if part.folds is None else [str(fold) for fold in part.folds]
     clips, corpus = read_sounds(str(part.sounds), folds)
@@ -430,7 +439,7 @@ def _clips(
 def _labels(config: ReverbConfig, plans: dict[str, list[Item]]) -> list[str]:
     """Classes in order of the CSV (the published class numbers), or sorted where there is none."""
     heard = {label for items in plans.values() for item in items for one in item.heard for label in one.clip.labels}
-    listed = list(read_classes(config.classes).values()) if config.classes else []
+    listed = list(config.named_classes().values())
     return listed + sorted(heard - set(listed))
 
 

@@ -120,11 +120,11 @@ def test_places_as_the_listener_sees_them(source, expected) -> None:
 # ------------------------------------------------------------------------------------------------ folders
 
 
-def write_world(root: Path, clips: int = 6) -> dict:
-    """The published folders in small: dry clips with metadata and classes, responses of three scenes in two splits."""
+def write_world(root: Path, clips: int = 6, houses: tuple[str, ...] = ("roomA", "roomB")) -> dict:
+    """The published folders in small: dry clips with metadata and classes, responses of `houses` and of roomC."""
     rng = np.random.default_rng(5)
     rows = {"train": [], "eval": []}
-    for split, scenes in (("train", ("roomA", "roomB")), ("eval", ("roomC",))):
+    for split, scenes in (("train", houses), ("eval", ("roomC",))):
         for scene in scenes:
             (root / "mp3d" / "binaural" / scene).mkdir(parents=True)
             for number in range(3):
@@ -419,6 +419,39 @@ def test_the_spatial_recipes_keep_weights_by_a_validation_that_is_not_the_test()
         assert getattr(parts["train"], key)[1] == getattr(parts["validation"], key)[0]
     assert made.validation is not None and made.validation.name == "validation" and made.eval_every
     assert [path.name for path in made.train] == ["train"]
+
+
+def test_the_documented_line_runs_on_the_published_folders(tmp_path: Path, monkeypatch, capsys) -> None:
+    repository = Path(__file__).parents[1]
+    lines = (repository / "docs" / "spatial.md").read_text().splitlines()
+    command = next(line for line in lines if line.startswith("audio-llm prep recipes/spatial/")).split()[1:]
+    root = tmp_path / "AudioSet"
+    (root / "metadata").mkdir(parents=True)
+    write_world(root, clips=12, houses=("one", "two", "three", "four", "five"))
+    (root / "mp3d").rename(tmp_path / "mp3d_reverb")
+    names = {"train.json": "balanced.json", "eval.json": "eval.json", "classes.csv": "class_labels_indices_subset.csv"}
+    for old, new in names.items():
+        (root / old).rename(root / "metadata" / new)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(repository / "recipes")
+    small = ["subsets.train.count=4", "rendering.seconds=0.5", "rendering.gain_db=-12"]
+    assert main([*command, *small, "--workers", "1", "--quiet"]) == 0
+    assert "train 4, validation 1, test 12; rejected clips 0" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "spatial" / "data" / "manifests" / "test.jsonl").is_file()
+
+
+def test_metadata_is_found_in_root_then_where_the_command_runs(tmp_path: Path, monkeypatch) -> None:
+    write_world(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    made = recipe(tmp_path / "absent", subsets={"test": {"metadata": "eval.json", "responses": "eval"}})
+    assert made.file("eval.json") == Path("eval.json")
+    (tmp_path / "absent").mkdir()
+    (tmp_path / "absent" / "eval.json").write_text("{}")
+    assert made.file("eval.json") == tmp_path / "absent" / "eval.json"
+    assert made.file(str(tmp_path / "eval.json")) == tmp_path / "eval.json"
+    absent = recipe(tmp_path, subsets={"test": {"metadata": "none.json", "responses": "eval"}})
+    with pytest.raises(AudioError, match=r"/none\.json: expected a metadata file, found"):
+        audioset_reverb._plans(absent)
 
 
 def test_the_command_line_makes_it_from_a_recipe(tmp_path: Path, capsys) -> None:
