@@ -78,24 +78,35 @@ def summarise(rows: Iterable[Prediction], *, seed: int = 0, scorer: Scorer = HEA
     """Accuracy with its interval, chance, parse failures and errors of one group of rows of one pass.
 
     Several samples of an item count as one item with the mean of their values (mean@1), so n is a count of items.
+    Questions about one clip are not independent: clips are the unit of the interval (:func:`proportion`).
     """
     rows = list(rows)
     pairs = [(row, scorer.score(row)) for row in rows]
     answered = [row for row, found in pairs if found is not None]
     kept = [found for _, found in pairs if found is not None]
     chance = chance_levels(answered, scorer)
-    part_names = sorted({name for found in kept for name in found.parts})
+    clips = {row.id: row.clip or row.id for row in answered}
+    values = _means(kept)
+    parts: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    for found in kept:
+        for name, value in found.parts.items():
+            parts[name].append((value, clips[found.id]))
     return Cell(
-        accuracy=proportion(np.array(list(_means(kept).values())), seed=seed),
+        accuracy=_proportion(((value, clips[item]) for item, value in values.items()), seed),
         chance=float(np.mean(list(chance.values()))) if chance else math.nan,
         parse_failures=sum(not found.parsed for found in kept),
         errors=sum(bool(row.error) for row in rows),
-        parts={
-            name: proportion(np.array([found.parts[name] for found in kept if name in found.parts]), seed=seed)
-            for name in part_names
-        },
+        parts={name: _proportion(parts[name], seed) for name in sorted(parts)},
         mean_completion_tokens=float(np.mean([row.completion_tokens for row in answered])) if answered else math.nan,
         truncated=sum(row.finish_reason == "length" for row in answered),
+    )
+
+
+def _proportion(pairs: Iterable[tuple[float, str]], seed: int) -> Estimate:
+    """The mean of values, each with the clip that it is about."""
+    pairs = list(pairs)
+    return proportion(
+        np.array([value for value, _ in pairs]), seed=seed, clusters=np.array([clip for _, clip in pairs])
     )
 
 
@@ -138,33 +149,53 @@ def compare(
 
 @dataclass(frozen=True)
 class Permutations:
-    """Answers with the options in `k` other orders: the mean over orders, the worst order, and the share of questions
-    answered right in every order they were asked in."""
+    """Answers with the options in `k` other orders: the mean over orders and the standard deviation of the orders'
+    accuracies, the worst order, the share of questions answered right in every one of these orders (`all_k`), and of
+    those answered with one and the same option in all of them and in their own (`consistency`, right or wrong; an
+    answer that cannot be read is no option)."""
 
     k: int
     mean: Estimate
+    std: float
     worst: Estimate
     all_k: Estimate
+    consistency: Estimate
 
 
-def permutations(rows: Iterable[Prediction], *, seed: int = 0, scorer: Scorer = HEADLINE) -> Permutations | None:
-    """The control ``shuffled_options``; None where no row is scored."""
+def permutations(
+    rows: Iterable[Prediction], *, own: Iterable[Prediction] = (), seed: int = 0, scorer: Scorer = HEADLINE
+) -> Permutations | None:
+    """The control ``shuffled_options``, and the `own` answers to the same questions; None where no row is scored."""
     scores: dict[str, list[float]] = defaultdict(list)
+    answers: dict[str, set[str | None]] = defaultdict(set)
+    clips: dict[str, str] = {}
     for row in rows:
         found = scorer.score(row)
         if found is not None:
             scores[row.id].append(found.value)
+            answers[row.id].add(found.answer)
+            clips[row.id] = row.clip or row.id
+    for row in own:
+        if row.id in scores and row.sample == 0 and (found := scorer.score(row)) is not None:
+            answers[row.id].add(found.answer)
     if not scores:
         return None
     k = max(map(len, scores.values()))
     # Two options have one other order, three have five: a question with fewer than k goes round those it has, so that
     # every order is a mean over the same questions.
     orders = [np.array([values[order % len(values)] for values in scores.values()]) for order in range(k)]
+    worst: np.ndarray = min(orders, key=np.mean)
+
+    def over_questions(values: Iterable[float]) -> Estimate:
+        return _proportion(zip(values, clips.values(), strict=True), seed)
+
     return Permutations(
         k=k,
-        mean=proportion(np.array([float(np.mean(values)) for values in scores.values()]), seed=seed),
-        worst=proportion(min(orders, key=np.mean), seed=seed),
-        all_k=proportion(np.array([min(values) for values in scores.values()]), seed=seed),
+        mean=over_questions(float(np.mean(values)) for values in scores.values()),
+        std=float(np.std([order.mean() for order in orders])),
+        worst=over_questions(worst),
+        all_k=over_questions(min(values) for values in scores.values()),
+        consistency=over_questions(float(len(said) == 1 and None not in said) for said in answers.values()),
     )
 
 
@@ -186,6 +217,7 @@ def flips(greedy: Iterable[Prediction], swapped: Iterable[Prediction], *, scorer
     right_before = {item: value == 1.0 for item, value in item_values(greedy, scorer).items()}
     old_gold = {row.id: normalise(row.gold) for row in greedy}
     scores = [found for row in swapped if right_before.get(row.id) and (found := scorer.score(row)) is not None]
-    values = np.array([float(found.value == 1.0) for found in scores])
+    clips = {row.id: row.clip or row.id for row in greedy}
+    followed = [(float(found.value == 1.0), clips[found.id]) for found in scores]
     stuck = sum(found.answer is not None and normalise(found.answer) == old_gold[found.id] for found in scores)
-    return Flips(proportion(values), int(values.sum()), stuck)
+    return Flips(_proportion(followed, 0), int(sum(value for value, _ in followed)), stuck)

@@ -1,4 +1,5 @@
-"""Intervals and tests for evaluation scores: Wilson, percentile bootstrap, paired bootstrap, exact McNemar.
+"""Intervals and tests for evaluation scores: Wilson, percentile bootstrap over items or clips, paired bootstrap, exact
+McNemar.
 
 Everything is a pure function of arrays and a seed, so that recomputing a report gives the same digits.
 """
@@ -6,7 +7,8 @@ Everything is a pure function of arrays and a seed, so that recomputing a report
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,7 +37,7 @@ class McNemar:
     p_value: float
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> Estimate:
+def wilson(successes: float, n: int, confidence: float = 0.95) -> Estimate:
     """Wilson score interval of a proportion (Wilson 1927). With n = 0 the interval is the whole of [0, 1]."""
     if n == 0:
         return Estimate(math.nan, 0.0, 1.0, 0)
@@ -57,9 +59,51 @@ def bootstrap_mean(values: np.ndarray, *, confidence: float = 0.95, seed: int = 
     return Estimate(float(values.mean()), float(low), float(high), values.size)
 
 
-def proportion(values: np.ndarray, *, seed: int = 0) -> Estimate:
-    """Mean with a 95 % interval: Wilson where every value is 0 or 1, the bootstrap where items carry fractions."""
+def ratio(
+    numerators: np.ndarray, denominators: np.ndarray, clusters: np.ndarray, *, confidence: float = 0.95, seed: int = 0
+) -> Estimate:
+    """Sum of `numerators` (n,) over that of `denominators` (n,), percentile bootstrap over the units that `clusters`
+    (n,) names: whole clusters are drawn, for the items of one are not independent (Field and Welsh 2007). A mean has
+    ones as denominators; F1 over pairs twice the hits over what was said and asked."""
+    numerators, denominators = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
+    if not denominators.sum():
+        return Estimate(math.nan, 0.0, 1.0, 0)
+    _, unit = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = np.stack([np.bincount(unit, weights=numerators), np.bincount(unit, weights=denominators)])
+    # Clusters of equal sums are one and the same: how often each kind is drawn is a draw from the multinomial.
+    kinds, counts = np.unique(sums, axis=1, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=RESAMPLES)
+    above, below = drawn @ kinds[0], drawn @ kinds[1]
+    low, high = np.quantile(above[below > 0] / below[below > 0], [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(
+        float(numerators.sum() / denominators.sum()), float(low), float(high), int(np.count_nonzero(denominators))
+    )
+
+
+def mean_of(parts: Sequence[Estimate]) -> Estimate:
+    """The unweighted mean of independent estimates, with the interval that theirs make (MOVER: Zou and Donner 2008).
+
+    A part whose answers are all alike keeps the width of its own interval, where a bootstrap would see none.
+    """
+    count = len(parts)
+    value = sum(part.value for part in parts) / count
+    below = math.sqrt(sum((part.value - part.low) ** 2 for part in parts)) / count
+    above = math.sqrt(sum((part.high - part.value) ** 2 for part in parts)) / count
+    return Estimate(value, value - below, value + above, sum(part.n for part in parts))
+
+
+def proportion(values: np.ndarray, *, seed: int = 0, clusters: np.ndarray | None = None) -> Estimate:
+    """Mean of `values` (n,) between 0 and 1 with a 95 % interval: Wilson where every value is 0 or 1, the bootstrap
+    where items carry fractions, and that over `clusters` (n,) where several items share one (see :func:`ratio`).
+
+    Where all clusters have one and the same mean, resampling shows no spread: Wilson's then, of so many clusters.
+    """
     values = np.asarray(values, dtype=np.float64)
+    if clusters is not None and (units := np.unique(np.asarray(clusters)).size) < values.size:
+        found = ratio(values, np.ones_like(values), clusters, seed=seed)
+        if found.high - found.low > 1e-12:
+            return found
+        return replace(wilson(found.value * units, units), value=found.value, n=values.size)
     if np.isin(values, (0.0, 1.0)).all():
         return wilson(int(values.sum()), values.size)
     return bootstrap_mean(values, seed=seed)
@@ -84,12 +128,10 @@ def paired_difference(
     difference = second - first
     if clusters is None or difference.size == 0:
         return bootstrap_mean(difference, confidence=confidence, seed=seed)
-    _, unit = np.unique(np.asarray(clusters), return_inverse=True)
-    sums, counts = np.bincount(unit, weights=difference), np.bincount(unit)
-    drawn = np.random.default_rng(seed).integers(0, sums.size, size=(RESAMPLES, sums.size))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(float(difference.mean()), float(low), float(high), difference.size)
+    names, places = np.unique(np.asarray(clusters), return_index=True)
+    if names.size == difference.size:  # every item a unit of its own; by name, so that their order decides nothing
+        return bootstrap_mean(difference[places], confidence=confidence, seed=seed)
+    return ratio(difference, np.ones_like(difference), clusters, confidence=confidence, seed=seed)
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:

@@ -13,7 +13,7 @@ from audio_llm.files import write_json, write_lines
 from eval.controls import CONTROLS, DEAF, unheard_by_count
 from eval.predictions import Prediction
 from eval.scorers import SCORERS, Scorer, get_scorers
-from eval.scorers.base import Aggregating, Asking, Score
+from eval.scorers.base import Aggregating, Asking, Bounding, Score
 from eval.scoring import (
     HEADLINE,
     Cell,
@@ -44,6 +44,7 @@ class RunSummary:
     silence_gap: Estimate | None  # accuracy with the sound minus accuracy in silence, on the same questions
     contributions: dict[str, Comparison]  # of the audio: against each control without it, on the same questions
     permutations: Permutations | None
+    ranked: Estimate | None  # the figure that the benchmark ranks systems by, where that is not the accuracy
     by_type: dict[str, Cell]
     by_format: dict[str, Cell]
     macro_by_type: float
@@ -96,13 +97,22 @@ def summarise_run(name: str, rows: Sequence[Prediction], *, seed: int = 0, score
         flips=flips(main, passes["swap"], scorer=scorer) if "swap" in passes else None,
         silence_gap=contributions["silence"].difference if "silence" in contributions else None,
         contributions=contributions,
-        permutations=permutations(passes.get("shuffled_options", []), **options),
+        permutations=permutations(passes.get("shuffled_options", []), own=main, **options),
+        ranked=_ranked(main, scorer, seed),
         by_type=by_type,
         by_format=by(main, "format", **options),
         macro_by_type=_mean([cell.accuracy.value for cell in by_type.values() if cell.accuracy.n]),
         scorer=scorer,
         rows=passes,
     )
+
+
+def _ranked(rows: Sequence[Prediction], scorer: Scorer, seed: int) -> Estimate | None:
+    if not isinstance(scorer, Bounding) or not scorer.ranked_by:
+        return None
+    pairs = [(row, score) for row in rows if (score := scorer.score(row)) is not None]
+    found = scorer.intervals([row for row, _ in pairs], [score for _, score in pairs], seed=seed)
+    return found.get(scorer.ranked_by)
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,7 @@ class Reading:
     title: str
     cell: Cell
     figures: dict[str, float]
+    intervals: dict[str, Estimate] = field(default_factory=dict)  # of some of the figures
 
 
 @dataclass
@@ -139,8 +150,10 @@ def score_all(rows: Sequence[Prediction], scorers: Sequence[Scorer], *, seed: in
                 continue
             kept, scores = [row for row, _ in pairs], [score for _, score in pairs]
             figures = scorer.aggregate(kept, scores) if isinstance(scorer, Aggregating) else {}
+            intervals = scorer.intervals(kept, scores, seed=seed) if isinstance(scorer, Bounding) else {}
             cell = summarise(found, seed=seed, scorer=Stored(scorer, pairs))
-            spectrum.setdefault(name, []).append(Reading(scorer.name, scorer.version, scorer.title, cell, figures))
+            reading = Reading(scorer.name, scorer.version, scorer.title, cell, figures, intervals)
+            spectrum.setdefault(name, []).append(reading)
             lines += [
                 {"scorer": scorer.name, "version": scorer.version, "control": row.control}
                 | {"temperature": row.temperature, "sample": row.sample, **to_plain(score)}
@@ -203,7 +216,8 @@ def print_spectrum(scored: Scored) -> None:
         for reading in readings:
             print(f"  {reading.scorer:<26} {_line(reading.cell)}")
             for figure, value in reading.figures.items():
-                print(f"      {figure:<46} {value:.4f}")
+                found = reading.intervals.get(figure)
+                print(f"      {figure:<46} {value:.4f}" + (f" [{found.low:.4f}, {found.high:.4f}]" if found else ""))
     unscored = [line for line in scored.lines if line["value"] is None]
     if unscored:
         first = unscored[0]
@@ -239,6 +253,8 @@ def print_run(name: str, rows: Sequence[Prediction], scorer: Scorer = HEADLINE, 
     ]:
         if cell is not None:
             print(f"  {label:<34} {_line(cell)}")
+    if summary.ranked is not None and isinstance(scorer, Bounding):
+        print(f"  {scorer.ranked_by:<34} {summary.ranked!s:>22}")
     if summary.flips is not None and summary.flips.share.n:
         share = summary.flips.share
         print(f"  {'swap: right answers that follow':<34} {share!s:>22}  of {share.n}")
@@ -247,7 +263,9 @@ def print_run(name: str, rows: Sequence[Prediction], scorer: Scorer = HEADLINE, 
         print(f"  {'audio contribution over ' + control:<34} {found.difference!s:>22}  n {found.difference.n}{test}")
     if summary.permutations is not None:
         orders, label = summary.permutations, f"options in {summary.permutations.k} other orders"
-        print(f"  {label:<34} {orders.mean!s:>22}  worst {orders.worst}, all {orders.all_k}")
+        spread = f"std {100 * orders.std:.1f}, worst {orders.worst}, all {orders.all_k}"
+        print(f"  {label:<34} {orders.mean!s:>22}  {spread}")
+        print(f"  {'the same option in every order':<34} {orders.consistency!s:>22}  n {orders.consistency.n}")
     if warning := unheard_by_count(rows):
         print(f"  warning: {warning}")
     print("  by kind of question")

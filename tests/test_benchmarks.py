@@ -108,6 +108,42 @@ def test_dcase_figures_are_macro_and_weighted(dcase: Path) -> None:
     assert SCORERS["dcase-aqa"].score(answer(items[4], "A")) is None, "nothing is right where the key is broken"
 
 
+def test_the_figure_that_ranks_dcase_has_an_interval_everywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the tables, in scores.json and in the report's first table; parts of unlike sizes, two questions a clip."""
+    from audio_llm.cli import main
+    from eval.predictions import FILE_NAME, MANIFEST_NAME, PredictionWriter
+
+    rng, rows = np.random.default_rng(0), []
+    for part, size, rate in ((1, 40, 0.3), (2, 80, 0.5), (3, 160, 0.7)):
+        for number in range(size):
+            raw = "rain" if rng.random() < rate else "wind"
+            fields = ("both", "dcase_aqa", "?", ["rain", "wind"], "rain", raw)
+            meta = {"part": part}
+            rows.append(Prediction(f"{part}_{number}", *fields, clip=f"{part}_{number // 2}", meta=meta))
+    with PredictionWriter(tmp_path / "run" / FILE_NAME) as writer:
+        writer.write(rows)
+    manifest = {"benchmark": "dcase_aqa", "scorer": {"name": "dcase-aqa"}}
+    (tmp_path / "run" / MANIFEST_NAME).write_text(json.dumps(manifest))
+    assert main(["rescore", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    ranked = json.loads((tmp_path / "run" / "scores.json").read_text())["summary"]["ranked"]
+    right = [[row.raw == "rain" for row in rows if row.meta["part"] == part] for part in (1, 2, 3)]
+    assert ranked["value"] == pytest.approx(np.mean([np.mean(part) for part in right]))
+    pairs = [np.reshape(part, (-1, 2)) for part in right]
+    draws = np.mean([part[rng.integers(0, len(part), (4000, len(part)))].mean(axis=(1, 2)) for part in pairs], axis=0)
+    low, high = np.quantile(draws, (0.025, 0.975))
+    assert abs(ranked["low"] - low) < 0.1 * (high - low) and abs(ranked["high"] - high) < 0.1 * (high - low)
+    text = f"{100 * ranked['value']:.1f} [{100 * ranked['low']:.1f}, {100 * ranked['high']:.1f}]"
+    assert "domain average (mean of parts)" in shown and text in shown
+    assert f"{ranked['value']:.4f} [{ranked['low']:.4f}, {ranked['high']:.4f}]" in shown
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    drawn = f"<b>{100 * ranked['value']:.1f}</b> <small>{100 * ranked['low']:.1f} – {100 * ranked['high']:.1f}</small>"
+    assert drawn in page[: page.index("</table>")] and "<th>domain average (mean of parts)</th>" in page
+
+
 def test_dcase_submission_is_written_and_valid(dcase: Path, capsys: pytest.CaptureFixture[str]) -> None:
     items = open_benchmark("dcase_aqa", dcase / "dev").items
     rows = [answer(item, "B") for item in items[:-1]] + [answer(items[-1], "no idea")]

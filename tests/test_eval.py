@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -82,6 +83,58 @@ def test_questions_about_one_clip_are_not_independent() -> None:
     together = statistics.paired_difference(np.zeros(400), second, clusters=clip)
     assert together.value == alone.value
     assert (together.high - together.low) > 2 * (alone.high - alone.low)  # sqrt(8) in expectation
+
+
+def test_an_interval_counts_clips_where_questions_share_them() -> None:
+    """Eight questions about a clip that are right or wrong together say no more than one."""
+    rng = np.random.default_rng(1)
+    clip, right = np.repeat(np.arange(60), 8), np.repeat((rng.random(60) < 0.6).astype(float), 8)
+    found, alone = statistics.proportion(right, clusters=clip), statistics.proportion(right)
+    assert (found.value, found.n) == (alone.value, 480)
+    assert found.high - found.low == pytest.approx(math.sqrt(8) * (alone.high - alone.low), rel=0.12)
+    assert found == statistics.proportion(right, clusters=clip) != statistics.proportion(right, clusters=clip, seed=1)
+    assert statistics.proportion(right[:60], clusters=np.arange(60)) == statistics.proportion(right[:60])
+
+
+def test_the_bootstrap_over_clips_is_scipys() -> None:
+    """Clips of one to four questions; drawn by kinds of clip, which must be the same as drawing clips."""
+    rng = np.random.default_rng(2)
+    sizes = rng.integers(1, 5, 80)
+    hits = np.array([rng.binomial(size, rng.random()) for size in sizes])
+    clip = np.repeat(np.arange(80), sizes)
+    right = np.concatenate([np.arange(size) < hit for size, hit in zip(sizes, hits, strict=True)]).astype(float)
+    found = statistics.proportion(right, clusters=clip)
+    draw = stats.bootstrap(
+        (hits, sizes),
+        lambda a, b, axis: a.sum(axis) / b.sum(axis),
+        paired=True,
+        n_resamples=20_000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    width = draw.high - draw.low
+    assert abs(found.low - draw.low) < 0.08 * width and abs(found.high - draw.high) < 0.08 * width
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_clips_that_are_all_alike_are_no_certainty(share: float) -> None:
+    """Ten clips of two questions each, every clip with the same share right: resampling would see no spread."""
+    values = np.tile([float(share > 0), float(share == 1)], 10)
+    found = statistics.proportion(values, clusters=np.repeat(np.arange(10), 2))
+    wanted = statistics.wilson(10 * share, 10)
+    assert (found.value, found.low, found.high, found.n) == (share, wanted.low, wanted.high, 20)
+
+
+def test_the_mean_of_parts_has_the_interval_of_a_bootstrap_within_parts() -> None:
+    rng = np.random.default_rng(3)
+    parts = [(rng.random(size) < rate).astype(float) for size, rate in ((224, 0.4), (609, 0.5), (1633, 0.6))]
+    found = statistics.mean_of([statistics.proportion(part) for part in parts])
+    draws = np.mean([rng.choice(part, (4000, part.size)).mean(axis=1) for part in parts], axis=0)
+    low, high = np.quantile(draws, (0.025, 0.975))
+    assert found.value == pytest.approx(np.mean([part.mean() for part in parts])) and found.n == 2466
+    assert abs(found.low - low) < 0.1 * (high - low) and abs(found.high - high) < 0.1 * (high - low)
+    certain = statistics.mean_of([statistics.wilson(10, 10)] * 3)
+    assert certain.value == certain.high == 1.0 and 0.7 < certain.low < 0.9  # 30 answers, all right
 
 
 # ----------------------------------------------------------------------------------------------------- scoring
@@ -186,6 +239,17 @@ def test_several_samples_of_a_question_count_as_one_question() -> None:
     cell = scoring.summarise(rows)
     assert cell.accuracy.n == 40
     assert cell.accuracy.value == pytest.approx(np.mean([min(i % 5, 4) / 4 for i in range(40)]))
+
+
+def test_questions_about_one_clip_widen_the_interval_of_the_accuracy() -> None:
+    right = [clip < 6 for clip in range(10) for _ in range(4)]
+    apart = [row("B" if yes else "A", id=f"{n}") for n, yes in enumerate(right)]
+    shared = [dataclasses.replace(entry, clip=f"{n // 4}") for n, entry in enumerate(apart)]
+    alone, found = scoring.summarise(apart).accuracy, scoring.summarise(shared).accuracy
+    assert alone == statistics.wilson(24, 40)
+    assert (found.value, found.n) == (alone.value, 40) and found.high - found.low > 1.6 * (alone.high - alone.low)
+    one_each = [dataclasses.replace(entry, clip=f"{n}") for n, entry in enumerate(apart)]
+    assert scoring.summarise(one_each).accuracy == alone
 
 
 def test_flips_tell_followers_from_the_stubborn() -> None:

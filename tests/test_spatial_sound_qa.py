@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,32 @@ def test_directions_and_distances() -> None:
     assert found["place: DER beyond 1 m"] == 0.25
     assert found["place: MAE (m)"] == pytest.approx(0.5)
     assert found["place: without a distance"] == 0.25
+
+
+def test_figures_that_are_sums_have_intervals_over_clips() -> None:
+    """Against a bootstrap that scores the drawn rows again; no clip, no interval that is wider or narrower."""
+    rng = np.random.default_rng(5)
+    rows = []
+    for number in range(120):
+        gold, mine = 1.0 + rng.integers(6) / 2, 1.0 + rng.integers(6) / 2
+        rows.append(said("DOA", f"left, front, above; {gold}m", f"left, front, above; {mine}m", number))
+        labels = [";".join(rng.choice(["car", "dog", "wind"], rng.integers(1, 3), replace=False)) for _ in range(2)]
+        rows.append(said("CLASSIFICATION", *labels, number))
+    rows = [replace(row, clip=f"c{number // 4}") for number, row in enumerate(rows)]
+    scorer = SCORERS["spatial-sound-qa"]
+    scores = [scorer.score(row) for row in rows]
+    found = scorer.intervals(rows, scores, seed=0)  # type: ignore[attr-defined]
+    values = figures("spatial-sound-qa", rows)
+    assert set(found) == {"labels: micro F1", "place: MAE (m)"} | {
+        f"place: DER beyond {limit} m" for limit in ("0", "0.5", "1")
+    }
+    clips = np.arange(240).reshape(60, 4)
+    draws = [figures("spatial-sound-qa", [rows[n] for n in clips[rng.integers(0, 60, 60)].ravel()]) for _ in range(300)]
+    for name, interval in found.items():
+        assert interval.value == pytest.approx(values[name])
+        low, high = np.quantile([draw[name] for draw in draws], (0.025, 0.975))
+        width = high - low
+        assert abs(interval.low - low) < 0.25 * width and abs(interval.high - high) < 0.25 * width, name
 
 
 def test_one_who_always_says_yes_is_seen() -> None:

@@ -77,7 +77,7 @@ def _accuracy_of(cell: Cell | None) -> Estimate | None:
 
 
 def permutations(runs: Sequence[Run]) -> str:
-    """Options in K other orders: the mean over orders, the worst order, and right in all of them."""
+    """Options in K other orders: mean and spread over orders, the worst one, right in all, the same answer in all."""
     rows = []
     for run in runs:
         found = run.summary.permutations
@@ -85,14 +85,18 @@ def permutations(runs: Sequence[Run]) -> str:
             continue
         asked = {row.id for row in run.summary.rows["shuffled_options"]}
         own = summarise([row for row in run.main_rows if row.id in asked], scorer=run.summary.scorer)
-        cells = [accuracy(own), estimate(found.mean), estimate(found.worst), estimate(found.all_k)]
+        cells = [accuracy(own), estimate(found.mean), f"{100 * found.std:.1f}", estimate(found.worst)]
+        cells += [estimate(found.all_k), estimate(found.consistency)]
         rows.append([escape(run.name), str(found.k), *cells, str(found.all_k.n)])
     if not rows:
         return ""
-    head = ["run", "orders", "own order", "mean of the others", "worst of them", "right in every one", "questions"]
+    head = ["run", "orders", "own order", "mean of the others", "std of them", "worst of them", "right in every one"]
+    head += ["consistent", "questions"]
     text = (
         "Questions with choices, asked again with the choices in other orders (each question in as many as there are, "
-        "at most as many as the table says). An answer that comes from the sound does not depend on the order."
+        "at most as many as the table says). <b>Std</b>: of the other orders' accuracies, in points. "
+        "<b>Consistent</b>: the same option in every order, their own included, right or wrong. An answer that comes "
+        "from the sound does not depend on the order."
     )
     return "<h3>Options in other orders</h3>" + table(head, rows) + note(text)
 

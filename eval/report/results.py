@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -9,7 +10,9 @@ from eval import charts
 from eval.expectations import Finding
 from eval.report.markup import accuracy, escape, estimate, note, percent, signed, table, won_and_lost
 from eval.report.runs import Run
+from eval.scorers.base import Bounding
 from eval.scoring import Cell, by, compare
+from eval.statistics import Estimate
 
 MOST_BARS = 24  # groups of one chart
 HALF = {"width": 500, "left": 215}  # of a chart beside another one
@@ -58,8 +61,10 @@ def tiles(runs: Sequence[Run]) -> str:
 def headline(runs: Sequence[Run]) -> str:
     """One row a run: accuracy with its interval, chance, silence, swapped channels, unreadable replies."""
     warm = max((run.summary.sampled_temperature for run in runs), default=0.0)
+    ranked = {run.summary.scorer.ranked_by for run in runs if isinstance(run.summary.scorer, Bounding)} - {""}
     columns: dict[str, Callable[[Run, Cell], str]] = {
         "greedy": lambda run, main: accuracy(run.summary.greedy),
+        **{name: functools.partial(_ranked, name) for name in sorted(ranked)},
         f"one sample, T={warm:g}": lambda run, main: accuracy(run.summary.sampled),
         "chance": lambda run, main: percent(main.chance),
         "silence": lambda run, main: accuracy(run.summary.controls.get("silence")),
@@ -80,13 +85,20 @@ def headline(runs: Sequence[Run]) -> str:
         if (main := run.summary.main) is not None
     ]
     text = (
-        "Accuracy in percent with its 95 % interval. <b>Chance</b>: one over the number of choices, and for open "
+        "Accuracy in percent with its 95 % interval, of which a clip is the unit where several questions share one. "
+        "<b>Chance</b>: one over the number of choices, and for open "
         "questions the best constant answer. <b>Silence</b>: the same questions with the sound taken away. <b>Swap "
         "follows</b>: of the right left/right answers, how many turn round when the channels are exchanged. "
         "<b>Unread</b>: replies without a readable answer, counted as wrong. <b>Cut</b>: replies that reached the "
         "token limit. <b>Questions</b> is the denominator; those that could not be asked are not in it."
     )
     return table(["run", *columns], rows) + note(text)
+
+
+def _ranked(name: str, run: Run, main: Cell) -> str:
+    """The figure `name` where it is what the run's benchmark ranks by."""
+    scorer, found = run.summary.scorer, run.summary.ranked
+    return estimate(found) if found and isinstance(scorer, Bounding) and scorer.ranked_by == name else "–"
 
 
 def _follows(run: Run) -> str:
@@ -209,6 +221,10 @@ def spectrum(runs: Sequence[Run]) -> str:
     return charts.bars(groups, label="Accuracy by scorer") + note(text) + unscored + _figures(runs[-1])
 
 
+def _bounds(found: Estimate | None) -> str:
+    return f" <small>{found.low:.4g} – {found.high:.4g}</small>" if found else ""
+
+
 def _unscored(run: Run) -> str:
     """How many answers a scorer that asks somebody else has no score for, and why."""
     lines = [line for line in run.scored.lines if line["value"] is None]
@@ -219,7 +235,11 @@ def _unscored(run: Run) -> str:
 def _figures(run: Run) -> str:
     blocks = []
     for reading in run.readings:
-        rows = [[escape(name), f"{value:.4g}"] for name, value in reading.figures.items() if math.isfinite(value)]
+        rows = [
+            [escape(name), f"{value:.4g}" + _bounds(reading.intervals.get(name))]
+            for name, value in reading.figures.items()
+            if math.isfinite(value)
+        ]
         if rows:
             title = f"Figures of {escape(reading.title)} ({escape(reading.scorer)} {escape(reading.version)})"
             blocks.append(f"<details><summary>{title}: {escape(run.name)}</summary>{table(['', ''], rows)}</details>")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from eval.predictions import Prediction
+from eval.statistics import Estimate
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,16 @@ class Aggregating(Protocol):
     def aggregate(self, rows: Sequence[Prediction], scores: Sequence[Score]) -> dict[str, float]:
         """Figures by name, of rows of one pass and their scores, side by side."""
         ...
+
+
+@runtime_checkable
+class Bounding(Protocol):
+    """An aggregating scorer that has intervals of some of its figures, by their names. `ranked_by` is the figure that
+    the benchmark ranks systems by, "" where that is the mean of the rows."""
+
+    ranked_by: str
+
+    def intervals(self, rows: Sequence[Prediction], scores: Sequence[Score], *, seed: int) -> dict[str, Estimate]: ...
 
 
 @runtime_checkable

@@ -14,6 +14,7 @@ import numpy as np
 from audio_llm.dcase_aqa import PARTS
 from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer, choice_score, unscored
+from eval.statistics import Estimate, mean_of, proportion
 
 
 def chosen(row: Prediction) -> tuple[int | None, str]:
@@ -32,6 +33,7 @@ class DcaseAqa:
     name = "dcase-aqa"
     version = "1"
     title = "DCASE 2025 task 5"
+    ranked_by = "domain average (mean of parts)"
 
     def score(self, row: Prediction) -> Score | None:
         if unscored(row) or not row.choices or row.gold not in row.choices:
@@ -48,7 +50,7 @@ class DcaseAqa:
             types[row.question_type].append(score.value)
         figures: dict[str, float] = {}
         if parts:
-            figures["domain average (mean of parts)"] = float(np.mean([np.mean(parts[part]) for part in parts]))
+            figures[self.ranked_by] = float(np.mean([np.mean(parts[part]) for part in parts]))
             figures["weighted by questions"] = float(np.mean([value for values in parts.values() for value in values]))
         for part in sorted(parts):
             name = f"part {part} ({PARTS[part]})" if part in PARTS else "part not stated"
@@ -56,6 +58,17 @@ class DcaseAqa:
         for name in sorted(types):
             figures |= {f"type {name}": float(np.mean(types[name])), f"type {name}: questions": float(len(types[name]))}
         return figures
+
+    def intervals(self, rows: Sequence[Prediction], scores: Sequence[Score], *, seed: int) -> dict[str, Estimate]:
+        """Of the domain average: the parts' own intervals, over clips, put together."""
+        parts: dict[int, list[tuple[float, str]]] = defaultdict(list)
+        for row, score in zip(rows, scores, strict=True):
+            parts[int(row.meta.get("part") or 0)].append((score.value, row.clip or row.id))
+        found = [
+            proportion(np.array([value for value, _ in pairs]), seed=seed, clusters=np.array([c for _, c in pairs]))
+            for _, pairs in sorted(parts.items())
+        ]
+        return {self.ranked_by: mean_of(found)} if found else {}
 
 
 SCORERS: tuple[Scorer, ...] = (DcaseAqa(),)

@@ -19,6 +19,7 @@ from eval.embedders import CharacterNgrams, LocalEncoder, Table, TextEmbedder, u
 from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer, unscored
 from eval.scorers.open_answers import answer_kind, read_distance, read_labels, score_open
+from eval.statistics import Estimate, proportion, ratio
 
 TOLERANCES = (0.0, 0.5, 1.0)  # metres; answers stand on a grid of 0.5 m, so that 0 asks for the exact step
 AT_ONCE = 1024  # answers embedded together: tens of megabytes, whatever the number of answers
@@ -32,6 +33,7 @@ class SpatialSoundQA:
     name = "spatial-sound-qa"
     version = "1"
     title = "SpatialSoundQA"
+    ranked_by = ""  # the paper ranks every kind of question by a figure of its own
 
     def score(self, row: Prediction) -> Score | None:
         return None if unscored(row) or row.choices else score_open(row)
@@ -51,6 +53,15 @@ class SpatialSoundQA:
         if open_ended:
             figures["non-binary accuracy, mean of types"] = _mean(open_ended)
         return figures
+
+    def intervals(self, rows: Sequence[Prediction], scores: Sequence[Score], *, seed: int) -> dict[str, Estimate]:
+        """Of the micro F1 of labels and of distance errors, over clips."""
+        found: dict[str, Estimate] = {}
+        for name, pairs in _by(list(zip(rows, scores, strict=True)), lambda row: answer_kind(row)).items():
+            clips = np.array([row.clip or row.id for row, _ in pairs])
+            if name in INTERVALS:
+                found |= {f"{name}: {figure}": value for figure, value in INTERVALS[name](pairs, clips, seed).items()}
+        return found
 
 
 def _by(pairs: Sequence[Pair], name: Callable[[Prediction], str]) -> dict[str, list[Pair]]:
@@ -88,6 +99,13 @@ def labels_figures(pairs: Sequence[Pair]) -> dict[str, float]:
     }
 
 
+def label_intervals(pairs: Sequence[Pair], clips: np.ndarray, seed: int) -> dict[str, Estimate]:
+    said = [(read_labels(score.answer or ""), read_labels(row.gold)) for row, score in pairs]
+    hits = np.array([2 * len(mine & true) for mine, true in said])
+    labels = np.array([len(mine) + len(true) for mine, true in said])
+    return {"micro F1": ratio(hits, labels, clips, seed=seed)} if labels.any() else {}
+
+
 def direction_figures(pairs: Sequence[Pair]) -> dict[str, float]:
     """Share right by axis, and of all asked axes together (the paper's DoA accuracy)."""
     axes = sorted({axis for _, score in pairs for axis in score.parts if "/" in axis})
@@ -97,13 +115,28 @@ def direction_figures(pairs: Sequence[Pair]) -> dict[str, float]:
 
 def distance_figures(pairs: Sequence[Pair]) -> dict[str, float]:
     """Distance error rate: share of answers farther off than a tolerance, or without a distance; mean error."""
+    errors = _distance_errors(pairs)
+    read = [error for error in errors if math.isfinite(error)]
+    rates = {f"DER beyond {limit:g} m": _mean([error > limit + 1e-9 for error in errors]) for limit in TOLERANCES}
+    return {**rates, "MAE (m)": _mean(read), "without a distance": 1 - len(read) / len(errors)}
+
+
+def distance_intervals(pairs: Sequence[Pair], clips: np.ndarray, seed: int) -> dict[str, Estimate]:
+    errors = np.array(_distance_errors(pairs))
+    found = {
+        f"DER beyond {limit:g} m": proportion(errors > limit + 1e-9, seed=seed, clusters=clips) for limit in TOLERANCES
+    }
+    read = np.isfinite(errors)
+    return found | ({"MAE (m)": ratio(errors[read], np.ones(read.sum()), clips[read], seed=seed)} if read.any() else {})
+
+
+def _distance_errors(pairs: Sequence[Pair]) -> list[float]:
+    """In metres; infinite where no distance could be read."""
     errors = []
     for row, _ in pairs:
         said, gold = read_distance(read_reply(row.raw).answer), read_distance(row.gold)
         errors.append(math.inf if said is None or gold is None else abs(said - gold))
-    read = [error for error in errors if math.isfinite(error)]
-    rates = {f"DER beyond {limit:g} m": _mean([error > limit + 1e-9 for error in errors]) for limit in TOLERANCES}
-    return {**rates, "MAE (m)": _mean(read), "without a distance": 1 - len(read) / len(errors)}
+    return errors
 
 
 def yes_no_figures(pairs: Sequence[Pair]) -> dict[str, float]:
@@ -128,6 +161,13 @@ FIGURES: dict[str, Callable[[Sequence[Pair]], dict[str, float]]] = {
     "direction": direction_figures,
     "place": lambda pairs: {**direction_figures(pairs), **distance_figures(pairs)},
     "choice": lambda pairs: {},
+}
+
+
+INTERVALS: dict[str, Callable[[Sequence[Pair], np.ndarray, int], dict[str, Estimate]]] = {
+    "labels": label_intervals,
+    "distance": distance_intervals,
+    "place": distance_intervals,
 }
 
 
