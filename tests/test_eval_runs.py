@@ -527,6 +527,7 @@ def test_bad_arguments_of_the_verbs_are_one_line(finished, tmp_path: Path, capsy
         ([*base, "--benchmark", "mmua"], "did you mean 'mmau'"),
         ([*base, "--benchmark", "mmau", "--option", "audios=x"], "did you mean 'audio'"),
         ([*base, "--benchmark", "mmau", "--option", "audio"], "expected KEY=VALUE"),
+        ([*base, "--benchmark", "mmau", "--with", "letter.a=b"], "takes no settings"),
         ([*base, "--benchmark", "mmau", "--option", "audio=nowhere"], "a folder of MMAU's audio"),
         (["eval", "m", str(tmp_path), "--benchmark", "mmau", "--out", str(tmp_path / "new")], "one mmau*.json"),
         (["rescore"], "expected a run folder"),
@@ -536,7 +537,10 @@ def test_bad_arguments_of_the_verbs_are_one_line(finished, tmp_path: Path, capsy
         (["rescore", str(out), "--option", "form=raw"], "--submission FOLDER"),
         (["rescore", str(out), "--with", "letter"], "SCORER.KEY=VALUE"),
         (["rescore", str(out), "--with", "letter.a=b"], "takes no settings"),
+        (["rescore", str(out), str(out), "--submission", str(tmp_path / "sent")], "expected one run"),
         (["compare", str(out), str(tmp_path)], "a predictions file"),
+        (["compare", str(out), str(out), "--with", "letter=b"], "SCORER.KEY=VALUE"),
+        (["report", str(out), "--with", "lettre.a=b"], "did you mean 'letter'"),
     ]:
         assert main(arguments) == 2, arguments
         error = capsys.readouterr().err
