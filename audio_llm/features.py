@@ -23,7 +23,7 @@ _MEL_LOG_STEP = math.log(6.4) / 27.0
 Padding = Literal["reflect", "constant"]
 _CPU = torch.device("cpu")
 _GROUP = 16  # mel bands: as many floats as the widest registers of today's processors hold
-_BLOCK = 2**19  # samples in frames, for each thread: what is computed of them together stays near its level 2 cache
+_BLOCK = 2**21  # bytes of frames, for each thread: what is computed of them together stays near its level 2 cache
 
 
 def hz_to_mel(hz: Tensor) -> Tensor:
@@ -131,12 +131,12 @@ def framewise(
     if waveform.device.type != "cpu" or waveform.requires_grad:
         return function(*frames_of(waveform))
     budget = _BLOCK * torch.get_num_threads()
-    rows = max(1, budget // max(1, waveform[:1].numel()))
+    rows = max(1, budget // max(1, waveform[:1].nbytes))
     result: Tensor | None = None
     for row in range(0, len(waveform), rows):
         frames = frames_of(waveform[row : row + rows])
         count = frames[0].shape[-2]
-        step = -(-count // -(-frames[0].numel() // budget))  # blocks of equal size
+        step = -(-count // -(-frames[0].nbytes // budget))  # blocks of equal size
         for start in range(0, count, step):
             part = function(*(each[..., start : start + step, :] for each in frames))
             if result is None:

@@ -117,7 +117,24 @@ def test_blocks_of_frames_are_the_whole(front_end, monkeypatch):
     waveform = 0.1 * torch.randn(3, 2, 24000)
     whole = front_end(waveform.clone().requires_grad_())
     assert whole.requires_grad
-    for block in (1, 5000, 40000, 10**7):
+    for block in (1, 20_000, 160_000, 4 * 10**7):
         monkeypatch.setattr(features, "_BLOCK", block)
         found = front_end(waveform)
         torch.testing.assert_close(found, whole.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_benchmark_fails_where_a_front_end_is_too_slow(monkeypatch, capsys, tmp_path):
+    """Measured for real, against what is wanted of it: anything, and more than there is."""
+    from benchmarks import features as benchmark
+
+    def wanting(times: float):
+        end = benchmark.whisper_log_mel()
+        end.wanted, end.others = times, {"librosa": end.others["librosa"]}
+        return lambda: end
+
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # of this process, other tests as well
+    for times, code in ((0.001, 0), (1000.0, 1)):
+        monkeypatch.setattr(benchmark, "FRONT_ENDS", (wanting(times),))
+        assert benchmark.main(["--seconds", "0.1", "--out", str(tmp_path / "features.json")]) == code
+        assert ("Whisper log-mel: wanted 1000 x the best, found" in capsys.readouterr().err) == bool(code)
+        assert (tmp_path / "features.json").is_file()
