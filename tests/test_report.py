@@ -23,9 +23,9 @@ import soundfile
 from audio_llm.cli import main
 from audio_llm.errors import ConfigError
 from audio_llm.files import write_json
+from audio_llm.mirroring import mirror_text
 from audio_llm.shards.reader import ShardDataset
 from eval import charts, report
-from eval.controls import mirror_text
 from eval.expectations import read_expectations, verify
 from eval.predictions import Prediction, PredictionWriter
 from eval.report.sounds import CLIPS
