@@ -17,9 +17,9 @@ def register() -> None:
         AutoProcessor,
     )
 
-    from audio_llm.configuration import AudioLLMConfig
-    from audio_llm.modeling import AudioLLMForConditionalGeneration, AudioLLMModel
-    from audio_llm.processing import AudioLLMFeatureExtractor, AudioLLMProcessor
+    from audio_llm.model.configuration import AudioLLMConfig
+    from audio_llm.model.modeling import AudioLLMForConditionalGeneration, AudioLLMModel
+    from audio_llm.model.processing import AudioLLMFeatureExtractor, AudioLLMProcessor
 
     AutoConfig.register(AudioLLMConfig.model_type, AudioLLMConfig, exist_ok=True)
     AutoModel.register(AudioLLMConfig, AudioLLMModel, exist_ok=True)

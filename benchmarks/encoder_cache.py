@@ -20,8 +20,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from audio_llm import config, files
-from audio_llm.checkpoints.build import build_checkpoint
-from audio_llm.encoders import build_encoder
+from audio_llm.model.build import build_checkpoint
+from audio_llm.model.encoder import build_encoder
 from audio_llm.training import sft
 from benchmarks.policy import QUICKSTART_PROJECTOR
 

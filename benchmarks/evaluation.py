@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 
+from audio_llm.answering.base import Engine, Request
+from audio_llm.answering.engines import open_engine
 from eval.benchmarks import open_benchmark
 from eval.benchmarks.base import Collection
-from eval.engines import Engine, Request, open_engine
 from eval.runner import choose
 
 TARGET = 2.0  # vLLM over the better of the loops, on a CPU

@@ -33,8 +33,8 @@ from torch import Tensor
 from transformers import WhisperFeatureExtractor
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
-from audio_llm import features
-from audio_llm.encoders import build_encoder
+from audio_llm.encoders import features
+from audio_llm.model.encoder import build_encoder
 
 SECONDS, BATCH = 10, 32
 WANTED = 2.0  # times as fast as the best of the others, for the front ends of one channel

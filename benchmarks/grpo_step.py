@@ -37,8 +37,8 @@ VARIANTS = {
 def run(recipe_path: Path, overrides: list[str], variant: list[str], steps: int, folder: Path) -> Path:
     """Make `steps` steps with the settings of one variant; returns the metrics file."""
     from audio_llm import config
+    from audio_llm.serving.rollout_engines import build_engine
     from audio_llm.training import grpo
-    from audio_llm.vllm.engine import build_engine
 
     stated = [f"output={folder}", *variant, f"steps={steps}", "seconds=", "epochs=", "save_steps="]
     recipe = config.load(grpo.GRPORecipe, recipe_path, [*overrides, *stated, "export=[]", "resume=never"])

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from audio_llm.vllm.launcher import NEVER_SAY_AUDIO, cpu_build, server_environment
+from audio_llm.serving.launcher import NEVER_SAY_AUDIO, cpu_build, server_environment
 
 BOUND = 1e-4  # on |Δ log p| in float32; sums in another order give about 1e-6 on small models
 AUDIOS = (0, 1, 1, 2, 0, 3)
@@ -153,7 +153,7 @@ def compare(name: str, expected: Sequence[Outcome], found: Sequence[Outcome]) ->
 
 def run_parity(model: Path, adapter: Path | None, tokens: int = 24, seed: int = 0) -> list[Row]:
     """All comparisons for one checkpoint; the engine is built once, and once more for the merged copy."""
-    from audio_llm.checkpoints.build import load_model, load_processor
+    from audio_llm.model.build import load_model, load_processor
 
     processor = load_processor(model)
     cases = make_cases(processor, seed)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from audio_llm.configuration import AudioLLMConfig
-from audio_llm.encoders import build_encoder, encoder_config
-from audio_llm.modeling import AudioLLMForConditionalGeneration
-from audio_llm.training.common import LoRARecipe, make_trainable
+from audio_llm.model.configuration import AudioLLMConfig
+from audio_llm.model.encoder import build_encoder, encoder_config
+from audio_llm.model.modeling import AudioLLMForConditionalGeneration
+from audio_llm.training.policy import LoRARecipe, make_trainable
 from audio_llm.training.rollouts import PolicyWeights
 
 QUICKSTART_PROJECTOR = {

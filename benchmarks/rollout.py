@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from audio_llm.serving.rollout_engines import EngineRecipe, VLLMRollouts
 from audio_llm.training.rollouts import PolicyWeights, RolloutEngine, Sampling, TransformersRollouts, forbid_tokens
-from audio_llm.vllm.engine import EngineRecipe, VLLMRollouts
 from benchmarks.policy import build_policy, embeddings
 
 TARGETS = {32: 1.8}  # tokens per second of vLLM over generate's

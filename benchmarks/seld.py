@@ -23,8 +23,8 @@ import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from audio_llm.encoders import build_encoder
-from audio_llm.seld import SELDHead, SELDNetwork
+from audio_llm.encoders.seld_head import SELDHead, SELDNetwork
+from audio_llm.model.encoder import build_encoder
 
 SMALL = Path(__file__).parents[1] / "recipes" / "seld" / "small.yaml"
 NETWORKS: dict[str, dict[str, Any]] = {

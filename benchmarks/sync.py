@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from audio_llm.serving.rollout_engines import EngineRecipe, HTTPRollouts, VLLMRollouts
 from audio_llm.training.rollouts import PolicyWeights, Sampling
-from audio_llm.vllm.engine import EngineRecipe, HTTPRollouts, VLLMRollouts
 from benchmarks.policy import build_policy, embeddings
 
 TARGET_MILLISECONDS = 100.0  # for the quickstart's language model, by the default way
@@ -71,7 +71,7 @@ def main() -> None:
         for mode in ("merged", "adapter"):
             recipe = EngineRecipe(sync=mode, max_model_len=64, max_num_seqs=8)
             if kind is HTTPRollouts:
-                from audio_llm.training.language_model import train_tokenizer
+                from audio_llm.tasks.language_model.task import train_tokenizer
 
                 engine: Any = HTTPRollouts(policy, recipe, tokenizer=train_tokenizer(["a b c d"] * 9, vocabulary=300))
             else:

@@ -76,9 +76,9 @@ def _with_sounds(config: Any, folder: str | None, folds: list[str]) -> Any:
 
 
 def _seld(args: argparse.Namespace, overrides: list[str], folds: list[str]) -> int:
-    """The recipes of :mod:`data_prep.seld`."""
+    """The recipes of :mod:`data_prep.tasks.seld`."""
     from audio_llm import config as recipes
-    from data_prep import seld
+    from data_prep.tasks import seld
 
     _refuse(args, "plot", kind="seld")
     config = _with_sounds(recipes.load(seld.SELDConfig, args.recipe, overrides), args.sounds, folds)
@@ -90,19 +90,19 @@ def _seld(args: argparse.Namespace, overrides: list[str], folds: list[str]) -> i
 
 
 def _audio_questions(args: argparse.Namespace, overrides: list[str]) -> int:
-    """The recipes of :mod:`data_prep.audio_questions`."""
+    """The recipes of :mod:`data_prep.tasks.dcase_aqa`."""
     import dataclasses
 
     from audio_llm import config as recipes
-    from data_prep import audio_questions
+    from data_prep.tasks import dcase_aqa
 
     _refuse(args, "folds", "plot", kind="dcase_aqa")
-    config = recipes.load(audio_questions.AudioQuestionsConfig, args.recipe, overrides)
+    config = recipes.load(dcase_aqa.AudioQuestionsConfig, args.recipe, overrides)
     if args.sounds:
         sounds = {**config.scenes.get("sounds", {}), "folder": args.sounds}
         config = dataclasses.replace(config, scenes={**config.scenes, "sounds": sounds})
     out = Path(args.out)
-    summary = audio_questions.prepare(config, out, workers=args.workers, overwrite=args.overwrite, quiet=args.quiet)
+    summary = dcase_aqa.prepare(config, out, workers=args.workers, overwrite=args.overwrite, quiet=args.quiet)
     for name, entry in summary.manifest["subsets"].items():
         defects = ", ".join(f"{entry[key]} {key}" for key in ("mpeg", "comma", "broken"))
         print(f"{name:<8} {entry['samples']:>6} questions of split {entry['split']} ({defects})")
@@ -121,15 +121,15 @@ def _refuse(args: argparse.Namespace, *options: str, kind: str) -> None:
 
 
 def _reverberation(args: argparse.Namespace, overrides: list[str]) -> int:
-    """The recipes of :mod:`data_prep.audioset_reverb`."""
+    """The recipes of :mod:`data_prep.tasks.spatial`."""
     from audio_llm import config as recipes
-    from data_prep import audioset_reverb
+    from data_prep.tasks import spatial
 
-    config = recipes.load(audioset_reverb.ReverbConfig, args.recipe, overrides)
+    config = recipes.load(spatial.ReverbConfig, args.recipe, overrides)
     _refuse(args, "sounds", "folds", "plot", kind=config.kind)
     out = Path(args.out)
-    summary = audioset_reverb.prepare(config, out, workers=args.workers, overwrite=args.overwrite, quiet=args.quiet)
-    audioset_reverb.note(summary)
+    summary = spatial.prepare(config, out, workers=args.workers, overwrite=args.overwrite, quiet=args.quiet)
+    spatial.note(summary)
     counts = ", ".join(f"{name} {entry['samples']}" for name, entry in summary.manifest["subsets"].items())
     state = "made" if summary.fresh else "up to date"
     print(f"{state}: {out} ({counts}; rejected clips {summary.manifest['rejects']})")

@@ -1,6 +1,6 @@
 """Clips to make scenes of: a labelled sound folder's or built-in sounds, their audible parts, and splits of them.
 
-Splits are by recording (see :mod:`audio_llm.sounds`), so that no recording is on both sides.
+Splits are by recording (see :mod:`audio_llm.datasets.sounds`), so that no recording is on both sides.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from audio_llm.datasets.sounds import Clip, Library, find, fingerprint
 from audio_llm.errors import AudioError, ConfigError, describe, nearest
-from audio_llm.sounds import Clip, Library, find, fingerprint
 from data_prep import procedural
 
 __all__ = ["Clip", "Library", "audible", "builtin", "find", "load", "parse_folds", "scan", "split"]

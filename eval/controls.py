@@ -15,7 +15,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 import numpy as np
 
 from audio_llm.errors import ConfigError, nearest
-from audio_llm.mirroring import SIDE_WORD, mirror_event, mirror_text
+from audio_llm.language.mirroring import SIDE_WORD, mirror_event, mirror_text
 from eval.benchmarks.base import Item
 from eval.predictions import Prediction
 

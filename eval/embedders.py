@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from audio_llm.errors import ConfigError, describe
-from audio_llm.prompts import normalise
+from audio_llm.language.replies import normalise
 
 
 class TextEmbedder(Protocol):

@@ -13,9 +13,9 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 from tqdm import tqdm
 
+from audio_llm.answering.server import Endpoint, EngineError, RefusedRequest
 from audio_llm.errors import ConfigError, describe
-from eval.endpoint import Endpoint, EngineError, RefusedRequest
-from eval.handover import audio_part
+from eval.lmms_export import audio_part
 
 MANIFEST = ModelManifest(model_id="audio_llm", simple_class_path="eval.lmms_model.AudioLLMServer")
 

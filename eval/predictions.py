@@ -16,7 +16,7 @@ from typing import Any
 
 from audio_llm.errors import AudioLLMError, describe
 from audio_llm.files import parse_json
-from audio_llm.prompts import Reply, read_reply
+from audio_llm.language.replies import Reply, read_reply
 
 FILE_NAME = "predictions.jsonl"
 MANIFEST_NAME = "run.json"

@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from audio_llm.answering.base import Answer, Engine, Request, is_address
 from audio_llm.audio import Waveform, downmix, select_channel, silence, swap_channels
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, describe
 from audio_llm.files import write_json
 from eval.benchmarks import get_benchmark, open_benchmark
 from eval.benchmarks.base import Collection, Item, as_asked, sha256_of
 from eval.controls import QUESTIONS, Partners, item_seed, unheard_by_count
-from eval.engines import Answer, Engine, Request, is_address
 from eval.predictions import (
     FILE_NAME,
     MANIFEST_NAME,

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from audio_llm.prompts import normalise
+from audio_llm.language.replies import normalise
 from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer
 from eval.scorers.choice import OptionResolution

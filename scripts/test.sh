@@ -21,7 +21,7 @@ check() { # check NAME COMMAND...: runs it, notes a failure, goes on, so that on
 # torch waits for ever: so it is built before the slow tests, once (about 20 s), where nothing kills it.
 build_deepspeed() {
     ACCELERATE_USE_DEEPSPEED=true timeout 600 python - <<'PYTHON'
-from audio_llm.training.common import check_build_locks
+from audio_llm.training.run import check_build_locks
 from deepspeed.accelerator import get_accelerator
 
 check_build_locks()  # says which file to remove

@@ -15,7 +15,6 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 
 import pytest
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 LAYOUT_OF = {1: "mono", 2: "binaural", 4: "foa"}
 
 
@@ -44,9 +43,9 @@ def make_checkpoint(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from audio_llm.checkpoints.build import build_checkpoint, load_model
-    from audio_llm.encoders import build_encoder
-    from audio_llm.training.language_model import train_tokenizer
+    from audio_llm.model.build import build_checkpoint, load_model
+    from audio_llm.model.encoder import build_encoder
+    from audio_llm.tasks.language_model.task import train_tokenizer
 
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(tiny_corpus(), vocabulary=400)

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from audio_llm import config as recipes
-from audio_llm.training import supervised
+from audio_llm.tasks import base, trainer
 
 
-def train_and_kill(recipe: supervised.EncoderRecipe, first: int, last: int) -> None:
+def train_and_kill(recipe: base.EncoderRecipe, first: int, last: int) -> None:
     """Train by `recipe` and SIGKILL it once its metrics have a drawn number of lines, from `first` to `last`.
 
     What it leaves is half a run: a checkpoint that it can go on from, and no summary. `first` has to be beyond the
@@ -39,19 +39,19 @@ def train_and_kill(recipe: supervised.EncoderRecipe, first: int, last: int) -> N
     _, said = process.communicate()
     print(f"killed at {written(output)} lines, {lines} drawn by seed {seed}")
     assert process.returncode == -signal.SIGKILL, said.decode()[-2000:]
-    assert (output / supervised.CHECKPOINT).is_file() and not (output / supervised.SUMMARY).exists()
+    assert (output / trainer.CHECKPOINT).is_file() and not (output / trainer.SUMMARY).exists()
 
 
 def written(output: Path) -> int:
     """Lines of the metrics so far."""
-    path = output / supervised.METRICS
+    path = output / trainer.METRICS
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 def assert_same_run(one: Path, other: Path) -> None:
     """Metrics and weights to the byte, and the scores of the kept weights."""
-    for name in (supervised.METRICS, supervised.WEIGHTS):
+    for name in (trainer.METRICS, trainer.WEIGHTS):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    summaries = [json.loads((folder / supervised.SUMMARY).read_text()) for folder in (one, other)]
+    summaries = [json.loads((folder / trainer.SUMMARY).read_text()) for folder in (one, other)]
     for key in ("steps", "scores", "last_scores"):
         assert summaries[0][key] == summaries[1][key], key

@@ -19,8 +19,8 @@ from scipy.io import wavfile
 from audio_llm import audio
 from audio_llm.audio import Waveform
 from audio_llm.errors import AudioError
+from tests.paths import SHARED
 
-SHARED = Path(__file__).parents[2] / "shared"
 LAYOUTS = list(audio.LAYOUT_CHANNELS)
 
 

@@ -15,15 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from audio_llm import predicting
 from audio_llm.audio import LAYOUT_CHANNELS, LAYOUT_OF_COUNT, Waveform
-from audio_llm.checkpoints.encoder import save_parts
 from audio_llm.cli import main
-from audio_llm.encoders import AudioEncoder, build_encoder
-from audio_llm.encoders.base import ENCODERS
+from audio_llm.encoders.heads import build_classifier
 from audio_llm.errors import AudioError
-from audio_llm.heads import build_classifier
-from audio_llm.processing import AudioLLMFeatureExtractor
+from audio_llm.model.encoder import ENCODERS, AudioEncoder, build_encoder
+from audio_llm.model.folder import save_parts
+from audio_llm.model.processing import AudioLLMFeatureExtractor
+from audio_llm.tasks.classification import predict as predict_module
 
 NAMES = sorted(ENCODERS)
 LABELS = ["car horn", "dog", "rain"]
@@ -181,7 +180,7 @@ def test_ten_minutes_are_heard_to_the_end(name, models, tmp_path, capsys):
 @every_encoder
 def test_arrays_that_are_no_sound_are_refused_by_the_classifier(name, models):
     """The same for callers in Python, who bring no file."""
-    encoder, classifier = encoder_of(name), predicting.load(models(name))
+    encoder, classifier = encoder_of(name), predict_module.load(models(name))
     layout = encoder.layouts[0]
     bad = noise(encoder.num_channels, 4000)
     bad[0, 7] = np.nan

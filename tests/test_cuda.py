@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from audio_llm.encoders import ENCODERS, build_encoder
 from audio_llm.encoders.mamba import chunked_scan, scan
+from audio_llm.model.encoder import ENCODERS, build_encoder
 from benchmarks.features import FRONT_ENDS, clips
-from tests.test_mamba import inputs
+from tests.encoders.test_mamba import inputs
 
 DEVICE = "cuda"
 DECODERS = ("conformer", "bimamba", "bimamba_ac", "conbimamba", "conbimamba_ac", "gru")

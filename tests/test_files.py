@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from audio_llm import files
+from tests.paths import ROOT
 
 VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.text(st.characters()))
 
@@ -99,7 +99,7 @@ def test_a_reader_never_sees_half_of_a_file(tmp_path):
     path = tmp_path / "state.json"
     code = "import sys\nfrom audio_llm.files import write_json\nn = 0\nwhile True:\n    n += 1\n"
     code += "    write_json(sys.argv[1], [n] * 20000)\n    print(n, flush=True)\n"
-    root = Path(__file__).parents[1]
+    root = ROOT
     process = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=root, stdout=subprocess.PIPE)
     assert process.stdout is not None
     for _ in range(5):

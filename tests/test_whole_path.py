@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from audio_llm.cli import main
+from tests.paths import ROOT
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "quickstart"
+RECIPES = ROOT / "recipes" / "quickstart"
 pytest.importorskip("pyroomacoustics", reason="needs the demo extra")
 
 

@@ -9,8 +9,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from audio_llm import prompts
 from audio_llm.errors import ConfigError
+from audio_llm.language import prompts, replies
 
 HELP = "ask one question about audio files"
 
@@ -32,25 +32,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from audio_llm import asking
+    from audio_llm.answering import ask as ask_module
 
     if (args.url is None) == (args.model is None):
         raise ConfigError("ask: expected either --url URL (a running server) or --model DIR (a checkpoint folder).")
     *files, question = args.words
-    asked = asking.Asked(question, tuple(map(Path, files)), tuple(args.choices), args.style, args.constrain)
-    decoding = asking.Decoding(args.max_tokens, args.temperature, args.seed)
+    asked = ask_module.Asked(question, tuple(map(Path, files)), tuple(args.choices), args.style, args.constrain)
+    decoding = ask_module.Decoding(args.max_tokens, args.temperature, args.seed)
     with contextlib.redirect_stdout(sys.stderr):  # libraries print while they load; standard output is the answer's
         if args.url is not None:
-            text = asking.ask_server(asked, args.url, args.adapter, decoding)
+            text = ask_module.ask_server(asked, args.url, args.adapter, decoding)
         else:
-            ask = asking.ask_vllm if args.engine == "vllm" else asking.ask_transformers
+            ask = ask_module.ask_vllm if args.engine == "vllm" else ask_module.ask_transformers
             text = ask(asked, args.model, Path(args.adapter) if args.adapter else None, decoding)
-    reply = prompts.read_reply(text, args.choices)
+    reply = replies.read_reply(text, args.choices)
     print(json.dumps(asdict(reply), ensure_ascii=False) if args.json else _readable(reply, args.choices))
     return 1 if args.choices and reply.choice is None else 0
 
 
-def _readable(reply: prompts.Reply, choices: list[str]) -> str:
+def _readable(reply: replies.Reply, choices: list[str]) -> str:
     lines = []
     if reply.thinking:
         lines.append(f"thinking: {reply.thinking}")

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _encoder(args: argparse.Namespace) -> None:
     from audio_llm import config
-    from audio_llm.checkpoints.conversion import convert
+    from audio_llm.encoders.conversion import convert
 
     convert(args.source, args.out, args.name, args.licence, **config.read(None, args.set))
 
@@ -74,8 +74,8 @@ def _build(args: argparse.Namespace) -> None:
     _expect(args.language_model, ("config.json", "tokenizer_config.json"), "a language model", cure)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from audio_llm.checkpoints.build import build_checkpoint
-    from audio_llm.checkpoints.encoder import load_encoder
+    from audio_llm.model.build import build_checkpoint
+    from audio_llm.model.folder import load_encoder
 
     build_checkpoint(
         args.out,
@@ -89,14 +89,14 @@ def _build(args: argparse.Namespace) -> None:
 
 
 def _merge(args: argparse.Namespace) -> None:
-    from audio_llm.checkpoints.validate import check_adapter, check_checkpoint
+    from audio_llm.model.validate import check_adapter, check_checkpoint
 
     check_adapter(args.adapter, check_checkpoint(args.base))
     from peft import PeftModel
 
-    from audio_llm.checkpoints.build import load_model, load_processor
-    from audio_llm.checkpoints.export import merge, save_weights, scale_of, split_state
     from audio_llm.files import atomic_folder
+    from audio_llm.model.build import load_model, load_processor
+    from audio_llm.model.export import merge, save_weights, scale_of, split_state
 
     plain = load_model(args.base, dtype="auto")
     model = PeftModel.from_pretrained(plain, args.adapter)
@@ -106,10 +106,10 @@ def _merge(args: argparse.Namespace) -> None:
 
 
 def _language_model(args: argparse.Namespace) -> None:
-    from audio_llm.checkpoints.validate import check_checkpoint
+    from audio_llm.model.validate import check_checkpoint
 
     check_checkpoint(args.model)
-    from audio_llm.checkpoints.build import export_language_model, load_model, load_processor
+    from audio_llm.model.build import export_language_model, load_model, load_processor
 
     export_language_model(load_model(args.model, dtype="auto"), load_processor(args.model).tokenizer, args.out)
 

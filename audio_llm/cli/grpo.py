@@ -27,18 +27,18 @@ def run(args: argparse.Namespace) -> int:
 
     for package in ("trl", "accelerate", "peft"):
         require(package, "audio-llm grpo", "train")
-    from audio_llm.training import common, grpo
-    from audio_llm.vllm import engine
+    from audio_llm.serving import rollout_engines
+    from audio_llm.training import grpo, policy
 
     recipe = config.load(grpo.GRPORecipe, args.recipe, args.overrides)
     if args.expect_processes is not None:
         recipe.processes = args.expect_processes
     if args.server_command:
-        folder = common.starting_folder(recipe.model, recipe.output)
+        folder = policy.starting_folder(recipe.model, recipe.output)
         target = recipe.output / "rollout-model"
-        print(engine.prepare_server(folder, target, recipe.engine, recipe.lora, recipe.seed))
+        print(rollout_engines.prepare_server(folder, target, recipe.engine, recipe.lora, recipe.seed))
         return 0
-    result = grpo.run(recipe, engine.build_engine)
+    result = grpo.run(recipe, rollout_engines.build_engine)
     if int(os.environ.get("RANK", "0")) != 0:
         return 0
     exported = ", ".join(result["exported"].values())

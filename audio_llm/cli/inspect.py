@@ -26,22 +26,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from audio_llm.shards import inspection
+    from audio_llm.inspection import shards
     from audio_llm.shards.reader import ShardDataset
 
     dataset = ShardDataset(args.folders, verify=args.verify, max_reject_share=args.max_reject_share)
-    print(inspection.shard_table(dataset))
-    survey = inspection.Survey.of(dataset)
+    print(shards.shard_table(dataset))
+    survey = shards.Survey.of(dataset)
     print("\n" + survey.text())
     chosen = args.sample if args.sample is not None else "0"
-    position = inspection.find_sample(dataset, chosen)
+    position = shards.find_sample(dataset, chosen)
     shown = None
     if args.model:
-        from audio_llm.training.rendering import rendered
+        from audio_llm.inspection.rendering import rendered
 
         shown = rendered(dataset, position, args.model, args.style)
-    print("\n" + inspection.sample_text(dataset, position, shown))
+    print("\n" + shards.sample_text(dataset, position, shown))
     if args.html:
-        inspection.write_page(Path(args.html), dataset, survey, position, shown)
+        shards.write_page(Path(args.html), dataset, survey, position, shown)
         print(f"\nwrote {args.html}")
     return 1 if survey.problems else 0

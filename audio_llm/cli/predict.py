@@ -36,10 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """2 when a file could not be heard: it is named, and the others are still done."""
-    from audio_llm import locating
     from audio_llm.errors import AudioLLMError
+    from audio_llm.tasks.seld import predict
 
-    heard = _events(args) if locating.finds_events(args.model) else _classes(args)
+    heard = _events(args) if predict.finds_events(args.model) else _classes(args)
     failed = 0
     for file in args.files:
         try:
@@ -51,39 +51,41 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _classes(args: argparse.Namespace) -> Callable[[str], str]:
-    from audio_llm import predicting
+    from audio_llm.tasks.classification import predict
 
     _refuse(args, "threshold", "out", format="csv", model="a network that finds events")
-    classifier = predicting.load(args.model, args.channels, args.fold)
+    classifier = predict.load(args.model, args.channels, args.fold)
 
     def heard(file: str) -> str:
-        prediction = predicting.predict_file(classifier, file, args.hop)
+        prediction = predict.predict_file(classifier, file, args.hop)
         if args.format == "json":
-            return predicting.as_json(file, prediction)
+            return predict.as_json(file, prediction)
         if args.format == "block":
-            return predicting.as_block(prediction)
-        return predicting.as_table(file, prediction)
+            return predict.as_block(prediction)
+        return predict.as_table(file, prediction)
 
     return heard
 
 
 def _events(args: argparse.Namespace) -> Callable[[str], str]:
-    from audio_llm import files, locating, seld
+    from audio_llm import files
+    from audio_llm.datasets import seld_tables
     from audio_llm.errors import one_line
+    from audio_llm.tasks.seld import predict, tracks
 
     _refuse(args, "hop", "channels", "fold", format="block", model="a classifier")
     suffix = {"csv": ".csv", "json": ".json"}.get(args.format, ".txt")
     paths = {file: Path(args.out) / f"{Path(file).stem}{suffix}" for file in args.files} if args.out else {}
     _refuse_doubles(paths)
-    locator = locating.load(args.model, args.threshold)
+    locator = predict.load(args.model, args.threshold)
 
     def heard(file: str) -> str:
-        found = locating.locate_file(locator, file)
-        events = seld.join_events(found, locator.labels)
+        found = predict.locate_file(locator, file)
+        events = tracks.join_events(found, locator.labels)
         if args.format == "csv":
-            text = seld.format_rows(found.rows()).rstrip("\n")
+            text = seld_tables.format_rows(found.rows()).rstrip("\n")
         else:
-            text = (locating.as_json if args.format == "json" else locating.as_table)(file, events)
+            text = (predict.as_json if args.format == "json" else predict.as_table)(file, events)
         if not args.out:
             return text
         paths[file].parent.mkdir(parents=True, exist_ok=True)

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from audio_llm.vllm.launcher import ServeOptions, serve
+    from audio_llm.serving.launcher import ServeOptions, serve
 
     serve(
         ServeOptions(

@@ -7,12 +7,12 @@ import argparse
 HELP = "train an audio encoder, or a small language model, from a recipe"
 
 _TASKS = {
-    "encoder": "audio_llm.training.supervised",
-    "classification": "audio_llm.training.supervised",
-    "tagging": "audio_llm.training.supervised",
-    "seld": "audio_llm.training.supervised",
-    "language_model": "audio_llm.training.language_model",
-    "echotwin": "audio_llm.training.echotwin",
+    "encoder": "audio_llm.tasks.trainer",
+    "classification": "audio_llm.tasks.trainer",
+    "tagging": "audio_llm.tasks.trainer",
+    "seld": "audio_llm.tasks.trainer",
+    "language_model": "audio_llm.tasks.language_model.task",
+    "echotwin": "audio_llm.tasks.echotwin.task",
 }
 
 

@@ -1,7 +1,7 @@
 """CNN14 (Kong et al. 2020, "PANNs") as a trunk for sound events, with a sequence model on top.
 
 The state-dict keys of the trunk are those of PSELDNets (`scalar`, `convs.conv_block1` to `6`). Presets named after a
-decoder are the networks of stereo SELD with BiMamba, in their right form; `audio_llm.checkpoints.pseld` chooses the
+decoder are the networks of stereo SELD with BiMamba, in their right form; `audio_llm.encoders.pseld` chooses the
 form that published weights need.
 """
 
@@ -77,7 +77,7 @@ class CNN14(SpectralEncoder):
     """
 
     name = "cnn14"
-    published = "audio_llm.checkpoints.pseld:load_cnn14"
+    published = "audio_llm.encoders.pseld:load_cnn14"
     config_class = CNN14Config
     config: CNN14Config
     presets: ClassVar[dict[str, dict[str, Any]]] = {

@@ -217,7 +217,7 @@ class HTSAT(SpectralEncoder):
     """
 
     name = "htsat"
-    published = "audio_llm.checkpoints.pseld:load_htsat"
+    published = "audio_llm.encoders.pseld:load_htsat"
     config_class = HTSATConfig
     config: HTSATConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {

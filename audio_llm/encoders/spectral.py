@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from audio_llm import features
-from audio_llm.encoders.base import AudioEncoder
+from audio_llm.encoders import features
 from audio_llm.errors import ConfigError, describe
+from audio_llm.model.encoder import AudioEncoder
 
 # layout -> (channels, planes, accepted layouts); binaural is two channels as well, of another kind of microphone.
 _LAYOUTS: dict[str, tuple[int, int, tuple[str, ...]]] = {

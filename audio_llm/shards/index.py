@@ -7,6 +7,7 @@ in the middle, wrong JSON, a duplicate key, a missing member) is counted and lis
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -298,7 +299,6 @@ def _check_names(folder: Path, paths: list[Path], sizes: dict[str, dict[str, Any
 
 
 def _check_sums(folder: Path, paths: list[Path], sizes: dict[str, dict[str, Any]]) -> None:
-    from audio_llm.shards.writer import describe_shard
 
     if not sizes:
         raise ShardError(describe(str(folder), "a sizes.json with checksums", "none, so nothing can be verified"))
@@ -307,3 +307,10 @@ def _check_sums(folder: Path, paths: list[Path], sizes: dict[str, dict[str, Any]
         if known is None or describe_shard(path, 0)["sha256"] != known:
             found = "no checksum" if known is None else "other bytes: the shard was changed or damaged"
             raise ShardError(describe(str(path), "the SHA-256 of sizes.json", found, "Write or copy it again."))
+
+
+def describe_shard(path: Path, samples: int) -> dict[str, Any]:
+    """The entry of one shard in ``sizes.json``."""
+    with open(path, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"samples": samples, "bytes": path.stat().st_size, "sha256": digest}

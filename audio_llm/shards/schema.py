@@ -11,13 +11,13 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
+from string import ascii_uppercase
 from typing import Any
 
 from audio_llm.audio import LAYOUT_CHANNELS, Waveform
 from audio_llm.audio import sha256 as audio_sha256
 from audio_llm.errors import ConfigError, ShardError, describe, nearest
 from audio_llm.files import parse_json
-from audio_llm.prompts import MOST_CHOICES
 
 VERSION = 1
 MAX_KEY_BYTES = 90  # ustar holds 100 bytes of name; ".flac" and ".json" take five, the rest is margin
@@ -282,3 +282,6 @@ def _validate_audio(audio: AudioInfo, where: str) -> None:
         raise ShardError(describe(where, expected, f"{audio.layout!r} with {audio.channels} channels"))
     _number(audio.seconds, f"{where}.seconds", low=0)
     _text(audio.sha256, f"{where}.sha256")
+
+
+MOST_CHOICES = len(ascii_uppercase)  # each has a letter

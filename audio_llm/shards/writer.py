@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from typing import IO, Any
 from audio_llm.audio import INT16_SCALE, Waveform, encode, quantise
 from audio_llm.errors import ShardError, describe
 from audio_llm.files import write_json, write_lines
+from audio_llm.shards.index import describe_shard
 from audio_llm.shards.schema import AudioInfo, Sample, check_key
 
 SIZES = "sizes.json"
@@ -249,13 +249,6 @@ class ShardWriter:
             raise ShardError(
                 f"{self.folder}: cannot write shards ({reason}). {finished}; mend that and run the same command again."
             ) from error
-
-
-def describe_shard(path: Path, samples: int) -> dict[str, Any]:
-    """The entry of one shard in ``sizes.json``."""
-    with open(path, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"samples": samples, "bytes": path.stat().st_size, "sha256": digest}
 
 
 def make_key(text: str) -> str:

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from audio_llm import __version__
-from audio_llm.encoders import encoder_config
 from audio_llm.errors import ConfigError, TrainingError, describe
+from audio_llm.model.encoder import encoder_config
 
 
 def encoder_digest(encoder: nn.Module) -> str:

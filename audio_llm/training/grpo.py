@@ -2,7 +2,7 @@
 
 A recipe names data, rewards, an engine that samples, and any of TRL's own settings under ``grpo:``. What makes it hear
 is in ``audio_llm.training.grpo_trainer``, what samples in ``audio_llm.training.rollouts`` and
-``audio_llm.vllm.engine``.
+``audio_llm.serving.rollout_engines``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import torch
 
 from audio_llm import files
 from audio_llm.errors import ConfigError, nearest
-from audio_llm.training import common
-from audio_llm.training.common import EncoderTraining, LoRARecipe, ModelRecipe, Precision, ProjectorTraining
+from audio_llm.training import callbacks, policy
+from audio_llm.training import run as run_module
 from audio_llm.training.encoder_cache import open_cache
+from audio_llm.training.policy import EncoderTraining, LoRARecipe, ModelRecipe, Precision, ProjectorTraining
 from audio_llm.training.rewards import DEFAULT_WEIGHTS, build_rewards
 from audio_llm.training.rollouts import EngineRecipe, PolicyWeights, RolloutEngine
 
@@ -144,7 +145,7 @@ def parity_bound(recipe: GRPORecipe) -> float | None:
     if recipe.parity_bound == "off":
         return None
     if recipe.parity_bound == "auto":
-        return 1e-3 if common.resolve_precision(recipe.precision) == "fp32" else 1.0
+        return 1e-3 if policy.resolve_precision(recipe.precision) == "fp32" else 1.0
     return recipe.parity_bound
 
 
@@ -186,7 +187,7 @@ def training_arguments(recipe: GRPORecipe, weights: list[float]) -> Any:
         reward_weights=weights,
         use_vllm=False,
         dataloader_pin_memory=False,
-        **common.trainer_settings(recipe),
+        **run_module.trainer_settings(recipe),
         **settings,
     )
 
@@ -205,7 +206,7 @@ def check_resumable(recipe: GRPORecipe, arguments: Any) -> None:
 def stream_position(recipe: GRPORecipe, samples: int) -> dict[str, Any]:
     """What decides which prompts a step sees; a checkpoint carries it, and a resumed run must agree."""
     return {
-        "data": common.data_hash(recipe.data.train),
+        "data": run_module.data_hash(recipe.data.train),
         "samples": samples,
         "prompts_per_step": recipe.prompts_per_step,
         "group_size": recipe.group_size,
@@ -216,38 +217,39 @@ def stream_position(recipe: GRPORecipe, samples: int) -> dict[str, Any]:
 def run(recipe: GRPORecipe, build_engine: BuildEngine) -> dict[str, Any]:
     """Train and export; returns what ``result.json`` holds. Resumes by itself (``resume: auto``).
 
-    `build_engine` makes the rollout engine (``audio_llm.vllm.engine.build_engine``). The run folder gets
+    `build_engine` makes the rollout engine (``audio_llm.serving.rollout_engines.build_engine``). The run folder gets
     ``recipe.yaml``, ``trainable.json``, ``metrics.jsonl``, ``completions.jsonl``, ``rejects.jsonl``, ``checkpoint-N/``,
     ``result.json`` and the exported ``merged/`` or ``base/`` + ``adapter/``.
     """
-    from audio_llm.checkpoints.build import load_processor
-    from audio_llm.training.sft import open_shards, planned_steps
+    from audio_llm.model.build import load_processor
+    from audio_llm.training.examples import open_shards
+    from audio_llm.training.run import planned_steps
 
-    common.prepare_torch()
-    common.check_build_locks()
+    run_module.prepare_torch()
+    run_module.check_build_locks()
     functions, weights = build_rewards(recipe.rewards)
     arguments = training_arguments(recipe, weights)
-    common.check_launch(arguments.world_size, recipe.processes)
+    run_module.check_launch(arguments.world_size, recipe.processes)
     check_resumable(recipe, arguments)
     main = arguments.process_index == 0
-    start = common.starting_folder(recipe.model, recipe.output)
+    start = policy.starting_folder(recipe.model, recipe.output)
     processor = load_processor(start)
     shards = open_shards(recipe.data.train, processor, recipe.data.max_reject_share)
-    arguments.max_steps = planned_steps(recipe, len(shards), recipe.prompts_per_step)  # type: ignore[arg-type]
+    arguments.max_steps = planned_steps(recipe, len(shards), recipe.prompts_per_step)
     position = stream_position(recipe, len(shards))
-    done, checkpoint = common.claim(recipe, position)
+    done, checkpoint = run_module.claim(recipe, position)
     if done is not None:
         return done
 
     mixed = arguments.bf16 and recipe.lora is not None
-    model = common.trained_model(recipe, start, torch.bfloat16 if mixed else torch.float32)
+    model = policy.trained_model(recipe, start, torch.bfloat16 if mixed else torch.float32)
     engine = build_engine(recipe.engine, PolicyWeights(model.to(arguments.device)), processor.tokenizer, recipe.seed)
     try:
         trainer = build_trainer(recipe, arguments, model, processor, shards, engine, functions, position)
         if main:
             print(f"rollouts by {engine.name}" + (f"; resuming from {checkpoint}" if checkpoint else ""))
         if checkpoint:  # TRL counts micro-steps from zero after a resume
-            updates = json.loads((checkpoint / common.COMPLETE).read_text())["step"]
+            updates = json.loads((checkpoint / callbacks.COMPLETE).read_text())["step"]
             trainer._step = updates * arguments.gradient_accumulation_steps
         started = time.monotonic()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -264,7 +266,7 @@ def run(recipe: GRPORecipe, build_engine: BuildEngine) -> dict[str, Any]:
         if trainer.cache is not None:
             result["encoder_cache"] = {"hits": trainer.cache.hits, "misses": trainer.cache.misses}
         result |= reward_summary(trainer.state.log_history)
-        result["exported"] = common.exported(recipe, trainer, processor)
+        result["exported"] = run_module.exported(recipe, trainer, processor)
     finally:
         engine.close()  # last: vLLM takes the process group down with it
     if main:
@@ -292,13 +294,13 @@ def build_trainer(
     position: Mapping[str, Any],
 ) -> Any:
     """The trainer of a run with its data, callbacks and files."""
-    from audio_llm.training.grpo_trainer import AudioGRPOTrainer, ClipSource, ForgetAfterResume
-    from audio_llm.training.sft import Rejects, RunSampler
+    from audio_llm.training.examples import ClipSource, Rejects, RunSampler
+    from audio_llm.training.grpo_trainer import AudioGRPOTrainer, ForgetAfterResume
 
     if processor.tokenizer.pad_token_id is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     rejects = Rejects(recipe.output / "rejects.jsonl", len(shards), recipe.data.max_reject_share)
-    budget = [common.TimeBudget(recipe.seconds)] if recipe.seconds is not None else []
+    budget = [callbacks.TimeBudget(recipe.seconds)] if recipe.seconds is not None else []
     completions = recipe.output / "completions.jsonl"
     trainer = AudioGRPOTrainer(
         model=model,
@@ -315,12 +317,12 @@ def build_trainer(
         cache=open_cache(recipe.encoder_cache, model),
         share_prompts=recipe.share_prompts,
         callbacks=[
-            common.MetricsFile(recipe.output / "metrics.jsonl", recipe.prompts_per_step, len(shards)),
+            callbacks.MetricsFile(recipe.output / "metrics.jsonl", recipe.prompts_per_step, len(shards)),
             ForgetAfterResume(completions, recipe.output / "order.jsonl"),
-            common.Checkpoints(recipe.output, recipe.keep_checkpoints, position),
-            common.StopOnNaN(),
+            callbacks.Checkpoints(recipe.output, recipe.keep_checkpoints, position),
+            callbacks.StopOnNaN(),
             *budget,
         ],
     )
-    common.quiet(trainer)
+    callbacks.quiet(trainer)
     return trainer

@@ -1,7 +1,7 @@
 """TRL's ``GRPOTrainer`` (1.16) with audio in the prompt, in the rollout and in the log-probabilities.
 
 TRL carries images only: its scoring pass would drop audio silently and train a policy that guesses. Six of its methods
-are overridden here; they are private, so ``tests/test_grpo.py`` guards their signatures:
+are overridden here; they are private, so ``tests/training/test_grpo.py`` guards their signatures:
 
 ``_generate_and_score_completions``  rows are references; each clip is decoded once and travels beside its rows
 ``_tokenize_prompts``                the ids the processor made, placeholders expanded
@@ -15,14 +15,12 @@ and one of Trainer's, ``_get_train_sampler``, so that a run has one seamless, re
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +32,13 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
-from audio_llm import audio, files, prompts
-from audio_llm.encoders import AudioEncoder
-from audio_llm.errors import AudioLLMError, ShardError, TrainingError, describe
-from audio_llm.modeling import SharedPrompt
-from audio_llm.shards import ShardDataset
-from audio_llm.training import common
+from audio_llm import files
+from audio_llm.errors import TrainingError, describe
+from audio_llm.model.encoder import AudioEncoder
+from audio_llm.model.modeling import SharedPrompt
+from audio_llm.training import callbacks
 from audio_llm.training.encoder_cache import EncoderCache
+from audio_llm.training.examples import Clip, ClipSource, RunSampler, _join
 from audio_llm.training.rewards import completion_text
 from audio_llm.training.rollouts import (
     LANGUAGE_MODEL,
@@ -51,104 +49,9 @@ from audio_llm.training.rollouts import (
     prompt_embeddings,
     timed,
 )
-from audio_llm.training.sft import MAX_REPLACEMENTS, Rejects, RunSampler
 
 TIMES = ("load", "rollout", "reward", "logprob", "sync")  # what is measured; `update` is the rest of a step
 SAME_REWARD = 1e-9  # rewards are float32 sums of a few weighted parts; below this they differ by rounding alone
-
-
-@dataclass(eq=False)
-class Clip:
-    """One prompt: its place in the data, columns for the rewards, token ids, windows, and what a frozen encoder made.
-
-    Rows of a group share one clip object; identity (``is``) is what makes a group a group.
-    """
-
-    row: dict[str, Any]
-    ids: list[int]
-    input_audio: Tensor | None  # (windows, channels, time)
-    audio_lengths: Tensor | None  # (windows,)
-    tokens: tuple[Tensor, Tensor] | None = None  # (windows, n, hidden), (windows, n)
-
-    @property
-    def windows(self) -> int:
-        return 0 if self.input_audio is None else len(self.input_audio)
-
-
-class ClipSource:
-    """Samples of a ``ShardDataset`` as prompts. `decoded` counts how many clips were read.
-
-    A sample that cannot be used is replaced by the next good one and recorded in `rejects`.
-    """
-
-    def __init__(self, shards: ShardDataset, processor: Any, style: str, rejects: Rejects) -> None:
-        self.shards, self.processor, self.style, self.rejects = shards, processor, style, rejects
-        self.decoded = 0
-
-    def load(self, index: int) -> Clip:
-        """The clip at `index`, or the first usable one after it."""
-        refused: list[tuple[str, str]] = []
-        for offset in range(min(MAX_REPLACEMENTS, len(self.shards))):
-            position = (index + offset) % len(self.shards)
-            try:
-                clip = self._encode(position)
-            except TrainingError:
-                raise
-            except AudioLLMError as error:
-                folder, row = self.shards.locate(position)
-                refused.append((f"{folder}/{row.shard}: {row.key}", str(error)))
-                continue
-            self.rejects.add(refused)
-            return clip
-        raise TrainingError(f"{len(refused)} samples in a row cannot be used; the first: {refused[0][1]}")
-
-    def _encode(self, index: int) -> Clip:
-        item = self.shards[index]
-        self.decoded += 1
-        sample, waveform = item["sample"], item.get("waveform")
-        if sample.question is None or sample.answer is None:
-            raise ShardError(describe(f"sample '{sample.id}'", "a question with an answer to reward against", "none"))
-        if sample.choices and prompts.resolve_option(sample.answer, sample.choices).index is None:
-            raise ShardError(describe(f"sample '{sample.id}'", "an answer among its choices", repr(sample.answer)))
-        extractor = self.processor.feature_extractor
-        if waveform is not None:
-            audio.check(waveform, layouts=extractor.layouts, sample_rate=extractor.sampling_rate, name=sample.id)
-        audios = [] if waveform is None else [waveform.samples]
-        messages = prompts.conversation(sample, audios=len(audios))
-        features = self.processor(
-            text=[self.processor.render(messages, generate=True)], audio=[audios] if audios else None
-        )
-        clip = Clip(
-            row=self._columns(index, sample, messages),
-            ids=features["input_ids"][0].tolist(),
-            input_audio=features.get("input_audio"),
-            audio_lengths=features.get("audio_lengths"),
-        )
-        placeholders = clip.ids.count(self.processor.audio_token_id)
-        if audios and not (placeholders and clip.windows):
-            raise TrainingError(
-                describe(
-                    f"sample '{sample.id}', which has audio",
-                    "audio placeholders and windows in its prompt",
-                    f"{placeholders} placeholders and {clip.windows} windows",
-                    "The policy would be rewarded for guessing.",
-                )
-            )
-        return clip
-
-    def _columns(self, index: int, sample: Any, messages: list[dict[str, Any]]) -> dict[str, Any]:
-        """What a reward function is given, in TRL's terms: one dataset row."""
-        return {
-            "prompt": messages,
-            "folder": str(self.shards.locate(index)[0]),
-            "index": index,
-            "sample_id": sample.id,
-            "answer": sample.answer,
-            "choices": list(sample.choices) or None,
-            "events": [dataclasses.asdict(event) for event in sample.events],
-            "question_type": sample.meta.get("question_type"),
-            "style": self.style,
-        }
 
 
 def reference_dataset(size: int) -> Dataset:
@@ -191,10 +94,10 @@ class ForgetAfterResume(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             for path in self.paths:
-                common.forget_after(path, state.global_step)
+                callbacks.forget_after(path, state.global_step)
 
 
-class AudioGRPOTrainer(common.BudgetedSchedule, GRPOTrainer):
+class AudioGRPOTrainer(callbacks.BudgetedSchedule, GRPOTrainer):
     """GRPO on prompts with audio. See the module's text; the arguments beyond TRL's are keyword only."""
 
     def __init__(
@@ -568,11 +471,3 @@ def gather_groups(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for number in range(width):
             dealt[number][name] = rows[number * size : (number + 1) * size]
     return dealt
-
-
-def _join(clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
-    """The windows of `clips`, padded to the longest: (windows, channels, time) and (windows,) valid samples."""
-    samples = [clip.input_audio for clip in clips if clip.input_audio is not None]
-    longest = max(part.shape[-1] for part in samples)
-    padded = [torch.nn.functional.pad(part, (0, longest - part.shape[-1])) for part in samples]
-    return torch.cat(padded), torch.cat([clip.audio_lengths for clip in clips if clip.audio_lengths is not None])

@@ -2,7 +2,7 @@
 
 The trainer's encoder and projector embed the prompt, an engine runs the language model. So any encoder works with any
 engine, and only the language model has to be kept in step with the policy. Engines: :class:`TransformersRollouts` here,
-vLLM in process or over HTTP in ``audio_llm.vllm.engine``.
+vLLM in process or over HTTP in ``audio_llm.serving.rollout_engines``.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from audio_llm.errors import AudioError, ConfigError
 from audio_llm.files import atomic_file, write_json
 from data_prep import sounds
 from data_prep.scenes import rooms
-from data_prep.scenes.heads import Head, unit_vectors
+from data_prep.scenes.receivers import Head, unit_vectors
 from data_prep.scenes.world import Placed, World
 
 Array = np.ndarray

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from audio_llm.errors import ConfigError, require
-from data_prep.scenes.heads import SPEED_OF_SOUND, Head, angles, unit_vectors
+from data_prep.scenes.receivers import SPEED_OF_SOUND, Head, angles, unit_vectors
 
 Array = np.ndarray
 

@@ -26,7 +26,7 @@ from audio_llm.shards.schema import Sample
 from audio_llm.shards.writer import ShardWriter
 from data_prep import questions, sounds, text_check
 from data_prep.questions import QuestionsConfig
-from data_prep.scenes import heads, pool, render, rooms
+from data_prep.scenes import pool, receivers, render, rooms
 from data_prep.scenes.world import EventsConfig, Margins, World
 
 FORMAT_VERSION = 2  # raise it when the same recipe would give other bytes
@@ -108,7 +108,7 @@ class SceneConfig:
         if self.seed < 0:
             raise ConfigError(f"seed: expected 0 or more, found {self.seed}.")
         self.audio.check()
-        heads.build(self.audio.layout, sofa=self.head.sofa, radius=self.head.radius)
+        receivers.build(self.audio.layout, sofa=self.head.sofa, radius=self.head.radius)
         self.rooms.check()
         questions.check_config(self.questions)
         if not self.subsets:
@@ -210,7 +210,7 @@ class Renderer:
     ) -> None:
         self.config, self.bank, self.dataset, self.licence = config, bank / config.audio.layout, dataset, licence
         self.worlds = build_worlds(config, groups)
-        self.head = heads.build(config.audio.layout, sofa=config.head.sofa, radius=config.head.radius)
+        self.head = receivers.build(config.audio.layout, sofa=config.head.sofa, radius=config.head.radius)
 
     def room(self, job: tuple[str, int]) -> int:
         """Render the bank of one room."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from audio_llm.errors import ConfigError
 from audio_llm.shards.schema import Event
-from data_prep.scenes.heads import unit_vectors
+from data_prep.scenes.receivers import unit_vectors
 from data_prep.scenes.rooms import Room
 from data_prep.sounds import Clip
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from audio_llm.audio import Waveform, decode
-from audio_llm.dcase_aqa import read_answer, strip_letters
+from audio_llm.datasets.dcase_aqa import read_answer, strip_letters
+from audio_llm.datasets.records import SUFFIXES, Cell, Record, read_records
 from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.files import write_json
-from audio_llm.prompts import read_reply
-from audio_llm.records import SUFFIXES, Cell, Record, read_records
+from audio_llm.language.replies import read_reply
 from eval.benchmarks.base import BenchmarkError, Collection, Item, check_options, refuse_doubles, sha256_of
 from eval.predictions import Prediction
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from audio_llm.audio import Waveform
-from audio_llm.dcase_aqa import read_answer
+from audio_llm.datasets.dcase_aqa import read_answer
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, describe, nearest
-from audio_llm.prompts import ANSWERS_AS, MOST_CHOICES
+from audio_llm.language.prompts import ANSWERS_AS
+from audio_llm.shards.schema import MOST_CHOICES
 from eval.predictions import Prediction
 
 Word = TypeVar("Word", bound=str)

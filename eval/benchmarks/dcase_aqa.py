@@ -1,4 +1,4 @@
-"""DCASE 2025 task 5, audio question answering (Yang et al. 2025); its files: :mod:`audio_llm.dcase_aqa`."""
+"""DCASE 2025 task 5, audio question answering (Yang et al. 2025); its files: :mod:`audio_llm.datasets.dcase_aqa`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from audio_llm.config import read as read_yaml
-from audio_llm.dcase_aqa import (
+from audio_llm.datasets.dcase_aqa import (
     Answered,
     AnswerForm,
     Key,

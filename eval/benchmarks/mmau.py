@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from audio_llm.audio import Waveform, decode
+from audio_llm.datasets.records import Record, read_records
 from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.files import write_json
-from audio_llm.records import Record, read_records
 from eval.benchmarks.base import (
     BenchmarkError,
     Collection,

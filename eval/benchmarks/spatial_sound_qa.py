@@ -1,7 +1,7 @@
 """SpatialSoundQA (Zheng et al. 2024, "BAT: Learning to Reason about Spatial Sounds with Large Language Models").
 
 Records name one or two dry clips and room responses; what is heard is rendered when it is asked for, as the published
-code renders it (:mod:`audio_llm.reverberation`). Peaks above full scale are legal there and stay.
+code renders it (:mod:`audio_llm.datasets.reverberation`). Peaks above full scale are legal there and stay.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from audio_llm.audio import LAYOUT_CHANNELS, Waveform, decode
+from audio_llm.datasets.records import SUFFIXES, Record, read_records
+from audio_llm.datasets.reverberation import SAMPLE_RATE, Rendering, Response, dry, hear, load_response
 from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.files import write_atomically
-from audio_llm.prompts import read_reply
-from audio_llm.records import SUFFIXES, Record, read_records
-from audio_llm.reverberation import SAMPLE_RATE, Rendering, Response, dry, hear, load_response
+from audio_llm.language.replies import read_reply
 from eval.benchmarks.base import (
     BenchmarkError,
     Collection,

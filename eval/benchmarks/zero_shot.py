@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from audio_llm.datasets.sounds import Clip, Library, SoundFolder, find, official_folds
 from audio_llm.errors import ConfigError, describe, nearest
-from audio_llm.prompts import MOST_CHOICES
-from audio_llm.sounds import Clip, Library, SoundFolder, find, official_folds
+from audio_llm.shards.schema import MOST_CHOICES
 from eval.benchmarks.base import Collection, Item, check_options, sha256_of, whole_number
 from eval.controls import item_seed
 from eval.predictions import Prediction

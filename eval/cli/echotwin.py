@@ -83,19 +83,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_train(args: argparse.Namespace) -> int:
-    from audio_llm.echotwin import EchoTwinConfig
-    from audio_llm.training import echotwin
+    from audio_llm.tasks.echotwin import task
+    from audio_llm.tasks.echotwin.model import EchoTwinConfig
 
     checkpoint = Path(args.checkpoint)
     encoder = {"path": str(checkpoint)} if checkpoint.is_dir() else {"name": "beats", "published": str(checkpoint)}
-    echotwin.report(
-        echotwin.EchoTwinRecipe(
+    task.report(
+        task.EchoTwinRecipe(
             train=[Path(args.json_dir_train)],
             validation=Path(args.json_dir_val),
             audio=Path(args.audio_dir) if args.audio_dir else None,
             output=Path(args.save_dir),
             encoder=encoder,
-            text=echotwin.TextTower(path=Path(args.hf_text_dir) if args.hf_text_dir else None),
+            text=task.TextTower(path=Path(args.hf_text_dir) if args.hf_text_dir else None),
             model=EchoTwinConfig(head=args.head),
             unfreeze=args.unfreeze_audio_layers,
             cache=Path(args.cache) if args.cache else None,
@@ -116,8 +116,8 @@ def run_train(args: argparse.Namespace) -> int:
 
 def run_evaluate(args: argparse.Namespace) -> int:
     from audio_llm.errors import ConfigError, describe
-    from eval import echotwin
     from eval.cli.options import at_least
+    from eval.tasks import echotwin
 
     at_least(1, "--batch_size", args.batch_size)
     if not args.dev_json_dir and not args.eval_json_dir:
@@ -136,7 +136,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
 def run_table(args: argparse.Namespace) -> int:
     from audio_llm.errors import ConfigError, describe
     from audio_llm.files import write_atomically
-    from eval import echotwin
+    from eval.tasks import echotwin
 
     pairs = [text.partition("=") for text in (*args.runs, *args.baseline)]
     names = [name for name, _, _ in pairs]

@@ -67,18 +67,19 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size is not None:
         at_least(1, "--batch-size", args.batch_size)
     if Path(args.model).is_dir():
-        from audio_llm.locating import finds_events
-        from eval import seld_run, spatial
+        from audio_llm.tasks.seld.predict import finds_events
+        from eval.tasks import seld_run, spatial
 
         if finds_events(args.model) or seld_run.is_table_folder(args.model):
             return _seld(args)
         if spatial.is_encoder_folder(args.model):
             return _spatial(args)
+    from audio_llm.answering.base import NEED_AUDIO
+    from audio_llm.answering.engines import engine_name, open_engine
     from eval import predictions, runner
     from eval.benchmarks import get_benchmark
     from eval.cli.options import key_values, scorer_settings, share
     from eval.controls import parse_controls
-    from eval.engines import NEED_AUDIO, engine_name, open_engine
     from eval.rescoring import scorers_for
     from eval.tables import print_run, write_scores
 
@@ -151,9 +152,9 @@ def _spatial(args: argparse.Namespace) -> int:
 
     import torch
 
-    from audio_llm.checkpoints.encoder import WEIGHTS
     from audio_llm.errors import ConfigError
-    from eval import spatial
+    from audio_llm.model.folder import WEIGHTS
+    from eval.tasks import spatial
 
     if args.full:
         raise ConfigError("--full: expected a model that answers questions, found an encoder folder.")
@@ -177,8 +178,8 @@ def _seld(args: argparse.Namespace) -> int:
     """Sound events in time: the head of an encoder folder, or a folder of tables that any system predicted."""
     from pathlib import Path
 
-    from eval import seld_run
     from eval.cli.options import key_values
+    from eval.tasks import seld_run
 
     if len(args.data) > 1:
         from audio_llm.errors import ConfigError, describe

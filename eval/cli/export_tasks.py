@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from eval.benchmarks import get_benchmark, open_benchmark
     from eval.cli.options import key_values
-    from eval.handover import export_task
+    from eval.lmms_export import export_task
     from eval.runner import choose
 
     limit = None if args.limit is None else at_least(1, "--limit", args.limit)

@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from eval import classification, folds
+    from eval.tasks import classification, folds
 
     scores, recipe = folds.run(args.recipe, args.overrides)
     print(f"\n{classification.table(scores)}\n")

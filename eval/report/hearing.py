@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from audio_llm.prompts import read_reply
+from audio_llm.language.replies import read_reply
 from eval import charts
 from eval.controls import DEAF
 from eval.report.markup import accuracy, escape, estimate, note, percent, signed, table, won_and_lost

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from string import ascii_uppercase
 
-from audio_llm.prompts import read_letter
+from audio_llm.language.replies import read_letter
 from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer, choice_score, unscored
 from eval.scorers.open_answers import score_open

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from audio_llm.dcase_aqa import PARTS
+from audio_llm.datasets.dcase_aqa import PARTS
 from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer, choice_score, unscored
 from eval.statistics import Estimate, mean_of, proportion

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from audio_llm.answering.server import Endpoint, RefusedRequest
 from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.files import append_line, read_lines
-from eval.endpoint import Endpoint, RefusedRequest
 from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer, unscored
 from eval.scorers.text import answer_of, references

@@ -6,8 +6,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from audio_llm.denials import denied, lowered, mask
-from audio_llm.prompts import normalise, read_reply
+from audio_llm.language.denials import denied, lowered, mask
+from audio_llm.language.replies import normalise, read_reply
 from eval.predictions import Prediction
 from eval.scorers.base import Score
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from audio_llm.datasets.reverberation import read_classes
 from audio_llm.errors import ConfigError, describe, nearest
-from audio_llm.prompts import normalise, read_reply
-from audio_llm.reverberation import read_classes
+from audio_llm.language.replies import normalise, read_reply
 from eval.embedders import CharacterNgrams, LocalEncoder, Table, TextEmbedder, unit
 from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer, unscored
@@ -230,7 +230,7 @@ class LabelSimilarity:
 
     def aggregate(self, rows: Sequence[Prediction], scores: Sequence[Score]) -> dict[str, float]:
         """mAP over the classes that occur, and over all classes with 0 for the others (as published)."""
-        from audio_llm.training.localisation import average_precision
+        from audio_llm.tasks.scores import average_precision
 
         golds = [gold_labels(row.gold) for row in rows]
         classes = self._classes or sorted({label for gold in golds for label in gold})

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
-from audio_llm.prompts import normalise, read_reply
+from audio_llm.language.replies import normalise, read_reply
 from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer, unscored
 from eval.scorers.choice import OptionResolution

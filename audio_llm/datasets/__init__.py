@@ -1,0 +1,1 @@
+"""Published collections as they lie on disk, one file a layout."""

@@ -1,0 +1,1 @@
+"""Ways to look: at shards, at a rendered prompt, at the machine."""

@@ -1,0 +1,1 @@
+"""Words in, words out: questions become prompts, replies are read."""

@@ -1,0 +1,145 @@
+"""The one place where a question becomes a prompt and a reply is read back.
+
+SFT, GRPO, evaluation and serving all call this module, so that a model is asked in the words it was taught in.
+A reply is ``<think>…</think>``, optionally ``<semantic_elements>…</semantic_elements>``, then ``<answer>…</answer>``
+(the think - semantics - answer form of AudSemThinker, Wijngaard et al. 2025).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from string import ascii_uppercase
+from typing import Any, Protocol
+
+from audio_llm.errors import DataError, describe
+from audio_llm.shards.schema import MOST_CHOICES
+
+AUDIO_TOKEN = "<|audio|>"
+STYLES = ("answer", "think", "think_semantics")
+TAGS = ("think", "semantic_elements", "answer")
+# A style is asked for by writing the first words of the reply: the model goes on from there.
+OPENINGS = {"answer": "<answer>", "think": "<think>", "think_semantics": "<think>"}
+
+
+# What a question with choices can be answered with, and the sentence that asks for it.
+ANSWERS_AS = {"option": "Answer with the words of one choice.", "letter": "Answer with the letter of one choice only."}
+
+# (opens the user's turn, closes a turn, opens the assistant's turn) by the marker a tokenizer already knows.
+# The last row needs no special token: it serves base models without a chat format.
+TURN_MARKERS = {
+    "<|im_start|>": ("<|im_start|>{role}\n", "<|im_end|>\n"),
+    "<|start_header_id|>": ("<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>"),
+    "": ("### {role}:\n", "\n\n"),
+}
+
+
+class Question(Protocol):
+    """What a prompt is made of; ``audio_llm.shards.schema.Sample`` is one."""
+
+    @property  # properties, for nothing is written and an item may be frozen
+    def question(self) -> str: ...
+    @property
+    def choices(self) -> Sequence[str]: ...
+    @property
+    def answer(self) -> str | None: ...
+    @property
+    def thinking(self) -> str | None: ...
+    @property
+    def semantic_elements(self) -> Mapping[str, Any] | None: ...
+
+
+def chat_template(marker: str = "<|im_start|>", bos_token: str | None = None) -> str:
+    """The Jinja chat template for a tokenizer that knows `marker` (a key of ``TURN_MARKERS``).
+
+    A literal ``<|audio|>`` typed by a user is removed: it would be tokenized as the real placeholder and take over the
+    position of the audio.
+    """
+    opening, closing = TURN_MARKERS[marker]
+    start = opening.format(role="' + message['role'] + '")
+    quote = "'{}'".format
+    clean = f"| replace('{AUDIO_TOKEN}', '')"
+    bos = "{{ " + quote(bos_token) + " }}" if bos_token else ""
+    return (
+        bos + "{% for message in messages %}{{ " + quote(start.replace("\n", "\\n")) + " }}"
+        "{% if message['content'] is string %}{{ message['content'] " + clean + " }}{% else %}"
+        "{% for part in message['content'] %}"
+        "{% if part['type'] in ('audio', 'input_audio', 'audio_url') %}{{ '" + AUDIO_TOKEN + "' }}"
+        "{% elif part['type'] == 'text' %}{{ part['text'] " + clean + " }}{% endif %}{% endfor %}{% endif %}"
+        "{{ " + quote(closing.replace("\n", "\\n")) + " }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ "
+        + quote(opening.format(role="assistant").replace("\n", "\\n"))
+        + " }}{% endif %}"
+    )
+
+
+def question_text(question: str, choices: Sequence[str] = (), instruction: str | None = None) -> str:
+    """The user's words: the question, one lettered line per choice, and the instruction."""
+    lines = [question, *(["Choices:", *lettered(choices)] if choices else []), *([instruction] if instruction else [])]
+    return "\n".join(lines)
+
+
+def lettered(choices: Sequence[str]) -> list[str]:
+    """``(A) …``, ``(B) …``: how a choice is offered, and how it is answered. Raises :class:`DataError` beyond Z."""
+    if len(choices) > MOST_CHOICES:
+        raise DataError(describe("question", f"at most {MOST_CHOICES} choices, a letter each", str(len(choices))))
+    return [f"({letter}) {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False)]
+
+
+def conversation(
+    item: Question, *, style: str | None = None, audios: int = 1, instruction: str | None = None
+) -> list[dict[str, Any]]:
+    """Chat messages for `item`: the user's turn (audio parts first) and, with a `style`, the assistant's turn."""
+    text = question_text(item.question, item.choices or (), instruction)
+    content: list[dict[str, Any]] = [{"type": "audio"} for _ in range(audios)]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
+    if style is not None:
+        messages.append({"role": "assistant", "content": target_text(item, style)})
+    return messages
+
+
+def target_text(item: Question, style: str) -> str:
+    """The assistant's turn in one of ``STYLES``; parts that the item lacks are left out.
+
+    The answer is the option's text without its letter: it is what MMAU's rule and the open formats match, and a model
+    that answers in words does not care where the option stood.
+    """
+    if style not in STYLES:
+        raise ValueError(f"style {style!r}: expected one of {', '.join(STYLES)}")
+    if item.answer is None:
+        raise ValueError(f"question {item.question!r} has no answer to learn from")
+    parts = []
+    if style != "answer" and item.thinking:
+        parts.append(f"<think>{item.thinking}</think>")
+    if style == "think_semantics" and item.semantic_elements:
+        elements = "; ".join(f"{key}: {_flat(value)}" for key, value in item.semantic_elements.items())
+        parts.append(f"<semantic_elements>{elements}</semantic_elements>")
+    parts.append(f"<answer>{item.answer}</answer>")
+    return "\n".join(parts)
+
+
+def reply_grammar(choices: Sequence[str], style: str) -> str:
+    """GBNF grammar of the replies in `style` that answer with one of `choices`; the words in between stay free."""
+    options = " | ".join(_literal(option) for option in lettered(choices))
+    parts = [f"{_literal('<answer>')} ({options}) {_literal('</answer>')}"]
+    for tag in reversed(TAGS[: STYLES.index(style)]):
+        parts.insert(0, f"{_literal(f'<{tag}>')} [^<]+ {_literal(f'</{tag}>' + chr(10))}")
+    return "root ::= " + " ".join(parts)
+
+
+def _literal(text: str) -> str:
+    """`text` as a GBNF string, whose escapes are those of JSON."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _flat(value: Any) -> str:
+    return ", ".join(str(part) for part in value) if isinstance(value, (list, tuple)) else str(value)
+
+
+def prompt_hash(text: str) -> str:
+    """First 16 hex digits of the SHA-256 of a rendered prompt."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# ------------------------------------------------------------------------------------------------ reading a reply

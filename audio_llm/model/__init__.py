@@ -1,0 +1,1 @@
+"""The model: encoder contract, projector, the Transformers classes, checkpoint folders."""

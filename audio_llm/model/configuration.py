@@ -1,0 +1,52 @@
+"""Configuration of the model as Transformers knows it (``model_type: audio_llm``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from audio_llm.config import build
+from audio_llm.errors import CheckpointError
+from audio_llm.model.qformer import QFormerConfig
+
+
+class AudioLLMConfig(PreTrainedConfig):
+    """Encoder, projector and language model of an audio-language model.
+
+    `encoder` is what ``model.encoder.build_encoder`` takes (its ``name`` and the fields of its configuration),
+    `projector` the fields of :class:`~audio_llm.model.qformer.QFormerConfig`, `text_config` any causal language model's
+    configuration. An audio longer than one window of the encoder becomes several, at most `max_windows`.
+    """
+
+    model_type = "audio_llm"
+    sub_configs = {"text_config": AutoConfig}
+
+    text_config: Any = None  # a dict in a file, a configuration once built
+    encoder: dict | None = None
+    projector: dict | None = None
+    audio_token_id: int = 0
+    max_windows: int = 4
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.text_config, dict):
+            fields = dict(self.text_config)
+            name = fields.pop("model_type", None)
+            if name not in CONFIG_MAPPING:
+                raise CheckpointError(f"config.json: text_config has the unknown model_type {name!r}.")
+            self.text_config = CONFIG_MAPPING[name](**fields)
+        elif self.text_config is None:
+            self.text_config = CONFIG_MAPPING["qwen2"]()
+        self.encoder = dict(self.encoder or {"name": "spatial_ast"})
+        self.projector = dict(self.projector or {})
+        # Transformers ties from the top-level flag, vLLM's inner model from text_config: they must not differ.
+        self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+        super().__post_init__(**kwargs)
+
+    @property
+    def qformer(self) -> QFormerConfig:
+        return build(QFormerConfig, self.projector or {}, where="projector")

@@ -1,0 +1,217 @@
+"""The contract of an audio encoder, and the registry by which a configuration becomes one."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+
+from audio_llm import config as recipes
+from audio_llm.audio import channels_cure
+from audio_llm.errors import AudioError, ConfigError, describe, nearest
+from audio_llm.registry import Registry
+
+ENCODERS = Registry("encoders", "encoder")
+
+# What an encoder of one channel hears of two. "each" hears both by the same weights, one after the other, and joins the
+# tokens of an instant, left then right, to one of twice the width: which ear heard what stays in its place.
+Channels = Literal["left", "right", "mean", "each"]
+TWO_CHANNELS = ("stereo", "binaural")
+
+
+class AudioEncoder(nn.Module):
+    """Waveform windows in, tokens out.
+
+    A child sets `name` and `config_class`, the attributes below, and :meth:`encode`. Features are computed inside, in
+    float32 with autocast off. A clip alone and the same clip in a padded batch give the same tokens, because every clip
+    is cut free of its padding by :meth:`prepare` before anything else sees it.
+    """
+
+    name: ClassVar[str]
+    config_class: ClassVar[type]
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    published: ClassVar[str] = ""  # module:function that loads published checkpoints; its result has `encoder`
+
+    config: Any
+    sample_rate: int  # Hz
+    layouts: tuple[str, ...]  # accepted, the one it was designed for first
+    num_channels: int
+    hidden_size: int
+    window_seconds: float
+    channels: Channels | None = None  # of two, where :meth:`hear` was called
+    gradient_checkpointing: bool = False
+    deterministic: bool = False  # stay in evaluation mode even while learning: fixed statistics, nothing dropped
+    grid: tuple[int, int] | None = None  # patch tokens along time and frequency, where an encoder has such a grid
+    augment: Callable[[Tensor], Tensor] | None = None  # on feature maps (batch, maps, frames, bins), in training only
+
+    @classmethod
+    def from_published(cls, path: str | Path, /, **fields: Any) -> AudioEncoder:
+        """The encoder of a published checkpoint, in evaluation mode; `fields` replace those of its configuration.
+
+        Raises :class:`CheckpointError` for a file that is no such checkpoint, or whose keys do not all fit.
+        """
+        return cls.published_loader()(path, **fields).encoder
+
+    @classmethod
+    def published_loader(cls) -> Callable[..., Any]:
+        """The function that `published` names; :class:`ConfigError` for an encoder without published checkpoints."""
+        if not cls.published:
+            raise ConfigError(f"encoder '{cls.name}': it has no published checkpoints; train one.")
+        return _resolve(cls.published)
+
+    @property
+    def window_samples(self) -> int:
+        return round(self.window_seconds * self.sample_rate)
+
+    def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Windows to tokens.
+
+        `waveform` ``(batch, channels, time)`` float32 and `lengths` ``(batch,)`` in samples give tokens
+        ``(batch, n, hidden)`` and a mask ``(batch, n)``, true where a token may be attended to. Raises
+        :class:`AudioError` for a wrong number of channels, or a clip that is empty or longer than the window.
+        """
+        waveform = self.prepare(waveform, lengths)
+        if self.channels is None:
+            return self.encode(waveform, lengths)
+        if self.channels == "each":
+            tokens, mask = self.encode(torch.cat(waveform.split(1, dim=1)), lengths.repeat(2))
+            return torch.cat(tokens.chunk(2), dim=-1), mask[: len(lengths)]
+        heard = {"left": waveform[:, :1], "right": waveform[:, 1:], "mean": waveform.mean(dim=1, keepdim=True)}
+        return self.encode(heard[self.channels], lengths)
+
+    def encode(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`forward`, on ``(batch, channels, window_samples)`` that is zero after each clip's length."""
+        raise NotImplementedError
+
+    def hear(self, channels: Channels) -> Self:
+        """Take stereo or binaural sound, of which `channels` says what reaches an encoder that was made for mono.
+
+        Changes `layouts`, `num_channels` and, with ``"each"``, `hidden_size` (twice as wide); no weight. To be called
+        before anything is built upon the encoder. :class:`ConfigError` for an encoder that hears several channels.
+        """
+        if channels not in get_args(Channels):
+            known = ", ".join(get_args(Channels))
+            raise ConfigError(describe(f"encoder {self.name}: channels", f"one of {known}", repr(channels)))
+        if self.layouts != ("mono",):
+            expected = "an encoder of one channel, whose choice it is" if self.channels is None else "one choice"
+            found = f"one that hears {' or '.join(self.layouts)}"
+            raise ConfigError(describe(f"encoder {self.name}: channels {channels}", expected, found, "Leave it out."))
+        self.channels, self.layouts, self.num_channels = channels, TWO_CHANNELS, len(TWO_CHANNELS)
+        if channels == "each":
+            self.hidden_size *= 2
+        return self
+
+    def patches(self, tokens: Tensor) -> Tensor:
+        """The patch tokens on their `grid`: ``(batch, n, hidden)`` → ``(batch, time, frequency, hidden)``."""
+        raise NotImplementedError
+
+    def prepare(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        """Check the batch; zero what lies after each length; pad or trim the padding to the window. Returns float32."""
+        if waveform.ndim != 3 or waveform.shape[1] != self.num_channels:
+            expected = f"(batch, {self.num_channels}, time), {' or '.join(self.layouts)} at {self.sample_rate} Hz"
+            raise AudioError(
+                describe(
+                    f"input of encoder '{self.name}'",
+                    expected,
+                    f"shape {tuple(waveform.shape)}",
+                    channels_cure(self.layouts),
+                )
+            )
+        if lengths.shape != waveform.shape[:1]:
+            raise AudioError(
+                describe("lengths", f"one for each of {waveform.shape[0]} clips", f"shape {tuple(lengths.shape)}")
+            )
+        limit, time = self.window_samples, waveform.shape[2]
+        for row, length in enumerate(lengths.tolist()):
+            if not 1 <= length <= min(limit, time):
+                expected = f"1 to {min(limit, time)} samples (the window is {limit} samples, {self.window_seconds:g} s)"
+                raise AudioError(
+                    describe(
+                        f"clip {row} for encoder '{self.name}'",
+                        expected,
+                        f"{length} samples, {length / self.sample_rate:.2f} s",
+                        "Split long audio with audio_llm.audio.windows.",
+                    )
+                )
+        waveform = nn.functional.pad(waveform.float(), (0, limit - time))
+        inside = torch.arange(limit, device=waveform.device) < lengths.to(waveform.device)[:, None]
+        return torch.where(inside[:, None], waveform, 0.0)  # not a product: NaN may stand after the length
+
+    @property
+    def layer_prefixes(self) -> list[str]:
+        """Name prefixes of the layers from the input up, for layer-wise learning rates and partial unfreezing."""
+        blocks = getattr(self, "blocks", None)
+        return [f"blocks.{number}." for number in range(len(blocks))] if isinstance(blocks, nn.ModuleList) else []
+
+    def train(self, mode: bool = True) -> AudioEncoder:
+        """Training mode only where something can learn: a frozen encoder keeps its statistics and drops nothing."""
+        learns = any(parameter.requires_grad for parameter in self.parameters())
+        return super().train(mode and learns and not self.deterministic)
+
+
+def encoder_class(name: str) -> type[AudioEncoder]:
+    """The class registered under `name`; :class:`ConfigError` names the nearest one otherwise."""
+    return ENCODERS.find(name)
+
+
+def _resolve(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def build_encoder(config: dict[str, Any]) -> AudioEncoder:
+    """Encoder from ``{"name": "spatial_ast", ...}``; the other keys are fields of its configuration dataclass.
+
+    ``"preset": "tiny"`` starts from one of the class's presets, ``"published": path`` from a published checkpoint; the
+    keys beside it override its configuration. ``"channels"`` is what an encoder of mono hears of two: see
+    :meth:`AudioEncoder.hear`.
+    """
+    fields = dict(config)
+    channels = fields.pop("channels", None)
+    encoder = _build(fields)
+    return encoder if channels is None else encoder.hear(channels)
+
+
+def _build(fields: dict[str, Any]) -> AudioEncoder:
+    name = fields.pop("name", None)
+    if name is None:
+        raise ConfigError(f"encoder: expected a 'name', one of {', '.join(sorted(ENCODERS))}.")
+    kind = encoder_class(name)
+    preset, published = fields.pop("preset", None), fields.pop("published", None)
+    if published is not None:
+        if preset is not None:
+            raise ConfigError(f"encoder {name}: expected 'published' or 'preset', found both.")
+        return kind.from_published(published, **fields)
+    if preset is not None:
+        if preset not in kind.presets:
+            known = ", ".join(sorted(kind.presets)) or "none"
+            hint = nearest(str(preset), kind.presets)
+            raise ConfigError(f"encoder {name}: no preset '{preset}'{hint}. Known: {known}.")
+        fields = {**kind.presets[preset], **fields}
+    return kind(recipes.build(kind.config_class, fields, where=f"encoder {name}"))
+
+
+def encoder_config(encoder: AudioEncoder) -> dict[str, Any]:
+    """Inverse of :func:`build_encoder`: plain values, every field, fit for JSON."""
+    plain = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in dataclasses.asdict(encoder.config).items()
+    }
+    heard = {} if encoder.channels is None else {"channels": encoder.channels}
+    return {"name": encoder.name, **heard, **plain}
+
+
+def freeze_below(encoder: AudioEncoder, top: int) -> list[nn.Module]:
+    """Freeze all but the `top` last layers of `encoder`; returns the modules that must stay in evaluation mode."""
+    prefixes = encoder.layer_prefixes
+    if top > len(prefixes) or (top > 0 and not prefixes):
+        raise ConfigError(describe("unfreeze", f"0 to {len(prefixes)} layers of '{encoder.name}'", str(top)))
+    learning = tuple(prefixes[len(prefixes) - top :])
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(name.startswith(learning))
+    return [module for name, module in encoder.named_modules() if name and not f"{name}.".startswith(learning)]

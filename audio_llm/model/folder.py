@@ -1,0 +1,138 @@
+"""A trained encoder on disk: ``encoder.safetensors`` (encoder and heads) and ``config.json`` beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from audio_llm.errors import CheckpointError, ConfigError, describe
+from audio_llm.files import atomic_file, write_json
+from audio_llm.model.encoder import AudioEncoder, build_encoder, encoder_config
+
+CONFIG, WEIGHTS = "config.json", "encoder.safetensors"
+VERSION = 1
+# What a folder's config.json may say, beside what its writer adds; all but the encoder belong to some tasks only.
+_ENTRIES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "encoder": ("a mapping", lambda value: isinstance(value, dict)),
+    "labels": ("a list of names", lambda value: _all_are(value, str)),
+    "task": ("a name", lambda value: isinstance(value, str)),
+    "head": ("a mapping", lambda value: isinstance(value, dict)),
+    "seld": ("a mapping", lambda value: isinstance(value, dict)),
+    "thresholds": ("a list of finite numbers", lambda value: _all_are(value, (int, float), math.isfinite)),
+}
+
+
+def save_parts(
+    folder: str | Path, encoder: AudioEncoder, heads: Mapping[str, nn.Module], facts: Mapping[str, Any]
+) -> Path:
+    """Write both files atomically; the weights come last, so that a folder which has them is whole.
+
+    `heads` are modules by the prefix of their keys, `facts` are entries of ``config.json`` (``labels``, ``task``, ...).
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {"encoder": encoder, **heads}
+    state = {
+        f"{part}.{key}": value.detach().cpu().contiguous()
+        for part, module in parts.items()
+        for key, value in module.state_dict().items()
+    }
+    config = {"version": VERSION, "encoder": encoder_config(encoder), **facts}
+    write_json(folder / CONFIG, config)
+    with atomic_file(folder / WEIGHTS) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
+    return folder
+
+
+def open_encoder(config: Mapping[str, Any]) -> AudioEncoder:
+    """The encoder that a recipe names, in evaluation mode: ``{"path": folder}``, or what `build_encoder` takes.
+
+    Beside either, ``channels`` says what an encoder of mono hears of two channels.
+    """
+    if "path" not in config:
+        return build_encoder(dict(config)).eval()
+    others = sorted(set(config) - {"path", "channels"})
+    if others:
+        expected = "'path' (and 'channels'), or 'name' with 'published'"
+        raise ConfigError(describe("encoder", expected, f"'path' and '{others[0]}'"))
+    encoder, channels = load_encoder(config["path"]), config.get("channels")
+    return encoder if channels is None else encoder.hear(channels)
+
+
+def load_encoder(folder: str | Path) -> AudioEncoder:
+    """The encoder of a folder written by :func:`save_encoder`, in evaluation mode. Strict: every key must fit."""
+    config, state = _read(Path(folder))
+    try:
+        encoder = build_encoder(config["encoder"])
+    except ConfigError as error:
+        raise CheckpointError(f"encoder folder {folder}: {error}") from error
+    load_strictly(encoder, part_of(state, "encoder"), f"{folder}/{WEIGHTS}")
+    return encoder.eval()
+
+
+def part_of(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The entries under ``part.``, without that prefix."""
+    return {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Load every key or raise :class:`CheckpointError` with the missing, unexpected, misshapen and spoilt ones."""
+    wanted = module.state_dict()
+    problems = [f"missing {key} {tuple(wanted[key].shape)}" for key in wanted if key not in state]
+    problems += [f"unexpected {key} {tuple(state[key].shape)}" for key in state if key not in wanted]
+    problems += [
+        f"{key}: expected {reason}" for key in wanted if key in state and (reason := _unfit(wanted[key], state[key]))
+    ]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise CheckpointError(
+            f"checkpoint {name}: {len(problems)} entries do not fit {type(module).__name__}: {shown}."
+        )
+    module.load_state_dict(dict(state))
+
+
+def _unfit(wanted: Tensor, value: Tensor) -> str | None:
+    """What was expected and found of a tensor that cannot take the place of `wanted`; None for one that can."""
+    if wanted.shape != value.shape:
+        return f"{tuple(wanted.shape)}, found {tuple(value.shape)}"
+    if wanted.is_floating_point():  # integers of a quantised file would be copied as if they were the weights
+        if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
+            return f"dense floating-point values, found {value.dtype}, {value.layout} on {value.device}"
+        if not value.isfinite().all():
+            return "finite values, found NaN or infinity"
+    return None
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            cure = "Train one with 'audio-llm train recipes/quickstart/encoder.yaml' or convert a published checkpoint."
+            raise CheckpointError(describe(f"encoder folder {folder}", f"a file {name}", "none", cure))
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        version = config["version"]
+        state = load_file(folder / WEIGHTS)
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"encoder folder {folder}: cannot be read ({type(error).__name__}: {error}).") from error
+    if version != VERSION:
+        raise CheckpointError(describe(f"encoder folder {folder}", f"version {VERSION}", repr(version)))
+    for key, (expected, holds) in _ENTRIES.items():
+        if (key in config or key == "encoder") and not holds(config.get(key)):
+            found = repr(config[key])[:60] if key in config else "none"
+            raise CheckpointError(describe(f"encoder folder {folder}: {key} in {CONFIG}", expected, found))
+    return config, state
+
+
+def _all_are(value: Any, kind: Any, holds: Callable[[Any], bool] = lambda item: True) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) and holds(item) for item in value)

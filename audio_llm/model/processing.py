@@ -1,0 +1,183 @@
+"""Audio and text -> model inputs: windows for the encoder, one placeholder id per projector query.
+
+The feature extractor only cuts windows; features are computed inside the encoder, on its device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+
+from audio_llm.audio import channels_cure
+from audio_llm.errors import AudioError, describe
+from audio_llm.language.prompts import AUDIO_TOKEN
+
+MIN_SAMPLES = 16  # below it there is nothing to analyse; the encoders pad short clips to their window
+
+
+class AudioLLMFeatureExtractor(SequenceFeatureExtractor):
+    """Arrays ``(channels, time)`` at `sampling_rate` -> windows ``(windows, num_channels, time)`` and their lengths."""
+
+    model_input_names = ["input_audio", "audio_lengths"]
+
+    def __init__(
+        self,
+        feature_size: int = 1,
+        sampling_rate: int = 32000,
+        padding_value: float = 0.0,
+        num_channels: int = 2,
+        layouts: Sequence[str] = ("binaural",),
+        window_seconds: float = 10.0,
+        max_windows: int = 4,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        self.num_channels = num_channels
+        self.layouts = list(layouts)
+        self.window_seconds = window_seconds
+        self.max_windows = max_windows
+
+    @property
+    def window_samples(self) -> int:
+        return round(self.window_seconds * self.sampling_rate)
+
+    def validate(self, audio: Any, name: str = "audio") -> np.ndarray:
+        """`audio` as a float32 array ``(channels, time)``; :class:`AudioError` when the encoder cannot take it."""
+        samples = np.asarray(audio, dtype=np.float32)
+        if samples.ndim == 1:
+            samples = samples[None]
+        expected = f"{self.num_channels} channel{'s' if self.num_channels > 1 else ''} ({' or '.join(self.layouts)})"
+        if samples.ndim != 2 or samples.shape[0] != self.num_channels:
+            expected, found = f"{expected} as (channels, time)", f"shape {samples.shape}"
+            raise AudioError(describe(name, expected, found, channels_cure(self.layouts)))
+        if samples.shape[1] < MIN_SAMPLES:
+            raise AudioError(f"{name}: expected at least {MIN_SAMPLES} samples, found {samples.shape[1]}.")
+        limit = self.window_samples * self.max_windows
+        if samples.shape[1] > limit:
+            raise AudioError(
+                f"{name}: expected at most {limit / self.sampling_rate:g} s ({self.max_windows} windows of "
+                f"{self.window_seconds:g} s), found {samples.shape[1] / self.sampling_rate:.2f} s. "
+                "Raise max_windows in config.json and processor_config.json, or cut the audio."
+            )
+        if not np.isfinite(samples).all():
+            raise AudioError(f"{name}: expected finite samples, found NaN or infinity.")
+        return samples
+
+    def count_windows(self, samples: int) -> int:
+        """Number of windows of a clip of `samples` samples."""
+        return max(1, -(-samples // self.window_samples))
+
+    def __call__(
+        self, raw_speech: Any, sampling_rate: int | None = None, return_tensors: str | None = "pt", **kwargs: Any
+    ) -> BatchFeature:
+        """-> input_audio (windows, channels, time), audio_lengths (windows,), audio_windows (audios,)."""
+        if sampling_rate is not None and sampling_rate != self.sampling_rate:
+            raise AudioError(f"audio: expected {self.sampling_rate} Hz, found {sampling_rate} Hz. Resample it first.")
+        if isinstance(raw_speech, (np.ndarray, torch.Tensor)):
+            raw_speech = [raw_speech]
+        windows: list[np.ndarray] = []
+        counts: list[int] = []
+        for number, audio in enumerate(raw_speech):
+            samples = self.validate(audio, f"audio {number}")
+            step = self.window_samples
+            parts = [samples[:, start : start + step] for start in range(0, samples.shape[1], step)]
+            windows += parts
+            counts.append(len(parts))
+        lengths = [part.shape[1] for part in windows]
+        batch = np.zeros((len(windows), self.num_channels, max(lengths, default=0)), np.float32)
+        for row, part in zip(batch, windows, strict=True):
+            row[:, : part.shape[1]] = part
+        return BatchFeature(
+            {
+                "input_audio": torch.from_numpy(batch),
+                "audio_lengths": torch.tensor(lengths, dtype=torch.long),
+                "audio_windows": torch.tensor(counts, dtype=torch.long),
+            }
+        )
+
+
+class AudioLLMProcessor(ProcessorMixin):
+    """Text with ``<|audio|>`` placeholders and audio arrays -> ids, mask, windows.
+
+    ``processor(text=[...], audio=[...])``: `audio` is a flat list in prompt order, or one list per text.
+    """
+
+    def __init__(
+        self,
+        feature_extractor: AudioLLMFeatureExtractor,
+        tokenizer: Any,
+        chat_template: str | None = None,
+        num_query_tokens: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        self.audio_token = AUDIO_TOKEN
+        self.audio_token_id = tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)
+        self.num_query_tokens = num_query_tokens
+        super().__init__(feature_extractor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "input_audio", "audio_lengths"]
+
+    def expand(self, texts: Sequence[str], windows: Sequence[int]) -> list[str]:
+        """Each ``<|audio|>`` becomes ``windows × num_query_tokens`` of them, in order over all texts."""
+        found = sum(text.count(self.audio_token) for text in texts)
+        if found != len(windows):
+            raise AudioError(f"prompt: {found} audio placeholders for {len(windows)} audios.")
+        counts = iter(windows)
+
+        def grow(text: str) -> str:
+            head, *tail = text.split(self.audio_token)
+            return head + "".join(self.audio_token * (next(counts) * self.num_query_tokens) + rest for rest in tail)
+
+        return [grow(text) for text in texts]
+
+    def __call__(
+        self,
+        text: str | Sequence[str] | None = None,
+        audio: Any = None,
+        sampling_rate: int | None = None,
+        padding: bool | str = True,
+        padding_side: str = "left",
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """-> input_ids, attention_mask (batch, n) and, with audio, input_audio, audio_lengths, audio_windows."""
+        data: dict[str, Any] = {}
+        windows: list[int] = []
+        if audio is not None:
+            flat = [clip for entry in audio for clip in (entry if isinstance(entry, (list, tuple)) else [entry])]
+            if flat:
+                features = self.feature_extractor(flat, sampling_rate=sampling_rate)
+                windows = features["audio_windows"].tolist()
+                data.update(features)
+        if text is not None:
+            texts = self.expand([text] if isinstance(text, str) else list(text), windows)
+            tokens = self.tokenizer(
+                texts,
+                padding=padding,
+                padding_side=padding_side,
+                return_tensors=return_tensors,
+                add_special_tokens=False,  # the chat template writes them
+            )
+            data.update(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        return BatchFeature(data)
+
+    def render(self, messages: Sequence[dict[str, Any]], *, generate: bool = False) -> str:
+        """The chat template's text for `messages`; with `generate` the assistant's turn is opened."""
+        template = self.chat_template or self.tokenizer.chat_template
+        return self.tokenizer.apply_chat_template(
+            list(messages), chat_template=template, tokenize=False, add_generation_prompt=generate
+        )
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
+        return self.tokenizer.batch_decode(*args, **kwargs)
+
+    def decode(self, *args: Any, **kwargs: Any) -> str:
+        return self.tokenizer.decode(*args, **kwargs)

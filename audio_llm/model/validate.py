@@ -1,0 +1,178 @@
+"""Is this folder a checkpoint, or an adapter, that loads as it was trained? Asked before a server or a run starts.
+
+vLLM and PEFT accept some folders silently and compute something else: adapter weights outside the language model are
+dropped, per-layer ranks are mis-scaled, a tie flag that differs between the two levels of the configuration leaves
+the output head untrained. These functions read only JSON and safetensors headers, so they cost milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from audio_llm.errors import CheckpointError, describe
+from audio_llm.language.prompts import AUDIO_TOKEN
+
+MODEL_TYPE = "audio_llm"
+ARCHITECTURE = "AudioLLMForConditionalGeneration"
+KEY_GROUPS = ("model.audio_encoder.", "model.projector.", "model.language_model.")
+CHECKPOINT_FILES = ("config.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja")
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# What adapters are trained on. Served ones must touch the language model only, and an encoder may have layers of the
+# same names, hence the full path.
+LORA_TARGETS = r"model\.language_model\.layers\.\d+\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)"
+_ADAPTER_KEY = re.compile(
+    r"base_model\.model\.model\.language_model\.layers\.(?P<layer>\d+)\."
+    r"(?:self_attn|mlp)\.(?P<linear>\w+)\.lora_(?P<side>[AB])\.weight"
+)
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What a server has to know of an adapter."""
+
+    folder: Path
+    rank: int
+
+
+def check_checkpoint(folder: str | Path) -> dict[str, Any]:
+    """Return the configuration of a checkpoint folder, or raise :class:`CheckpointError` with the first defect."""
+    folder = Path(folder)
+    config = _read_json(folder, "config.json", "a checkpoint folder")
+    if config.get("model_type") != MODEL_TYPE:
+        cure = "'audio-llm convert' makes a checkpoint of ours from published weights."
+        raise CheckpointError(
+            describe(f"checkpoint {folder}", f"model_type {MODEL_TYPE}", str(config.get("model_type")), cure)
+        )
+    if config.get("architectures") != [ARCHITECTURE]:
+        raise CheckpointError(
+            describe(f"checkpoint {folder}", f"architectures [{ARCHITECTURE}]", str(config.get("architectures")))
+        )
+    for name in CHECKPOINT_FILES:
+        if not (folder / name).is_file():
+            cure = "Save the processor beside the model: processor.save_pretrained(folder)."
+            raise CheckpointError(describe(f"checkpoint {folder}", f"a file {name}", "none", cure))
+    _check_audio_token(folder, config)
+    _check_ties_and_keys(folder, config)
+    return config
+
+
+def check_adapter(
+    folder: str | Path, checkpoint: dict[str, Any] | None = None, max_rank: int | None = None
+) -> AdapterInfo:
+    """Check a PEFT adapter folder, against the `checkpoint` configuration it is meant for when that is given."""
+    folder = Path(folder)
+    config = _read_json(folder, "adapter_config.json", "a PEFT adapter folder")
+    item = f"adapter {folder}"
+    cure = f"Train it with target_modules=r'{LORA_TARGETS}'."
+    if config.get("peft_type") != "LORA":
+        raise CheckpointError(describe(item, "peft_type LORA", str(config.get("peft_type"))))
+    for name, why in _UNSUPPORTED.items():
+        if config.get(name) not in (None, False, "none", [], {}):
+            raise CheckpointError(describe(item, f"no {name}", str(config[name]), why))
+    rank = config.get("r")
+    if not isinstance(rank, int) or rank < 1:
+        raise CheckpointError(describe(item, "a rank r of 1 or more", str(rank)))
+    if max_rank is not None and rank > max_rank:
+        raise CheckpointError(
+            describe(item, f"a rank of at most {max_rank}", str(rank), "Start the server with --max-lora-rank.")
+        )
+    shapes = _tensor_shapes(folder, "adapter_model")
+    text = (checkpoint or {}).get("text_config") or {}
+    for key, shape in shapes.items():
+        match = _ADAPTER_KEY.fullmatch(key)
+        if match is None or match["linear"] not in LINEARS:
+            raise CheckpointError(describe(item, "weights of language-model linears only", key, cure))
+        _check_adapter_tensor(item, match, shape, rank, text)
+    return AdapterInfo(folder, rank)
+
+
+_UNSUPPORTED = {
+    "modules_to_save": "A trained projector or encoder belongs into the base checkpoint; save it there.",
+    "rank_pattern": "Ranks per layer are scaled wrongly when served; use one rank.",
+    "alpha_pattern": "Scales per layer are ignored when served; use one lora_alpha.",
+    "use_dora": "DoRA adapters cannot be served; merge the adapter into the checkpoint.",
+    "bias": "Trained biases cannot be served; train with bias='none'.",
+}
+
+
+def _check_adapter_tensor(item: str, match: re.Match[str], shape: list[int], rank: int, text: dict[str, Any]) -> None:
+    key = match.string
+    if shape[0 if match["side"] == "A" else 1] != rank:
+        raise CheckpointError(describe(item, f"rank {rank} everywhere", f"{key} of shape {shape}"))
+    layers, hidden = text.get("num_hidden_layers"), text.get("hidden_size")
+    cure = "The adapter was trained on another base model."
+    if layers is not None and int(match["layer"]) >= layers:
+        raise CheckpointError(describe(item, f"layers below {layers}", key, cure))
+    reads_hidden = match["linear"] not in ("o_proj", "down_proj")
+    if hidden is not None and match["side"] == "A" and reads_hidden and shape[1] != hidden:
+        raise CheckpointError(describe(item, f"inputs of width {hidden}", f"{key} of shape {shape}", cure))
+
+
+def _check_audio_token(folder: Path, config: dict[str, Any]) -> None:
+    item, token_id = f"checkpoint {folder}", config.get("audio_token_id")
+    size = (config.get("text_config") or {}).get("vocab_size")
+    if not isinstance(token_id, int) or (size is not None and not 0 <= token_id < size):
+        raise CheckpointError(describe(item, f"an audio_token_id inside the vocabulary of {size}", str(token_id)))
+    if not (folder / "tokenizer.json").is_file():
+        return
+    added = _read_json(folder, "tokenizer.json", "a fast tokenizer").get("added_tokens") or []
+    found = {entry.get("content"): entry.get("id") for entry in added}.get(AUDIO_TOKEN)
+    if found != token_id:
+        raise CheckpointError(describe(item, f"the tokenizer to give {AUDIO_TOKEN} the id {token_id}", str(found)))
+
+
+def _check_ties_and_keys(folder: Path, config: dict[str, Any]) -> None:
+    item = f"checkpoint {folder}"
+    top, text = config.get("tie_word_embeddings"), (config.get("text_config") or {}).get("tie_word_embeddings")
+    if top is not None and text is not None and top != text:
+        found = f"{top} and {text} in text_config"
+        raise CheckpointError(describe(item, "one value of tie_word_embeddings at both levels", found))
+    keys = set(_tensor_shapes(folder, "model"))
+    strange = sorted(key for key in keys if not key.startswith((*KEY_GROUPS, "lm_head.")))
+    if strange:
+        raise CheckpointError(describe(item, f"keys under {', '.join(KEY_GROUPS)}lm_head.", strange[0]))
+    for group in KEY_GROUPS:
+        if not any(key.startswith(group) for key in keys):
+            raise CheckpointError(describe(item, f"weights under {group}", "none"))
+    if text is False and "lm_head.weight" not in keys:
+        raise CheckpointError(describe(item, "lm_head.weight (the embeddings are not tied)", "none"))
+
+
+def _read_json(folder: Path, name: str, kind: str) -> dict[str, Any]:
+    path = folder / name
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(describe(str(folder), f"{kind} with {name}", error.strerror or str(error))) from error
+    except ValueError as error:
+        raise CheckpointError(describe(str(path), "valid JSON", str(error))) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(describe(str(path), "a JSON object", type(content).__name__))
+    return content
+
+
+def _tensor_shapes(folder: Path, stem: str) -> dict[str, list[int]]:
+    """Names and shapes in ``stem.safetensors`` or its shards, from the headers alone."""
+    from safetensors import SafetensorError, safe_open
+
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        files = sorted(set(_read_json(folder, index.name, "a sharded checkpoint").get("weight_map", {}).values()))
+    else:
+        files = [f"{stem}.safetensors"]
+    shapes: dict[str, list[int]] = {}
+    for name in files:
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(describe(str(folder), f"weights in {name}", "no such file"))
+        try:
+            with safe_open(path, framework="numpy") as file:
+                shapes |= {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            cure = "The file is damaged or was cut while it was written; save or copy it again."
+            raise CheckpointError(describe(str(path), "a safetensors file", str(error), cure)) from error
+    return shapes

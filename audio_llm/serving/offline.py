@@ -1,0 +1,208 @@
+"""The whole model in vLLM, in this process: requests in, completions out, in order and as they are ready.
+
+Evaluation uses it, and whatever else wants many answers without a server. Prompts are token ids with one
+``<|audio|>`` id per audio; vLLM's processor expands it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from audio_llm.audio import Waveform
+from audio_llm.errors import CheckpointError, describe
+from audio_llm.model.validate import check_adapter, check_checkpoint
+from audio_llm.serving.launcher import LORA_RANKS, cpu_build, server_environment
+from audio_llm.serving.plugin import hide_llvmlite_attributes, present_cpu_build_as_vllm
+
+
+@dataclass(frozen=True)
+class OfflineRequest:
+    """One prompt (text as the chat template wrote it) with its audios. `temperature` 0 is greedy."""
+
+    prompt: str
+    audios: tuple[Waveform, ...] = ()
+    temperature: float = 0.0
+    max_tokens: int = 256
+    seed: int | None = None
+    logprobs: bool = False  # of the sampled ids; not free on a small model
+    choices: tuple[str, ...] = ()  # restricts the reply to exactly one of these texts
+
+
+@dataclass(frozen=True)
+class OfflineCompletion:
+    """`logprobs` are those of the sampled ids, where asked for. `error` tells why a request was refused; the rest is
+    then empty."""
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    finish_reason: str = ""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    error: str = ""
+
+
+class OfflineEngine:
+    """vLLM with a checkpoint folder and, optionally, a PEFT adapter on its language model.
+
+    Raises :class:`PrerequisiteError` without vLLM and :class:`CheckpointError` for a folder that vLLM cannot load.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        adapter: str | Path | None = None,
+        *,
+        dtype: str = "auto",
+        max_model_len: int | None = None,
+        max_num_seqs: int = 64,
+        max_audios: int = 4,
+        seed: int = 0,
+    ) -> None:
+        on_cpu = cpu_build()
+        config = check_checkpoint(model)
+        _prepare_environment(on_cpu)
+        from vllm import LLM
+
+        hide_llvmlite_attributes()
+
+        options: dict[str, Any] = {"enforce_eager": True, "block_size": 32} if on_cpu else {}
+        options |= _adapter_options(adapter, config)
+        try:
+            self._llm = LLM(
+                str(model),
+                dtype="float32" if dtype == "auto" and on_cpu else dtype,  # type: ignore[arg-type]
+                max_model_len=max_model_len or _default_length(config),
+                max_num_seqs=max_num_seqs,
+                limit_mm_per_prompt={"audio": max_audios},
+                seed=seed,
+                logprobs_mode="processed_logprobs",
+                disable_log_stats=True,
+                mm_processor_cache_gb=0,  # a request refused after it filled the cache would break the next one
+                use_tqdm_on_load=False,
+                **options,
+            )
+        except (ValueError, OSError, RuntimeError) as error:
+            raise CheckpointError(f"model {model}: vLLM cannot load it ({_first_line(error)}).") from error
+        self._lora = _lora_request(adapter)
+        self._tokenizer = self._llm.get_tokenizer()
+        self._audio_token_id = int(config["audio_token_id"])
+        self._in_flight = 2 * max_num_seqs  # a full waiting queue keeps every decoding slot taken
+
+    @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer, chat template included."""
+        return self._tokenizer
+
+    def generate(self, requests: Iterable[OfflineRequest]) -> Iterator[OfflineCompletion]:
+        """Completions in the order of `requests`, which are drawn lazily while earlier ones are still decoding.
+
+        A request that vLLM refuses (too long, wrong channels, a placeholder too many) gives a completion with its
+        `error`; the others go on.
+        """
+        source = enumerate(requests)
+        running: dict[str, int] = {}
+        done: dict[int, OfflineCompletion] = {}
+        following, exhausted = 0, False
+        try:
+            while running or not exhausted:
+                while not exhausted and len(running) < self._in_flight:
+                    entry = next(source, None)
+                    if entry is None:
+                        exhausted = True
+                        break
+                    name, refusal = self._enqueue(entry[1])
+                    if name is None:
+                        done[entry[0]] = OfflineCompletion(error=refusal)
+                    else:
+                        running[name] = entry[0]
+                for output in self._llm.llm_engine.step() if running else ():
+                    if output.finished:
+                        done[running.pop(output.request_id)] = _completion(output, self._tokenizer)
+                while following in done:
+                    yield done.pop(following)
+                    following += 1
+        finally:
+            if running:  # the caller stopped early: leave no request behind in the engine
+                self._llm.llm_engine.abort_request(list(running))
+
+    def close(self) -> None:
+        """Stop the engine and give its memory back."""
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+
+    def _enqueue(self, request: OfflineRequest) -> tuple[str | None, str]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
+
+        prompt: dict[str, Any] = {"prompt_token_ids": self._tokenizer.encode(request.prompt, add_special_tokens=False)}
+        if request.audios:
+            prompt["multi_modal_data"] = {"audio": list(request.audios)}
+        params = SamplingParams(
+            temperature=request.temperature,
+            max_tokens=request.max_tokens,
+            seed=request.seed,
+            logprobs=0 if request.logprobs else None,
+            detokenize=False,  # vLLM's incremental decoder drops an unfinished character at the end; ours keeps it
+            logit_bias={self._audio_token_id: -100.0},  # the placeholder is not a word the model may say
+            structured_outputs=StructuredOutputsParams(choice=list(request.choices)) if request.choices else None,
+        )
+        try:
+            names = self._llm.enqueue(prompt, params, lora_request=self._lora, use_tqdm=False)  # type: ignore[arg-type]
+        except ValueError as error:  # vLLM's validation errors are ValueErrors
+            return None, _first_line(error)
+        return names[0].partition("-")[0], ""  # outputs carry the name without vLLM's random suffix
+
+
+def _adapter_options(adapter: str | Path | None, config: dict[str, Any]) -> dict[str, Any]:
+    """What vLLM must be built with to hold the adapter. Raises :class:`CheckpointError` where it cannot."""
+    if adapter is None:
+        return {}
+    info = check_adapter(Path(adapter), config)
+    fitting = [rank for rank in LORA_RANKS if rank >= info.rank]
+    if not fitting:
+        raise CheckpointError(describe(f"adapter {adapter}", f"a rank of at most {LORA_RANKS[-1]}", str(info.rank)))
+    return {"enable_lora": True, "max_lora_rank": fitting[0], "max_loras": 1}
+
+
+def _lora_request(adapter: str | Path | None) -> Any:
+    if adapter is None:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("adapter", 1, str(Path(adapter).resolve()))
+
+
+def _prepare_environment(on_cpu: bool) -> None:
+    """What vLLM reads at import: as for the server, but in this process. Values that are set already stay."""
+    for name, value in (server_environment(on_cpu) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}).items():
+        os.environ.setdefault(name, value)
+    present_cpu_build_as_vllm()
+
+
+def _default_length(config: dict[str, Any]) -> int | None:
+    """At most 4096 positions: a longer model would ask for a cache that short questions never fill."""
+    positions = (config.get("text_config") or {}).get("max_position_embeddings")
+    return min(int(positions), 4096) if positions else None
+
+
+def _completion(output: Any, tokenizer: Any) -> OfflineCompletion:
+    choice = output.outputs[0]
+    ids = tuple(int(token) for token in choice.token_ids)
+    return OfflineCompletion(
+        text=tokenizer.decode(list(ids), skip_special_tokens=True),
+        token_ids=ids,
+        logprobs=tuple(float(row[token].logprob) for row, token in zip(choice.logprobs or (), ids, strict=False)),
+        finish_reason=str(choice.finish_reason or ""),
+        prompt_tokens=len(output.prompt_token_ids or ()),
+        cached_tokens=int(output.num_cached_tokens or 0),
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__

@@ -1,0 +1,542 @@
+"""vLLM as the rollout engine: in this process, or as a server in its own process over HTTP.
+
+Both run the plain language model on prompt embeddings (see ``audio_llm.training.rollouts``), so neither needs the audio
+plugin. The policy reaches them as merged weights, or as an adapter that is swapped (a few MB instead of the whole
+model, but vLLM's LoRA kernels are slow on CPU): ``auto`` swaps on a GPU and merges on a CPU.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import contextlib
+import io
+import os
+import random
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audio_llm.errors import ConfigError, PrerequisiteError, TrainingError, describe, require
+from audio_llm.files import atomic_file
+from audio_llm.serving.launcher import LORA_RANKS, cpu_build, server_environment
+from audio_llm.serving.plugin import hide_llvmlite_attributes
+from audio_llm.training.rollouts import (
+    FORBIDDEN_BIAS,
+    Completion,
+    EngineRecipe,
+    PolicyWeights,
+    RolloutEngine,
+    Sampling,
+    SyncMode,
+    TransformersRollouts,
+    write_adapter,
+)
+
+
+def build_engine(recipe: EngineRecipe, policy: PolicyWeights, tokenizer: Any, seed: int = 0) -> RolloutEngine:
+    """The engine that `recipe` names. Build it after ``torch.distributed`` is up and before the trainer."""
+    backend = recipe.backend
+    if backend == "auto":
+        backend = "vllm" if find_spec("vllm") is not None else "transformers"
+    if backend == "transformers":
+        return TransformersRollouts(recipe.batch_size)
+    if backend == "vllm":
+        return VLLMRollouts(policy, recipe, seed)
+    return HTTPRollouts(policy, recipe, seed, tokenizer=tokenizer)
+
+
+def resolve_sync(mode: SyncMode, policy: PolicyWeights) -> Literal["merged", "adapter"]:
+    """How the engine follows the policy. ``adapter`` needs a policy with LoRA on its language model."""
+    has_adapter = bool(getattr(policy.model, "peft_config", None))
+    if mode == "auto":
+        return "adapter" if torch.cuda.is_available() and has_adapter else "merged"
+    if mode == "adapter" and not has_adapter:
+        raise ConfigError("engine.sync: adapter, but the recipe has no 'lora' group. Use sync: merged, or add lora.")
+    return mode
+
+
+def _rank() -> tuple[int, int]:
+    """(rank, world size) as the launcher's environment tells."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _model_length(policy: PolicyWeights, recipe: EngineRecipe) -> int:
+    positions = int(policy.base.config.get_text_config().max_position_embeddings)
+    return min(positions, recipe.max_model_len or 4096)
+
+
+def _lora_rank(policy: PolicyWeights) -> int:
+    return _fitting_rank(policy.model.peft_config["default"].r)  # type: ignore[union-attr, index]
+
+
+def _fitting_rank(rank: int) -> int:
+    fitting = [size for size in LORA_RANKS if size >= rank]
+    if not fitting:
+        raise ConfigError(f"lora.rank: expected at most {LORA_RANKS[-1]} for sync: adapter, found {rank}.")
+    return fitting[0]
+
+
+def write_language_model(policy: PolicyWeights, folder: Path, tokenizer: Any = None, weights: bool = True) -> Path:
+    """Write the policy's language model, without its adapter, as a folder of its own architecture."""
+    from safetensors.torch import save_file
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = policy.base.config.get_text_config()
+    plain = type(config).from_dict(config.to_dict())
+    plain.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
+    plain.dtype = str(policy.base.dtype).removeprefix("torch.")
+    plain.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    if weights:
+        unadapted = getattr(policy.model, "disable_adapter", contextlib.nullcontext)
+        with unadapted(), policy.merged() as tensors:
+            save_file(
+                {name: t.cpu().contiguous() for name, t in tensors}, folder / "model.safetensors", {"format": "pt"}
+            )
+    return folder
+
+
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """vLLM seeds the global generators of the process it runs in; give the trainer back its own stream."""
+    python, array, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+        torch.set_rng_state(cpu)
+        if gpu:
+            torch.cuda.set_rng_state_all(gpu)
+
+
+def _check_lengths(prompts: Sequence[Tensor], sampling: Sampling, limit: int) -> None:
+    longest = max((len(prompt) for prompt in prompts), default=0)
+    if longest + sampling.max_tokens > limit:
+        raise TrainingError(
+            describe(
+                "rollout engine",
+                f"prompt and completion of at most {limit} tokens (engine.max_model_len)",
+                f"a prompt of {longest} and completions of up to {sampling.max_tokens}",
+                "Lower grpo.max_completion_length, or raise engine.max_model_len.",
+            )
+        )
+
+
+# --- in process ----------------------------------------------------------------------------------------------------
+
+
+class VLLMRollouts:
+    """vLLM inside the trainer's process, one engine per rank.
+
+    Sampling draws from the process's random generator, which the trainer saves with a checkpoint: a resumed run samples
+    what an uninterrupted one would have. Build it after ``torch.distributed`` is up.
+    """
+
+    name = "vllm"
+
+    def __init__(self, policy: PolicyWeights, recipe: EngineRecipe | None = None, seed: int = 0) -> None:
+        require("vllm", "the vLLM rollout engine", "vllm")
+        self.recipe, self.seed = recipe or EngineRecipe(), seed
+        self.mode = resolve_sync(self.recipe.sync, policy)
+        self.max_model_len = _model_length(policy, self.recipe)
+        self.version: int | None = None
+        self._folder = Path(tempfile.mkdtemp(prefix="audio-llm-engine-", dir=_fast_folder()))
+        atexit.register(self.close)
+        self._adapter: Any = None
+        self._prefixes = 0
+        write_language_model(policy, self._folder / "model", weights=self.mode == "adapter")
+        with _random_state_kept():
+            self._llm: Any = self._build(policy)
+
+    def _build(self, policy: PolicyWeights) -> Any:
+        on_cpu = cpu_build()
+        defaults = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        for name, value in (server_environment(on_cpu) | defaults).items():
+            os.environ.setdefault(name, value)
+        from vllm import LLM
+
+        rank, world = _rank()
+        arguments: dict[str, Any] = {"enforce_eager": True} if on_cpu else {}
+        if not on_cpu:
+            arguments["gpu_memory_utilization"] = self.recipe.gpu_memory_utilization
+        if self.mode == "adapter":
+            arguments |= {"enable_lora": True, "max_lora_rank": _lora_rank(policy), "max_loras": 1, "max_cpu_loras": 2}
+        else:
+            arguments["load_format"] = "dummy"  # the first sync brings the weights
+        if world > 1:
+            arguments["distributed_executor_backend"] = "external_launcher"
+        hide_llvmlite_attributes()
+        return LLM(
+            str(self._folder / "model"),
+            dtype=str(policy.base.dtype).removeprefix("torch."),  # type: ignore[arg-type]
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.recipe.max_num_seqs,
+            enable_prompt_embeds=True,
+            enable_prefix_caching=self.recipe.prefix_caching,
+            block_size=self.recipe.block_size,
+            logprobs_mode="processed_logprobs",
+            skip_tokenizer_init=True,
+            disable_log_stats=True,
+            seed=self.seed + rank,
+            **arguments,
+        )
+
+    def sync(self, policy: PolicyWeights, version: int) -> float:
+        """See :class:`~audio_llm.training.rollouts.RolloutEngine`."""
+        if version == self.version:
+            return 0.0
+        start = time.perf_counter()
+        if self.mode == "merged":
+            with policy.merged() as tensors:
+                self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors)})
+        else:
+            self._swap_adapter(policy, version)
+        if not self._llm.reset_prefix_cache():
+            raise TrainingError("rollout engine: the prefix cache of the old policy could not be dropped.")
+        self.version = version
+        return time.perf_counter() - start
+
+    def _swap_adapter(self, policy: PolicyWeights, version: int) -> None:
+        """A new name, id and path per version: vLLM caches by all three."""
+        from vllm.lora.request import LoRARequest
+
+        folder = self._folder / f"adapter-{version}"
+        with policy.adapter() as (config, tensors):
+            write_adapter(folder, config, tensors)
+        old, self._adapter = self._adapter, LoRARequest(f"policy-{version}", version + 1, str(folder))
+        self._llm.llm_engine.add_lora(self._adapter)
+        if old is not None:
+            self._llm.llm_engine.remove_lora(old.lora_int_id)
+            shutil.rmtree(old.lora_path, ignore_errors=True)
+
+    def generate(
+        self, prompt_embeddings: Sequence[Tensor], group_sizes: Sequence[int], sampling: Sampling
+    ) -> list[list[Completion]]:
+        """See :class:`~audio_llm.training.rollouts.RolloutEngine`."""
+        from vllm import SamplingParams
+
+        _check_lengths(prompt_embeddings, sampling, self.max_model_len)
+        parameters = [
+            SamplingParams(
+                n=size,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                min_p=sampling.min_p,
+                repetition_penalty=sampling.repetition_penalty,
+                max_tokens=sampling.max_tokens,
+                logprobs=0,
+                stop_token_ids=list(sampling.stop_token_ids),
+                logit_bias=dict.fromkeys(sampling.forbidden_token_ids, FORBIDDEN_BIAS) or None,
+                detokenize=False,
+            )
+            for size in group_sizes
+        ]
+        prompts = [{"prompt_embeds": embeddings.detach()} for embeddings in prompt_embeddings]
+        outputs = self._llm.generate(prompts, parameters, use_tqdm=False, lora_request=self._adapter)
+        return [[_completion(choice) for choice in output.outputs] for output in outputs]
+
+    def close(self) -> None:
+        """See :class:`~audio_llm.training.rollouts.RolloutEngine`."""
+        if getattr(self, "_llm", None) is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _completion(choice: Any) -> Completion:
+    ids = [int(token) for token in choice.token_ids]
+    return Completion(ids, [float(row[token].logprob) for row, token in zip(choice.logprobs, ids, strict=True)])
+
+
+def _fast_folder() -> str | None:
+    """Memory-backed storage where there is some: adapters and merged weights are written at every update."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+# --- over HTTP -----------------------------------------------------------------------------------------------------
+
+
+class HTTPRollouts:
+    """A vLLM server in its own process, shared by all ranks: stock OpenAI server, prompt embeddings in the request.
+
+    The first rank writes the weights to `folder`, which the server must be able to read (a shared disk when it runs on
+    another machine), and tells the server to load them; the others wait. Every request carries its own seed, drawn from
+    the trainer's random generator, so that a resumed run samples what an uninterrupted one would have.
+    """
+
+    name = "vllm_http"
+
+    def __init__(
+        self,
+        policy: PolicyWeights,
+        recipe: EngineRecipe | None = None,
+        seed: int = 0,
+        *,
+        tokenizer: Any = None,
+        connections: int = 32,
+    ) -> None:
+        import requests
+
+        self.recipe = recipe or EngineRecipe()
+        self.mode = resolve_sync(self.recipe.sync, policy)
+        self.max_model_len = _model_length(policy, self.recipe)
+        self.version: int | None = None
+        self._own_folder = self.recipe.shared_folder is None
+        self._folder = self.recipe.shared_folder or Path(
+            tempfile.mkdtemp(prefix="audio-llm-engine-", dir=_fast_folder())
+        )
+        self._server: Server | None = None
+        atexit.register(self.close)
+        url = self.recipe.url
+        if url is None:
+            self._server = self._start(policy, tokenizer, seed)
+            url = self._server.url
+        self.url = url.rstrip("/")
+        self._session = requests.Session()
+        self._session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=connections))
+        self._pool = ThreadPoolExecutor(connections)
+        self._model = self._served_model()
+
+    def _start(self, policy: PolicyWeights, tokenizer: Any, seed: int) -> Server:
+        if _rank()[1] > 1:
+            raise ConfigError("engine.url: several training processes share one server; start it first (docs/grpo.md).")
+        model = write_language_model(policy, self._folder / "model", tokenizer)
+        rank = _lora_rank(policy) if self.mode == "adapter" else None
+        dtype = str(policy.base.dtype).removeprefix("torch.")
+        return Server(model, dtype, self.recipe, self.max_model_len, rank, seed)
+
+    def _served_model(self) -> str:
+        try:
+            return self._session.get(f"{self.url}/v1/models", timeout=30).json()["data"][0]["id"]
+        except (OSError, ValueError, LookupError) as error:
+            raise PrerequisiteError(
+                describe(
+                    f"engine.url {self.url}", "a vLLM server", f"no answer ({error})", "See docs/grpo.md to start one."
+                )
+            ) from error
+
+    def _post(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        try:
+            response = self._session.post(self.url + path, json=body, timeout=3600)
+        except OSError as error:
+            raise TrainingError(describe(f"engine {self.url}{path}", "an answer", f"none ({error})")) from error
+        if response.status_code != 200:
+            raise TrainingError(
+                describe(f"engine {self.url}{path}", "status 200", f"{response.status_code} {response.text[:300]}")
+            )
+        return response
+
+    def sync(self, policy: PolicyWeights, version: int) -> float:
+        """See :class:`~audio_llm.training.rollouts.RolloutEngine`."""
+        if version == self.version:
+            return 0.0
+        start = time.perf_counter()
+        first = _rank()[0] == 0
+        if self.mode == "merged":
+            with policy.merged() as tensors:  # every rank takes part in gathering; the first one writes
+                if first:
+                    self._reload(policy, tensors)
+        else:
+            with policy.adapter() as (config, tensors):
+                if first:
+                    self._load_adapter(config, tensors, version)
+            self._model = f"policy-{version}"
+        if first:
+            self._post("/reset_prefix_cache")
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        self.version = version
+        return time.perf_counter() - start
+
+    def _reload(self, policy: PolicyWeights, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        from safetensors.torch import save_file
+
+        folder = self._folder / "merged"
+        if not folder.is_dir():
+            write_language_model(policy, folder, weights=False)
+        with atomic_file(folder / "model.safetensors") as temporary:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors}, temporary, {"format": "pt"})
+        self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
+
+    def _load_adapter(self, config: dict[str, Any], tensors: dict[str, Tensor], version: int) -> None:
+        folder = self._folder / f"adapter-{version}"
+        write_adapter(folder, config, tensors)
+        self._post("/v1/load_lora_adapter", {"lora_name": f"policy-{version}", "lora_path": str(folder)})
+        if self.version is not None:
+            self._post("/v1/unload_lora_adapter", {"lora_name": f"policy-{self.version}"})
+            shutil.rmtree(self._folder / f"adapter-{self.version}", ignore_errors=True)
+
+    def generate(
+        self, prompt_embeddings: Sequence[Tensor], group_sizes: Sequence[int], sampling: Sampling
+    ) -> list[list[Completion]]:
+        """See :class:`~audio_llm.training.rollouts.RolloutEngine`."""
+        _check_lengths(prompt_embeddings, sampling, self.max_model_len)
+        seeds = torch.randint(2**31 - 1, (len(prompt_embeddings),)).tolist()
+        return list(self._pool.map(self._complete, prompt_embeddings, group_sizes, [sampling] * len(seeds), seeds))
+
+    def _complete(self, embeddings: Tensor, size: int, sampling: Sampling, seed: int) -> list[Completion]:
+        buffer = io.BytesIO()
+        torch.save(embeddings.detach().cpu().clone(), buffer)
+        body = {
+            "model": self._model,
+            "prompt_embeds": base64.b64encode(buffer.getvalue()).decode(),
+            "n": size,
+            "seed": seed,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "repetition_penalty": sampling.repetition_penalty,
+            "max_tokens": sampling.max_tokens,
+            "logprobs": 0,
+            "return_token_ids": True,
+            "stop_token_ids": list(sampling.stop_token_ids),
+            "logit_bias": {str(token): FORBIDDEN_BIAS for token in sampling.forbidden_token_ids} or None,
+        }
+        choices = sorted(self._post("/v1/completions", body).json()["choices"], key=lambda choice: choice["index"])
+        return [Completion(choice["token_ids"], choice["logprobs"]["token_logprobs"]) for choice in choices]
+
+    def close(self) -> None:
+        """See :class:`~audio_llm.training.rollouts.RolloutEngine`."""
+        if getattr(self, "_pool", None) is not None:
+            self._pool.shutdown(wait=False)
+            self._session.close()
+        if self._server is not None:
+            self._server.stop()
+        if self._own_folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def server_command(
+    model: Path, dtype: str, recipe: EngineRecipe, max_model_len: int, lora_rank: int | None, seed: int, port: int
+) -> list[str]:
+    """Arguments of a rollout server for the language model in folder `model`."""
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--dtype", dtype]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--uvicorn-log-level", "warning", "--seed", str(seed)]
+    command += ["--max-model-len", str(max_model_len), "--max-num-seqs", str(recipe.max_num_seqs)]
+    command += ["--block-size", str(recipe.block_size), "--generation-config", "vllm"]
+    command += ["--enable-prompt-embeds", "--logprobs-mode", "processed_logprobs"]
+    command += ["--enable-prefix-caching" if recipe.prefix_caching else "--no-enable-prefix-caching"]
+    if lora_rank is not None:
+        command += ["--enable-lora", "--max-lora-rank", str(lora_rank), "--max-loras", "1", "--max-cpu-loras", "2"]
+    if cpu_build():
+        return [*command, "--enforce-eager"]
+    return [*command, "--gpu-memory-utilization", str(recipe.gpu_memory_utilization)]
+
+
+def prepare_server(model: Path, output: Path, recipe: EngineRecipe, lora: Any, seed: int, port: int = 8000) -> str:
+    """Write the language model of checkpoint folder `model` and return the shell command that serves it for rollouts.
+
+    `lora` is the recipe's (None without): a server that swaps adapters must be built for their rank.
+    """
+    from audio_llm.model.build import load_model, load_processor
+
+    policy = PolicyWeights(load_model(model))
+    write_language_model(policy, output, load_processor(model).tokenizer)
+    swaps = recipe.sync == "adapter" or (recipe.sync == "auto" and torch.cuda.is_available())
+    rank = _fitting_rank(lora.rank) if lora is not None and swaps else None
+    dtype = str(policy.base.dtype).removeprefix("torch.")
+    command = server_command(output, dtype, recipe, _model_length(policy, recipe), rank, seed, port)
+    stated = {name: value for name, value in rollout_server_environment().items() if os.environ.get(name) != value}
+    return shlex.join(["env", *(f"{name}={value}" for name, value in stated.items()), *command])
+
+
+# A server started from a training process must not take itself for one of the ranks.
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
+
+
+def rollout_server_environment() -> dict[str, str]:
+    """Environment of a rollout server: as for serving, and open to new weights (so it must listen locally only)."""
+    environment = {
+        name: value for name, value in server_environment(cpu_build()).items() if name not in _RANK_VARIABLES
+    }
+    return environment | {
+        "VLLM_SERVER_DEV_MODE": "1",  # /collective_rpc and /reset_prefix_cache
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+
+
+_LOOK = os.WEXITED | os.WNOHANG | os.WNOWAIT
+
+
+class Server:
+    """A rollout server of our own: started here, killed with all its children by :meth:`stop` or at our exit."""
+
+    def __init__(
+        self,
+        model: Path,
+        dtype: str,
+        recipe: EngineRecipe,
+        max_model_len: int,
+        lora_rank: int | None = None,
+        seed: int = 0,
+        patience_seconds: float = 600.0,
+    ) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self._stopped = False
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (lives as long as the server)
+        self._process = subprocess.Popen(
+            server_command(model, dtype, recipe, max_model_len, lora_rank, seed, port),
+            env=rollout_server_environment(),
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # its engine and workers form one group that can be killed together
+        )
+        atexit.register(self.stop)
+        self._wait(patience_seconds)
+
+    def _wait(self, patience_seconds: float) -> None:
+        import requests
+
+        deadline = time.monotonic() + patience_seconds
+        while time.monotonic() < deadline:
+            if os.waitid(os.P_PID, self._process.pid, _LOOK) is not None:
+                break
+            with contextlib.suppress(OSError):
+                if requests.get(f"{self.url}/health", timeout=5).status_code == 200:
+                    return
+            time.sleep(0.5)
+        self._log.seek(0)
+        tail = " | ".join(line for line in self._log.read().splitlines() if "rror" in line)[-500:]
+        self.stop()
+        raise PrerequisiteError(
+            describe("rollout server", f"ready within {patience_seconds:.0f} s", tail or "no sign of life")
+        )
+
+    def stop(self) -> None:
+        """End the server and its children; a second call does nothing."""
+        if self._stopped:
+            return
+        self._stopped = True
+        self._process.terminate()
+        deadline = time.monotonic() + 10
+        # Not wait(): until the leader is reaped, its id cannot become another process's group.
+        while time.monotonic() < deadline and os.waitid(os.P_PID, self._process.pid, _LOOK) is None:
+            time.sleep(0.05)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()

@@ -1,0 +1,1 @@
+"""Which sound a clip is: classification and tagging."""

@@ -1,0 +1,1 @@
+"""EchoTwin-QA: two towers and a head that scores options, or letters."""

@@ -1,0 +1,97 @@
+"""EchoTwin-QA as an engine that answers questions."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from audio_llm import audio
+from audio_llm.answering.base import Answer, Request
+from audio_llm.audio import Waveform
+from audio_llm.errors import AudioError, describe
+
+if TYPE_CHECKING:
+    from audio_llm.tasks.echotwin.data import Asked
+    from audio_llm.tasks.echotwin.model import EchoTwin
+
+
+def is_echotwin_folder(path: str | Path) -> bool:
+    """Whether a folder was written by training with ``task: echotwin``."""
+    try:
+        return "echotwin" in json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+class EchoTwinEngine:
+    """Answers with the text of the best-scored choice. There is nothing to sample: the temperature is not read."""
+
+    name = "echotwin"
+    needs_audio = True
+
+    def __init__(self, model: EchoTwin, tokenizer: Any, batch_size: int = 16) -> None:
+        import torch
+
+        from audio_llm.tasks.echotwin.data import Listener
+
+        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer, self.batch_size = tokenizer, batch_size
+        self.listener = Listener(self.model)
+
+    @classmethod
+    def open(cls, folder: str | Path, batch_size: int = 16) -> EchoTwinEngine:
+        """The model in a folder of training."""
+        from audio_llm.tasks.echotwin.folder import load_echotwin
+
+        return cls(*load_echotwin(folder), batch_size)
+
+    def prepare(self, waveform: Waveform, name: str) -> Waveform:
+        """The audio as it is; the model makes one channel of several, as its tower wants it."""
+        layouts = self.model.audio_enc.layouts
+        audio.check(waveform, layouts=tuple(audio.LAYOUT_CHANNELS) if layouts == ("mono",) else layouts, name=name)
+        return waveform
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Answer]:
+        from audio_llm.tasks.echotwin.data import Asked, best_choice
+
+        stream = iter(requests)
+        while batch := list(itertools.islice(stream, self.batch_size)):
+            started = time.monotonic()
+            heard = self.listener.hear([self._windows(request) for request in batch])
+            items = [
+                Asked(request.item.question, tuple(request.item.choices), None, tokens)
+                for request, tokens in zip(batch, heard, strict=True)
+            ]
+            scores = self.score(items)
+            seconds = (time.monotonic() - started) / len(batch)
+            for item, row in zip(items, scores, strict=True):
+                if isinstance(row, str):
+                    yield Answer(error=row)
+                    continue
+                asked = hashlib.sha256(json.dumps([item.question, item.choices]).encode()).hexdigest()[:16]
+                best = item.choices[best_choice(row, item.choices)]
+                yield Answer(raw=best, finish_reason="stop", prompt_hash=asked, seconds=seconds)
+
+    def _windows(self, request: Request) -> list[np.ndarray]:
+        if request.waveform is None:
+            raise AudioError(describe(f"item '{request.item.id}'", "audio, for EchoTwin needs it", "words alone"))
+        return self.listener.windows(request.waveform)
+
+    def score(self, items: Sequence[Asked]) -> list[list[float] | str]:
+        """Log-probabilities of every item's choices, or why the model cannot tell them apart; one batch."""
+        from audio_llm.tasks.echotwin.data import Collator, option_scores, reason_against
+
+        reasons = [reason_against(item, self.tokenizer, self.model.config) for item in items]
+        able = [item for item, reason in zip(items, reasons, strict=True) if not reason]
+        collator = Collator(self.model, self.tokenizer, max((len(item.choices) for item in able), default=0))
+        scores = iter(option_scores(self.model, collator, able) if able else [])
+        return [reason or next(scores) for reason in reasons]
+
+    def close(self) -> None: ...

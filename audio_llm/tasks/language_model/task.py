@@ -1,0 +1,221 @@
+"""A small language model from nothing: tokenizer and Qwen2 weights, trained on the text of the corpus.
+
+On machines without a model hub the main path needs a language model that already knows the words, the question format
+and how an answer follows from a description. It reads descriptions of scenes as text in the place where the audio will
+stand, and learns to think and answer. A pretrained model replaces all of this (``model.language_model.path`` of an SFT
+recipe).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from audio_llm import config as recipes
+from audio_llm.errors import ConfigError
+from audio_llm.files import atomic_folder, write_lines
+from audio_llm.language.prompts import AUDIO_TOKEN, STYLES, chat_template, question_text, target_text
+from audio_llm.model.build import check_reloaded
+
+# How Qwen2 splits text into words before merging bytes: single digits, letters with one leading mark or space.
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass
+class ModelSize:
+    """Qwen2's sizes; the vocabulary follows from the tokenizer."""
+
+    hidden_size: int = 256
+    intermediate_size: int = 768
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    max_position_embeddings: int = 1024
+
+
+@dataclass
+class LanguageModelRecipe:
+    """Recipe of ``audio-llm train`` with ``task: language_model``."""
+
+    text: Path  # JSON lines of samples (audio is not needed)
+    output: Path
+    task: str = "language_model"
+    style: str = "think"
+    vocabulary: int = 1024
+    model: ModelSize = field(default_factory=ModelSize)
+    steps: int = 400
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    warmup_steps: int = 40
+    validation: int = 256  # last lines of the text, never trained on
+    seed: int = 0
+
+
+def train_tokenizer(corpus: Iterable[str], vocabulary: int = 1024) -> Any:
+    """A byte-level BPE tokenizer with ChatML markers; the reply's tags are single tokens that decoding keeps."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from audio_llm.language.prompts import TAGS
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", AUDIO_TOKEN]
+    core = Tokenizer(models.BPE())
+    # Qwen2's own splitting: a folder with a Qwen2 configuration is loaded with it, whatever the file says, and a model
+    # that learnt " 2" as one token would be fed two.
+    core.normalizer = normalizers.NFC()
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    core.train_from_iterator(
+        corpus,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    core.add_tokens([AddedToken(f"<{slash}{tag}>", normalized=False) for tag in TAGS for slash in ("", "/")])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>", AUDIO_TOKEN],
+        chat_template=chat_template(),
+        padding_side="left",
+    )
+
+
+def read_text(path: Path) -> list[Any]:
+    """Samples of a JSON-lines file."""
+    from audio_llm.shards.schema import Sample
+
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise ConfigError(f"text {path}: cannot be read ({error.strerror}). `audio-llm prep` writes it.") from error
+    return [Sample.from_json(line, where=f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def described(sample: Any, style: str) -> tuple[str, str]:
+    """(prompt, reply) for text-only training: the scene in words (``meta["caption"]``) where the audio will stand."""
+    scene = sample.meta.get("caption") or sample.thinking or ""
+    prompt = f"<|im_start|>user\n{scene}\n{question_text(sample.question, sample.choices or ())}<|im_end|>\n"
+    return prompt + "<|im_start|>assistant\n", target_text(sample, style) + "<|im_end|>"
+
+
+def _batches(rows: list[tuple[list[int], list[int]]], size: int, pad: int, seed: int) -> Iterator[dict[str, Any]]:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(len(rows), generator=generator).tolist()
+        for start in range(0, len(order) - size + 1, size):
+            yield _collate([rows[i] for i in order[start : start + size]], pad)
+
+
+def _collate(rows: list[tuple[list[int], list[int]]], pad: int) -> dict[str, Any]:
+    import torch
+
+    width = max(len(prompt) + len(reply) for prompt, reply in rows)
+    ids = torch.full((len(rows), width), pad)
+    labels = torch.full((len(rows), width), -100)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for number, (prompt, reply) in enumerate(rows):
+        length = len(prompt) + len(reply)
+        ids[number, :length] = torch.tensor(prompt + reply)
+        labels[number, len(prompt) : length] = torch.tensor(reply)
+        mask[number, :length] = 1
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+
+def exact_share(model: Any, rows: list[tuple[list[int], list[int]]], pad: int) -> float:
+    """Share of replies whose every token is the most likely one (teacher forced)."""
+    import torch
+
+    right = 0
+    with torch.no_grad():
+        for start in range(0, len(rows), 64):
+            batch = _collate(rows[start : start + 64], pad)
+            labels = batch.pop("labels")[:, 1:]
+            guess = model(**batch).logits[:, :-1].argmax(-1)
+            right += int(((guess == labels) | (labels == -100)).all(dim=1).sum())
+    return right / max(1, len(rows))
+
+
+def train(recipe: LanguageModelRecipe) -> Path:
+    """Train tokenizer and model; writes a Transformers folder at `recipe.output` with ``metrics.jsonl`` beside it."""
+    import torch
+    from tqdm import trange
+    from transformers import AutoModelForCausalLM, Qwen2Config, get_cosine_schedule_with_warmup
+
+    if recipe.style not in STYLES:
+        raise ConfigError(f"style: expected one of {', '.join(STYLES)}, found '{recipe.style}'.")
+    samples = read_text(recipe.text)
+    if len(samples) <= recipe.validation + recipe.batch_size:
+        needed = recipe.validation + recipe.batch_size
+        raise ConfigError(f"text {recipe.text}: expected more than {needed} lines, found {len(samples)}.")
+    texts = [described(sample, recipe.style) for sample in samples]
+    tokenizer = train_tokenizer((part for text in texts for part in text), recipe.vocabulary)
+    rows = [
+        (
+            tokenizer(prompt, add_special_tokens=False)["input_ids"],
+            tokenizer(reply, add_special_tokens=False)["input_ids"],
+        )
+        for prompt, reply in texts
+    ]
+    held_out, rows = rows[-recipe.validation :], rows[: -recipe.validation]
+    torch.manual_seed(recipe.seed)
+    model = AutoModelForCausalLM.from_config(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            tie_word_embeddings=False,
+            # The usual 0.02 suits thousands of units. At 128 it leaves attention uniform for hundreds of steps, and the
+            # heads that look a word up again hardly form; at this width unit activations stay near unit size.
+            initializer_range=recipe.model.hidden_size**-0.5,
+            **vars(recipe.model),
+        )
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = get_cosine_schedule_with_warmup(optimizer, recipe.warmup_steps, recipe.steps)
+    batches = _batches(rows, recipe.batch_size, tokenizer.pad_token_id, recipe.seed)
+    metrics: list[dict[str, Any]] = []
+    progress = trange(1, recipe.steps + 1, desc="language model", mininterval=2)
+    for step in progress:
+        loss = model(**next(batches)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 50 == 0 or step == recipe.steps:
+            model.eval()
+            exact = exact_share(model, held_out, tokenizer.pad_token_id)
+            model.train()
+            metrics.append({"step": step, "loss": loss.item(), "validation/exact": exact})
+            progress.set_postfix(loss=f"{loss.item():.3f}", exact=f"{exact:.3f}")
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    with atomic_folder(recipe.output) as folder:
+        model.eval().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        check_reloaded(folder, tokenizer, [reply for _, reply in texts[:200]])
+        recipes.dump(recipe, folder / "recipe.yaml")
+        write_lines(folder / "metrics.jsonl", metrics)
+    return recipe.output
+
+
+def run(path: str | Path, overrides: list[str] | None = None) -> Path:
+    """``audio-llm train RECIPE`` with ``task: language_model``."""
+    return train(recipes.load(LanguageModelRecipe, path, overrides))

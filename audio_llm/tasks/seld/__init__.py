@@ -1,0 +1,1 @@
+"""Sound event localisation and detection in stereo."""

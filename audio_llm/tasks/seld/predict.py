@@ -1,0 +1,112 @@
+"""Sound events of files of any length: which, when, where and how far, by a trained or a published network."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from audio_llm import audio
+from audio_llm.encoders import seld_head
+from audio_llm.errors import CheckpointError, ConfigError, describe, one_line
+from audio_llm.model.encoder import encoder_class
+from audio_llm.model.folder import CONFIG
+from audio_llm.tasks.classification.predict import LONGEST
+from audio_llm.tasks.folder import load_seld
+from audio_llm.tasks.seld import tracks
+
+_PUBLISHED = ("cnn14", "htsat")  # encoders of which there are published networks with a head of events
+
+
+@dataclass
+class Locator:
+    """A network, its classes, and from which length of its vectors on each class counts as heard (None: one half)."""
+
+    network: seld_head.SELDNetwork
+    labels: list[str]
+    thresholds: float | Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        self.network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+    def locate(self, waveform: audio.Waveform, name: str = "audio") -> tracks.Detections:
+        """What is heard, frame by frame; of two channels, in the half circle that those can tell apart (in front).
+
+        Raises :class:`AudioError` for channels that are not the network's.
+        """
+        encoder = self.network.encoder
+        audio.check(waveform, layouts=encoder.layouts, name=name)
+        output = tracks.locate(self.network, audio.resample(waveform, encoder.sample_rate).samples)
+        threshold = 0.5 if self.thresholds is None else self.thresholds
+        found = tracks.decode(output, threshold, elements=self.network.head.elements)
+        if encoder.num_channels == 2:
+            front = np.abs(found.vector[:, :1])
+            found = dataclasses.replace(found, vector=np.concatenate((front, found.vector[:, 1:]), axis=1))
+        return found
+
+
+def finds_events(path: str | Path) -> bool:
+    """Whether `path` is an encoder folder or a published file of this kind; other models are classifiers."""
+    path = Path(path)
+    if path.is_file():
+        from audio_llm.encoders.conversion import recognise
+
+        return recognise(path) in _PUBLISHED
+    try:
+        return "seld" in json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # what is wrong with it is said by what loads it
+
+
+def load(path: str | Path, threshold: float | None = None) -> Locator:
+    """From an encoder folder or a published file; `threshold` replaces those that training chose for each class.
+
+    Raises :class:`CheckpointError` for a path that is no such network, :class:`ConfigError` for a wrong threshold.
+    """
+    path = Path(path)
+    if threshold is not None and not 0 < threshold < math.sqrt(2):
+        raise ConfigError(describe("threshold", "a length of vectors between 0 and 1.41", f"{threshold:g}"))
+    if not path.is_file():
+        network, config = load_seld(path)
+        return Locator(network, config["labels"], threshold or config.get("thresholds"))
+    from audio_llm.encoders.conversion import recognise
+
+    published = encoder_class(recognise(path)).published_loader()(path)
+    head = published.heads.get("seld")
+    if not isinstance(head, seld_head.SELDHead):
+        cure = "Train one on it: audio-llm train with task: seld."
+        raise CheckpointError(describe(f"checkpoint {path}", "a head of events beside the encoder", "none", cure))
+    return Locator(seld_head.SELDNetwork(published.encoder, head), published.facts["labels"], threshold)
+
+
+def locate_file(locator: Locator, path: str | Path) -> tracks.Detections:
+    """Decode a file and locate what is in it."""
+    return locator.locate(audio.decode(path, max_seconds=LONGEST), name=str(path))
+
+
+# ------------------------------------------------------------------------------------------------------ as text
+
+
+def as_json(path: str, events: Sequence[dict[str, Any]]) -> str:
+    """One line: the file, and its events as :func:`audio_llm.tasks.seld.tracks.join_events` gives them."""
+    return json.dumps({"file": path, "events": list(events)}, ensure_ascii=False)
+
+
+def as_table(path: str, events: Sequence[dict[str, Any]]) -> str:
+    """The file, and a line for every event."""
+    count = f"{len(events)} event{'' if len(events) == 1 else 's'}"
+    return "\n".join([f"{one_line(path)}: {count}", *(_line(event) for event in events)])
+
+
+def _line(event: dict[str, Any]) -> str:
+    azimuth = round(event["azimuth"])
+    side = " left" if azimuth > 0 else " right" if azimuth < 0 else ""
+    far = f", {event['distance']:.1f} m" if "distance" in event else ""
+    return f"{event['onset']:8.1f} to {event['offset']:.1f} s  {event['label']}, {abs(azimuth)}°{side}{far}"

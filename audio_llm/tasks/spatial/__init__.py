@@ -1,0 +1,1 @@
+"""Which sound, where and how far: the task of Spatial-AST."""

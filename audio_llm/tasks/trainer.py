@@ -1,0 +1,443 @@
+"""Supervised training of an audio encoder: the loop that all tasks share (:mod:`audio_llm.tasks.base`).
+
+One loop on accelerate, for one process or several. Every draw is a function of (seed, step, rank), so a checkpoint
+needs weights, optimizer and step, and a run that was killed repeats what the uninterrupted one would have done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from audio_llm import config as recipes
+from audio_llm.datasets import dcase_seld
+from audio_llm.encoders.published import read_json
+from audio_llm.errors import CheckpointError, ConfigError, TrainingError, describe, require
+from audio_llm.files import append_line, atomic_file, content_hash, write_json, write_lines
+from audio_llm.model.encoder import AudioEncoder, build_encoder, freeze_below
+from audio_llm.model.folder import CONFIG, WEIGHTS, load_encoder, load_strictly
+from audio_llm.tasks.base import EncoderRecipe, SupervisedTask, task_class
+from audio_llm.tasks.clips import Batch, BatchPlan, ClipStore, collate, spec_augment
+from audio_llm.training.callbacks import forget_after
+from audio_llm.training.run import check_launch, prepare_torch
+
+# Metrics hold what a run repeats to the digit; what the clock says stands beside them.
+CHECKPOINT, METRICS, TIMING, SUMMARY = "checkpoint.pt", "metrics.jsonl", "timing.jsonl", "summary.json"
+# What may differ between a checkpoint and the run that goes on from it: none of it changes the weights.
+_FREE_KEYS = {"output", "resume", "log_every", "save_every", "memory_gib", "eval_batch_size", "tensorboard"}
+
+
+def layer_of(name: str, prefixes: list[str]) -> int:
+    """Layer of a parameter of encoder and heads: 0 is the input's, 1 … n those of `prefixes`, n + 1 the heads'."""
+    if not name.startswith("encoder.") or "cls_tokens" in name:
+        return len(prefixes) + 1
+    inner = name.removeprefix("encoder.")
+    return next((number for number, prefix in enumerate(prefixes, 1) if inner.startswith(prefix)), 0)
+
+
+def parameter_groups(model: SupervisedTask, recipe: EncoderRecipe) -> list[dict[str, Any]]:
+    """AdamW groups: vectors, positions and cls tokens are not decayed; deeper layers may learn faster."""
+    prefixes = model.encoder.layer_prefixes
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            plain = parameter.ndim < 2 or "cls_tokens" in name
+            groups.setdefault((layer_of(name, prefixes), plain), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "scale": recipe.layer_decay ** (len(prefixes) + 1 - layer),
+            "weight_decay": 0.0 if plain else recipe.weight_decay,
+        }
+        for (layer, plain), parameters in sorted(groups.items())
+    ]
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """Average of weights and statistics; it follows faster at first, so that the start is soon forgotten."""
+
+    def average(kept: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+        if not kept.is_floating_point():
+            return new
+        count = int(count)
+        return torch.lerp(new, kept, min(decay, (1 + count) / (10 + count)))
+
+    return AveragedModel(model, avg_fn=average, use_buffers=True)
+
+
+def _moved(targets: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
+    """Named tuples of tensors, on `device`."""
+    return tuple(type(group)(*(part.to(device) for part in group)) for group in targets)
+
+
+def computes_in_bf16(precision: str) -> bool:
+    """Whether to train in bfloat16; ``auto`` asks the GPU, or the CPU for instructions that make it worth while."""
+    if precision != "auto":
+        return precision == "bf16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # there is no public way to ask
+    return bool(supported and supported())
+
+
+def rate_at(progress: float, recipe: EncoderRecipe) -> float:
+    """Learning rate at a share of the run: linear warm-up, then half a cosine down to ``minimum_rate``."""
+    if progress < recipe.warmup:
+        return recipe.learning_rate * max(progress / recipe.warmup, 1e-3)
+    share = min((progress - recipe.warmup) / (1.0 - recipe.warmup), 1.0)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * share))
+    return recipe.learning_rate * (recipe.minimum_rate + (1.0 - recipe.minimum_rate) * cosine)
+
+
+class Trainer:
+    """One run. `fit` trains and validates; the folder then holds the best encoder, its heads and the metrics."""
+
+    def __init__(self, recipe: EncoderRecipe) -> None:
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedType
+
+        recipe.check()
+        prepare_torch()
+        self.recipe = recipe
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if computes_in_bf16(recipe.precision) else "no",
+            cpu=not torch.cuda.is_available(),  # said aloud: without it, a launch on CPUs becomes single processes
+        )
+        if self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+            raise ConfigError(
+                describe("launch of encoder training", "plain data parallel", str(self.accelerator.distributed_type))
+            )
+        check_launch(self.accelerator.num_processes, recipe.processes)
+        torch.manual_seed(recipe.seed)
+        encoder = load_encoder(recipe.init) if recipe.init else build_encoder(recipe.encoder)
+        encoder.gradient_checkpointing = recipe.gradient_checkpointing
+        self.store = self._store(recipe.train, encoder, recipe.train_folds, recipe.validation_folds)
+        self.validation: ClipStore | None = None
+        if recipe.validation or recipe.validation_folds:
+            folders = [recipe.validation] if recipe.validation else recipe.train
+            self.validation = self._store(folders, encoder, recipe.validation_folds)
+        names = recipe.labels or self.store.class_names
+        self.labels = {name: index for index, name in enumerate(names)}
+        self._check_events()
+        encoder.augment = spec_augment(recipe.augment)
+        self.plan = BatchPlan(
+            self.store,
+            recipe.augment,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+        )
+        self.raw = task_class(recipe.task)(encoder, names, recipe)
+        if recipe.channels_last:
+            self.raw.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.still = [] if recipe.unfreeze is None else freeze_below(encoder, recipe.unfreeze)
+        optimizer = torch.optim.AdamW(parameter_groups(self.raw, recipe), lr=recipe.learning_rate)
+        self.model, self.optimizer = self.accelerator.prepare(self.raw, optimizer)
+        self.average = moving_average(self.raw, recipe.ema) if recipe.ema else None
+        self.step, self.elapsed, self.best = 0, 0.0, -math.inf
+        self.sums: dict[str, float] = {}  # of the steps since the last line of the log
+        self.fingerprint = self._fingerprint()
+        self.curves: Any = None
+        self._started = 0.0
+
+    @property
+    def kept(self) -> SupervisedTask:
+        """The weights that are validated and saved: the moving average, where there is one."""
+        return cast(SupervisedTask, self.average.module) if self.average is not None else self.raw
+
+    def _store(
+        self,
+        folders: list[Path],
+        encoder: AudioEncoder,
+        folds: list[int | str] | None,
+        without: list[int | str] | None = None,
+    ) -> ClipStore:
+        recipe = self.recipe
+        names = None if folds is None else [str(fold) for fold in folds]
+        if names and not recipe.use_test_fold and any(dcase_seld.is_seld_folder(folder) for folder in folders):
+            dcase_seld.check_folds(names)
+        return ClipStore(
+            folders,
+            encoder,
+            folds=names,
+            without=[str(fold) for fold in without or ()],
+            channels=recipe.channels,
+            whole=task_class(recipe.task).clip_level,
+            memory_gib=recipe.memory_gib,
+            max_rejects=recipe.max_rejects,
+        )
+
+    def _check_events(self) -> None:
+        """Raise :class:`TrainingError` where no event has what the task learns, or one an unknown label."""
+        for store in filter(None, (self.store, self.validation)):
+            if task_class(self.recipe.task).places and not store.placed:
+                cure = "Labelled sounds have none: make clips of them with audio-llm prep recipes/seld/clips.yaml."
+                expected = "events with an azimuth and a distance"
+                raise TrainingError(describe(f"{store.name}, task {self.recipe.task}", expected, "none", cure))
+            unknown = sorted(store.labels - set(self.labels))
+            if unknown:
+                cure = "Give the full list as 'labels' in the recipe."
+                raise TrainingError(
+                    describe(store.name, f"labels among {len(self.labels)} known", f"'{unknown[0]}'", cure)
+                )
+
+    def _fingerprint(self) -> str:
+        """Of everything that decides the weights: the recipe, the data, and the weights that training starts from."""
+        tree = {key: value for key, value in dataclasses.asdict(self.recipe).items() if key not in _FREE_KEYS}
+        tree["clips"] = len(self.store)
+        tree["labels"] = list(self.labels)
+        tree["data"] = [store.dataset.fingerprint for store in (self.store, self.validation) if store]
+        init, published = self.recipe.init, self.recipe.encoder.get("published")
+        starts = [init / CONFIG, init / WEIGHTS] if init else [published] if published else []
+        tree["starts"] = [content_hash(path) for path in starts]
+        return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()
+
+    # -------------------------------------------------------------------------------------------------- the loop
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the end of the budget, from the last checkpoint on; returns the scores of the kept weights."""
+        from tqdm import tqdm
+
+        recipe, main = self.recipe, self.accelerator.is_main_process
+        finished = self._resume()
+        if finished is not None:
+            return finished
+        if main:
+            recipes.dump(recipe, recipe.output / "recipe.yaml")
+            self._open_curves()
+        total = recipe.steps if recipe.steps is not None else None
+        bar = tqdm(total=total, initial=self.step, desc=recipe.task, unit="step", disable=not main)
+        self._started = time.monotonic() - self.elapsed
+        with ThreadPoolExecutor(1) as ahead:
+            upcoming = ahead.submit(self.plan.batch, self.step)
+            while (progress := self._progress()) < 1.0:
+                batch, upcoming = upcoming.result(), ahead.submit(self.plan.batch, self.step + 1)
+                for name, value in self._update(batch, progress).items():
+                    self.sums[name] = self.sums.get(name, 0.0) + value
+                self.step += 1
+                bar.update()
+                if self.step % recipe.log_every == 0:
+                    self._log(bar)
+                if recipe.eval_every and self.step % recipe.eval_every == 0:
+                    self._validate()
+                if recipe.save_every and self.step % recipe.save_every == 0:
+                    self._save()
+        bar.close()
+        return self._finish()
+
+    def _progress(self) -> float:
+        """Share of the run that is done; a wall-clock budget follows the clock of the first process."""
+        if self.recipe.steps is not None:
+            return self.step / self.recipe.steps
+        from accelerate.utils import broadcast_object_list
+
+        clock = [time.monotonic() - self._started]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(clock)
+        self.elapsed = clock[0]
+        return self.elapsed / (self.recipe.seconds or 1.0)
+
+    def _update(self, batch: Batch, progress: float) -> dict[str, float]:
+        seeds = np.random.SeedSequence([self.recipe.seed, self.step, self.accelerator.process_index, 2])
+        torch.manual_seed(int(seeds.generate_state(1)[0]))  # stochastic depth and SpecAugment
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_at(progress, self.recipe) * group["scale"]
+        self.model.train()
+        for module in self.still:
+            module.training = False
+        device = self.accelerator.device
+        targets = _moved(self.raw.targets(batch), device)
+        loss, parts = self.model(batch.waveform.to(device), batch.lengths.to(device), *targets)
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.raw)
+        values = {"loss": float(loss.detach()), "gradient_norm": float(norm)}
+        if not math.isfinite(values["loss"]):
+            cure = "Lower learning_rate, or use precision=fp32."
+            raise TrainingError(describe(f"step {self.step}", "a finite loss", str(values["loss"]), cure))
+        return values | {name: float(value) for name, value in parts.items()}
+
+    def _log(self, bar: Any) -> None:
+        shares = torch.tensor(list(self.sums.values()), device=self.accelerator.device) / self.recipe.log_every
+        mean = dict(zip(self.sums, self.accelerator.reduce(shares, "mean").tolist(), strict=True))  # over the processes
+        self.sums = {}
+        bar.set_postfix(loss=f"{mean['loss']:.3f}")
+        rate = self.optimizer.param_groups[-1]["lr"]
+        self._record({"samples": self.step * self.recipe.batch_size, "rate": rate} | mean)
+        if self.accelerator.is_main_process:
+            seconds = round(time.monotonic() - self._started, 3)
+            append_line(self.recipe.output / TIMING, {"step": self.step, "seconds": seconds})
+
+    def _record(self, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, and its points in TensorBoard."""
+        if not self.accelerator.is_main_process:
+            return
+        append_line(self.recipe.output / METRICS, {"step": self.step} | values)
+        if self.curves is not None:
+            for name, value in values.items():
+                group = "validation" if name.startswith("validation_") else "train"
+                self.curves.add_scalar(f"{group}/{name.removeprefix('validation_')}", value, self.step)
+
+    def _open_curves(self) -> None:
+        if self.recipe.tensorboard:
+            require("tensorboard", "'tensorboard: true' of the recipe", "train")
+            from torch.utils.tensorboard import SummaryWriter
+
+            # Points beyond the checkpoint are shown once: the killed run's are purged.
+            self.curves = SummaryWriter(str(self.recipe.output / "tensorboard"), purge_step=self.step + 1)
+
+    # ------------------------------------------------------------------------------------------------ validation
+
+    def evaluate(self) -> dict[str, Any]:
+        """Scores on the validation folder; every process takes its share of the clips."""
+        from accelerate.utils import broadcast, gather_object
+
+        if self.validation is None:
+            return {}
+        kept = self.kept.eval()
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        for buffer in kept.buffers() if world > 1 else ():
+            broadcast(buffer)  # in place: batch statistics of the first process are those that are saved
+        mine = range(rank, len(self.validation), world)
+        parts: list[Any] = []
+        for start in range(0, len(mine), self.recipe.eval_batch_size):
+            numbers = mine[start : start + self.recipe.eval_batch_size]
+            clips = [self.validation[number] for number in numbers]
+            parts.append(self._observe(collate(clips, self.validation.channels, self.validation.window)))
+        return kept.summarise(gather_object(parts) if world > 1 else parts)
+
+    def _observe(self, batch: Batch) -> Any:
+        device = self.accelerator.device
+        targets = _moved(self.raw.targets(batch), device)
+        with torch.inference_mode(), self.accelerator.autocast():
+            return self.kept.observe(batch.waveform.to(device), batch.lengths.to(device), targets, batch)
+
+    def _validate(self) -> dict[str, Any]:
+        """Validate; keep the weights when they are the best so far (always, without a validation folder)."""
+        scores = self.evaluate()
+        if scores:
+            self._record({f"validation_{name}": value for name, value in scores.items()})
+        score = scores.get("score", math.inf)
+        if score >= self.best:
+            self.best = score
+            if self.accelerator.is_main_process:
+                self.kept.save(self.recipe.output)
+        return scores
+
+    # -------------------------------------------------------------------------------------------- saving, resuming
+
+    def _save(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "model": self.raw.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "elapsed": time.monotonic() - self._started,
+            "best": self.best,
+            "sums": self.sums,
+            "fingerprint": self.fingerprint,
+        }
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        with atomic_file(self.recipe.output / CHECKPOINT) as temporary:
+            torch.save(state, temporary)
+
+    def _resume(self) -> dict[str, Any] | None:
+        """Restore the last checkpoint. Returns the summary when the run of this recipe is already complete."""
+        output = self.recipe.output
+        output.mkdir(parents=True, exist_ok=True)
+        fresh = self.recipe.resume == "never" or not (
+            (output / CHECKPOINT).is_file() or (output / SUMMARY).is_file() or (output / METRICS).is_file()
+        )
+        self.accelerator.wait_for_everyone()
+        if fresh:
+            if self.accelerator.is_main_process:
+                for name in (CHECKPOINT, SUMMARY, METRICS, TIMING, WEIGHTS):
+                    (output / name).unlink(missing_ok=True)
+                shutil.rmtree(output / "tensorboard", ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            return None
+        if (output / SUMMARY).is_file() and (output / WEIGHTS).is_file():
+            summary = read_json(output / SUMMARY, "the summary of a finished run")
+            self._same(summary.get("fingerprint"), output / SUMMARY)
+            return summary["scores"]
+        if (output / CHECKPOINT).is_file():
+            self._restore(output / CHECKPOINT)
+        if self.accelerator.is_main_process:
+            forget_after(output / METRICS, self.step)
+            forget_after(output / TIMING, self.step)
+        self.accelerator.wait_for_everyone()
+        return None
+
+    def _restore(self, path: Path) -> None:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            cure = "Set resume=never to start over."
+            raise CheckpointError(describe(str(path), "a checkpoint", f"{type(error).__name__}", cure)) from error
+        self._same(state["fingerprint"], path)
+        load_strictly(self.raw, state["model"], str(path))
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            load_strictly(self.average, state["average"], str(path))
+        self.step, self.elapsed, self.best = state["step"], state["elapsed"], state["best"]
+        self.sums = state["sums"]
+
+    def _same(self, fingerprint: str | None, path: Path) -> None:
+        if fingerprint != self.fingerprint:
+            cure = "Set resume=never to start over, or choose another output folder."
+            raise ConfigError(describe(str(path), "the recipe and data it was made with", "others", cure))
+
+    def _finish(self) -> dict[str, Any]:
+        scores = self._validate()
+        kept = scores if scores.get("score", math.inf) >= self.best else {"score": self.best}
+        if self.accelerator.is_main_process:
+            output = self.recipe.output
+            summary = {
+                "fingerprint": self.fingerprint,
+                "steps": self.step,
+                "samples": self.step * self.recipe.batch_size,
+                "seconds": round(time.monotonic() - self._started, 1),
+                "parameters": sum(parameter.numel() for parameter in self.raw.parameters()),
+                "scores": kept,
+                "last_scores": scores,
+            }
+            write_json(output / SUMMARY, summary)
+            (output / CHECKPOINT).unlink(missing_ok=True)
+            write_lines(output / "rejects.jsonl", self.store.rejects)
+            if self.curves is not None:
+                self.curves.close()
+        self.accelerator.wait_for_everyone()
+        return kept
+
+
+def run(config_path: str | Path | None, overrides: list[str] | None = None) -> dict[str, Any]:
+    """Train by a recipe file and ``key=value`` overrides; returns the scores of the kept weights."""
+    recipe = recipes.load(EncoderRecipe, config_path, overrides)
+    trainer = Trainer(recipe)
+    if trainer.accelerator.is_main_process:
+        clips, rejects = len(trainer.store), len(trainer.store.rejects)
+        print(f"{clips} clips of {len(trainer.labels)} classes ({rejects} rejected), output {recipe.output}")
+    scores = trainer.fit()
+    if trainer.accelerator.is_main_process:
+        for name, value in scores.items():
+            print(f"  {name:<24} {value:.3f}")
+    trainer.accelerator.end_training()
+    return scores

@@ -1,0 +1,218 @@
+"""What is trained: the starting model, its adapters, which parts learn."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from audio_llm.errors import ConfigError, describe
+from audio_llm.files import write_json
+from audio_llm.model.export import unpartitioned
+from audio_llm.model.validate import LORA_TARGETS
+
+ENCODER, PROJECTOR, LANGUAGE_MODEL = "model.audio_encoder", "model.projector", "model.language_model"
+
+
+@dataclass
+class LoRARecipe:
+    """Low-rank adapters (Hu et al. 2021) on the attention and MLP linears of the language model."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    rank_stabilized: bool = False
+
+
+@dataclass
+class ModelRecipe:
+    """Either `path` (a checkpoint folder) or the three parts to assemble one from.
+
+    `encoder` is ``{path: folder}`` or ``{name: beats, published: file}``; `train` in it is frozen, lora or full, and
+    `channels` what an encoder of mono hears of two channels: left, right, mean or each.
+    """
+
+    path: Path | None = None
+    encoder: dict[str, Any] | None = None
+    language_model: dict[str, Any] | None = None
+    projector: dict[str, Any] | None = None
+    attention: str = "sdpa"
+
+
+Precision = Literal["auto", "fp32", "bf16"]
+EncoderTraining = Literal["frozen", "lora", "full"]
+ProjectorTraining = Literal["full", "frozen"]
+
+
+def resolve_precision(precision: Precision) -> Literal["fp32", "bf16"]:
+    """``auto`` is bf16 where the accelerator computes it natively, else fp32."""
+    if precision != "auto":
+        return precision
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def starting_folder(recipe: ModelRecipe, output: Path) -> Path:
+    """The checkpoint folder a recipe starts from; parts are assembled once into ``output/start``.
+
+    Raises :class:`ConfigError` when the recipe names neither a checkpoint nor all parts.
+    """
+    return recipe.path or assemble(recipe, output / "start")
+
+
+def load_model(folder: Path, recipe: ModelRecipe, dtype: torch.dtype = torch.float32) -> Any:
+    """The model in `folder`, with the attention the recipe asks for."""
+    from audio_llm.model import build
+
+    with unpartitioned():
+        return build.load_model(folder, dtype=dtype, attn_implementation=recipe.attention)
+
+
+def assemble(recipe: ModelRecipe, folder: Path) -> Path:
+    """Build the starting checkpoint from the parts; the first process builds, the others wait for it."""
+    from accelerate import PartialState
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from audio_llm.model.build import build_checkpoint
+    from audio_llm.model.folder import open_encoder
+
+    missing = "model: expected 'path', or parts to assemble;"
+    if not recipe.encoder or not {"path", "published"} & set(recipe.encoder):
+        raise ConfigError(f"{missing} encoder.path, or encoder.name with encoder.published, is missing.")
+    if not recipe.language_model or "path" not in recipe.language_model:
+        raise ConfigError(f"{missing} language_model.path is missing.")
+    with PartialState().main_process_first():
+        if not (folder / "config.json").is_file():
+            path = recipe.language_model["path"]
+            build_checkpoint(
+                folder,
+                encoder=open_encoder({key: value for key, value in recipe.encoder.items() if key != "train"}),
+                language_model=AutoModelForCausalLM.from_pretrained(path),
+                tokenizer=AutoTokenizer.from_pretrained(path),
+                projector=recipe.projector,
+            )
+    return folder
+
+
+def encoder_training(recipe: Any) -> EncoderTraining:
+    """What a recipe trains of the encoder: its `encoder`, or `train` beside the encoder's name in `model`."""
+    beside = (recipe.model.encoder or {}).get("train")
+    if beside is None:
+        return recipe.encoder
+    if beside not in get_args(EncoderTraining) or recipe.encoder not in ("frozen", beside):
+        found = f"model.encoder.train: {beside} and encoder: {recipe.encoder}"
+        raise ConfigError(describe("training of the encoder", f"one of {', '.join(get_args(EncoderTraining))}", found))
+    return beside
+
+
+def encoder_targets(model: nn.Module) -> list[str]:
+    """Full names of the encoder's layers that LoRA wraps: its linears or, where it has none, its 2-d convolutions.
+
+    ``nn.MultiheadAttention`` reads its output projection's weight without calling it, so that one cannot be wrapped.
+    """
+    inside_attention = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention))
+    layers = {name: module for name, module in model.named_modules() if name.startswith(f"{ENCODER}.")}
+    linears = [
+        name
+        for name, module in layers.items()
+        if isinstance(module, nn.Linear) and not name.startswith(inside_attention or ("\0",))
+    ]
+    return linears or [name for name, module in layers.items() if isinstance(module, nn.Conv2d) and _is_plain(module)]
+
+
+def _is_plain(convolution: nn.Conv2d) -> bool:
+    """Whether B A, of a convolution like it and one of 1x1, is a kernel that can be added to its own."""
+    return convolution.groups == 1 and convolution.dilation == (1, 1) and convolution.padding_mode == "zeros"
+
+
+def lora_config(model: nn.Module, lora: LoRARecipe, encoder: EncoderTraining, projector: ProjectorTraining) -> Any:
+    """The PEFT configuration of a run: language-model linears, the projector in full, the encoder as asked for."""
+    from peft import LoraConfig
+
+    targets = LORA_TARGETS
+    if encoder == "lora":
+        names = encoder_targets(model)
+        if not names:
+            raise ConfigError("encoder: lora, but the encoder has no layer that LoRA can wrap; use frozen or full.")
+        targets = f"{targets}|{'|'.join(re.escape(name) for name in names)}"
+    whole = [PROJECTOR] if projector == "full" else []
+    if encoder == "full":
+        whole.append(ENCODER)
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=lora.rank_stabilized,
+        target_modules=targets,
+        modules_to_save=whole or None,
+    )
+
+
+def make_trainable(
+    model: Any, *, lora: LoRARecipe | None, encoder: EncoderTraining = "frozen", projector: ProjectorTraining = "full"
+) -> Any:
+    """Set what is trained and return the model: wrapped by PEFT with `lora`, else its whole language model trains.
+
+    Trained parameters are float32, whatever the frozen ones are: an update of 1e-5 is lost in bfloat16's 8 bits.
+    """
+    if encoder == "lora" and lora is None:
+        raise ConfigError("encoder: lora needs a 'lora' group in the recipe.")
+    # The model itself keeps an encoder without trained parameters in evaluation mode and outside of the graph.
+    model.get_submodule(ENCODER).requires_grad_(encoder != "frozen")
+    model.get_submodule(PROJECTOR).requires_grad_(projector == "full")
+    if lora is not None:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, lora_config(model, lora, encoder, projector))
+    for parameter in model.parameters():
+        if parameter.requires_grad and not hasattr(parameter, "ds_id"):  # DeepSpeed keeps its own float32 copies
+            parameter.data = parameter.data.float()
+    return model
+
+
+def trainable_map(model: nn.Module) -> dict[str, Any]:
+    """Parameters of each part: how many, how many are trained, and the names of the trained ones."""
+    parts: dict[str, dict[str, int]] = {}
+    names = []
+    for name, parameter in model.named_parameters():
+        if ".original_module." in name:  # PEFT's untouched copy of a module that is trained in full
+            continue
+        # Under ZeRO-3 a parameter is an empty local stub; DeepSpeed keeps its true size in ds_numel.
+        count = getattr(parameter, "ds_numel", parameter.numel())
+        part = next(
+            (p for p in (ENCODER, PROJECTOR, LANGUAGE_MODEL) if p in name), "lm_head" if "lm_head" in name else "other"
+        )
+        entry = parts.setdefault(part.removeprefix("model."), {"parameters": 0, "trained": 0})
+        entry["parameters"] += count
+        if parameter.requires_grad:
+            entry["trained"] += count
+            names.append(name)
+    total = {key: sum(part[key] for part in parts.values()) for key in ("parameters", "trained")}
+    return {"parts": parts, "total": total, "trained_names": names}
+
+
+def trained_model(recipe: Any, start: Path, dtype: torch.dtype) -> Any:
+    """The model in `start` with what the recipe trains, seeded; the first process lists it in ``trainable.json``."""
+    from accelerate import PartialState
+    from transformers import set_seed
+
+    set_seed(recipe.seed)
+    model = load_model(start, recipe.model, dtype)
+    model = make_trainable(model, lora=recipe.lora, encoder=encoder_training(recipe), projector=recipe.projector)
+    trainable = trainable_map(model)
+    if PartialState().is_main_process:
+        write_json(recipe.output / "trainable.json", trainable)
+        print_trainable(trainable)
+    return model
+
+
+def print_trainable(summary: Mapping[str, Any]) -> None:
+    """One line per part, then the total."""
+    for part, counts in [*summary["parts"].items(), ("total", summary["total"])]:
+        share = counts["trained"] / max(counts["parameters"], 1)
+        print(f"  {part:<16} {counts['parameters']:>14,} parameters, {counts['trained']:>13,} trained ({share:.1%})")

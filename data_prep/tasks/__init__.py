@@ -1,0 +1,1 @@
+"""Training data of the tasks: one file a task."""

@@ -1,0 +1,1 @@
+"""Scores of the tasks: one file a task."""

@@ -1,0 +1,267 @@
+"""Cross-validation over a corpus's official folds: choose on a validation fold, test once, go on where it stopped.
+
+For every test fold the next one (cyclically) is the validation fold and the rest is trained on. Where several
+`candidates` are given, each is trained so and the best on the validation fold is chosen; the test fold is heard once,
+by the chosen model. Nothing is ever chosen by a test fold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from audio_llm import audio
+from audio_llm import config as recipes
+from audio_llm.datasets import sounds
+from audio_llm.encoders.heads import UrbanSoundHead
+from audio_llm.encoders.urbansound_cnn import CLASSES, UrbanSoundCNN, UrbanSoundCNNConfig
+from audio_llm.errors import AudioLLMError, CheckpointError, ConfigError, describe
+from audio_llm.files import atomic_file, read_lines, write_atomically, write_json, write_lines
+from audio_llm.tasks.base import EncoderRecipe
+from audio_llm.tasks.classification import predict
+from audio_llm.tasks.folder import load_classifier
+from audio_llm.tasks.trainer import Trainer
+from eval.tasks import classification
+
+DONE, SCORES, TABLE, PICTURE = "fold.json", "scores.json", "scores.md", "confusion.png"
+PREDICTIONS = "predictions.jsonl"
+MODELS = "models"  # of models that the UrbanSound8K project's own layout can hold: one file a fold, in its names
+_PLAIN = "plain"  # the only candidate where none are named
+_FREE_KEYS = ("sounds", "output", "test_folds", "seeds", "min_accuracy", "max_rejects")  # a fold is the same for any
+# The orchestrator fills these keys of a training recipe.
+_OWN_KEYS = ("train", "output", "task", "train_folds", "validation", "validation_folds", "labels", "seed", "resume")
+
+
+@dataclasses.dataclass
+class FoldsRecipe:
+    """Recipe of ``audio-llm folds``."""
+
+    sounds: Path  # a labelled sound folder with official folds: ESC-50 or UrbanSound8K layout
+    output: Path
+    training: dict[str, Any]  # an encoder recipe (see ``audio-llm train``) without data, output and seed
+    task: str = "folds"
+    folds: Any = "official"
+    test_folds: list[int | str] | None = None  # by default every fold once
+    candidates: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # name → changes of `training`
+    refit: dict[str, Any] | None = None  # train the chosen again, validation fold included, with these changes
+    seeds: list[int] = dataclasses.field(default_factory=lambda: [0])
+    min_accuracy: float | None = None  # exit code 1 where the mean over folds is below this share
+    max_rejects: float = 0.02  # share of test clips that may be unusable
+
+    def check(self) -> None:
+        """:class:`ConfigError` for splits that are not the corpus's, or training keys that are not free."""
+        if self.folds != "official":
+            cure = "Clips cut from one recording would be on both sides: random splits of UrbanSound8K score 98 %."
+            raise ConfigError(describe("folds", "'official'", repr(self.folds), cure))
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(describe("seeds", "different numbers, at least one", repr(self.seeds)))
+        for name, tree in {"training": self.training, **self.candidates, "refit": self.refit or {}}.items():
+            own = [key for key in _OWN_KEYS if key in tree]
+            if own:
+                raise ConfigError(describe(name, "keys that the folds do not decide", f"'{own[0]}'"))
+        for name in self.candidates or {_PLAIN: {}}:
+            self.training_recipe(name, Path("."), seed=0).check()
+
+    def training_recipe(self, candidate: str, output: Path, *, seed: int, refit: bool = False) -> EncoderRecipe:
+        """The encoder recipe of one candidate; folds and labels are still to be filled in."""
+        tree = merged(self.training, self.candidates.get(candidate, {}))
+        if refit:
+            tree = merged(tree, self.refit or {})
+        tree |= {"task": "classification", "train": [str(self.sounds)], "output": str(output), "seed": seed}
+        return recipes.build(EncoderRecipe, tree, where=f"training of '{candidate}'")
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` put in; groups of keys are merged. ``steps`` and ``seconds`` replace each other."""
+    tree = dict(base)
+    for one, other in (("steps", "seconds"), ("seconds", "steps")):
+        if one in changes and other not in changes:
+            tree.pop(other, None)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(tree.get(key), dict)
+        tree[key] = merged(tree[key], value) if both else value
+    return tree
+
+
+class CrossValidation:
+    """One run; every step of it leaves a file, and what has its file is not done again."""
+
+    def __init__(self, recipe: FoldsRecipe) -> None:
+        recipe.check()
+        self.recipe = recipe
+        self.library = sounds.find(recipe.sounds)
+        self.folds = sounds.official_folds(self.library)
+        if len(self.folds) < 3:
+            raise ConfigError(
+                describe(str(recipe.sounds), "three folds or more: to train, choose, test", str(len(self.folds)))
+            )
+        self.tested = [str(fold) for fold in recipe.test_folds] if recipe.test_folds else list(self.folds)
+        unknown = [fold for fold in self.tested if fold not in self.folds]
+        if unknown:
+            raise ConfigError(describe("test_folds", ", ".join(self.folds), f"'{unknown[0]}'"))
+        tree = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in _FREE_KEYS}
+        text = json.dumps([tree, self.library.fingerprint], sort_keys=True, default=str)
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+
+    def run(self) -> dict[str, Any]:
+        """Train and test what is still to do; write scores, table and picture; returns the scores."""
+        classification.require_drawing()
+        output = self.recipe.output
+        output.mkdir(parents=True, exist_ok=True)
+        recipes.dump(self.recipe, output / "recipe.yaml")
+        seeds: dict[int, dict[str, list[dict[str, Any]]]] = {}
+        for seed in self.recipe.seeds:
+            seeds[seed] = {fold: self.fold(fold, seed) for fold in self.tested}
+        scores = classification.summarise(self._by_fold(seeds), self.library.labels)
+        scores |= {"dataset": self.library.dataset, "seeds": self.recipe.seeds, "chosen": self._chosen()}
+        members = [str(self.folder(fold, seed).relative_to(output) / "model") for seed in seeds for fold in self.tested]
+        write_json(output / predict.FOLDS, {"members": members})
+        write_json(output / SCORES, scores)
+        write_atomically(output / TABLE, classification.table(scores) + "\n")
+        title = f"{self.library.dataset}: {classification.headline(scores)}"
+        classification.draw_confusion(scores, output / PICTURE, title)
+        return scores
+
+    @staticmethod
+    def _by_fold(seeds: dict[int, dict[str, list[dict[str, Any]]]]) -> dict[str, list[dict[str, Any]]]:
+        if len(seeds) == 1:
+            return next(iter(seeds.values()))
+        return {f"{fold}, seed {seed}": lines for seed, folds in seeds.items() for fold, lines in folds.items()}
+
+    def _chosen(self) -> dict[str, str]:
+        places = {f"{seed}/{fold}": self.folder(fold, seed) for seed in self.recipe.seeds for fold in self.tested}
+        return {name: json.loads((folder / DONE).read_text())["chosen"] for name, folder in places.items()}
+
+    def folder(self, fold: str, seed: int) -> Path:
+        """Where one test fold's models and predictions lie."""
+        root = self.recipe.output if len(self.recipe.seeds) == 1 else self.recipe.output / f"seed-{seed}"
+        return root / f"fold-{fold}"
+
+    def fold(self, test: str, seed: int) -> list[dict[str, Any]]:
+        """The predictions of one test fold, made now or before."""
+        folder = self.folder(test, seed)
+        done = self._done(folder)
+        if done is None:
+            chosen, scores = self._choose(test, seed, folder)
+            model = self._final(test, seed, folder, chosen)
+            lines = self._test(test, model)
+            write_published(model, folder.parent / MODELS / predict.FOLD_FILE.format(test))
+            write_lines(folder / PREDICTIONS, lines)
+            write_json(folder / DONE, {"fingerprint": self.fingerprint, "chosen": chosen, "validation": scores})
+            done = lines
+        accuracy = classification.score(done, self.library.labels)["accuracy"]
+        print(f"fold {test}: {100 * accuracy:.1f} % of {len(done)} clips", flush=True)
+        return done
+
+    def _done(self, folder: Path) -> list[dict[str, Any]] | None:
+        if not (folder / DONE).is_file():
+            return None
+        try:
+            found = json.loads((folder / DONE).read_text())["fingerprint"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                describe(str(folder / DONE), "what a finished fold writes", "another file")
+            ) from error
+        if found != self.fingerprint:
+            cure = "Choose another output folder, or remove this one."
+            raise ConfigError(describe(str(folder), "the recipe and sounds it was made with", "others", cure))
+        return read_lines(folder / PREDICTIONS)
+
+    def _validation_fold(self, test: str) -> str:
+        names = list(self.folds)
+        return names[(names.index(test) + 1) % len(names)]
+
+    def _train(self, recipe: EncoderRecipe, train: list[str], validation: list[str] | None) -> dict[str, Any]:
+        recipe = dataclasses.replace(
+            recipe,
+            labels=self.library.labels,
+            train_folds=list[int | str](train),
+            validation_folds=list[int | str](validation) if validation else None,
+        )
+        return Trainer(recipe).fit()
+
+    def _choose(self, test: str, seed: int, folder: Path) -> tuple[str, dict[str, float]]:
+        """The best candidate on the validation fold; without a choice to make, and with a refit, nothing is trained."""
+        candidates = list(self.recipe.candidates) or [_PLAIN]
+        if len(candidates) == 1 and self.recipe.refit is not None:
+            return candidates[0], {}
+        validation = self._validation_fold(test)
+        train = [fold for fold in self.folds if fold not in (test, validation)]
+        scores = {}
+        for name in candidates:
+            print(f"fold {test}: '{name}' on folds {', '.join(train)}, validated on {validation}", flush=True)
+            recipe = self.recipe.training_recipe(name, self._candidate(folder, name), seed=seed)
+            scores[name] = self._train(recipe, train, [validation])["score"]
+        return max(scores, key=lambda name: scores[name]), scores
+
+    @staticmethod
+    def _candidate(folder: Path, name: str) -> Path:
+        return folder / f"candidate-{name}"
+
+    def _final(self, test: str, seed: int, folder: Path, chosen: str) -> Path:
+        """The folder of the model to test: ``model``, by a refit or as a link to the chosen candidate."""
+        model = folder / "model"
+        if self.recipe.refit is None:
+            if not model.exists():
+                model.symlink_to(self._candidate(folder, chosen).name, target_is_directory=True)
+            return model
+        train = [fold for fold in self.folds if fold != test]
+        print(f"fold {test}: '{chosen}' on folds {', '.join(train)}", flush=True)
+        self._train(self.recipe.training_recipe(chosen, model, seed=seed, refit=True), train, None)
+        return model
+
+    def _test(self, test: str, model: Path) -> list[dict[str, Any]]:
+        """One line per clip of the test fold; a clip that cannot be read is named, too many of them stop the run."""
+        from tqdm import tqdm
+
+        classifier = predict.load(model)
+        lines, rejects = [], []
+        for clip in tqdm(self.folds[test], desc=f"test fold {test}", unit="clip"):
+            try:
+                found = classifier.predict(audio.decode(str(clip.path)), name=clip.name)
+            except AudioLLMError as error:
+                rejects.append({"clip": clip.name, "reason": str(error)})
+                continue
+            line = {"clip": clip.name, "recording": clip.recording, "fold": test, "label": clip.label}
+            if clip.foreground is not None:
+                line["foreground"] = clip.foreground
+            guess = found.labels[found.best]
+            lines.append(line | {"guess": guess, "probabilities": [round(float(p), 6) for p in found.probabilities]})
+        write_lines(model.parent / "rejects.jsonl", rejects)
+        if len(rejects) > self.recipe.max_rejects * len(self.folds[test]) or not lines:
+            expected = f"at most {100 * self.recipe.max_rejects:g} % of the clips unusable"
+            found_text = f"{len(rejects)} of {len(self.folds[test])}, the first: {rejects[0]['reason']}"
+            raise AudioLLMError(describe(f"test fold {test}", expected, found_text))
+        return lines
+
+
+def write_published(model: Path, path: Path) -> bool:
+    """Write the model of an encoder folder as the UrbanSound8K project does: its keys, one file.
+
+    Only where that file says all there is to say: published front end and layers, UrbanSound8K's classes. Returns
+    whether it was written.
+    """
+    from safetensors.torch import save_file
+
+    encoder, head, facts = load_classifier(model)
+    if not isinstance(encoder, UrbanSoundCNN) or not isinstance(head, UrbanSoundHead):
+        return False
+    usual = UrbanSoundCNNConfig()
+    config = dataclasses.replace(encoder.config, dropout=usual.dropout)  # of training alone
+    if json.dumps(dataclasses.asdict(config)) != json.dumps(dataclasses.asdict(usual)):
+        return False
+    if tuple(facts["labels"]) != CLASSES or facts["task"] != "classification":
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary:
+        save_file({**encoder.state_dict(), **head.state_dict()}, temporary, metadata={"format": "pt"})
+    return True
+
+
+def run(config_path: str | Path | None, overrides: list[str] | None = None) -> tuple[dict[str, Any], FoldsRecipe]:
+    """Cross-validate by a recipe file and ``key=value`` overrides."""
+    recipe = recipes.load(FoldsRecipe, config_path, overrides)
+    return CrossValidation(recipe).run(), recipe

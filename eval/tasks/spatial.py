@@ -1,0 +1,306 @@
+"""Spatial-AST's own task: which sounds, from where, how far. What the heads say of every clip is stored, then scored.
+
+Scores are those of the published evaluation (Zheng et al. 2024): ``mean_ap`` over classes, ``er20`` (share of
+directions more than 20° off), ``direction_mae`` (mean great-circle error, degrees), ``der`` (share of distances more
+than one class of 0.5 m off). Places count for clips whose sounds come from one; all clips count for ``mean_ap``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from audio_llm import audio
+from audio_llm.encoders.heads import SpatialHeads
+from audio_llm.errors import AudioError, AudioLLMError, ConfigError, describe
+from audio_llm.files import append_line, read_lines, write_json
+from audio_llm.model.encoder import AudioEncoder
+from audio_llm.model.folder import WEIGHTS, load_encoder
+from audio_llm.shards.reader import ShardDataset
+from audio_llm.shards.schema import Event
+from audio_llm.tasks.folder import load_spatial
+from audio_llm.tasks.scores import average_precision, great_circle
+from audio_llm.tasks.spatial.heads import (
+    DISTANCE_STEP,
+    azimuth_class,
+    class_azimuth,
+    distance_class,
+    elevation_class,
+    unit_vector,
+)
+from audio_llm.tasks.spatial.task import ER_DEGREES
+from eval.statistics import Estimate, bootstrap_mean, proportion
+
+PREDICTIONS, RUN, SCORES = "predictions.jsonl", "run.json", "scores.json"
+RESAMPLES = 200  # of mean_ap: each one sorts nothing anew, but there are hundreds of classes
+Predictions = Sequence[Mapping[str, Any]]  # lines of predictions.jsonl
+
+
+@dataclass
+class Network:
+    """Encoder and spatial heads in evaluation mode, and the names of the classes in their order."""
+
+    encoder: AudioEncoder
+    heads: SpatialHeads
+    labels: list[str]
+
+
+def load(folder: str | Path, labels: str | Path | None = None) -> Network:
+    """The network of an encoder folder. Published weights do not say what their classes are called:
+    `labels` is a JSON file that does, with ``labels`` (``dataset.json`` of ``audio-llm prep``)."""
+    encoder = load_encoder(folder)
+    heads, names = load_spatial(folder)
+    if labels is None:
+        return Network(encoder, heads, names)
+    try:
+        listed = json.loads(Path(labels).read_text(encoding="utf-8"))["labels"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(describe(f"--labels {labels}", "JSON with a list 'labels'", repr(error))) from error
+    if not isinstance(listed, list) or len(set(map(str, listed))) != len(names):
+        found = f"{len(set(map(str, listed)))} names" if isinstance(listed, list) else type(listed).__name__
+        raise ConfigError(describe(f"--labels {labels}", f"{len(names)} different names", found))
+    return Network(encoder, heads, [str(name) for name in listed])
+
+
+# ------------------------------------------------------------------------------------------------ predictions
+
+
+def is_encoder_folder(path: str | Path) -> bool:
+    """Whether `path` was written by ``audio-llm train`` or ``convert`` for an encoder."""
+    return (Path(path) / WEIGHTS).is_file()
+
+
+def predict(network: Network, dataset: ShardDataset, batch_size: int, skip: set[str]) -> Iterator[dict[str, Any]]:
+    """A line of ``predictions.jsonl`` for every sample whose id is not in `skip`, in order.
+
+    A sample that cannot be heard gives a line with its ``error``.
+    """
+    waiting: list[tuple[dict[str, Any], np.ndarray]] = []
+    for number in range(len(dataset)):
+        line: dict[str, Any] = {"id": str(number)}
+        try:
+            sample = dataset.load_sample(number)
+            if sample.id in skip:
+                continue
+            line = {"id": sample.id, "labels": sorted({event.label for event in sample.events})}
+            line["place"] = single_place(sample.events)
+            samples = _samples(network.encoder, dataset.load_waveform(number), sample.id)
+        except AudioLLMError as error:
+            yield {**line, "error": str(error)}
+            continue
+        waiting.append((line, samples))
+        if len(waiting) == batch_size:
+            yield from _answer(network, waiting)
+            waiting = []
+    if waiting:
+        yield from _answer(network, waiting)
+
+
+def single_place(events: Sequence[Event]) -> list[float] | None:
+    """[azimuth, elevation, distance] where all events have one and the same, else None."""
+    places = {(event.azimuth, event.elevation, event.distance) for event in events}
+    if len(places) != 1:
+        return None
+    place = [value for value in places.pop() if value is not None]
+    return place if len(place) == 3 else None
+
+
+def _samples(encoder: AudioEncoder, waveform: audio.Waveform, name: str) -> np.ndarray:
+    audio.check(waveform, layouts=encoder.layouts, sample_rate=encoder.sample_rate, name=name)
+    if waveform.num_samples > encoder.window_samples:
+        expected = f"at most the encoder's window of {encoder.window_seconds:g} s"
+        raise AudioError(describe(name, expected, f"{waveform.seconds:.2f} s"))
+    return waveform.samples
+
+
+def _answer(network: Network, waiting: Sequence[tuple[dict[str, Any], np.ndarray]]) -> Iterator[dict[str, Any]]:
+    import torch
+
+    device = next(network.heads.parameters()).device
+    lengths = torch.tensor([samples.shape[1] for _, samples in waiting])
+    waveform = torch.zeros(len(waiting), waiting[0][1].shape[0], int(lengths.max()))
+    for row, (_, samples) in enumerate(waiting):
+        waveform[row, :, : samples.shape[1]] = torch.from_numpy(np.ascontiguousarray(samples))
+    with torch.inference_mode():
+        tokens, _ = network.encoder(waveform.to(device), lengths.to(device))
+        logits = [part.float().cpu().numpy() for part in network.heads(tokens)]
+    for row, (line, _) in enumerate(waiting):
+        sound, distance, azimuth, elevation = (part[row] for part in logits)
+        yield {
+            **line,
+            "sound": [float(f"{value:.7g}") for value in sound],  # logits; seven digits tell float32 values apart
+            "azimuth": class_azimuth(int(azimuth.argmax())),
+            "elevation": int(elevation.argmax()) - 90,
+            "distance": int(distance.argmax()) * DISTANCE_STEP,
+        }
+
+
+def evaluate(
+    network: Network, folders: Sequence[str | Path], out: Path, facts: Mapping[str, Any], *, batch_size: int = 16
+) -> dict[str, Any]:
+    """Answer what is not answered yet in ``out/predictions.jsonl``, then score the file into ``scores.json``.
+
+    Raises :class:`ConfigError` when `out` has answers of another model or other data, and for classes of the data that
+    the model does not know.
+    """
+    from tqdm import tqdm
+
+    dataset = ShardDataset([Path(folder) for folder in folders])
+    claimed = {**facts, "labels": network.labels, "data": [_fingerprint(Path(folder)) for folder in folders]}
+    if (out / RUN).is_file() and json.loads((out / RUN).read_text()) != json.loads(json.dumps(claimed)):
+        raise ConfigError(describe(str(out), "answers of this model on this data", "another run", "Add --overwrite."))
+    write_json(out / RUN, claimed)
+    path = out / PREDICTIONS
+    _drop_torn_line(path)
+    done = {line["id"] for line in read_lines(path) if "error" not in line}
+    answers = predict(network, dataset, batch_size, done)
+    for line in tqdm(answers, total=len(dataset), initial=len(done), desc="clips", leave=False, mininterval=1.0):
+        append_line(path, line)
+    scores = score(read_lines(path), network.labels)
+    write_json(out / SCORES, {name: _plain(found) for name, found in scores.items()})
+    return scores
+
+
+def _plain(found: Estimate | int) -> Any:
+    """For JSON, which has neither NaN nor infinity."""
+    if not isinstance(found, Estimate):
+        return found
+    return {name: value if math.isfinite(value) else None for name, value in asdict(found).items()}
+
+
+def _fingerprint(folder: Path) -> str:
+    """SHA-256 of ``sizes.json``, which has those of the shards."""
+    import hashlib
+
+    return hashlib.sha256((folder / "sizes.json").read_bytes()).hexdigest()
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off what a killed process was writing, so that the next line begins on its own."""
+    if path.is_file() and not (data := path.read_bytes()).endswith(b"\n"):
+        with open(path, "r+b") as stream:
+            stream.truncate(data.rfind(b"\n") + 1)
+
+
+# ------------------------------------------------------------------------------------------------ scores
+
+
+def score(
+    predictions: Predictions, labels: Sequence[str], *, empty_classes: Literal["skip", "zero"] = "skip", seed: int = 0
+) -> dict[str, Any]:
+    """The scores with their 95 % intervals, each an :class:`Estimate`, and the number of clips with an error.
+
+    Shares are 0 to 1, angles in degrees, ``distance_mae`` in metres. ``mean_ap`` is over classes that some clip has;
+    with ``empty_classes="zero"`` the others count as 0, as they do in the published code. As published, true places are
+    rounded to the classes of the heads (1°, 0.5 m), except in ``distance_mae``.
+    """
+    latest = {line["id"]: line for line in predictions}  # an item that failed may have been answered later
+    lines = [line for line in latest.values() if "error" not in line]
+    where = {label: index for index, label in enumerate(labels)}
+    unknown = sorted({label for line in lines for label in line["labels"]} - set(where))
+    if unknown:
+        cure = "Name the model's classes with --labels." if labels and labels[0].startswith("class ") else None
+        found = f"'{unknown[0]}' and {len(unknown) - 1} more" if len(unknown) > 1 else f"'{unknown[0]}'"
+        raise ConfigError(describe("classes of the data", f"the model's {len(labels)} classes", found, cure))
+    sound = np.array([line["sound"] for line in lines], dtype=np.float64).reshape(len(lines), len(labels))
+    targets = np.zeros(sound.shape, dtype=bool)
+    for row, line in enumerate(lines):
+        targets[row, [where[label] for label in line["labels"]]] = True
+    placed = [line for line in lines if line["place"] is not None]
+    angles = np.array([direction_error(line) for line in placed])
+    classes = np.array([distance_class(line["distance"]) - distance_class(line["place"][2]) for line in placed])
+    metres = np.array([abs(line["distance"] - line["place"][2]) for line in placed])
+    return {
+        "mean_ap": mean_average_precision(sound, targets, empty_classes=empty_classes, seed=seed),
+        "er20": proportion(angles > ER_DEGREES, seed=seed),
+        "direction_mae": _mean(angles, 180.0, seed),
+        "der": proportion(np.abs(classes) > 1, seed=seed),
+        "distance_mae": _mean(metres, math.inf, seed),
+        "clips": len(lines),
+        "errors": len(latest) - len(lines),
+    }
+
+
+def direction_error(line: Mapping[str, Any]) -> float:
+    """Great-circle degrees between a line's answer and its true place, which is rounded to the heads' classes."""
+    azimuth, elevation, _ = line["place"]
+    truth = unit_vector(class_azimuth(azimuth_class(azimuth)), elevation_class(elevation) - 90)
+    guess = unit_vector(line["azimuth"], line["elevation"])
+    return float(great_circle(np.array(guess), np.array(truth)))
+
+
+def _mean(values: np.ndarray, highest: float, seed: int) -> Estimate:
+    return bootstrap_mean(values, seed=seed) if values.size else Estimate(math.nan, 0.0, highest, 0)
+
+
+def mean_average_precision(
+    scores: np.ndarray, targets: np.ndarray, *, empty_classes: Literal["skip", "zero"] = "skip", seed: int = 0
+) -> Estimate:
+    """Macro average precision of `scores` for bool `targets`, both ``(clips, classes)``; bootstrap over clips.
+
+    The interval is the value ± 1.96 bootstrap standard errors, not percentiles: a positive clip drawn twice stands
+    beside itself in the ranking, which lifts the average precision of every resample where classes have few clips.
+    A class that a resample happens to leave without clips is left out of that resample's mean.
+    """
+    present = np.flatnonzero(targets.any(axis=0))
+    if not present.size:
+        return Estimate(math.nan, 0.0, 1.0, len(scores))
+    value = float(np.mean([average_precision(scores[:, k], targets[:, k]) for k in present]))
+    share = present.size / targets.shape[1] if empty_classes == "zero" else 1.0
+    counts = _resampled_counts(len(scores), seed)
+    total, classes = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
+    for k in present:
+        precision = weighted_average_precision(scores[:, k], targets[:, k], counts)
+        classes += np.isfinite(precision)
+        total += np.nan_to_num(precision)
+    half = 1.96 * float(np.std(total[classes > 0] / classes[classes > 0]))
+    return Estimate(share * value, share * max(0.0, value - half), share * min(1.0, value + half), len(scores))
+
+
+def weighted_average_precision(scores: np.ndarray, positive: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Average precision ``(resamples,)`` of one class, clip i there ``counts[:, i]`` times; NaN without positives.
+
+    Equal scores are taken together, as :func:`audio_llm.tasks.scores.average_precision` does.
+    """
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    counts = counts[:, order].astype(np.float64)
+    hits, seen = (np.cumsum(part, axis=1)[:, last] for part in (counts * positive[order], counts))
+    gained = np.diff(hits, axis=1, prepend=0.0)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that the caller leaves out
+        return (gained * hits / np.maximum(seen, 1.0)).sum(axis=1) / hits[:, -1]
+
+
+def _resampled_counts(clips: int, seed: int) -> np.ndarray:
+    """How often each clip is in each resample, ``(RESAMPLES, clips)``."""
+    generator = np.random.default_rng(seed)
+    drawn = (generator.integers(0, clips, size=clips) for _ in range(RESAMPLES))
+    return np.stack([np.bincount(indices, minlength=clips) for indices in drawn]).astype(np.int16)
+
+
+_TABLE = {  # name: what it is, factor, unit
+    "mean_ap": ("mAP ↑", 100, "%"),
+    "er20": ("ER20° ↓", 100, "%"),
+    "direction_mae": ("MAE ↓", 1, "°"),
+    "der": ("DER ↓", 100, "%"),
+    "distance_mae": ("distance error ↓", 1, "m"),
+}
+
+
+def table(scores: Mapping[str, Any]) -> str:
+    """Markdown: every score with its 95 % interval and the clips behind it."""
+    lines = ["| score | value | 95 % | clips |", "|---|---|---|---|"]
+    for name, (title, factor, unit) in _TABLE.items():
+        found: Estimate = scores[name]
+        if math.isnan(found.value):
+            lines.append(f"| {title} | – | – | 0 |")
+            continue
+        low, value, high = (factor * number for number in (found.low, found.value, found.high))
+        lines.append(f"| {title} | {value:.2f} {unit} | {low:.2f} to {high:.2f} | {found.n} |")
+    return "\n".join(lines)

@@ -1,0 +1,148 @@
+"""Endpoints of strangers under evaluation: what they are sent, what they reply, and what happens when they go away."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from audio_llm.answering.base import Request
+from audio_llm.answering.engines import open_engine
+from audio_llm.audio import Waveform
+from audio_llm.cli import main
+from eval.controls import Item
+from tests.eval.test_eval_runs import Hearing, command, lines, make_mmau
+from tests.servers import Listener, serving
+
+
+class Peak(Listener):
+    """Says how loud the loudest sample is that it is sent."""
+
+    def heard(self, text: str, samples: np.ndarray | None) -> str:
+        return f"{np.abs(samples).max():.4f}"
+
+
+def test_an_endpoint_hears_levels_above_full_scale() -> None:
+    """As the engines of this process do: a rendered scene may be louder, and how loud it is tells how far away."""
+    item = Item("a", "How loud?", [], "x", "level", "t", "c")
+    samples = np.array([[0.1] * 20, [-0.5] * 20], np.float32)
+    with serving(Peak) as address:
+        engine = open_engine(address, "listener")
+        waves = [Waveform(samples * gain, 16_000, "binaural") for gain in (1, 2, 6)]
+        requests = [Request(item, engine.prepare(wave, "a"), 0.0, 8, 0) for wave in waves]
+        found = [answer.raw.split("<answer>")[1].split("<")[0] for answer in engine.generate(requests)]
+    assert found == ["0.5000", "1.0000", "3.0000"]
+
+
+def test_an_endpoint_that_goes_away_costs_no_answers(tmp_path: Path, monkeypatch, capsys) -> None:
+    from audio_llm.answering import server as server_module
+
+    def die_after_thirty(self: Hearing) -> None:
+        if type(self).calls < 30:
+            Hearing.do_POST(self)
+        self.close_connection = True  # as a process that died: no reply at all
+
+    monkeypatch.setattr(server_module, "RETRIES", 0)
+    data, out = make_mmau(tmp_path / "data", 60), tmp_path / "run"
+    with serving(Hearing, do_POST=die_after_thirty) as address:
+        assert main(command(data, out, address, "--controls", "none", "--batch-size", "2")) == 2
+    assert "repeat the command" in capsys.readouterr().err
+    kept = lines(out)
+    assert len(kept) >= 28 and not any(row["error"] for row in kept)
+    with serving(Hearing) as address:
+        assert main(command(data, out, address, "--controls", "none")) == 0
+    assert lines(out)[: len(kept)] == kept and len(lines(out)) == 60
+
+
+def raw_reply(data: bytes, length: int | None = None) -> Callable[[Hearing], None]:
+    """Sends `data` under status 200 and says that it is `length` bytes."""
+
+    def send(self: Hearing) -> None:
+        type(self).calls += 1
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data) if length is None else length))
+        self.end_headers()
+        self.wfile.write(data)
+
+    return send
+
+
+def said(content: object, **more: object) -> bytes:
+    return json.dumps({"choices": [{"message": {"content": content}}], **more}).encode()
+
+
+def refusal(code: int) -> Callable[[Hearing], None]:
+    def refuse(self: Hearing) -> None:
+        type(self).calls += 1
+        self.reply(code, {"error": f"code {code}"})
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    ("server", "message"),
+    [
+        (raw_reply(said("rain"), 400), "IncompleteRead"),
+        (raw_reply(b"<html>"), "expected a reply in JSON, found '<html>'"),
+        (raw_reply(b"[]"), r"expected a reply in JSON, found '\[\]'"),
+        (raw_reply(b'{"id": 1}'), 'expected an OpenAI chat completion, found {"id": 1}'),
+        (raw_reply(said(5)), "expected an OpenAI chat completion"),
+        (lambda self: self.wfile.write(b"no http\r\n\r\n"), "expected a reply in JSON, found no http"),
+        (refusal(401), "HTTP 401.*Mend the address, the model's name or OPENAI_API_KEY"),
+        (refusal(402), "HTTP 402"),
+        (refusal(404), "HTTP 404.*Mend the address"),
+        (refusal(429), "HTTP 429.*Start it again"),
+        (refusal(500), "HTTP 500.*Start it again"),
+        (refusal(400), "3 of 3 questions could not be asked.*HTTP 400"),
+        (refusal(413), "3 of 3 questions could not be asked.*HTTP 413"),
+    ],
+)
+def test_what_no_question_can_be_answered_with_ends_the_run(
+    tmp_path: Path, monkeypatch, capsys, server, message: str
+) -> None:
+    from audio_llm.answering import server as server_module
+
+    monkeypatch.setattr(server_module, "RETRIES", 0)
+    data, out = make_mmau(tmp_path / "data", 3), tmp_path / "run"
+    with serving(Hearing, do_POST=server) as address:
+        assert main(command(data, out, address, "--controls", "none")) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("reply", "raw"),
+    [
+        (said(None), ""),
+        (said([{"type": "text", "text": "ra"}, {"type": "image"}, {"type": "text", "text": "in"}]), "rain"),
+        (said("rain", usage=[1]), "rain"),
+        (said("rain", usage={"prompt_tokens": "many"}), "rain"),
+    ],
+)
+def test_replies_that_say_less_or_otherwise_are_replies(tmp_path: Path, reply: bytes, raw: str) -> None:
+    data, out = make_mmau(tmp_path / "data", 2), tmp_path / "run"
+    with serving(Hearing, do_POST=raw_reply(reply)) as address:
+        assert main(command(data, out, address, "--controls", "none")) == 0
+    assert [(row["raw"], row["error"], row["prompt_tokens"]) for row in lines(out)] == [(raw, "", 0)] * 2
+
+
+def test_a_server_is_not_asked_by_a_name_it_does_not_know(tmp_path: Path, capsys) -> None:
+    data = make_mmau(tmp_path / "data", 2)
+    with serving(Hearing) as address:
+        arguments = command(data, tmp_path / "run", address, "--controls", "none")
+        arguments[1] = "listner"
+        assert main(arguments) == 2
+        assert "model: expected one of listener, found 'listner' (did you mean 'listener'?)" in capsys.readouterr().err
+        arguments[1] = "owner/listener"  # the same name, with whose it is
+        assert main(arguments) == 0
+        arguments[arguments.index("--out") + 1] = str(tmp_path / "again")
+        (tmp_path / "model").mkdir()  # a folder has another name there
+        arguments[1] = str(tmp_path / "model")
+        assert main(arguments) == 0
+    for address in ("http://127.0.0.1:port", "http://a b", "http://"):
+        assert main(command(data, tmp_path / "other", address)) == 2
+        assert "address: expected http://HOST:PORT" in capsys.readouterr().err

@@ -1,0 +1,140 @@
+"""The command line: quick, complete, and clear when used wrongly."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import entry_points
+
+import pytest
+
+from audio_llm.cli import ORDER
+from tests.paths import ROOT
+
+VERBS = {entry.name: entry for entry in entry_points(group="audio_llm.verbs")}
+HEAVY = ("torch", "transformers", "vllm", "numpy", "scipy", "soundfile", "librosa", "peft", "trl", "yaml", "matplotlib")
+
+
+def audio_llm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "audio_llm", *arguments], capture_output=True, text=True, timeout=60)
+
+
+def test_the_help_names_every_verb() -> None:
+    reply = audio_llm("--help")
+    assert reply.returncode == 0
+    lines = {line.split()[0]: line for line in reply.stdout.splitlines() if line.startswith("  ")}
+    assert set(ORDER) <= set(lines)
+    assert all(len(line.split()) > 2 for line in lines.values())
+
+
+def test_no_verb_is_an_error_that_shows_the_help() -> None:
+    reply = audio_llm()
+    assert reply.returncode == 2
+    assert "usage: audio-llm VERB" in reply.stdout
+
+
+def test_a_wrong_verb_names_the_nearest() -> None:
+    reply = audio_llm("inspekt")
+    assert reply.returncode == 2
+    assert "did you mean 'inspect'" in reply.stderr
+    assert "Traceback" not in reply.stderr
+
+
+def test_the_version_is_the_packages_own() -> None:
+    from audio_llm import __version__
+
+    assert audio_llm("--version").stdout.strip() == __version__
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in ORDER)], ids=lambda a: a[0])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from audio_llm.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        f"print('HEAVY', *[name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    reply = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    assert reply.returncode == 0, reply.stderr
+    assert reply.stdout.splitlines()[-1].split() == ["HEAVY"]
+
+
+def test_help_is_quick() -> None:
+    """Under 0.3 s beyond a bare interpreter; medians of alternating runs, so that a busy machine slows both."""
+    bare, ours = [], []
+    for _ in range(5):
+        for times, command in ((bare, ["-c", "pass"]), (ours, ["-m", "audio_llm", "--help"])):
+            begin = time.perf_counter()
+            subprocess.run([sys.executable, *command], capture_output=True, check=True)
+            times.append(time.perf_counter() - begin)
+    extra = statistics.median(ours) - statistics.median(bare)
+    load = max(1.0, statistics.median(bare) / 0.03)  # a bare interpreter takes about 0.03 s on an idle machine
+    assert extra < 0.3 * load
+
+
+def actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    found = []
+    for action in parser._actions:
+        found.append(action)
+        if isinstance(action, argparse._SubParsersAction):
+            found += [inner for child in set(action.choices.values()) for inner in actions(child)]
+    return found
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_every_verb_explains_itself(name: str) -> None:
+    verb = VERBS[name].load()
+    assert isinstance(verb.HELP, str) and 10 < len(verb.HELP) < 90 and "\n" not in verb.HELP
+    assert verb.HELP[0].islower() and not verb.HELP.endswith(".")
+    parser = argparse.ArgumentParser(prog=name)
+    verb.add_arguments(parser)
+    unexplained = [
+        action.dest
+        for action in actions(parser)
+        if not action.help and not isinstance(action, argparse._SubParsersAction)
+    ]
+    assert not unexplained
+    assert callable(verb.run)
+
+
+def test_every_entry_point_is_in_the_order() -> None:
+    assert set(VERBS) == set(ORDER)
+
+
+def documented() -> list[str]:
+    """Every whole command in the README and docs: lines of code blocks, and what stands in backticks."""
+    found = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = re.sub(r"\\\n\s*", " ", page.read_text())
+        blocks = re.findall(r"^```(?:bash|sh)?\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+        rest = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+        lines = [line for block in blocks for line in block.splitlines()] + re.findall(r"`([^`]+)`", rest)
+        found += [line for line in lines if re.match(r"audio-llm \S+ +\S", line)]
+    # Nothing can be asked of a synopsis, or of a part of a command in running text.
+    return [
+        line
+        for line in dict.fromkeys(found)
+        if not re.search(r"…|\[--|--server-command|eval --option|ask --constrain$", line)
+    ]
+
+
+@pytest.mark.parametrize("line", documented())
+def test_documented_commands_are_whole(line: str) -> None:
+    """Nothing that is required is left out, no option is misspelt, and the recipes are there."""
+    words = shlex.split(line, comments=True)[1:]
+    verb = VERBS[words[0]].load()
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    verb.add_arguments(parser)
+    parse = parser.parse_args if parser._subparsers else parser.parse_intermixed_args
+    arguments = words[1 : words.index("--")] if "--" in words else words[1:]
+    try:
+        parse(verb.arguments(arguments) if hasattr(verb, "arguments") else arguments)
+    except (SystemExit, argparse.ArgumentError) as error:
+        pytest.fail(f"{line}: {error}")
+    for word in words:
+        assert not word.startswith("recipes/") or (ROOT / word).is_file(), word

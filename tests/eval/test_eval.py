@@ -1,0 +1,618 @@
+"""Evaluation: statistics against scipy, answer reading case by case, controls, and whole runs on every engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from audio_llm.cli import main
+from audio_llm.errors import ConfigError
+from audio_llm.language.mirroring import mirror_text
+from eval import controls, predictions, scoring, statistics
+from eval.benchmarks.base import Item
+from eval.predictions import Prediction, PredictionsError, PredictionWriter
+from tests.servers import Listener, serving
+
+# ---------------------------------------------------------------------------------------------------- statistics
+
+
+@given(st.integers(1, 3000), st.data())
+@settings(max_examples=60, deadline=None)
+def test_wilson_is_scipys(n: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(0, n))
+    wanted = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
+    found = statistics.wilson(k, n)
+    assert found.value == k / n
+    assert found.low == pytest.approx(wanted.low, abs=1e-9)
+    assert found.high == pytest.approx(wanted.high, abs=1e-9)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=400))
+@settings(max_examples=60, deadline=None)
+def test_mcnemar_is_the_exact_binomial_test(pairs: list[tuple[bool, bool]]) -> None:
+    first, second = np.array(pairs).T
+    found = statistics.mcnemar(first, second)
+    discordant = found.only_first + found.only_second
+    assert discordant == int((first != second).sum())
+    wanted = stats.binomtest(found.only_second, discordant, 0.5).pvalue if discordant else 1.0
+    assert found.p_value == pytest.approx(wanted, abs=1e-9)
+
+
+def test_bootstrap_agrees_with_scipy_and_repeats() -> None:
+    values = np.random.default_rng(3).gamma(2.0, size=300)
+    wanted = stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=4000, random_state=0
+    ).confidence_interval
+    found = statistics.bootstrap_mean(values, seed=1)
+    width = wanted.high - wanted.low
+    assert abs(found.low - wanted.low) < 0.06 * width
+    assert abs(found.high - wanted.high) < 0.06 * width
+    assert found == statistics.bootstrap_mean(values, seed=1)
+
+
+def test_paired_interval_covers_the_truth_95_times_in_100() -> None:
+    rng, covered, trials = np.random.default_rng(0), 0, 300
+    for trial in range(trials):
+        skill = rng.random(200)
+        first, second = rng.random(200) < 0.2 + 0.6 * skill, rng.random(200) < 0.3 + 0.6 * skill
+        found = statistics.paired_difference(first, second, seed=trial)
+        covered += found.low <= 0.1 <= found.high
+    assert stats.binomtest(covered, trials, 0.95).pvalue > 0.001
+
+
+def test_questions_about_one_clip_are_not_independent() -> None:
+    rng = np.random.default_rng(0)
+    clip = np.repeat(np.arange(50), 8)
+    second = np.repeat(rng.random(50) < 0.6, 8).astype(float)
+    alone = statistics.paired_difference(np.zeros(400), second)
+    together = statistics.paired_difference(np.zeros(400), second, clusters=clip)
+    assert together.value == alone.value
+    assert (together.high - together.low) > 2 * (alone.high - alone.low)  # sqrt(8) in expectation
+
+
+def test_an_interval_counts_clips_where_questions_share_them() -> None:
+    """Eight questions about a clip that are right or wrong together say no more than one."""
+    rng = np.random.default_rng(1)
+    clip, right = np.repeat(np.arange(60), 8), np.repeat((rng.random(60) < 0.6).astype(float), 8)
+    found, alone = statistics.proportion(right, clusters=clip), statistics.proportion(right)
+    assert (found.value, found.n) == (alone.value, 480)
+    assert found.high - found.low == pytest.approx(math.sqrt(8) * (alone.high - alone.low), rel=0.12)
+    assert found == statistics.proportion(right, clusters=clip) != statistics.proportion(right, clusters=clip, seed=1)
+    assert statistics.proportion(right[:60], clusters=np.arange(60)) == statistics.proportion(right[:60])
+
+
+def test_the_bootstrap_over_clips_is_scipys() -> None:
+    """Clips of one to four questions; drawn by kinds of clip, which must be the same as drawing clips."""
+    rng = np.random.default_rng(2)
+    sizes = rng.integers(1, 5, 80)
+    hits = np.array([rng.binomial(size, rng.random()) for size in sizes])
+    clip = np.repeat(np.arange(80), sizes)
+    right = np.concatenate([np.arange(size) < hit for size, hit in zip(sizes, hits, strict=True)]).astype(float)
+    found = statistics.proportion(right, clusters=clip)
+    draw = stats.bootstrap(
+        (hits, sizes),
+        lambda a, b, axis: a.sum(axis) / b.sum(axis),
+        paired=True,
+        n_resamples=20_000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    width = draw.high - draw.low
+    assert abs(found.low - draw.low) < 0.08 * width and abs(found.high - draw.high) < 0.08 * width
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_clips_that_are_all_alike_are_no_certainty(share: float) -> None:
+    """Ten clips of two questions each, every clip with the same share right: resampling would see no spread."""
+    values = np.tile([float(share > 0), float(share == 1)], 10)
+    found = statistics.proportion(values, clusters=np.repeat(np.arange(10), 2))
+    wanted = statistics.wilson(10 * share, 10)
+    assert (found.value, found.low, found.high, found.n) == (share, wanted.low, wanted.high, 20)
+
+
+def test_the_mean_of_parts_has_the_interval_of_a_bootstrap_within_parts() -> None:
+    rng = np.random.default_rng(3)
+    parts = [(rng.random(size) < rate).astype(float) for size, rate in ((224, 0.4), (609, 0.5), (1633, 0.6))]
+    found = statistics.mean_of([statistics.proportion(part) for part in parts])
+    draws = np.mean([rng.choice(part, (4000, part.size)).mean(axis=1) for part in parts], axis=0)
+    low, high = np.quantile(draws, (0.025, 0.975))
+    assert found.value == pytest.approx(np.mean([part.mean() for part in parts])) and found.n == 2466
+    assert abs(found.low - low) < 0.1 * (high - low) and abs(found.high - high) < 0.1 * (high - low)
+    certain = statistics.mean_of([statistics.wilson(10, 10)] * 3)
+    assert certain.value == certain.high == 1.0 and 0.7 < certain.low < 0.9  # 30 answers, all right
+
+
+# ----------------------------------------------------------------------------------------------------- scoring
+
+DOGS = ["A cat meowing", "A dog barking", "A dog growling", "Rain"]
+
+
+def row(raw: str, choices: list[str] = DOGS, gold: str = "A dog barking", kind: str = "identity", **more) -> Prediction:
+    fields = dict(id="a", question_type=kind, format="mmau", question="?", choices=choices, gold=gold, raw=raw) | more
+    return Prediction(**fields)
+
+
+@pytest.mark.parametrize(
+    ("raw", "value", "parsed"),
+    [
+        # The table on which public scorers disagree, with what each row deserves.
+        ("A dog barking", 1, True),
+        ("B", 1, True),
+        ("B. A dog barking", 1, True),
+        ("The sound is a dog barking.", 1, True),
+        ("It is a dog barking, not a cat meowing.", 1, True),
+        ("<think>Could be rain, but no.</think><answer>A dog barking</answer>", 1, True),
+        ("", 0, False),
+        ("<think>First, I listen to the spectral", 0, False),
+        ("A dog growling", 0, True),
+        ("<answer>(B) Rain</answer>", 0, False),
+        ("<answer>(B) A dog barking</answer>", 1, True),
+        ("<answer>(D) Rain</answer>", 0, True),
+    ],
+)
+def test_choice_scores(raw: str, value: int, parsed: bool) -> None:
+    found = scoring.HEADLINE.score(row(raw))
+    assert found is not None
+    assert (found.value, found.parsed) == (value, parsed)
+    assert found.explanation
+
+
+@pytest.mark.parametrize(
+    ("kind", "gold", "answer", "value", "parts"),
+    [
+        ("CLASSIFICATION", "car; vehicle", "Vehicle; car", 1, {}),
+        ("CLASSIFICATION", "accelerating, revving, vroom; car", "car; accelerating, revving, vroom", 1, {}),
+        ("CLASSIFICATION", "car; vehicle", "car", 0, {}),
+        ("CLASSIFICATION", "car", "car; vehicle", 0, {}),
+        ("DOA", "left, front, below; 1m", "left, front, below; 1.5m", 1, {"distance": 1}),
+        (
+            "DOA",
+            "left, front, below; 1m",
+            "left, front, above; 1m",
+            0,
+            {"above/below": 0, "left/right": 1, "distance": 1},
+        ),
+        ("DOA", "left, front, below; 1m", "left, front, below; 2m", 1, {"distance": 0}),
+        ("DOA", "left, front, below; 1m", "left, right, front, below; 1m", 0, {"left/right": 0}),
+        ("MIXUP_SINGLE_DOA", "right, behind, above; 3.5m", "Right, Behind, Above; 4 m", 1, {"distance": 1}),
+        ("MIXUP_DIRECTION", "Yes", "yes, it is", 1, {}),
+        ("MIXUP_DIRECTION", "No", "Yes", 0, {}),
+        ("MIXUP_DISTANCE_BOTH", "Yes", "yes and no", 0, {}),
+        ("MIXUP_NONBINARY_DISTANCE", "2m", "2.5m", 1, {}),
+        ("MIXUP_NONBINARY_DISTANCE", "2m", "2.6 m", 0, {}),
+        ("MIXUP_NONBINARY_DISTANCE", "2m", "between 1m and 3m", 0, {}),
+        ("MIXUP_NONBINARY_DIRECTION", "behind", "behind", 1, {}),
+        ("MIXUP_NONBINARY_DIRECTION", "behind", "front", 0, {}),
+        ("MIXUP_NONBINARY_SOURCE", "dog bark", "dog bark", 1, {}),
+    ],
+)
+def test_open_scores(kind: str, gold: str, answer: str, value: int, parts: dict[str, int]) -> None:
+    found = scoring.HEADLINE.score(row(f"<answer>{answer}</answer>", [], gold, kind))
+    assert found is not None
+    assert found.value == value
+    assert {name: found.parts[name] for name in parts} == parts
+
+
+@pytest.mark.parametrize("kind", ["yes_no", "distance", "direction", "place", "labels"])
+def test_open_answers_that_say_nothing_are_counted_as_unread(kind: str) -> None:
+    golds = {"yes_no": "Yes", "distance": "2m", "direction": "left", "place": "left, front, above; 1m", "labels": "dog"}
+    rows = [row(raw, [], golds[kind], "free") for raw in ("", "<think>left yes 2m", "<answer></answer>")]
+    cell = scoring.summarise([Prediction(**{**vars(entry), "id": str(i)}) for i, entry in enumerate(rows)])
+    assert (cell.accuracy.value, cell.parse_failures) == (0, 3)
+
+
+def test_chance_is_that_of_the_choices_or_of_the_best_constant_answer() -> None:
+    rows = [row("x", DOGS, id="a"), row("x", ["yes", "no"], "yes", id="b")]
+    assert list(scoring.chance_levels(rows).values()) == [0.25, 0.5]
+    golds = ["left, front, above; 1m", "left, front, above; 4m", "right, front, above; 1m", "left, behind, below; 2m"]
+    places = [row("x", [], gold, "DOA", id=str(index)) for index, gold in enumerate(golds)]
+    assert set(scoring.chance_levels(places).values()) == {0.5}  # "left, front, above" with any distance
+    metres = [row("x", [], f"{gold}m", "MIXUP_NONBINARY_DISTANCE", id=str(gold)) for gold in (1, 1.5, 2, 5)]
+    assert set(scoring.chance_levels(metres).values()) == {0.75}  # 1.5 m is within half a metre of three of them
+
+
+def test_errors_change_the_counts_and_nothing_else() -> None:
+    rows = [row("B" if i % 3 else "A", id=str(i)) for i in range(30)]
+    before = scoring.summarise(rows)
+    after = scoring.summarise([*rows, row("", id="broken", error="corrupt")])
+    assert after.accuracy == before.accuracy
+    assert (before.errors, after.errors, after.accuracy.n) == (0, 1, 30)
+
+
+def test_several_samples_of_a_question_count_as_one_question() -> None:
+    rows = [row("B" if s < i % 5 else "A", id=str(i), temperature=1.0, sample=s) for i in range(40) for s in range(4)]
+    cell = scoring.summarise(rows)
+    assert cell.accuracy.n == 40
+    assert cell.accuracy.value == pytest.approx(np.mean([min(i % 5, 4) / 4 for i in range(40)]))
+
+
+def test_questions_about_one_clip_widen_the_interval_of_the_accuracy() -> None:
+    right = [clip < 6 for clip in range(10) for _ in range(4)]
+    apart = [row("B" if yes else "A", id=f"{n}") for n, yes in enumerate(right)]
+    shared = [dataclasses.replace(entry, clip=f"{n // 4}") for n, entry in enumerate(apart)]
+    alone, found = scoring.summarise(apart).accuracy, scoring.summarise(shared).accuracy
+    assert alone == statistics.wilson(24, 40)
+    assert (found.value, found.n) == (alone.value, 40) and found.high - found.low > 1.6 * (alone.high - alone.low)
+    one_each = [dataclasses.replace(entry, clip=f"{n}") for n, entry in enumerate(apart)]
+    assert scoring.summarise(one_each).accuracy == alone
+
+
+def test_flips_tell_followers_from_the_stubborn() -> None:
+    def side(item: str, said: str, gold: str, control: str = "") -> Prediction:
+        return row(f"<answer>{said}</answer>", ["left", "right"], gold, "side", id=item, control=control)
+
+    greedy = [side("a", "left", "left"), side("b", "left", "left"), side("c", "right", "left")]
+    swapped = [
+        side("a", "right", "right", "swap"),
+        side("b", "left", "right", "swap"),
+        side("c", "right", "right", "swap"),
+    ]
+    found = scoring.flips(greedy, swapped)
+    assert (found.flipped, found.stuck, found.share.n) == (1, 1, 2)
+
+
+# ------------------------------------------------------------------------------------------------------ predictions
+
+
+@given(st.lists(st.text(max_size=40), max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_any_reply_survives_the_file(tmp_path_factory: pytest.TempPathFactory, replies: list[str]) -> None:
+    path = tmp_path_factory.mktemp("predictions") / "predictions.jsonl"
+    rows = [row(reply, id=str(index)) for index, reply in enumerate([*replies, "\u2028 \x85 \ud800 end"])]
+    with PredictionWriter(path) as writer:
+        writer.write(rows)
+    assert predictions.read(path) == rows
+
+
+def test_a_torn_last_line_is_cut_and_a_torn_middle_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    with PredictionWriter(path) as writer:
+        writer.write([row("B", id="a"), row("C", id="b")])
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[: len(whole) // 3])
+    assert [entry.id for entry in predictions.mend(path)] == ["a", "b"]
+    assert path.read_bytes() == whole
+    path.write_bytes(whole[:30] + b"\n" + whole)
+    with pytest.raises(PredictionsError, match=r"predictions\.jsonl line 1: expected one JSON object"):
+        predictions.read(path)
+    path.write_bytes(whole + whole)
+    with pytest.raises(PredictionsError, match="'a' twice"):
+        predictions.read(path)
+    path.write_text(json.dumps(json.loads(row("B", id="a").to_json()) | {"events": [{"label": "dog", "azimuth": "x"}]}))
+    with pytest.raises(PredictionsError, match="line 1: 'events': expected a value of type"):
+        predictions.read(path)
+
+
+# --------------------------------------------------------------------------------------------------------- controls
+
+
+def item(question: str, choices: list[str], gold: str, **more) -> Item:
+    fields = dict(id="i", question_type="side", format="mmau", clip="c") | more
+    return Item(question=question, choices=choices, gold=gold, **fields)
+
+
+@pytest.mark.parametrize(
+    ("question", "choices", "gold", "mirrored"),
+    [
+        ("On which side is the dog?", ["left", "right"], "left", "right"),
+        ("Where is it?", [], "left, front, above; 2m", "right, front, above; 2m"),
+        ("Where is it?", ["front", "left", "behind", "right"], "front", None),
+        ("Where is it?", ["On the left", "Ahead"], "On the left", None),  # the mirror is not on offer
+        ("Is the dog to the left of the cat?", [], "Yes", "No"),
+        ("Is the dog to the left of the cat?", [], "No", None),
+        ("Is the sound of a dog on the right of the sound of a cat?", ["Yes", "No"], "Yes", "No"),
+        ("Is the dog heard on the left further away than the cat?", [], "Yes", None),  # distance has no mirror
+        ("Is the dog to the left of the cat louder than the bell?", [], "Yes", None),
+        ("Is there a sound on the left?", [], "Yes", None),  # there may be one on either side
+        ("Is a dog to the left of the cat?", [], "Yes", None),
+        ("Is the dog left or right of the cat?", ["yes", "no"], "yes", None),
+        ("Which sound?", ["copyright song", "rain"], "copyright song", None),
+    ],
+)
+def test_swap_knows_the_mirrored_truth(question: str, choices: list[str], gold: str, mirrored: str | None) -> None:
+    events = [{"label": "dog", "azimuth": 70.0}]
+    found = controls.swap(item(question, choices, gold, events=events), 0)
+    assert (found.gold if found else None) == mirrored
+    if found:
+        assert found.events == [{"label": "dog", "azimuth": -70.0}]
+        assert mirror_text(mirror_text(gold)) == gold
+
+
+def test_a_comparison_of_spatial_sound_qa_is_mirrored_by_its_type() -> None:
+    question = "Is the car horn left of the church bell ringing?"
+    for kind, mirrored in (("MIXUP_DIRECTION", "No"), ("MIXUP_DISTANCE_BOTH", None)):
+        found = controls.swap(item(question, [], "Yes", question_type=kind), 0)
+        assert (found.gold if found else None) == mirrored
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(min_size=1, max_size=5), min_size=2, max_size=6, unique=True), st.integers(0, 99))
+def test_shuffled_options_keep_the_options_and_move_them(choices: list[str], seed: int) -> None:
+    found = controls.shuffled_options(item("?", choices, choices[0]), seed)
+    assert found is not None
+    assert sorted(found.choices) == sorted(choices)
+    assert found.choices != choices
+    assert found.gold == choices[0]
+    assert found == controls.shuffled_options(item("?", choices, choices[0]), seed)
+
+
+@given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=40), st.integers(0, 5), st.data())
+@settings(deadline=None)
+def test_other_audio_is_another_clip_and_that_of_an_unusable_item_nobodys(
+    clips: list[str], seed: int, data: st.DataObject
+) -> None:
+    items = [item("?", [], "x", id=f"{place}", clip=clip) for place, clip in enumerate(clips)]
+    partners = controls.Partners(items, seed)
+    first = [next(partners.of(place), None) for place in range(len(items))]
+    for place, clip in enumerate(clips):
+        heard = list(partners.of(place))
+        assert sorted(heard) == [other for other, foreign in enumerate(clips) if foreign != clip]
+    # One more item, first in the list: whoever draws another keeps it, and without its sound nothing changes.
+    more = [item("?", [], "x", id="new", clip=data.draw(st.sampled_from("abcg"))), *items]
+    later = controls.Partners(more, seed)
+    for place, old in enumerate(first):
+        assert next(later.of(place + 1), None) in (0, None if old is None else old + 1)
+    known = controls.Partners(more, seed, {"new"})
+    later.drop(0)
+    for partners in (known, later):
+        found = [next(partners.of(place + 1), None) for place in range(len(items))]
+        assert found == [None if old is None else old + 1 for old in first]
+
+
+def test_other_audio_is_drawn_from_all_others() -> None:
+    items = [item("?", [], "x", id=f"{place}", clip=f"{place}") for place in range(400)]
+    partners = controls.Partners(items, 0)
+    times = np.bincount([next(partners.of(place)) for place in range(400)], minlength=400)
+    assert 0.3 < (times == 0).mean() < 0.45 and times.max() < 8  # as of 400 free draws: 1/e of them never
+    again = controls.Partners(items, 1)
+    assert np.mean([next(partners.of(place)) != next(again.of(place)) for place in range(400)]) > 0.9
+
+
+def test_unknown_control_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'silence'"):
+        controls.parse_controls("silense")
+    assert controls.parse_controls("all") == list(controls.CONTROLS)
+
+
+# ------------------------------------------------------------------------------------------------------- whole runs
+
+
+def test_controls_find_out_a_model_that_listens(shards, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "run"
+    with serving(Listener, broken_until=2) as address:
+        assert (
+            main(
+                ["eval", "listener", str(shards(count=60)), "--out", str(out), "--engine", address, "--controls", "all"]
+            )
+            == 0
+        )
+    summary = json.loads((out / "scores.json").read_text())["summary"]
+    assert summary["greedy"]["accuracy"]["value"] == 1.0
+    assert summary["controls"]["shuffled_options"]["accuracy"]["value"] == 1.0
+    assert summary["controls"]["swap"]["accuracy"]["value"] == 1.0
+    assert summary["flips"]["share"] == {"value": 1.0, "low": pytest.approx(0.94, abs=0.01), "high": 1.0, "n": 60}
+    rows = predictions.read(out)
+    left = np.mean([entry.gold == "left" for entry in rows if entry.control == ""])
+    assert summary["controls"]["silence"]["accuracy"]["value"] == pytest.approx(left)  # silence: always "left"
+    assert 0.2 < summary["controls"]["other_audio"]["accuracy"]["value"] < 0.8
+    assert summary["greedy"]["chance"] == 0.5
+    assert all(entry.prompt_tokens == 20 and entry.finish_reason == "stop" and entry.prompt_hash for entry in rows)
+    manifest = predictions.read_manifest(out)
+    sizes = (shards(count=60) / "sizes.json").read_bytes()
+    assert manifest["data_sha256"] == [hashlib.sha256(sizes).hexdigest()]
+    assert "swap: right answers that follow" in capsys.readouterr().out
+
+
+class Obedient(Listener):
+    """Gives the letter of the choice where the last line of the question asks for one."""
+
+    def heard(self, text: str, samples: np.ndarray | None) -> str:
+        side, lines = super().heard(text, samples), text.splitlines()
+        return next(line[1] for line in lines if line[4:] == side) if "letter" in lines[-1] else side
+
+
+@pytest.mark.parametrize(("flags", "last"), [
+    (["--answer-as", "letter"], "Answer with the letter of one choice only."),
+    (["--answer-as", "letter", "--instruction", "Only the letter, please."], "Only the letter, please."),
+    (["--instruction", "Think first."], "Think first."),
+])  # fmt: skip
+def test_what_is_asked_for_reaches_the_model_and_is_stored(shards, tmp_path: Path, flags, last) -> None:
+    data, out = str(shards(count=12)), tmp_path / "run"
+    with serving(Obedient) as address:
+        command = ["eval", "listener", data, "--out", str(out), "--engine", address, "--controls", "shuffled_options"]
+        assert main([*command, *flags]) == 0
+        assert main([*command, "--answer-as", "option"]) == 2  # other words, other answers: not the same run
+    rows = predictions.read(out)
+    assert {row.instruction for row in rows} == {last} and {row.answer_as for row in rows} == {
+        "letter" if "--answer-as" in flags else ""
+    }
+    assert all(row.choices[row.reply().choice] == row.gold for row in rows)
+    assert all(("letter" in last) == (len(row.reply().answer) == 1) for row in rows)
+
+
+def test_a_finished_run_is_not_asked_again_and_another_one_not_mixed_in(shards, tmp_path: Path, capsys) -> None:
+    arguments = ["eval", "listener", str(shards(count=60)), "--out", str(tmp_path / "run"), "--limit", "10"]
+    with serving(Listener) as address:
+        assert main([*arguments, "--engine", address]) == 0
+    before = (tmp_path / "run" / "predictions.jsonl").read_bytes()
+    assert main([*arguments, "--engine", address]) == 0  # the endpoint is gone, and not needed
+    assert "answered already" in capsys.readouterr().out
+    assert main([*arguments, "--seed", "1", "--engine", address]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "run" / "predictions.jsonl").read_bytes() == before
+
+
+def test_refused_requests_and_corrupt_audio_are_rows_with_errors(shards, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    shutil.copytree(shards(count=60), folder)
+    from audio_llm.shards.reader import ShardDataset
+
+    where, place = ShardDataset(folder).locate(7)
+    with open(where / place.shard, "r+b") as file:  # the tar stays whole, one FLAC in it does not
+        file.seek(place.audio_offset)
+        file.write(b"\0" * 64)
+    names = {}
+    for name, data in (("whole", shards(count=60)), ("broken", folder)):
+        with serving(Listener) as address:
+            out = tmp_path / name
+            assert (
+                main(["eval", "listener", str(data), "--out", str(out), "--engine", address, "--controls", "none"]) == 0
+            )
+        names[name] = {entry.id: entry for entry in predictions.read(out)}
+    errors = [entry for entry in names["broken"].values() if entry.error]
+    assert [entry.id for entry in errors] == [place.key]
+    assert "decodable audio" in errors[0].error
+    for key, entry in names["broken"].items():
+        if key != place.key:
+            assert (entry.raw, entry.prompt_hash, entry.seed) == (
+                names["whole"][key].raw,
+                names["whole"][key].prompt_hash,
+                names["whole"][key].seed,
+            )
+    assert scoring.summarise(list(names["broken"].values())).accuracy.n == 59
+
+
+def test_an_endpoint_that_refuses_everything_stops_the_run_and_keeps_its_answers(
+    shards, tmp_path: Path, capsys
+) -> None:
+    class Tired(Listener):
+        def chat(self, body: dict) -> None:
+            if self.calls > 30:
+                self.reply(400, {"error": "no more"})
+            else:
+                super().chat(body)
+
+    out = tmp_path / "run"
+    command = ["eval", "listener", str(shards(count=60)), "--out", str(out), "--batch-size", "2"]
+    with serving(Tired) as address:
+        assert main([*command, "--engine", address]) == 2
+    assert "no more" in capsys.readouterr().err
+    answered = [entry for entry in predictions.read(out) if not entry.error]
+    assert len(answered) >= 28
+
+
+def test_bad_arguments_are_one_line(shards, tmp_path: Path, capsys) -> None:
+    base = ["eval", str(tmp_path / "nothing"), str(shards()), "--out", str(tmp_path / "run")]
+    for more, message in [
+        (["--temperature", "warm"], "expected numbers such as 0,1"),
+        (["--temperature", "nan"], "expected different numbers of at least 0"),
+        (["--temperature", "1,inf"], "expected different numbers of at least 0"),
+        (["--controls", "silense"], "did you mean 'silence'"),
+        (["--controls", "silence,swap,silence"], "control 'silence': expected once, found 2 times"),
+        (["--seed", "-1"], "--seed: expected at least 0, found -1"),
+        (["--batch-size", "0"], "--batch-size: expected at least 1, found 0"),
+        (["--samples", "0"], "expected at least 1"),
+        (["--style", "loud"], "expected one of answer, think, think_semantics"),
+        (["--style", "thnk"], "did you mean 'think'"),
+        (["--engine", "vlm"], "expected auto, vllm, transformers or an address"),
+        ([], "checkpoint folder with config.json"),
+    ]:
+        assert main([*base, *more]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Traceback" not in error
+
+
+def test_a_question_longer_than_the_model_is_that_rows_alone(checkpoint, shards, tmp_path: Path) -> None:
+    from audio_llm.answering.base import Request
+    from audio_llm.answering.engines import open_engine
+    from eval.benchmarks import open_benchmark
+
+    model = str(checkpoint(channels=2))
+    found = open_benchmark("scenes", shards(count=24))
+    items = found.items[:3]
+    items[1] = dataclasses.replace(items[1], question="rain " * 5000)
+    engine = open_engine("transformers", model, batch_size=3)
+    waves = [engine.prepare(found.waveform(row), "clip") for row in range(3)]
+    # Sampling at a temperature beyond float32 scales every score to 0 or to nothing: the placeholder is never drawn.
+    requests = [Request(item, wave, 1e300, 4, 7) for item, wave in zip(items, waves, strict=True)]
+    answers = list(engine.generate(requests))
+    assert [bool(answer.error) for answer in answers] == [False, True, False]
+    assert "expected fewer tokens than the model's 1024 positions" in answers[1].error
+    alone = list(engine.generate([requests[0], requests[2]]))
+    assert [answer.raw for answer in alone] == [answers[0].raw, answers[2].raw]
+
+
+def _answers(out: Path) -> list[tuple]:
+    return [(*entry.key, entry.raw, entry.gold, entry.prompt_hash, entry.seed) for entry in predictions.read(out)]
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(checkpoint, shards, tmp_path: Path) -> None:
+    common = [
+        str(checkpoint()),
+        str(shards(count=60)),
+        "--engine",
+        "transformers",
+        "--temperature",
+        "0,1",
+        "--controls",
+        "swap",
+    ]
+    common += ["--max-tokens", "8", "--seed", "3"]
+    assert main(["eval", *common, "--out", str(tmp_path / "whole")]) == 0
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "audio_llm", "eval", *common, "--out", str(killed), "--batch-size", "4"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    path, deadline = killed / "predictions.jsonl", time.monotonic() + 120
+    while time.monotonic() < deadline and not (path.exists() and path.stat().st_size) and process.poll() is None:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = len(predictions.mend(path))
+    assert 0 < kept < len(_answers(tmp_path / "whole"))
+    with path.open("a") as file:
+        file.write('{"id": "torn')
+    assert main(["eval", *common, "--out", str(killed)]) == 0
+    assert _answers(killed) == _answers(tmp_path / "whole")
+
+
+@pytest.mark.vllm
+def test_vllm_and_transformers_give_the_same_answers(checkpoint, shards, tmp_path: Path) -> None:
+    """Greedy and sampled, with an adapter: two engines that share no decoding code."""
+    pytest.importorskip("vllm")
+    from tests.serving.vllm_tools import make_adapter
+
+    adapter = make_adapter(checkpoint(), tmp_path / "adapter")
+    for engine in ("vllm", "transformers"):
+        command = [
+            sys.executable,
+            "-m",
+            "audio_llm",
+            "eval",
+            str(checkpoint()),
+            str(shards(count=24)),
+            "--engine",
+            engine,
+        ]
+        command += ["--out", str(tmp_path / engine), "--temperature", "0,1", "--quiet"]
+        command += ["--controls", "silence,swap,text_only"]
+        command += ["--max-tokens", "12", "--adapter", str(adapter)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+    ours, theirs = predictions.read(tmp_path / "vllm"), predictions.read(tmp_path / "transformers")
+    assert len(ours) == 24 * 5
+    assert [entry.key for entry in ours] == [entry.key for entry in theirs]
+    assert [entry.prompt_hash for entry in ours] == [entry.prompt_hash for entry in theirs]
+    assert [entry.prompt_tokens for entry in ours] == [entry.prompt_tokens for entry in theirs]
+    assert [entry.finish_reason for entry in ours] == [entry.finish_reason for entry in theirs]
+    same = np.mean([a.raw == b.raw for a, b in zip(ours, theirs, strict=True)])
+    assert same >= 0.95  # a tie within 1e-6 may fall either way
+    true, silent = (
+        [entry.raw for entry in ours if entry.control == name and entry.temperature == 0] for name in ("", "silence")
+    )
+    assert true != silent

@@ -1,0 +1,61 @@
+"""A mirrored sample is true of the mirrored sound, word for word."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from audio_llm import audio
+from audio_llm.language.mirroring import mirror_sample, mirror_text
+from audio_llm.model.build import load_processor
+from audio_llm.shards.reader import ShardDataset
+from audio_llm.shards.schema import Event, Sample
+
+
+@pytest.mark.parametrize(
+    ("text", "mirrored"),
+    [
+        ("The dog is on the left.", "The dog is on the right."),
+        ("Left-hand side, LEFT or rightmost", "Right-hand side, RIGHT or leftmost"),
+        ("azimuth 30°, azimuth: -45, Azimuth of 12.5°", "azimuth -30°, azimuth: 45, Azimuth of -12.5°"),
+        ("azimuth 0°, azimuth 180°", "azimuth 0°, azimuth 180°"),
+        ("the right answer, all right, right now", "the right answer, all right, right now"),
+        ("bright copyright leftover", "bright copyright leftover"),
+    ],
+)
+def test_words_that_are_sides_change_and_others_stay(text: str, mirrored: str) -> None:
+    assert mirror_text(text) == mirrored and mirror_text(mirrored) == text
+
+
+@given(st.lists(st.sampled_from(["left", "right", "Right", "in front", "azimuth -3°", "azimuth 7°", "2 m", "a dog,"])))
+def test_a_mirror_of_a_mirror_is_the_scene(words: list[str]) -> None:
+    assert mirror_text(mirror_text(" ".join(words))) == " ".join(words)
+
+
+def test_every_part_of_a_sample_is_mirrored() -> None:
+    sample = Sample("a", "qa", question="Is the dog left of the cat?", choices=["yes, left", "no"], answer="yes, left")
+    sample.thinking, sample.semantic_elements = "dog left", {"who": ["dog on the left"], "n": 2}
+    sample.events = [Event("dog", 0.0, 1.0, azimuth=40.0), Event("cat", 0.0, 1.0)]
+    found = mirror_sample(sample)
+    assert (found.question, found.choices) == ("Is the dog right of the cat?", ["yes, right", "no"])
+    assert (found.answer, found.thinking) == ("yes, right", "dog right")
+    assert found.semantic_elements == {"who": ["dog on the right"], "n": 2}
+    assert [event.azimuth for event in found.events] == [-40.0, None]
+    assert mirror_sample(found) == sample
+
+
+def test_sft_mirrors_a_share_of_the_samples_sound_and_words(shards, checkpoint) -> None:
+    from audio_llm.training import examples
+
+    dataset, collator = ShardDataset(shards()), examples.SFTCollator(load_processor(checkpoint()), "think")
+    some = examples.SupervisedDataset(dataset, collator, swap_share=0.5, seed=3)
+    assert 0 < some.swapped.sum() < len(dataset)
+    for i in range(len(dataset)):
+        item = dataset[i]
+        if some.swapped[i]:
+            item |= {"sample": mirror_sample(item["sample"]), "waveform": audio.swap_channels(item["waveform"])}
+        expected = collator.encode(item)
+        assert np.array_equal(some[i].input_ids, expected.input_ids)
+        assert np.array_equal(some[i].input_audio, expected.input_audio)
+    answers = [collator.encode(dataset[i]).input_ids.tolist() for i in np.flatnonzero(some.swapped)]
+    assert any(some[i].input_ids.tolist() != ids for i, ids in zip(np.flatnonzero(some.swapped), answers, strict=True))

@@ -1,0 +1,74 @@
+"""vLLM and Transformers compute the same: greedy ids equal, |Δ log p| ≤ 1e-4 in float32.
+
+The engines run in a process of their own, because an engine in the test's process would leave its marks there (torch's
+thread count, global seeds, environment). ``pytest -m slow tests/serving/test_vllm_parity.py`` runs the whole matrix.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+from benchmarks.parity import BOUND
+from tests.conftest import make_checkpoint
+from tests.paths import ROOT
+from tests.serving.vllm_tools import adapted_encoder, make_adapter
+
+pytestmark = pytest.mark.vllm
+
+
+def parity(models: list[Path], adapters: list[Path], report: Path) -> dict[str, dict[str, dict]]:
+    """The tables of ``python -m benchmarks.parity``: model → name of the row → row; every row is asserted equal."""
+    command = [sys.executable, "-m", "benchmarks.parity", *map(str, models), "--json", str(report)]
+    for adapter in adapters:
+        command += ["--adapter", str(adapter)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert report.is_file(), result.stderr[-3000:]
+    tables = json.loads(report.read_text())
+    for model, rows in tables.items():
+        for row in rows:
+            assert row["same_ids"] == row["prompts"], f"{model}: {row}"
+            assert row["max_difference"] <= BOUND, f"{model}: {row}"
+    assert result.returncode == 0
+    return {model: {row["name"]: row for row in rows} for model, rows in tables.items()}
+
+
+def test_three_families_and_channel_counts(checkpoint, tmp_path: Path) -> None:
+    models = [checkpoint("qwen2", 2), checkpoint("qwen3", 4), checkpoint("llama", 1)]
+    adapter = make_adapter(models[0], tmp_path / "adapter")
+    tables = parity(models, [adapter], tmp_path / "report.json")
+    assert len(tables) == 3
+    names = {"vLLM, single", "vLLM, batch", "vLLM + LoRA, single", "vLLM + LoRA, batch", "vLLM, merged"}
+    assert names <= set(tables[str(models[0])])
+
+
+def test_a_mono_encoder_that_hears_two_channels(tmp_path: Path) -> None:
+    beats = {"name": "beats", "preset": "tiny", "window_seconds": 0.64, "hidden_size": 48, "depth": 2}
+    model = make_checkpoint(tmp_path / "model", encoder={**beats, "channels": "each"})
+    rows = parity([model], [], tmp_path / "report.json")[str(model)]
+    assert {"vLLM, single", "vLLM, batch"} <= set(rows)
+
+
+def test_a_convolutional_encoder_with_adapters_folded_in(tmp_path: Path) -> None:
+    encoder = {"name": "urbansound_cnn", "preset": "tiny", "channels": "mean"}
+    start = make_checkpoint(tmp_path / "start", encoder=encoder)
+    adapted_encoder(start, tmp_path / "run")
+    rows = parity([tmp_path / "run" / "merged"], [], tmp_path / "report.json")[str(tmp_path / "run" / "merged")]
+    assert {"vLLM, single", "vLLM, batch"} <= set(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+def test_matrix(checkpoint, tmp_path: Path, family: str, channels: int) -> None:
+    models = [checkpoint(family, channels, tie) for tie in (False, True)]
+    adapters = [make_adapter(model, tmp_path / str(i)) for i, model in enumerate(models)]
+    parity(models, adapters, tmp_path / "report.json")

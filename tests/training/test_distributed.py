@@ -1,0 +1,164 @@
+"""SFT in several processes, as a user starts it: the same learning curve, killed and resumed, under DeepSpeed."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from audio_llm import config
+from audio_llm.training import callbacks, sft
+from tests.paths import ROOT
+from tests.training.test_sft import losses, order
+
+pytestmark = pytest.mark.distributed
+NEEDS_COMPILER = pytest.mark.skipif(
+    not (shutil.which("g++") and shutil.which("ninja")), reason="DeepSpeed on the CPU compiles with g++ and ninja"
+)
+
+
+def command(output: Path, model: Path, data: Path, *overrides: str) -> list[str]:
+    recipe = output.parent / "recipe.yaml"
+    recipe.write_text(
+        f"output: {output}\nmodel: {{path: {model}}}\ndata: {{train: [{data}]}}\nlora: {{rank: 4, alpha: 8}}\n"
+        "batch_size: 1\nlearning_rate: 1e-3\nprecision: fp32\nexport: []\nrecord_order: true\nsave_steps: 2\n"
+    )
+    return ["-m", "audio_llm", "sft", str(recipe), *overrides]
+
+
+def launch(name: str, arguments: list[str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """``accelerate launch`` from the repository's root; the whole process group is ended if it takes too long."""
+    line = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0"]
+    line += ["--config_file", f"recipes/accelerate/{name}.yaml", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        line,
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        text, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        text, _ = process.communicate()
+        pytest.fail(f"{name} took more than {timeout} s:\n{text[-3000:]}")
+    return subprocess.CompletedProcess(line, process.returncode, text)
+
+
+def here(arguments: list[str]) -> None:
+    """The same run in this process, without the seconds a new one needs to start."""
+    _, _, _, recipe, *overrides = arguments
+    sft.run(config.load(sft.SFTRecipe, recipe, overrides))
+
+
+def trained(name: str, arguments: list[str]) -> None:
+    done = launch(name, arguments)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.fixture(scope="module")
+def alone(checkpoint, shards, tmp_path_factory) -> Path:
+    """Six steps of one process with four accumulation steps: what every other layout has to equal."""
+    output = tmp_path_factory.mktemp("alone") / "run"
+    here(command(output, checkpoint(), shards(), "steps=6", "gradient_accumulation=4"))
+    return output
+
+
+def test_two_processes_have_the_curve_and_the_samples_of_one(alone, checkpoint, shards, tmp_path):
+    output = tmp_path / "run"
+    arguments = command(output, checkpoint(), shards(), "steps=6", "gradient_accumulation=2")
+    trained("cpu_2", [*arguments, "--expect-processes", "2"])
+    one, two = losses(alone), losses(output)
+    assert one.keys() == two.keys() and max(abs(one[step] - two[step]) for step in one) < 1e-4
+    assert sorted(order(output, 0) + order(output, 1)) == sorted(order(alone))
+    assert not {i for s, i in order(output, 0) if s == 1} & {i for s, i in order(output, 1) if s == 1}
+
+
+def test_killed_at_a_random_step_and_resumed_is_the_uninterrupted_run(alone, checkpoint, shards, tmp_path):
+    output = tmp_path / "run"
+    # killed after one of the first of many steps, then taken up for a few more
+    base = command(output, checkpoint(), shards(), "gradient_accumulation=4", "schedule=constant", "steps=400")
+    at = random.randint(3, 5)
+    process = subprocess.Popen(
+        [sys.executable, *base], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while len(losses(output)) < at:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    reached = max(losses(output))
+    saved = callbacks.complete_checkpoints(output)
+    assert saved and reached < 400
+    before = losses(output)
+    end = reached + 4
+    resumed = subprocess.run(
+        [sys.executable, *base[:-1], f"steps={end}"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert f"resuming from {saved[-1]}" in resumed.stdout
+    whole = tmp_path / "whole" / "run"
+    whole.parent.mkdir()
+    straight = command(whole, checkpoint(), shards(), "gradient_accumulation=4", "schedule=constant", f"steps={end}")
+    here(straight)
+    found, expected = losses(output), losses(whole)
+    assert found.keys() == expected.keys() == set(range(1, end + 1))
+    assert max(abs(found[step] - expected[step]) for step in expected) < 1e-6
+    assert max(abs(before[step] - expected[step]) for step in before if step in expected) < 1e-6
+    first = int(saved[-1].name.rpartition("-")[2]) + 1
+    again = order(output)[-4 * (end - first + 1) :]
+    assert again == [pair for pair in order(whole) if pair[0] >= first]
+
+
+@pytest.mark.slow
+def test_two_processes_resume(alone, checkpoint, shards, tmp_path):
+    """Several CPU processes restore optimizer states under a device name that torch does not know by itself."""
+    output = tmp_path / "run"
+    start = command(output, checkpoint(), shards(), "gradient_accumulation=2", "schedule=constant", "steps=2")
+    trained("cpu_2", start)
+    trained("cpu_2", [*start[:-1], "steps=4"])
+    whole = tmp_path / "whole" / "run"
+    whole.parent.mkdir()
+    trained("cpu_2", command(whole, checkpoint(), shards(), "gradient_accumulation=2", "schedule=constant", "steps=4"))
+    found, expected = losses(output), losses(whole)
+    assert found.keys() == expected.keys() and max(abs(found[s] - expected[s]) for s in expected) < 1e-6
+
+
+@NEEDS_COMPILER
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_is_ddp_and_resumes(alone, checkpoint, shards, tmp_path, stage):
+    output = tmp_path / "run"
+    start = command(output, checkpoint(), shards(), "gradient_accumulation=2", "export=[merged]", "steps=6")
+    trained(f"zero{stage}_cpu", start)
+    one, zero = losses(alone), losses(output)
+    assert one.keys() == zero.keys() and max(abs(one[step] - zero[step]) for step in one) < 1e-3
+    assert (output / "merged" / "model.safetensors").is_file()
+    shutil.rmtree(output / "checkpoint-6")  # as if it had been killed after step 5
+    (output / "result.json").unlink()
+    trained(f"zero{stage}_cpu", start)
+    again = losses(output)
+    assert again.keys() == one.keys() and max(abs(again[step] - zero[step]) for step in zero) < 1e-6
+
+
+def test_a_launch_that_became_one_process_is_an_error(checkpoint, shards, tmp_path):
+    arguments = command(tmp_path / "run", checkpoint(), shards(), "steps=1")
+    line = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
+    done = subprocess.run([*line, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "launch: expected several processes" in done.stderr and "found 1" in done.stderr
+    assert not (tmp_path / "run").exists()

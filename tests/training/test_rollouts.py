@@ -1,0 +1,316 @@
+"""Rollout engines against the trainer's own forward pass: same distribution, in step after every update."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+from audio_llm.errors import ConfigError, TrainingError  # noqa: E402
+from audio_llm.model.build import export_language_model, load_model, load_processor  # noqa: E402
+from audio_llm.training.policy import LoRARecipe, make_trainable  # noqa: E402
+from audio_llm.training.rollouts import (  # noqa: E402
+    FORBIDDEN_BIAS,
+    Completion,
+    EngineRecipe,
+    PolicyWeights,
+    Sampling,
+    TransformersRollouts,
+    forbid_tokens,
+    prompt_embeddings,
+)
+
+needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+
+
+def make_policy(folder: Path, seed: int = 0, lora: bool = True) -> PolicyWeights:
+    """A policy whose adapter and projector have moved away from the checkpoint."""
+    torch.manual_seed(seed)
+    model = make_trainable(load_model(folder), lora=LoRARecipe(rank=4, alpha=8) if lora else None)
+    move(model, seed)
+    return PolicyWeights(model)
+
+
+def move(model: Any, seed: int) -> None:
+    """What an optimizer step does to the trained parameters, only larger."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+
+
+def make_prompts(policy: PolicyWeights, folder: Path, lengths: tuple[int, ...] = (1, 2, 3)) -> list[Any]:
+    """Embedded prompts with one clip of 1, 2 or 3 windows each, and one prompt of text alone."""
+    processor = load_processor(folder)
+    rng = torch.Generator().manual_seed(1)
+    prompts = []
+    for windows in lengths:
+        samples = torch.randn(2, int(16000 * 0.6 * windows), generator=rng).numpy() * 0.1
+        batch = processor(text=["<|audio|>Which sound is heard?\nChoices:\n(A) dog (B) rain"], audio=[[samples]])
+        audio = policy.base.get_audio_features(batch["input_audio"], batch["audio_lengths"]).detach()
+        prompts.append((batch["input_ids"][0].tolist(), audio))
+    prompts.append((processor.tokenizer("No audio here, only words: dog")["input_ids"], None))
+    return prompt_embeddings(policy, prompts)
+
+
+def sampling_of(policy: PolicyWeights, **changes: Any) -> Sampling:
+    config = policy.base.config
+    options = dict(max_tokens=8, stop_token_ids=(config.eos_token_id,), forbidden_token_ids=(config.audio_token_id,))
+    return Sampling(**{**options, **changes})
+
+
+def reference_logprobs(policy: PolicyWeights, embeddings: Any, ids: list[int], temperature: float = 1.0) -> Any:
+    """The trainer's view: one full forward pass over prompt and completion, without cache or padding."""
+    base = policy.base
+    with torch.no_grad():
+        inputs = torch.cat([embeddings, base.get_input_embeddings()(torch.tensor(ids))])[None]
+        logits = base.eval()(inputs_embeds=inputs).logits[0, len(embeddings) - 1 : -1]
+        logits[:, base.config.audio_token_id] += FORBIDDEN_BIAS
+        return (logits / temperature).log_softmax(-1).gather(-1, torch.tensor(ids)[:, None])[:, 0]
+
+
+def largest_difference(
+    policy: PolicyWeights, prompts: list[Any], groups: list[list[Completion]], temperature: float = 1.0
+) -> float:
+    differences = [
+        (reference_logprobs(policy, prompt, c.token_ids, temperature) - torch.tensor(c.logprobs)).abs().max().item()
+        for prompt, group in zip(prompts, groups, strict=True)
+        for c in group
+    ]
+    return max(differences)
+
+
+# --- weights -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("family", "tie"), [("qwen2", False), ("qwen2", True), ("qwen3", False), ("llama", False)])
+def test_merged_weights_are_the_plain_model_and_leave_the_live_one_alone(checkpoint, tmp_path, family, tie):
+    """PEFT's own merge, on a copy, is the oracle; the exported plain model must take every name, none left over."""
+    folder = checkpoint(family=family, tie=tie)
+    policy = make_policy(folder)
+    before = {name: parameter.clone() for name, parameter in policy.model.named_parameters()}
+    with policy.merged() as tensors:
+        ours = {name: tensor.clone() for name, tensor in tensors}
+    assert all(torch.equal(before[name], parameter) for name, parameter in policy.model.named_parameters())
+
+    merged = copy.deepcopy(policy.model).merge_and_unload()
+    export_language_model(merged, load_processor(folder).tokenizer, tmp_path / "plain")
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32)
+    theirs = dict(plain.named_parameters())
+    assert set(ours) == set(theirs)
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_bfloat16_weights_do_not_drift_over_many_syncs(checkpoint):
+    policy = make_policy(checkpoint())
+    policy.model.to(torch.bfloat16)
+    before = {name: parameter.clone() for name, parameter in policy.model.named_parameters()}
+    for _ in range(20):
+        with policy.merged() as tensors:
+            for _ in tensors:
+                pass
+    assert all(torch.equal(before[name], parameter) for name, parameter in policy.model.named_parameters())
+
+
+def test_adapter_fits_the_plain_language_model(checkpoint, tmp_path):
+    """PEFT loads the re-rooted adapter on the plain model, strictly, and gets the policy's hidden states."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from audio_llm.training.rollouts import write_adapter
+
+    folder = checkpoint()
+    policy = make_policy(folder)
+    export_language_model(load_model(folder), load_processor(folder).tokenizer, tmp_path / "plain")
+    with policy.adapter() as (config, tensors):
+        write_adapter(tmp_path / "adapter", config, tensors)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
+    names = {name for name, _ in adapted.named_parameters() if "lora_" in name}
+    assert {name.replace(".default.", ".") for name in names} == set(tensors)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        theirs, ours = adapted(ids).logits, policy.model.eval()(input_ids=ids).logits
+        untouched = plain.get_base_model()(ids).logits if hasattr(plain, "get_base_model") else None
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
+    assert untouched is None or (untouched - ours).abs().max() > 1e-2
+
+
+def test_forbidden_tokens_get_no_probability_and_are_not_saved(checkpoint, tmp_path):
+    policy = make_policy(checkpoint(), lora=False)
+    names = set(policy.base.state_dict())
+    token = policy.base.config.audio_token_id
+    forbid_tokens(policy.base, [token])
+    with torch.no_grad():
+        probability = policy.base.eval()(input_ids=torch.tensor([[5, 6, 7]])).logits.softmax(-1)[..., token]
+    assert float(probability.max()) < 1e-30
+    assert set(policy.base.state_dict()) == names
+
+
+# --- engines -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_transformers_samples_from_the_policy(checkpoint, batch_size):
+    policy = make_policy(checkpoint())
+    policy.model.train()
+    prompts = make_prompts(policy, checkpoint())
+    engine = TransformersRollouts(batch_size)
+    engine.sync(policy, 0)
+    torch.manual_seed(0)
+    groups = engine.generate(prompts, [4, 1, 2, 3], sampling_of(policy, temperature=1.3))
+    assert [len(group) for group in groups] == [4, 1, 2, 3]
+    assert policy.model.training
+    assert largest_difference(policy, prompts, groups, 1.3) < 1e-4
+    audio = policy.base.config.audio_token_id
+    assert all(audio not in c.token_ids and 1 <= len(c.token_ids) <= 8 for group in groups for c in group)
+
+
+def test_a_likely_placeholder_is_never_sampled(checkpoint):
+    """The forbidden token is made the likeliest of all; without the bias it is sampled, which the model refuses."""
+    policy = make_policy(checkpoint())
+    token = policy.base.config.audio_token_id
+    prompts = make_prompts(policy, checkpoint(), (1,))
+    engine = TransformersRollouts()
+    engine.sync(policy, 0)
+    policy.base.generation_config.suppress_tokens = None  # the checkpoint's own guard; the engine's has to stand alone
+    with torch.no_grad():
+        hidden = policy.base.model.eval()(inputs_embeds=prompts[0][None]).last_hidden_state[0, -1]
+        policy.base.lm_head.weight[token] = 20 * hidden / hidden.square().sum()  # its logit is 20 at the first step
+    with pytest.raises(ValueError, match="16 audio placeholder ids but no audio reached the model"):
+        engine.generate(prompts, [16, 1], sampling_of(policy, forbidden_token_ids=()))
+    bound = engine.generate(prompts, [16, 1], sampling_of(policy))
+    assert not any(token in c.token_ids for group in bound for c in group)
+    assert largest_difference(policy, prompts, bound) < 1e-4
+
+
+@pytest.fixture(scope="module", params=["merged", "adapter"])
+def vllm_engine(request, checkpoint) -> Iterator[tuple[Any, PolicyWeights, Path]]:
+    if find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    from audio_llm.serving.rollout_engines import VLLMRollouts
+
+    policy = make_policy(checkpoint())
+    state = torch.get_rng_state()
+    engine = VLLMRollouts(policy, EngineRecipe(sync=request.param, max_model_len=256, max_num_seqs=32))
+    assert torch.equal(state, torch.get_rng_state()), "the engine reseeded the trainer's process"
+    yield engine, policy, checkpoint()
+    engine.close()
+    engine.close()
+
+
+@pytest.mark.vllm
+def test_vllm_follows_the_policy(vllm_engine):
+    """In step after every update, out of step without one (so that the bound means something)."""
+    engine, policy, folder = vllm_engine
+    prompts = make_prompts(policy, folder)
+    sampling = sampling_of(policy)
+    for version in range(3):
+        move(policy.model, 10 + version)
+        prompts = make_prompts(policy, folder)
+        assert engine.sync(policy, version) > 0
+        assert engine.sync(policy, version) == 0
+        groups = engine.generate(prompts, [4, 1, 2, 3], sampling)
+        assert [len(group) for group in groups] == [4, 1, 2, 3]
+        assert largest_difference(policy, prompts, groups) < 1e-4
+        # The same prompts again come from the prefix cache; they must be the new policy's.
+        assert largest_difference(policy, prompts, engine.generate(prompts, [2, 2, 2, 2], sampling)) < 1e-4
+    move(policy.model, 99)
+    stale = engine.generate(prompts, [4, 4, 4, 4], sampling)
+    assert largest_difference(policy, prompts, stale) > 1e-2
+    engine.sync(policy, 4)
+
+
+@pytest.mark.vllm
+def test_vllm_greedy_ids_are_those_of_transformers(vllm_engine):
+    engine, policy, folder = vllm_engine
+    engine.sync(policy, 1000)
+    prompts = make_prompts(policy, folder)
+    reference = TransformersRollouts()
+    reference.sync(policy, 0)
+    greedy = sampling_of(policy, temperature=0.0, max_tokens=12)
+    ours, theirs = engine.generate(prompts, [1] * 4, greedy), reference.generate(prompts, [1] * 4, greedy)
+    assert [group[0].token_ids for group in ours] == [group[0].token_ids for group in theirs]
+
+
+@pytest.mark.vllm
+def test_vllm_draws_from_the_process_random_stream(vllm_engine):
+    """What makes a resumed run sample what an uninterrupted one would have."""
+    engine, policy, folder = vllm_engine
+    engine.sync(policy, 2000)
+    prompts = make_prompts(policy, folder)
+    draws = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        draws.append([c.token_ids for g in engine.generate(prompts, [4] * 4, sampling_of(policy)) for c in g])
+    assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.vllm
+def test_a_prompt_too_long_is_refused_with_both_numbers(vllm_engine):
+    engine, policy, folder = vllm_engine
+    engine.sync(policy, 3000)
+    with pytest.raises(TrainingError, match=r"at most 256 tokens.*completions of up to 250"):
+        engine.generate(make_prompts(policy, folder), [1] * 4, sampling_of(policy, max_tokens=250))
+
+
+@needs_vllm
+def test_adapter_sync_needs_an_adapter(checkpoint):
+    from audio_llm.serving.rollout_engines import resolve_sync
+
+    with pytest.raises(ConfigError, match="no 'lora' group"):
+        resolve_sync("adapter", make_policy(checkpoint(), lora=False))
+
+
+@needs_vllm
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.parametrize("sync", ["merged", "adapter"])
+def test_vllm_server_follows_the_policy(checkpoint, sync):
+    """The same bounds over HTTP, with the server in a process of its own; nothing is left running afterwards."""
+    from audio_llm.serving.rollout_engines import HTTPRollouts
+
+    policy = make_policy(checkpoint())
+    tokenizer = load_processor(checkpoint()).tokenizer
+    engine = HTTPRollouts(policy, EngineRecipe(sync=sync, max_model_len=256, max_num_seqs=32), tokenizer=tokenizer)
+    group = engine._server._process.pid
+    try:
+        for version in range(2):
+            move(policy.model, 10 + version)
+            prompts = make_prompts(policy, checkpoint())
+            engine.sync(policy, version)
+            torch.manual_seed(3)
+            groups = engine.generate(prompts, [4, 1, 2, 3], sampling_of(policy))
+            assert [len(group) for group in groups] == [4, 1, 2, 3]
+            assert largest_difference(policy, prompts, groups) < 1e-4
+            torch.manual_seed(3)
+            again = engine.generate(prompts, [4, 1, 2, 3], sampling_of(policy))
+            assert [c.token_ids for g in groups for c in g] == [c.token_ids for g in again for c in g]
+    finally:
+        engine.close()
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):  # what was killed is gone when its parent has taken note
+            os.killpg(group, 0)
+            time.sleep(0.1)
+
+
+def test_an_engine_may_be_built_beside_llvmlite() -> None:
+    ffi = pytest.importorskip("llvmlite.binding.ffi")
+    from audio_llm.serving.plugin import hide_llvmlite_attributes
+
+    hide_llvmlite_attributes()
+    assert not hasattr(ffi.lib, "__dict__"), "vLLM reads vars() of everything it finds"
+    assert ffi.lib.LLVMPY_GetVersionInfo() > 0

@@ -1,0 +1,441 @@
+"""SFT on one process: what is learnt, from which samples, by which weights, and what comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import BatchSampler
+
+from audio_llm import config, files
+from audio_llm.errors import ConfigError, TrainingError
+from audio_llm.language import prompts
+from audio_llm.model.build import load_model, load_processor
+from audio_llm.model.export import export_weights, merge, scale_of, split_state
+from audio_llm.shards.reader import ShardDataset
+from audio_llm.training import callbacks, examples, policy, run, sft
+from tests.paths import ROOT
+
+
+def recipe_of(folder: Path, model: Path, train: Path, **changes) -> sft.SFTRecipe:
+    tree = {
+        "output": str(folder),
+        "model": {"path": str(model)},
+        "data": {"train": [str(train)], **changes.pop("data", {})},
+        "lora": {"rank": 4, "alpha": 8},
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+        "export": [],
+        "record_order": True,
+        **changes,
+    }
+    return config.build(sft.SFTRecipe, tree)
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in files.read_lines(folder / "metrics.jsonl") if "loss" in line}
+
+
+def order(folder: Path, rank: int = 0) -> list[tuple[int, str]]:
+    return [(line["step"], i) for line in files.read_lines(folder / f"order-{rank}.jsonl") for i in line["ids"]]
+
+
+@pytest.fixture(scope="module")
+def processor(checkpoint):
+    return load_processor(checkpoint())
+
+
+@pytest.fixture(scope="module")
+def items(shards):
+    dataset = ShardDataset(shards())
+    return [dataset[i] for i in range(6)]
+
+
+# ------------------------------------------------------------------------------------------------------- what is learnt
+
+
+@pytest.mark.parametrize("style", prompts.STYLES)
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_supervised_tokens_are_the_target_text(checkpoint, items, style, family):
+    processor = load_processor(checkpoint(family))
+    item = items[0]
+    item["sample"].thinking = "noise, ünïcode <b> & \n two lines"
+    encoded = examples.SFTCollator(processor, style).encode(item)
+    supervised = encoded.labels != examples.IGNORED
+    start = int(supervised.nonzero()[0])
+    assert supervised[start:].all() and not supervised[:start].any()
+    assert torch.equal(encoded.input_ids[start:], encoded.labels[start:])
+    text = processor.tokenizer.decode(encoded.labels[start:-1])
+    assert text == prompts.target_text(item["sample"], style)
+    assert int(encoded.labels[-1]) == load_model(checkpoint(family)).generation_config.eos_token_id
+    # what precedes is exactly what the model is asked with at inference
+    asked = processor(
+        text=[processor.render(prompts.conversation(item["sample"]), generate=True)], audio=[[item["waveform"].samples]]
+    )
+    assert torch.equal(asked["input_ids"][0], encoded.input_ids[:start])
+
+
+def test_batch_is_padded_right_with_windows_in_prompt_order(processor, items):
+    batch = examples.SFTCollator(processor, "think")(items)
+    lengths = batch["attention_mask"].sum(1)
+    for row, length in enumerate(lengths.tolist()):
+        assert batch["attention_mask"][row, :length].all()
+        assert (batch["labels"][row, length:] == examples.IGNORED).all()
+    assert batch["ids"] == [item["sample"].id for item in items]
+    assert batch["audio_lengths"].tolist() == [item["waveform"].num_samples for item in items]
+    for row, item in enumerate(items):
+        samples = item["waveform"].samples
+        assert np.array_equal(batch["input_audio"][row, :, : samples.shape[1]].numpy(), samples)
+
+
+def test_batch_of_one_and_of_many_have_the_same_logits(checkpoint, processor, items):
+    collator, model = examples.SFTCollator(processor, "think"), load_model(checkpoint())
+    keys = ("input_ids", "attention_mask", "input_audio", "audio_lengths")
+    with torch.no_grad():
+        many = collator(items)
+        together = model(**{key: many[key] for key in keys}).logits
+        for row, item in enumerate(items):
+            one = collator([item])
+            alone = model(**{key: one[key] for key in keys}).logits[0]
+            assert torch.allclose(together[row, : len(alone)], alone, atol=2e-4)
+
+
+def test_loss_depends_on_the_audio(checkpoint, processor, items):
+    model, batch = load_model(checkpoint()), examples.SFTCollator(processor, "think")(items)
+    inputs = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
+    with torch.no_grad():
+        heard = model(**inputs).loss
+        swapped = model(**{**inputs, "input_audio": inputs["input_audio"].flip(1)}).loss
+        silent = model(**{**inputs, "input_audio": torch.zeros_like(inputs["input_audio"])}).loss
+    assert abs(heard - swapped) > 1e-4 and abs(heard - silent) > 1e-4
+
+
+def test_deaf_batch_is_an_error(checkpoint, items):
+    processor = load_processor(checkpoint())
+    collator = examples.SFTCollator(processor, "think")
+    batch = collator(items[:2])
+    model = load_model(checkpoint())
+    deaf = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
+    with pytest.raises(ValueError, match="no audio reached the model"):
+        model(**deaf)
+    with pytest.raises(TrainingError, match="without listening"):
+        collator.encode({"sample": items[0]["sample"]})  # a sample with audio whose waveform did not arrive
+    processor.chat_template = processor.chat_template.replace(prompts.AUDIO_TOKEN, "")
+    with pytest.raises((TrainingError, sft.AudioLLMError)):
+        collator.encode(items[0])
+
+
+# ------------------------------------------------------------------------------------------------------- which samples
+
+
+def test_global_order_is_the_same_in_every_layout(shards):
+    dataset = ShardDataset(shards())
+    sampler = examples.RunSampler(dataset, seed=3, samples=64)
+    whole = list(sampler)
+    assert len(whole) == len(sampler) == 64
+    assert sorted(whole[: len(dataset)]) == list(range(len(dataset)))
+    assert sorted(whole[len(dataset) : 2 * len(dataset)]) == list(range(len(dataset)))
+    assert whole[: len(dataset)] != whole[len(dataset) : 2 * len(dataset)]
+    for world, batch in ((1, 4), (2, 2), (2, 1), (4, 1)):
+        ranks = [
+            list(BatchSamplerShard(BatchSampler(sampler, batch, False), num_processes=world, process_index=rank))
+            for rank in range(world)
+        ]
+        accumulation = 4 // (world * batch)
+        for step in range(64 // 4):
+            micro = range(step * accumulation, (step + 1) * accumulation)
+            assert {i for rank in ranks for m in micro for i in rank[m]} == set(whole[step * 4 : step * 4 + 4])
+
+
+def test_long_samples_are_rejected_by_name_and_share(checkpoint, shards, tmp_path, processor):
+    dataset = ShardDataset(shards())
+    collator = examples.SFTCollator(processor, "think")
+    lengths = sorted(len(collator.encode(dataset[i]).input_ids) for i in range(len(dataset)))
+    limit = lengths[len(lengths) // 2] - 1  # some fit, some do not
+    limited = examples.SFTCollator(processor, "think", max_length=limit)
+    rows = [examples.SupervisedDataset(dataset, limited)[i] for i in range(len(dataset))]
+    too_long = [i for i in range(len(dataset)) if len(collator.encode(dataset[i]).input_ids) > limit]
+    assert too_long and all(len(row.input_ids) <= limit for row in rows)
+    named = {name.rpartition(": ")[2] for row in rows for name, _ in row.rejects}
+    assert named == {dataset.load_sample(i).id for i in too_long}
+    recipe = recipe_of(tmp_path / "run", checkpoint(), shards(), steps=12, data={"max_length": limit})
+    with pytest.raises(TrainingError, match="rejected samples.*max_reject_share"):
+        sft.run(recipe)
+    assert {line["sample"] for line in files.read_lines(tmp_path / "run" / "rejects.jsonl")}
+
+
+def test_a_share_of_the_samples_is_heard_as_silence(shards, processor):
+    dataset, collator = ShardDataset(shards()), examples.SFTCollator(processor, "think")
+    heard = examples.SupervisedDataset(dataset, collator)
+    some = examples.SupervisedDataset(dataset, collator, silent_share=0.5, seed=3)
+    again = examples.SupervisedDataset(dataset, collator, silent_share=0.5, seed=3)
+    silent = [i for i in range(len(dataset)) if not some[i].input_audio.any()]
+    assert 0 < len(silent) < len(dataset) and list(np.flatnonzero(again.silent)) == silent
+    for i in range(len(dataset)):
+        assert torch.equal(some[i].input_ids, heard[i].input_ids) and torch.equal(some[i].labels, heard[i].labels)
+        assert i in silent or torch.equal(some[i].input_audio, heard[i].input_audio)
+
+
+def test_all_bad_stops_at_once(shards, processor):
+    with pytest.raises(TrainingError, match="in a row"):
+        examples.SupervisedDataset(ShardDataset(shards()), examples.SFTCollator(processor, "think", max_length=5))[0]
+
+
+def test_template_must_keep_the_prompt_as_prefix(checkpoint, items):
+    processor = load_processor(checkpoint())
+    processor.chat_template = "{{ messages|length }}" + processor.chat_template
+    with pytest.raises(TrainingError, match="prefix"):
+        examples.SFTCollator(processor, "think").encode(items[0])
+
+
+# ------------------------------------------------------------------------------------------------------- which weights
+
+
+@pytest.mark.parametrize("encoder", ["frozen", "lora", "full"])
+def test_only_what_is_asked_for_is_trained(checkpoint, encoder):
+    model = policy.make_trainable(load_model(checkpoint()), lora=policy.LoRARecipe(rank=4), encoder=encoder)
+    found = policy.trainable_map(model)
+    parts = found["parts"]
+    assert parts["projector"]["trained"] == parts["projector"]["parameters"]
+    assert (parts["audio_encoder"]["trained"] > 0) == (encoder != "frozen")
+    assert parts["lm_head"]["trained"] == 0
+    language = [name for name in found["trained_names"] if "language_model" in name]
+    assert len(language) == 2 * 7 * model.config.text_config.num_hidden_layers
+    assert all(".lora_" in name for name in language)
+    if encoder == "lora":
+        assert all(".lora_" in name for name in found["trained_names"] if "audio_encoder" in name)
+    model.train()
+    assert model.get_submodule("base_model.model.model.audio_encoder").training == (encoder != "frozen")
+
+
+def test_frozen_encoder_has_no_gradient_and_does_not_move(checkpoint, shards, tmp_path):
+    start = load_model(checkpoint()).model.audio_encoder.state_dict()
+    sft.run(recipe_of(tmp_path, checkpoint(), shards(), steps=3, export=["merged"]))
+    end = load_model(tmp_path / "merged").model.audio_encoder.state_dict()
+    assert all(torch.equal(start[name], end[name]) for name in start)
+
+
+def test_without_lora_the_whole_language_model_is_trained(checkpoint, shards, tmp_path):
+    result = sft.run(recipe_of(tmp_path, checkpoint(), shards(), steps=2, lora=None, export=["merged", "adapter"]))
+    assert set(result["exported"]) == {"merged"}
+    before, after = load_model(checkpoint()), load_model(tmp_path / "merged")
+    moved = [
+        not torch.equal(a, b)
+        for a, b in zip(before.model.language_model.parameters(), after.model.language_model.parameters(), strict=True)
+    ]
+    assert all(moved)
+
+
+# ------------------------------------------------------------------------------------------------------------- export
+
+
+def perturbed(checkpoint, encoder: str, rank_stabilized: bool = False, tie: bool = False):
+    torch.manual_seed(1)
+    lora = policy.LoRARecipe(rank=4, alpha=8, rank_stabilized=rank_stabilized)
+    model = policy.make_trainable(load_model(checkpoint("qwen2", 2, tie)), lora=lora, encoder=encoder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "stabilized", "tie"), [("frozen", False, False), ("lora", True, False), ("full", False, True)]
+)
+def test_live_merged_and_adapter_agree(checkpoint, processor, items, tmp_path, encoder, stabilized, tie):
+    from peft import PeftModel
+
+    model = perturbed(checkpoint, encoder, stabilized, tie)
+    batch = examples.SFTCollator(processor, "think")(items)
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "input_audio", "audio_lengths")}
+    with torch.no_grad():
+        live = model(**inputs).logits
+        folders = export_weights(model, model.state_dict(), processor, tmp_path)
+        merged = load_model(folders["merged"])(**inputs).logits
+        served = PeftModel.from_pretrained(load_model(folders["base"]), folders["adapter"]).eval()
+        adapted = served(**inputs).logits
+        untrained = load_model(checkpoint("qwen2", 2, tie))(**inputs).logits
+        oracle = model.merge_and_unload()(**inputs).logits
+    for name, found in (("merged", merged), ("adapter", adapted), ("peft", oracle)):
+        assert (found - live).abs().max() < 2e-4, name
+    assert (untrained - live).abs().max() > 1e-2
+    names = [name for name, _ in served.named_modules() if hasattr(_, "lora_A")]
+    assert names and all("language_model.layers" in name for name in names)
+    adapter = json.loads((folders["adapter"] / "adapter_config.json").read_text())
+    assert adapter["modules_to_save"] is None
+
+
+def test_export_does_not_touch_the_live_model(checkpoint, processor, tmp_path):
+    model = perturbed(checkpoint, "lora")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    export_weights(model, model.state_dict(), processor, tmp_path, ["merged"])
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_merge_is_peft_arithmetic(checkpoint):
+    model = perturbed(checkpoint, "frozen", rank_stabilized=True)
+    merged = merge(split_state(model.state_dict()), scale_of(model.peft_config["default"]))
+    for name, tensor in model.merge_and_unload().state_dict().items():
+        assert torch.allclose(merged[name], tensor, atol=1e-5), name
+
+
+# -------------------------------------------------------------------------------------------------------------- the run
+
+
+def test_layouts_of_a_batch_have_one_learning_curve(checkpoint, shards, tmp_path):
+    model, data = checkpoint(), shards()
+    sft.run(recipe_of(tmp_path / "4x1", model, data, steps=5, batch_size=4))
+    sft.run(recipe_of(tmp_path / "1x4", model, data, steps=5, batch_size=1, gradient_accumulation=4))
+    whole, split = losses(tmp_path / "4x1"), losses(tmp_path / "1x4")
+    assert whole.keys() == split.keys() and max(abs(whole[s] - split[s]) for s in whole) < 1e-4
+    assert order(tmp_path / "4x1") == order(tmp_path / "1x4")
+    assert whole[5] < whole[1]
+
+
+def test_workers_do_not_change_the_run(checkpoint, shards, tmp_path):
+    model, data = checkpoint(), shards()
+    sft.run(recipe_of(tmp_path / "none", model, data, steps=3))
+    sft.run(recipe_of(tmp_path / "two", model, data, steps=3, data={"workers": 2}))
+    assert losses(tmp_path / "none") == losses(tmp_path / "two")
+    assert order(tmp_path / "none") == order(tmp_path / "two")
+
+
+def test_gradient_checkpointing_and_bf16_run(checkpoint, shards, tmp_path):
+    model, data = checkpoint(), shards()
+    plain = sft.run(recipe_of(tmp_path / "plain", model, data, steps=2))
+    spared = sft.run(recipe_of(tmp_path / "spared", model, data, steps=2, gradient_checkpointing=True))
+    half = sft.run(recipe_of(tmp_path / "bf16", model, data, steps=2, precision="bf16", export=["merged"]))
+    assert spared["train_loss"] == pytest.approx(plain["train_loss"], abs=1e-5)
+    assert half["train_loss"] == pytest.approx(plain["train_loss"], rel=0.02)
+
+
+def test_finished_run_is_not_repeated(checkpoint, shards, tmp_path):
+    recipe = recipe_of(tmp_path, checkpoint(), shards(), steps=2, export=["merged"])
+    first = sft.run(recipe)
+    stamp = (tmp_path / "result.json").stat().st_mtime_ns
+    assert sft.run(recipe) == json.loads(json.dumps(first))
+    assert (tmp_path / "result.json").stat().st_mtime_ns == stamp
+    recipe.steps = 3
+    assert sft.run(recipe)["steps"] == 3
+
+
+def test_resume_refuses_another_data_stream(checkpoint, shards, tmp_path):
+    sft.run(recipe_of(tmp_path, checkpoint(), shards(), steps=2, save_steps=1))
+    with pytest.raises(ConfigError, match="same seed"):
+        sft.run(recipe_of(tmp_path, checkpoint(), shards(), steps=4, save_steps=1, seed=7))
+
+
+def test_incomplete_checkpoint_is_passed_over(tmp_path):
+    position = {"seed": 0}
+    for step, whole in ((2, True), (4, True), (6, False)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text("{}")
+        if whole:
+            files.write_json(folder / callbacks.COMPLETE, {"step": step, **position})
+    assert run.find_resume(tmp_path, "auto", position) == tmp_path / "checkpoint-4"
+    assert run.find_resume(tmp_path, "never", position) is None
+
+
+def test_time_budget_ends_the_run_and_the_schedule(checkpoint, shards, tmp_path):
+    result = sft.run(recipe_of(tmp_path, checkpoint(), shards(), seconds=1.0, save_steps=1000))
+    assert 1 <= result["steps"] < 10**6 and 0.9 < result["seconds"] < 10
+    rates = [line["learning_rate"] for line in files.read_lines(tmp_path / "metrics.jsonl") if "loss" in line]
+    assert rates[0] == pytest.approx(1e-3) and rates[-1] < 3e-4
+    assert callbacks.complete_checkpoints(tmp_path)  # what the budget bought is kept
+
+
+def test_evaluation_is_the_mean_over_tokens(checkpoint, shards, tmp_path, processor):
+    data, held_out = shards(), shards(10, 2, 1)
+    result = sft.run(
+        recipe_of(tmp_path, checkpoint(), data, steps=2, data={"validation": [str(held_out)]}, export=["merged"])
+    )
+    model, collator, dataset = (
+        load_model(tmp_path / "merged"),
+        examples.SFTCollator(processor, "think"),
+        ShardDataset(held_out),
+    )
+    total, tokens = 0.0, 0
+    for i in range(len(dataset)):
+        batch = collator([dataset[i]])
+        count = int((batch["labels"] != examples.IGNORED).sum())
+        inputs = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
+        with torch.no_grad():
+            total += float(model(**inputs).loss) * count
+        tokens += count
+    assert result["eval_tokens"] == tokens
+    assert result["eval_loss"] == pytest.approx(total / tokens, abs=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------------ launching
+
+
+@pytest.mark.parametrize(
+    ("world", "expected", "environment", "fails"),
+    [
+        (1, None, {}, False),
+        (1, 1, {}, False),
+        (2, 2, {"WORLD_SIZE": "2"}, False),
+        (1, 2, {}, True),
+        (2, 4, {"WORLD_SIZE": "2"}, True),
+        (1, None, {"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        (1, None, {"SLURM_STEP_NUM_TASKS": "8"}, True),
+        (1, None, {"WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "ACCELERATE_MIXED_PRECISION": "no"}, False),
+        (1, None, {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_MIXED_PRECISION": "no"}, True),
+    ],
+)
+def test_launch_check(world, expected, environment, fails):
+    if fails:
+        with pytest.raises(TrainingError, match="--multi_gpu"):
+            run.check_launch(world, expected, environment)
+    else:
+        run.check_launch(world, expected, environment)
+
+
+def test_lock_of_a_killed_build_is_named(tmp_path):
+    lock = tmp_path / "py311_cpu" / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    env = {"ACCELERATE_USE_DEEPSPEED": "true", "TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    run.check_build_locks(env)
+    old = time.time() - 3600
+    os.utime(lock, (old, old))
+    with pytest.raises(run.PrerequisiteError, match=str(lock)):
+        run.check_build_locks(env)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda p: p.stem)
+def test_accelerate_configurations_load(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    found = load_config_from_file(str(path))
+    assert found.num_processes >= 1
+    deepspeed = getattr(found, "deepspeed_config", None) or {}
+    if deepspeed:
+        assert (ROOT / deepspeed["deepspeed_config_file"]).is_file()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "deepspeed").glob("*.json")), ids=lambda p: p.stem)
+def test_deepspeed_configurations_are_accepted(path):
+    from deepspeed.runtime.zero.config import get_zero_config
+
+    tree = json.loads(path.read_text())
+    zero = tree["zero_optimization"]
+    found = get_zero_config({"zero_optimization": {k: v for k, v in zero.items() if v != "auto"}})
+    assert int(found.stage) == int(path.stem.removeprefix("zero")[0])
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "recipes" / folder / "sft.yaml" for folder in ("quickstart", "standard")], ids=str
+)
+def test_recipes_load(path):
+    recipe = config.load(sft.SFTRecipe, path)
+    assert run.planned_steps(recipe, 1000, recipe.batch_size) > 0
