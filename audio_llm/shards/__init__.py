@@ -1,4 +1,4 @@
-"""WebDataset shards: sample schema, writer, index, resumable reader. Names load when used: the reader needs torch."""
+"""WebDataset shards: sample schema, writer, index, reader. Names load when used: the reader needs torch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from audio_llm.shards.index import Reject, Row, ShardIndex
-    from audio_llm.shards.reader import ShardDataset, ShardStream, StreamLoader, epoch_order
+    from audio_llm.shards.reader import ShardDataset, epoch_order
     from audio_llm.shards.schema import AudioInfo, Event, Sample, Source, split_of
     from audio_llm.shards.writer import ShardWriter
 
 _HOMES = {
     "index": ("Reject", "Row", "ShardIndex"),
-    "reader": ("ShardDataset", "ShardStream", "StreamLoader", "epoch_order"),
+    "reader": ("ShardDataset", "epoch_order"),
     "schema": ("AudioInfo", "Event", "Sample", "Source", "split_of"),
     "writer": ("ShardWriter",),
 }
@@ -25,10 +25,8 @@ __all__ = [
     "Sample",
     "ShardDataset",
     "ShardIndex",
-    "ShardStream",
     "ShardWriter",
     "Source",
-    "StreamLoader",
     "epoch_order",
     "split_of",
 ]

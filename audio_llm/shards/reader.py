@@ -1,25 +1,19 @@
-"""Reading shards: map style by byte ranges, and an endless stream whose order is a function of its coordinates.
-
-The stream is a pure function of (seed, epoch, step): neither the number of workers nor the number of ranks changes
-which samples meet in a global batch, so a run that was killed resumes in mid-epoch with the same batches, also on
-another number of workers. Every batch carries its coordinates.
-"""
+"""Reading shards: samples by number, read by byte ranges, in an order of an epoch that only its seed decides."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset
 
 from audio_llm.audio import Waveform, check_format, decode
-from audio_llm.errors import AudioError, AudioLLMError, ShardError, describe
+from audio_llm.errors import AudioError, ShardError, describe
 from audio_llm.files import glance
 from audio_llm.shards.index import Row, ShardIndex, read_sizes
 from audio_llm.shards.schema import Sample
@@ -196,208 +190,3 @@ def epoch_order(dataset: ShardDataset, seed: int, epoch: int, window: int = 8) -
     rank_of_shard = np.argsort(shards)
     by_window = generator.permutation(len(shard_ids))
     return by_window[np.argsort(rank_of_shard[shard_ids[by_window]] // window, kind="stable")]
-
-
-class ShardStream(IterableDataset[dict[str, Any]]):
-    """Batches of a :class:`ShardDataset` for one rank: ``{"items": [...], "coordinates": {...}, "rejects": [...]}``.
-
-    Step `s` of rank `r` is slice ``[r·b, (r+1)·b)`` of the global batch `s`, whose size is ``batch_size × world``; so
-    one rank with a batch of 4 and two ranks with 2 see the same global batches. All ranks have equally many steps: the
-    rest of an epoch that fills no global batch is left out (``last="drop"``) or filled up from the epoch's beginning
-    (``last="pad"``). Worker `w` of `n` makes batches `w, w + n, ...`, which a DataLoader with ``batch_size=None`` puts
-    back in order (use :class:`StreamLoader`).
-
-    Without `epochs` it never ends. A sample whose audio cannot be decoded is replaced by the next one of the epoch,
-    and listed in ``rejects``; above `max_reject_share` (of at least 100 samples) the stream stops with
-    :class:`ShardError`.
-    """
-
-    def __init__(
-        self,
-        dataset: ShardDataset,
-        *,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        window: int = 8,
-        last: str = "drop",
-        epochs: int | None = None,
-        state: dict[str, Any] | None = None,
-        max_reject_share: float = 0.01,
-    ) -> None:
-        if batch_size < 1 or not 0 <= rank < world or last not in ("drop", "pad"):
-            raise ValueError(
-                f"batch_size={batch_size}, rank={rank} of world={world}, last={last!r} do not fit together"
-            )
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world = world
-        self.window = window
-        self.last = last
-        self.epochs = epochs
-        self.max_reject_share = max_reject_share
-        self.epoch = 0
-        self.step = 0
-        whole, rest = divmod(len(dataset), batch_size * world)
-        self.steps_per_epoch = whole + (1 if rest and last == "pad" else 0)
-        if self.steps_per_epoch == 0:
-            raise ShardError(
-                describe(
-                    "shard stream",
-                    f"at least one global batch of {batch_size} × {world} ranks",
-                    f"{len(dataset)} samples",
-                    "Use a smaller batch, more data, or last='pad'.",
-                )
-            )
-        if state is not None:
-            self.load_state_dict(state)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Coordinates of the next batch, plus what must be the same for them to mean the same."""
-        return {"epoch": self.epoch, "step": self.step, **self._identity()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken; :class:`ShardError` if the stream would be another one."""
-        for name, value in self._identity().items():
-            if state.get(name, value) != value:
-                raise ShardError(describe(f"resume of the shard stream: {name}", str(state[name]), str(value)))
-        self.epoch, self.step = int(state["epoch"]), int(state["step"])
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "seed": self.seed,
-            "window": self.window,
-            "last": self.last,
-            "samples": len(self.dataset),
-            "global_batch": self.batch_size * self.world,
-        }
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = get_worker_info()
-        if worker is not None:
-            torch.set_num_threads(1)  # one decoding thread per worker; more only fight over the cores
-        first, stride = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        start = self.epoch * self.steps_per_epoch + self.step
-        served = rejected = 0
-        order_epoch, order = -1, np.empty(0, np.int64)
-        position = start + first
-        while self.epochs is None or position < self.epochs * self.steps_per_epoch:
-            epoch, step = divmod(position, self.steps_per_epoch)
-            if epoch != order_epoch:
-                order_epoch, order = epoch, epoch_order(self.dataset, self.seed, epoch, self.window)
-            batch = self._batch(order, epoch, step)
-            served += len(batch["items"])
-            rejected += len(batch["rejects"])
-            self._check_rejects(served, rejected, batch["rejects"])
-            if worker is None:
-                self.epoch, self.step = divmod(position + 1, self.steps_per_epoch)
-            yield batch
-            position += stride
-
-    def _batch(self, order: np.ndarray, epoch: int, step: int) -> dict[str, Any]:
-        begin = (step * self.world + self.rank) * self.batch_size
-        items: list[dict[str, Any]] = []
-        rejects: list[dict[str, Any]] = []
-        for slot in range(begin, begin + self.batch_size):
-            for attempt in range(len(order)):
-                index = int(order[(slot + attempt) % len(order)])
-                try:
-                    items.append(self.dataset[index])
-                    break
-                except (AudioError, ShardError) as error:
-                    rejects.append({"index": index, "reason": str(error)})
-        if len(items) < self.batch_size:
-            raise ShardError(f"no sample of {len(order)} can be read. Last one: {rejects[-1]['reason']}")
-        coordinates = {
-            "epoch": epoch,
-            "step": step,
-            "rank": self.rank,
-            "world": self.world,
-            "indices": [item["coordinates"]["index"] for item in items],
-        }
-        return {"items": items, "coordinates": coordinates, "rejects": rejects}
-
-    def _check_rejects(self, served: int, rejected: int, rejects: list[dict[str, Any]]) -> None:
-        if rejects and served + rejected >= 100 and rejected > self.max_reject_share * (served + rejected):
-            raise ShardError(
-                describe(
-                    "shard stream",
-                    f"at most {self.max_reject_share:.1%} unreadable samples",
-                    f"{rejected} of {served + rejected}",
-                    f"Last one: {rejects[-1]['reason']}",
-                )
-            )
-
-
-class StreamLoader:
-    """A :class:`ShardStream` behind worker processes, which knows the coordinates of the last batch it gave out.
-
-    Yields ``{"batch": collate(items), "coordinates": ..., "rejects": ...}``. ``state_dict()`` is taken in the main
-    process and counts only batches that were handed out, not those that workers prepared ahead.
-    """
-
-    def __init__(
-        self,
-        stream: ShardStream,
-        *,
-        num_workers: int = 0,
-        collate: Callable[[list[dict[str, Any]]], Any] | None = None,
-        prefetch_factor: int = 2,
-        context: str | None = None,
-    ) -> None:
-        self.stream = stream
-        self.num_workers = num_workers
-        self.collate = _Collate(collate)
-        self.prefetch_factor = prefetch_factor
-        self.context = context
-        self.rejects: list[dict[str, Any]] = []
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.stream.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.stream.load_state_dict(state)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        stream = self.stream
-        options: dict[str, Any] = {"batch_size": None, "collate_fn": self.collate, "num_workers": self.num_workers}
-        if self.num_workers:
-            options |= {"prefetch_factor": self.prefetch_factor, "multiprocessing_context": self.context}
-        loader: DataLoader[Any] = DataLoader(_Guarded(stream), **options)
-        for batch in loader:
-            if "error" in batch:
-                raise batch["error"]
-            place = batch["coordinates"]
-            position = place["epoch"] * stream.steps_per_epoch + place["step"] + 1
-            stream.epoch, stream.step = divmod(position, stream.steps_per_epoch)
-            self.rejects += batch["rejects"]
-            yield batch
-
-
-class _Guarded(IterableDataset[dict[str, Any]]):
-    """Carries an error out of a worker as a value: a DataLoader would wrap its message into a traceback."""
-
-    def __init__(self, stream: ShardStream) -> None:
-        self.stream = stream
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        try:
-            yield from self.stream
-        except AudioLLMError as error:
-            yield {"error": error}
-
-
-class _Collate:
-    """Applies the caller's collate function to the items and keeps the coordinates beside the result."""
-
-    def __init__(self, collate: Callable[[list[dict[str, Any]]], Any] | None) -> None:
-        self.collate = collate
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        if "error" in batch:
-            return batch
-        items = batch.pop("items")
-        return {"batch": self.collate(items) if self.collate else items, **batch}

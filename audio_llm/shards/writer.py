@@ -13,7 +13,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -249,8 +248,3 @@ class ShardWriter:
             raise ShardError(
                 f"{self.folder}: cannot write shards ({reason}). {finished}; mend that and run the same command again."
             ) from error
-
-
-def make_key(text: str) -> str:
-    """A legal key from any text: what may not stand in a key becomes ``_``."""
-    return re.sub(r"[^\w()+,=@#~-]", "_", text) or "_"
