@@ -34,7 +34,6 @@ CIRCLES = (
     "audio_llm.answering.",
     "audio_llm.tasks.",
     "data_prep.questions",
-    "eval.report",
 )
 KNOWS_ANOTHER = ("audio_llm/tasks/seld/predict.py", "audio_llm/tasks/seld/tracks.py")
 # `audio_llm` itself registers the model with Transformers when asked to; __main__ is the command line.
@@ -358,7 +357,7 @@ RECIPES = {
     "grpo": ("audio_llm.training.grpo", "GRPORecipe"),
     "esc": ("eval.tasks.folds", "FoldsRecipe"),
     "urbansound": ("eval.tasks.folds", "FoldsRecipe"),
-    "expect": ("eval.expectations", None),
+    "expect": ("eval.figures.expectations", None),
 }
 
 

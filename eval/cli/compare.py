@@ -20,12 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from audio_llm.errors import ConfigError, describe
-    from eval import comparing, rescoring
     from eval.cli.options import scorer_settings
+    from eval.figures import comparing, runs
 
     settings = scorer_settings(args)
-    first, second = rescoring.load(args.first), rescoring.load(args.second)
-    scorer = rescoring.scorers_for(second.benchmark, args.scorer, settings)[0]
+    first, second = runs.load(args.first), runs.load(args.second)
+    scorer = runs.scorers_for(second.benchmark, args.scorer, settings)[0]
     for name in settings:
         if name != scorer.name:
             raise ConfigError(

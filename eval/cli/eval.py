@@ -80,8 +80,8 @@ def run(args: argparse.Namespace) -> int:
     from eval.benchmarks import get_benchmark
     from eval.cli.options import key_values, scorer_settings, share
     from eval.controls import parse_controls
-    from eval.rescoring import scorers_for
-    from eval.tables import print_run, write_scores
+    from eval.figures.runs import scorers_for
+    from eval.figures.tables import print_run, write_scores
 
     usual, permutations = FULL if args.full else USUAL
     controls = parse_controls(usual if args.controls is None else args.controls)
@@ -138,10 +138,10 @@ def run(args: argparse.Namespace) -> int:
     write_scores(out, rows, scorers)
     print_run(out.name, rows, scorers[0], get_benchmark(args.benchmark).groups)
     if args.full:
-        from eval import report
-        from eval.report.page import FILE_NAME
+        from eval.report import page
+        from eval.report.runs import load_runs
 
-        report.write(out / FILE_NAME, report.load_runs([str(out)], scorer_settings(args)))
+        page.write(out / page.FILE_NAME, load_runs([str(out)], scorer_settings(args)))
     return 0
 
 

@@ -27,14 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from eval import report
     from eval.cli.options import scorer_settings
-    from eval.expectations import print_findings, read_expectations, verify
+    from eval.figures.expectations import print_findings, read_expectations, verify
+    from eval.report import page
+    from eval.report.runs import load_runs
 
     expectations = read_expectations(args.check) if args.check else None
-    runs = report.load_runs(args.runs, scorer_settings(args))
+    runs = load_runs(args.runs, scorer_settings(args))
     findings = verify(expectations, {run.name: run.summary for run in runs}) if expectations else []
-    report.write(Path(args.out), runs, args.training, findings, title=args.title)
+    page.write(Path(args.out), runs, args.training, findings, title=args.title)
     if findings:
         print_findings(findings)
     return 0 if all(finding.passed for finding in findings) else 1

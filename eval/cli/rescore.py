@@ -52,11 +52,11 @@ def _rescore(path: str, args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from audio_llm.errors import ConfigError
-    from eval import rescoring
     from eval.benchmarks import get_benchmark
     from eval.cli.options import key_values, scorer_settings
+    from eval.figures import runs
+    from eval.figures.tables import print_run, print_spectrum, score_all, write_scores
     from eval.predictions import PredictionsError
-    from eval.tables import print_run, print_spectrum, score_all, write_scores
 
     options = key_values("--option", args.option)
     foreign = Path(path).suffix == ".json"
@@ -66,12 +66,12 @@ def _rescore(path: str, args: argparse.Namespace) -> int:
         raise ConfigError(
             "--option: expected --submission FOLDER, whose options they are, or a .json file; found neither."
         )
-    stored = rescoring.load(path, args.benchmark, options if foreign else None)
-    answers = rescoring.answers_of(stored.rows)
-    lacking = rescoring.incomplete(stored, answers, foreign=foreign) if args.submission else ""
+    stored = runs.load(path, args.benchmark, options if foreign else None)
+    answers = runs.answers_of(stored.rows)
+    lacking = runs.incomplete(stored, answers, foreign=foreign) if args.submission else ""
     if lacking and not args.incomplete:
         raise PredictionsError(lacking)
-    scorers = rescoring.scorers_for(stored.benchmark, args.scorers, scorer_settings(args))
+    scorers = runs.scorers_for(stored.benchmark, args.scorers, scorer_settings(args))
     groups = get_benchmark(stored.benchmark).groups if stored.benchmark else ()
     scored = write_scores(Path(path), stored.rows, scorers) if Path(path).is_dir() else score_all(stored.rows, scorers)
     print_run(stored.name, stored.rows, scorers[0], groups)
@@ -92,7 +92,7 @@ def _rescore(path: str, args: argparse.Namespace) -> int:
 
 
 def _reference(path: str) -> int:
-    from eval.rescoring import reference_report
+    from eval.figures.runs import reference_report
     from eval.scorers.mmau import MatchError
 
     try:
@@ -105,7 +105,7 @@ def _reference(path: str) -> int:
 
 
 def _disagreement() -> int:
-    from eval import disagreement
+    from eval.figures import disagreement
 
     table = disagreement.rows()
     print(disagreement.markdown(table))

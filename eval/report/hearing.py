@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from audio_llm.language.replies import read_reply
-from eval import charts
 from eval.controls import DEAF
+from eval.figures import charts
+from eval.figures.estimates import Estimate, wilson
+from eval.figures.scores import Cell, by, summarise
 from eval.report.markup import accuracy, escape, estimate, note, percent, signed, table, won_and_lost
 from eval.report.runs import Run
 from eval.scorers.open_answers import AXES, answer_kind, read_directions
-from eval.scoring import Cell, by, summarise
-from eval.statistics import Estimate, wilson
 
 DIRECTIONS = ("front", "left", "behind", "right")
 UNREAD = "none"

@@ -9,7 +9,7 @@ from typing import Any
 
 from audio_llm.errors import ConfigError, describe
 from audio_llm.files import read_lines
-from eval import charts
+from eval.figures import charts
 from eval.report.markup import escape
 from eval.report.runs import split_name
 

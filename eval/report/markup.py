@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.scoring import Cell
-from eval.statistics import Estimate, McNemar
+from eval.figures.estimates import Estimate, McNemar
+from eval.figures.scores import Cell
 
 
 def escape(text: Any) -> str:

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from audio_llm.files import write_atomically
-from eval.expectations import Finding
+from eval.figures.expectations import Finding
 from eval.report import hearing, results
 from eval.report.learning import learning
 from eval.report.markup import escape, percent, plain, table
@@ -38,7 +38,7 @@ def build(
         ("How these numbers were made", manifests(runs)),
     ]
     body = "".join(f"<section><h2>{escape(name)}</h2>{text}</section>" for name, text in sections if text)
-    style = files("eval.report").joinpath("report.css").read_text(encoding="utf-8")
+    style = files(__package__).joinpath("report.css").read_text(encoding="utf-8")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -6,13 +6,13 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 
-from eval import charts
-from eval.expectations import Finding
+from eval.figures import charts
+from eval.figures.estimates import Estimate
+from eval.figures.expectations import Finding
+from eval.figures.scores import Cell, by, compare
 from eval.report.markup import accuracy, escape, estimate, note, percent, signed, table, won_and_lost
 from eval.report.runs import Run
 from eval.scorers.base import Bounding
-from eval.scoring import Cell, by, compare
-from eval.statistics import Estimate
 
 MOST_BARS = 24  # groups of one chart
 HALF = {"width": 500, "left": 215}  # of a chart beside another one

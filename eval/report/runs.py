@@ -11,10 +11,10 @@ from typing import Any
 from audio_llm.audio import Waveform
 from audio_llm.errors import AudioLLMError, ConfigError, describe
 from eval.benchmarks import get_benchmark, open_benchmark
+from eval.figures.runs import scorers_for
+from eval.figures.tables import Reading, RunSummary, Scored, headline_of, score_all, summarise_run
 from eval.predictions import Prediction, read, read_manifest
-from eval.rescoring import scorers_for
 from eval.scorers.base import Score
-from eval.tables import Reading, RunSummary, Scored, headline_of, score_all, summarise_run
 
 
 @dataclass

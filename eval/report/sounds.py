@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from audio_llm.audio import Waveform, encode, limit_peak
-from eval import charts
+from eval.figures import charts
+from eval.figures.scores import HEADLINE
 from eval.predictions import Prediction
 from eval.report.markup import escape, note, table
 from eval.report.runs import Run
 from eval.scorers.base import Score, Scorer
-from eval.scoring import HEADLINE
 
 CLIPS, FAILURES = 12, 40
 HEARD = 8  # of the failures, how many can be listened to in their table (a clip is a few hundred kilobytes of the page)

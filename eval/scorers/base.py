@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from eval.figures.estimates import Estimate
 from eval.predictions import Prediction
-from eval.statistics import Estimate
 
 
 @dataclass(frozen=True)

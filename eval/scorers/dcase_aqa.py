@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from audio_llm.datasets.dcase_aqa import PARTS
+from eval.figures.estimates import Estimate, mean_of, proportion
 from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer, choice_score, unscored
-from eval.statistics import Estimate, mean_of, proportion
 
 
 def chosen(row: Prediction) -> tuple[int | None, str]:

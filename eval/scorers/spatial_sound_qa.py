@@ -16,10 +16,10 @@ from audio_llm.datasets.reverberation import read_classes
 from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.language.replies import normalise, read_reply
 from eval.embedders import CharacterNgrams, LocalEncoder, Table, TextEmbedder, unit
+from eval.figures.estimates import Estimate, proportion, ratio
 from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer, unscored
 from eval.scorers.open_answers import answer_kind, read_distance, read_labels, score_open
-from eval.statistics import Estimate, proportion, ratio
 
 TOLERANCES = (0.0, 0.5, 1.0)  # metres; answers stand on a grid of 0.5 m, so that 0 asks for the exact step
 AT_ONCE = 1024  # answers embedded together: tens of megabytes, whatever the number of answers

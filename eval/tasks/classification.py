@@ -10,7 +10,7 @@ import numpy as np
 
 from audio_llm.errors import require
 from audio_llm.tasks.classification.task import class_scores
-from eval.statistics import wilson
+from eval.figures.estimates import wilson
 
 Predictions = Sequence[Mapping[str, Any]]  # lines of predictions.jsonl: clip, recording, label, probabilities
 

@@ -14,7 +14,8 @@ import numpy as np
 from audio_llm.errors import AudioLLMError, ConfigError, DataError, describe
 from audio_llm.files import write_lines
 from audio_llm.tasks.echotwin.engine import EchoTwinEngine
-from eval import predictions, statistics
+from eval import predictions
+from eval.figures import estimates
 from eval.predictions import Prediction
 from eval.scorers.dcase_aqa import chosen as read_choice
 
@@ -77,7 +78,7 @@ def dev_table(answers: Sequence[Answered]) -> str:
         right = row.choice == row.question.answer
         for name in ("overall", f"part {row.question.part}", row.question.question_type):
             groups.setdefault(name, []).append(right)
-    lines = [f"{name:<24} {statistics.wilson(sum(rows), len(rows))} ({len(rows)})" for name, rows in groups.items()]
+    lines = [f"{name:<24} {estimates.wilson(sum(rows), len(rows))} ({len(rows)})" for name, rows in groups.items()]
     parts = [float(np.mean(rows)) for name, rows in groups.items() if name.startswith("part ")]
     lines.insert(1, f"{'mean of the parts':<24} {100 * float(np.mean(parts)) if parts else float('nan'):.1f}")
     reasons = Counter("no usable answer" if row.scores else row.problem for row in answers if row not in usable)
@@ -121,9 +122,9 @@ class Row:
     """
 
     name: str
-    accuracy: statistics.Estimate
+    accuracy: estimates.Estimate
     parts: dict[str, float]
-    moved: statistics.Estimate | None = None
+    moved: estimates.Estimate | None = None
     permutable: int = 0
 
     @property
@@ -168,8 +169,8 @@ def row_of(name: str, run: str | Path) -> tuple[Row, dict[str, bool]]:
     plain = plain_answers(everything)
     right = {key: chosen(row) == row.gold for key, row in plain.items()}
     moved = moves(everything, plain)
-    share = statistics.wilson(sum(moved), len(moved)) if moved else None
-    accuracy = statistics.wilson(sum(right.values()), len(right))
+    share = estimates.wilson(sum(moved), len(moved)) if moved else None
+    accuracy = estimates.wilson(sum(right.values()), len(right))
     permutable = sum(len(set(row.choices)) > 1 for row in plain.values())
     return Row(name, accuracy, by_part(plain, right), share, permutable), right
 
@@ -194,7 +195,7 @@ def majority_letter(run: str | Path, training: Sequence[str]) -> tuple[Row, dict
         if not row.choices:
             raise DataError(describe(f"run {run}, item '{row.id}'", "choices", "none"))
     right = {key: row.choices[min(letter, len(row.choices) - 1)] == row.gold for key, row in rows.items()}
-    accuracy = statistics.wilson(sum(right.values()), len(right))
+    accuracy = estimates.wilson(sum(right.values()), len(right))
     return Row(f"majority letter ({chr(65 + letter)})", accuracy, by_part(rows, right)), right
 
 
@@ -224,10 +225,10 @@ def compare(models: Mapping[str, str], baselines: Mapping[str, str], training: S
     for place, (first, a) in enumerate(found[: len(models)]):
         for second, b in found[place + 1 : place + 2] + found[max(place + 2, len(models)) :]:
             one, other = (np.array([right[key] for key in keys], dtype=float) for right in (a, b))
-            gain = statistics.paired_difference(other, one)
+            gain = estimates.paired_difference(other, one)
             if not gain.low > 0:
                 failures.append(describe(f"{first.name} over {second.name}", "a gain beyond its interval", str(gain)))
-            p = statistics.mcnemar(other, one).p_value
+            p = estimates.mcnemar(other, one).p_value
             lines.append(f"{first.name} over {second.name}: {gain} points, McNemar p = {p:.2g}")
     left_out = len({row.id for run in runs.values() for row in predictions.read(run)} - set(keys))
     reason = "; no right answer is known, or not every model could be asked" if left_out else ""

@@ -35,7 +35,7 @@ from audio_llm.tasks.spatial.heads import (
     unit_vector,
 )
 from audio_llm.tasks.spatial.task import ER_DEGREES
-from eval.statistics import Estimate, bootstrap_mean, proportion
+from eval.figures.estimates import Estimate, bootstrap_mean, proportion
 
 PREDICTIONS, RUN, SCORES = "predictions.jsonl", "run.json", "scores.json"
 RESAMPLES = 200  # of mean_ap: each one sorts nothing anew, but there are hundreds of classes

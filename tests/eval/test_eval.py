@@ -23,8 +23,9 @@ from scipy import stats
 from audio_llm.cli import main
 from audio_llm.errors import ConfigError
 from audio_llm.language.mirroring import mirror_text
-from eval import controls, predictions, scoring, statistics
+from eval import controls, predictions
 from eval.benchmarks.base import Item
+from eval.figures import estimates, scores
 from eval.predictions import Prediction, PredictionsError, PredictionWriter
 from tests.servers import Listener, serving
 
@@ -36,7 +37,7 @@ from tests.servers import Listener, serving
 def test_wilson_is_scipys(n: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(0, n))
     wanted = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
-    found = statistics.wilson(k, n)
+    found = estimates.wilson(k, n)
     assert found.value == k / n
     assert found.low == pytest.approx(wanted.low, abs=1e-9)
     assert found.high == pytest.approx(wanted.high, abs=1e-9)
@@ -46,7 +47,7 @@ def test_wilson_is_scipys(n: int, data: st.DataObject) -> None:
 @settings(max_examples=60, deadline=None)
 def test_mcnemar_is_the_exact_binomial_test(pairs: list[tuple[bool, bool]]) -> None:
     first, second = np.array(pairs).T
-    found = statistics.mcnemar(first, second)
+    found = estimates.mcnemar(first, second)
     discordant = found.only_first + found.only_second
     assert discordant == int((first != second).sum())
     wanted = stats.binomtest(found.only_second, discordant, 0.5).pvalue if discordant else 1.0
@@ -58,11 +59,11 @@ def test_bootstrap_agrees_with_scipy_and_repeats() -> None:
     wanted = stats.bootstrap(
         (values,), np.mean, method="percentile", n_resamples=4000, random_state=0
     ).confidence_interval
-    found = statistics.bootstrap_mean(values, seed=1)
+    found = estimates.bootstrap_mean(values, seed=1)
     width = wanted.high - wanted.low
     assert abs(found.low - wanted.low) < 0.06 * width
     assert abs(found.high - wanted.high) < 0.06 * width
-    assert found == statistics.bootstrap_mean(values, seed=1)
+    assert found == estimates.bootstrap_mean(values, seed=1)
 
 
 def test_paired_interval_covers_the_truth_95_times_in_100() -> None:
@@ -70,7 +71,7 @@ def test_paired_interval_covers_the_truth_95_times_in_100() -> None:
     for trial in range(trials):
         skill = rng.random(200)
         first, second = rng.random(200) < 0.2 + 0.6 * skill, rng.random(200) < 0.3 + 0.6 * skill
-        found = statistics.paired_difference(first, second, seed=trial)
+        found = estimates.paired_difference(first, second, seed=trial)
         covered += found.low <= 0.1 <= found.high
     assert stats.binomtest(covered, trials, 0.95).pvalue > 0.001
 
@@ -79,8 +80,8 @@ def test_questions_about_one_clip_are_not_independent() -> None:
     rng = np.random.default_rng(0)
     clip = np.repeat(np.arange(50), 8)
     second = np.repeat(rng.random(50) < 0.6, 8).astype(float)
-    alone = statistics.paired_difference(np.zeros(400), second)
-    together = statistics.paired_difference(np.zeros(400), second, clusters=clip)
+    alone = estimates.paired_difference(np.zeros(400), second)
+    together = estimates.paired_difference(np.zeros(400), second, clusters=clip)
     assert together.value == alone.value
     assert (together.high - together.low) > 2 * (alone.high - alone.low)  # sqrt(8) in expectation
 
@@ -89,11 +90,11 @@ def test_an_interval_counts_clips_where_questions_share_them() -> None:
     """Eight questions about a clip that are right or wrong together say no more than one."""
     rng = np.random.default_rng(1)
     clip, right = np.repeat(np.arange(60), 8), np.repeat((rng.random(60) < 0.6).astype(float), 8)
-    found, alone = statistics.proportion(right, clusters=clip), statistics.proportion(right)
+    found, alone = estimates.proportion(right, clusters=clip), estimates.proportion(right)
     assert (found.value, found.n) == (alone.value, 480)
     assert found.high - found.low == pytest.approx(math.sqrt(8) * (alone.high - alone.low), rel=0.12)
-    assert found == statistics.proportion(right, clusters=clip) != statistics.proportion(right, clusters=clip, seed=1)
-    assert statistics.proportion(right[:60], clusters=np.arange(60)) == statistics.proportion(right[:60])
+    assert found == estimates.proportion(right, clusters=clip) != estimates.proportion(right, clusters=clip, seed=1)
+    assert estimates.proportion(right[:60], clusters=np.arange(60)) == estimates.proportion(right[:60])
 
 
 def test_the_bootstrap_over_clips_is_scipys() -> None:
@@ -103,7 +104,7 @@ def test_the_bootstrap_over_clips_is_scipys() -> None:
     hits = np.array([rng.binomial(size, rng.random()) for size in sizes])
     clip = np.repeat(np.arange(80), sizes)
     right = np.concatenate([np.arange(size) < hit for size, hit in zip(sizes, hits, strict=True)]).astype(float)
-    found = statistics.proportion(right, clusters=clip)
+    found = estimates.proportion(right, clusters=clip)
     draw = stats.bootstrap(
         (hits, sizes),
         lambda a, b, axis: a.sum(axis) / b.sum(axis),
@@ -120,20 +121,20 @@ def test_the_bootstrap_over_clips_is_scipys() -> None:
 def test_clips_that_are_all_alike_are_no_certainty(share: float) -> None:
     """Ten clips of two questions each, every clip with the same share right: resampling would see no spread."""
     values = np.tile([float(share > 0), float(share == 1)], 10)
-    found = statistics.proportion(values, clusters=np.repeat(np.arange(10), 2))
-    wanted = statistics.wilson(10 * share, 10)
+    found = estimates.proportion(values, clusters=np.repeat(np.arange(10), 2))
+    wanted = estimates.wilson(10 * share, 10)
     assert (found.value, found.low, found.high, found.n) == (share, wanted.low, wanted.high, 20)
 
 
 def test_the_mean_of_parts_has_the_interval_of_a_bootstrap_within_parts() -> None:
     rng = np.random.default_rng(3)
     parts = [(rng.random(size) < rate).astype(float) for size, rate in ((224, 0.4), (609, 0.5), (1633, 0.6))]
-    found = statistics.mean_of([statistics.proportion(part) for part in parts])
+    found = estimates.mean_of([estimates.proportion(part) for part in parts])
     draws = np.mean([rng.choice(part, (4000, part.size)).mean(axis=1) for part in parts], axis=0)
     low, high = np.quantile(draws, (0.025, 0.975))
     assert found.value == pytest.approx(np.mean([part.mean() for part in parts])) and found.n == 2466
     assert abs(found.low - low) < 0.1 * (high - low) and abs(found.high - high) < 0.1 * (high - low)
-    certain = statistics.mean_of([statistics.wilson(10, 10)] * 3)
+    certain = estimates.mean_of([estimates.wilson(10, 10)] * 3)
     assert certain.value == certain.high == 1.0 and 0.7 < certain.low < 0.9  # 30 answers, all right
 
 
@@ -166,7 +167,7 @@ def row(raw: str, choices: list[str] = DOGS, gold: str = "A dog barking", kind: 
     ],
 )
 def test_choice_scores(raw: str, value: int, parsed: bool) -> None:
-    found = scoring.HEADLINE.score(row(raw))
+    found = scores.HEADLINE.score(row(raw))
     assert found is not None
     assert (found.value, found.parsed) == (value, parsed)
     assert found.explanation
@@ -202,7 +203,7 @@ def test_choice_scores(raw: str, value: int, parsed: bool) -> None:
     ],
 )
 def test_open_scores(kind: str, gold: str, answer: str, value: int, parts: dict[str, int]) -> None:
-    found = scoring.HEADLINE.score(row(f"<answer>{answer}</answer>", [], gold, kind))
+    found = scores.HEADLINE.score(row(f"<answer>{answer}</answer>", [], gold, kind))
     assert found is not None
     assert found.value == value
     assert {name: found.parts[name] for name in parts} == parts
@@ -212,31 +213,31 @@ def test_open_scores(kind: str, gold: str, answer: str, value: int, parts: dict[
 def test_open_answers_that_say_nothing_are_counted_as_unread(kind: str) -> None:
     golds = {"yes_no": "Yes", "distance": "2m", "direction": "left", "place": "left, front, above; 1m", "labels": "dog"}
     rows = [row(raw, [], golds[kind], "free") for raw in ("", "<think>left yes 2m", "<answer></answer>")]
-    cell = scoring.summarise([Prediction(**{**vars(entry), "id": str(i)}) for i, entry in enumerate(rows)])
+    cell = scores.summarise([Prediction(**{**vars(entry), "id": str(i)}) for i, entry in enumerate(rows)])
     assert (cell.accuracy.value, cell.parse_failures) == (0, 3)
 
 
 def test_chance_is_that_of_the_choices_or_of_the_best_constant_answer() -> None:
     rows = [row("x", DOGS, id="a"), row("x", ["yes", "no"], "yes", id="b")]
-    assert list(scoring.chance_levels(rows).values()) == [0.25, 0.5]
+    assert list(scores.chance_levels(rows).values()) == [0.25, 0.5]
     golds = ["left, front, above; 1m", "left, front, above; 4m", "right, front, above; 1m", "left, behind, below; 2m"]
     places = [row("x", [], gold, "DOA", id=str(index)) for index, gold in enumerate(golds)]
-    assert set(scoring.chance_levels(places).values()) == {0.5}  # "left, front, above" with any distance
+    assert set(scores.chance_levels(places).values()) == {0.5}  # "left, front, above" with any distance
     metres = [row("x", [], f"{gold}m", "MIXUP_NONBINARY_DISTANCE", id=str(gold)) for gold in (1, 1.5, 2, 5)]
-    assert set(scoring.chance_levels(metres).values()) == {0.75}  # 1.5 m is within half a metre of three of them
+    assert set(scores.chance_levels(metres).values()) == {0.75}  # 1.5 m is within half a metre of three of them
 
 
 def test_errors_change_the_counts_and_nothing_else() -> None:
     rows = [row("B" if i % 3 else "A", id=str(i)) for i in range(30)]
-    before = scoring.summarise(rows)
-    after = scoring.summarise([*rows, row("", id="broken", error="corrupt")])
+    before = scores.summarise(rows)
+    after = scores.summarise([*rows, row("", id="broken", error="corrupt")])
     assert after.accuracy == before.accuracy
     assert (before.errors, after.errors, after.accuracy.n) == (0, 1, 30)
 
 
 def test_several_samples_of_a_question_count_as_one_question() -> None:
     rows = [row("B" if s < i % 5 else "A", id=str(i), temperature=1.0, sample=s) for i in range(40) for s in range(4)]
-    cell = scoring.summarise(rows)
+    cell = scores.summarise(rows)
     assert cell.accuracy.n == 40
     assert cell.accuracy.value == pytest.approx(np.mean([min(i % 5, 4) / 4 for i in range(40)]))
 
@@ -245,11 +246,11 @@ def test_questions_about_one_clip_widen_the_interval_of_the_accuracy() -> None:
     right = [clip < 6 for clip in range(10) for _ in range(4)]
     apart = [row("B" if yes else "A", id=f"{n}") for n, yes in enumerate(right)]
     shared = [dataclasses.replace(entry, clip=f"{n // 4}") for n, entry in enumerate(apart)]
-    alone, found = scoring.summarise(apart).accuracy, scoring.summarise(shared).accuracy
-    assert alone == statistics.wilson(24, 40)
+    alone, found = scores.summarise(apart).accuracy, scores.summarise(shared).accuracy
+    assert alone == estimates.wilson(24, 40)
     assert (found.value, found.n) == (alone.value, 40) and found.high - found.low > 1.6 * (alone.high - alone.low)
     one_each = [dataclasses.replace(entry, clip=f"{n}") for n, entry in enumerate(apart)]
-    assert scoring.summarise(one_each).accuracy == alone
+    assert scores.summarise(one_each).accuracy == alone
 
 
 def test_flips_tell_followers_from_the_stubborn() -> None:
@@ -262,7 +263,7 @@ def test_flips_tell_followers_from_the_stubborn() -> None:
         side("b", "left", "right", "swap"),
         side("c", "right", "right", "swap"),
     ]
-    found = scoring.flips(greedy, swapped)
+    found = scores.flips(greedy, swapped)
     assert (found.flipped, found.stuck, found.share.n) == (1, 1, 2)
 
 
@@ -484,7 +485,7 @@ def test_refused_requests_and_corrupt_audio_are_rows_with_errors(shards, tmp_pat
                 names["whole"][key].prompt_hash,
                 names["whole"][key].seed,
             )
-    assert scoring.summarise(list(names["broken"].values())).accuracy.n == 59
+    assert scores.summarise(list(names["broken"].values())).accuracy.n == 59
 
 
 def test_an_endpoint_that_refuses_everything_stops_the_run_and_keeps_its_answers(

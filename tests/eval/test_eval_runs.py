@@ -127,7 +127,7 @@ def test_a_model_that_listens_is_told_from_one_that_does_not(finished, capsys) -
 
 
 def test_permutations_punish_a_habit_of_place() -> None:
-    from eval.scoring import permutations
+    from eval.figures.scores import permutations
 
     golds = ["dog"] * 6
     rows = []
@@ -150,7 +150,7 @@ def test_permutations_punish_a_habit_of_place() -> None:
 
 def test_consistent_is_who_stays_with_an_option_right_or_wrong() -> None:
     """The question's own order counts too, and no answer is no option."""
-    from eval.scoring import permutations
+    from eval.figures.scores import permutations
 
     said = {"right": ["(B)", "(A)"], "wrong": ["rain", "rain"], "moves": ["dog", "rain"], "mute": ["", ""]}
     orders = [["rain", "dog"], ["dog", "rain"]]

@@ -15,9 +15,10 @@ from audio_llm.answering.base import NEED_AUDIO
 from audio_llm.cli import main
 from audio_llm.tasks.echotwin import task as training
 from audio_llm.tasks.echotwin.engine import EchoTwinEngine
-from eval import predictions, report
+from eval import predictions
+from eval.figures.scores import permutations
 from eval.report import hearing, results
-from eval.scoring import permutations
+from eval.report.runs import load_runs
 from tests.eval.test_eval_runs import Hearing, command, lines, make_mmau
 from tests.servers import serving
 from tests.tasks.test_echotwin import make_questions, recipe_of
@@ -87,7 +88,7 @@ def test_the_same_predictions_give_the_same_page_and_scores(full: Path, tmp_path
 
 
 def test_what_the_sound_adds_is_counted_by_hand(full: Path) -> None:
-    run = report.load_runs([str(full)])[0]
+    run = load_runs([str(full)])[0]
     rows = predictions.read(full)
     right = {(row.id, row.control): row.gold in row.raw for row in rows if row.control in ("", "silence")}
     ids = {row.id for row in rows}
@@ -99,7 +100,7 @@ def test_what_the_sound_adds_is_counted_by_hand(full: Path) -> None:
 
 def test_places_are_counted_by_hand(full: Path) -> None:
     """In silence this listener says the first option always; with sound it has no habit."""
-    run = report.load_runs([str(full)])[0]
+    run = load_runs([str(full)])[0]
     rows = [row for row in predictions.read(full) if row.control in ("", "shuffled_options")]
     gold = Counter(row.choices.index(row.gold) for row in rows)
     drawn = hearing.positions(run)
@@ -111,7 +112,7 @@ def test_places_are_counted_by_hand(full: Path) -> None:
 
 
 def test_bars_by_difficulty_stand_in_its_order(full: Path) -> None:
-    drawn = results.by_kind(report.load_runs([str(full)]))
+    drawn = results.by_kind(load_runs([str(full)]))
     part = drawn[drawn.index("By difficulty") :]
     assert re.findall(r">(easy|medium|hard)<", part) == ["easy", "medium", "hard"]
 
@@ -133,7 +134,7 @@ def row(name: str, sample: int, right: bool) -> predictions.Prediction:
 
 
 def test_directions_of_one_word_and_of_several_have_their_own_maps(full: Path) -> None:
-    run = report.load_runs([str(full)])[0]
+    run = load_runs([str(full)])[0]
     places = [("left, front, above; 2m", "left, behind; 1m"), ("right, front, below; 2m", "right, front, below; 2m")]
     run.summary.rows["greedy"] = [
         predictions.Prediction(f"p{n}", "DOA", "spatialsoundqa", "Where?", [], gold, raw=f"<answer>{said}</answer>")

@@ -10,7 +10,7 @@ from string import ascii_uppercase
 import pytest
 
 from audio_llm.cli import main
-from eval import disagreement
+from eval.figures import disagreement
 from eval.scorers.mmau import KEY, MatchError, official_report, string_match
 from tests.paths import SHARED
 

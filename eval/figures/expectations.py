@@ -9,8 +9,8 @@ from typing import Literal
 
 from audio_llm.config import load
 from audio_llm.errors import ConfigError
-from eval.scoring import compare
-from eval.tables import RunSummary
+from eval.figures.scores import compare
+from eval.figures.tables import RunSummary
 
 Measure = Literal["accuracy", "above_chance", "difference", "flips", "parse_failures"]
 

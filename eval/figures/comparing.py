@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from audio_llm.errors import describe, nearest
+from eval.figures.runs import Stored
+from eval.figures.scores import Cell, Comparison, compare, summarise
+from eval.figures.tables import passes_of, problems_of
 from eval.predictions import Prediction, PredictionsError
-from eval.rescoring import Stored
 from eval.scorers import Scorer
 from eval.scorers.base import Asking
-from eval.scoring import Cell, Comparison, compare, summarise
-from eval.tables import passes_of, problems_of
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from functools import lru_cache
 import numpy as np
 
 from audio_llm.language.replies import normalise
+from eval.figures.estimates import Estimate, McNemar, mcnemar, paired_difference, proportion
 from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer
 from eval.scorers.choice import OptionResolution
 from eval.scorers.open_answers import OPEN_SCORERS, answer_kind
 from eval.scorers.spatial_sound_qa import SpatialSoundQA
-from eval.statistics import Estimate, McNemar, mcnemar, paired_difference, proportion
 
 HEADLINE: Scorer = OptionResolution()  # where a benchmark names no other
 OPEN_RULE = (HEADLINE.name, SpatialSoundQA.name)  # open questions have the value of `open_answers.score_open`

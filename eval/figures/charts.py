@@ -16,7 +16,7 @@ from html import escape
 
 import numpy as np
 
-from eval.statistics import Estimate
+from eval.figures.estimates import Estimate
 
 # Dark to bright, evenly brighter by the step, readable in print and by colour-blind eyes.
 SPECTROGRAM_COLOURS = ((8, 8, 24), (58, 15, 98), (142, 36, 104), (221, 81, 58), (250, 167, 53), (252, 250, 190))

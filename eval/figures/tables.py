@@ -11,10 +11,8 @@ from typing import Any
 
 from audio_llm.files import write_json, write_lines
 from eval.controls import CONTROLS, DEAF, unheard_by_count
-from eval.predictions import Prediction
-from eval.scorers import SCORERS, Scorer, get_scorers
-from eval.scorers.base import Aggregating, Asking, Bounding, Score
-from eval.scoring import (
+from eval.figures.estimates import Estimate
+from eval.figures.scores import (
     HEADLINE,
     Cell,
     Comparison,
@@ -26,7 +24,9 @@ from eval.scoring import (
     permutations,
     summarise,
 )
-from eval.statistics import Estimate
+from eval.predictions import Prediction
+from eval.scorers import SCORERS, Scorer, get_scorers
+from eval.scorers.base import Aggregating, Asking, Bounding, Score
 
 SCORES_NAME, SCORE_LINES_NAME = "scores.json", "scores.jsonl"
 

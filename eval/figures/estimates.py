@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> Estimate:
     """Wilson score interval of a proportion (Wilson 1927). With n = 0 the interval is the whole of [0, 1]."""
     if n == 0:
         return Estimate(math.nan, 0.0, 1.0, 0)
-    z = _normal_quantile(0.5 + confidence / 2)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -136,13 +137,13 @@ def paired_difference(
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
     """Exact McNemar test of two runs' right/wrong on the same items (McNemar 1947, binomial form, two-sided)."""
+    from scipy.stats import binomtest
+
     first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
-    n, k = only_first + only_second, min(only_first, only_second)
-    if n == 0:
-        return McNemar(0, 0, 1.0)
-    tail = math.fsum(math.exp(_log_choose(n, i) - n * math.log(2)) for i in range(k + 1))
-    return McNemar(only_first, only_second, min(1.0, 2 * tail))
+    discordant = only_first + only_second
+    p_value = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    return McNemar(only_first, only_second, p_value)
 
 
 def _resampled_means(values: np.ndarray, seed: int) -> np.ndarray:
@@ -153,13 +154,3 @@ def _resampled_means(values: np.ndarray, seed: int) -> np.ndarray:
         for start in range(0, RESAMPLES, block)
     ]
     return np.concatenate(parts)
-
-
-def _log_choose(n: int, k: int) -> float:
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-
-
-def _normal_quantile(probability: float) -> float:
-    from statistics import NormalDist
-
-    return NormalDist().inv_cdf(probability)
