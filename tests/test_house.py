@@ -30,7 +30,6 @@ BELOW = ("encoders", "datasets", "tasks", "answering", "inspection", "cli")
 TASKS = ("classification", "echotwin", "language_model", "seld", "spatial")
 # What the next steps take apart; nothing is added here.
 CIRCLES = (
-    "audio_llm.encoders.",
     "audio_llm.answering.",
     "audio_llm.tasks.",
     "data_prep.questions",

@@ -2,6 +2,11 @@
 
 State-dict keys are the published ones, and the defaults of :class:`BEATsConfig` are the published base model. The table
 of relative positions, which published files list once per layer, is one parameter of the first layer here.
+
+Published files are ``{"cfg", "model"}``, with ``label_dict`` where they were fine-tuned, and what others made of that:
+:meth:`BEATs.load_published` reads the configuration from the file, over the published code's defaults, and measures a
+bare state dict instead. The weights may stand under any prefix (a BEATs inside of a larger model), with old or new
+names of the weight norm, and with a tokenizer's quantizer beside them.
 """
 
 from __future__ import annotations
@@ -9,9 +14,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,9 +27,9 @@ from torch.utils.checkpoint import checkpoint
 from audio_llm import config as recipes
 from audio_llm.encoders import features
 from audio_llm.encoders.heads import TokenMeanHead
-from audio_llm.encoders.published import Published, configured, length, read_published, rename, state_dict_of
+from audio_llm.encoders.published import configured, length, read_published, rename, state_dict_of
 from audio_llm.errors import CheckpointError, ConfigError, describe
-from audio_llm.model.encoder import AudioEncoder
+from audio_llm.model.encoder import AudioEncoder, Published
 from audio_llm.model.folder import load_strictly
 
 SAMPLE_RATE = 16000
@@ -297,7 +302,8 @@ class BEATs(AudioEncoder):
 
     name = "beats"
     config_class = BEATsConfig
-    published = "audio_llm.encoders.beats:load_published"
+    signs = r"(^|\.)patch_embedding\.weight$|\.grep_(a|linear\.weight)$"
+    licence = "MIT (github.com/microsoft/unilm)"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "base": {},
         "tiny": {
@@ -393,12 +399,33 @@ class BEATs(AudioEncoder):
         counts = torch.tensor([max(1, features.fbank_frames(n, _FRAME, _HOP) // side) for n in lengths.tolist()])
         return (torch.arange(int(counts.max())) >= counts[:, None]).repeat_interleave(freq, dim=1)
 
+    @classmethod
+    def load_published(cls, path: str | os.PathLike[str], /, **fields: Any) -> Published:
+        """See the base class; with the classifier, over AudioSet's classes, where the file was fine-tuned."""
+        tree = read_published(path)
+        state = rename(state_dict_of(tree, kind=cls.name, anchor=ANCHOR, name=path), RENAMES, name=path)
+        state = _one_table(state, str(path))
+        predictor = {key: state.pop(key) for key in list(state) if key.startswith("predictor.")}
+        config = _config(tree, state, str(path), fields)
+        encoder = cls(config)
+        load_strictly(encoder, state, str(path))
+        if not predictor:
+            return Published(encoder.eval())
+        weight = predictor.get("predictor.weight")
+        head = TokenMeanHead(config.hidden_size, 1 if weight is None else length(weight))
+        load_strictly(head, predictor, str(path))
+        labels = _labels(tree.get("label_dict"), head.predictor.out_features)
+        facts = {"task": "tagging", "labels": labels, "head": {"name": "token_mean"}}
+        return Published(encoder.eval(), {"head": head.eval()}, facts)
+
 
 def _shrink(padded: Tensor, count: int) -> Tensor:
     """The published reduction of a mask to `count` entries: equal runs, the rest left out; padded where all are."""
     run = padded.shape[1] // count
     return padded[:, : run * count].unflatten(1, (count, run)).all(dim=2)
 
+
+# ------------------------------------------------------------------------------------------------------ published files
 
 # Our field -> (its name in published configurations, its default in the published code).
 FIELDS: dict[str, tuple[str, Any]] = {
@@ -433,30 +460,6 @@ RENAMES: tuple[tuple[str, str | None], ...] = (
 ANCHOR = "patch_embedding.weight"
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 _TABLE = re.compile(r"encoder\.layers\.(\d+)\.self_attn\.relative_attention_bias\.weight")
-
-
-def load_published(path: str | Path, /, **fields: Any) -> Published:
-    """Encoder, and the classifier where the file was fine-tuned; `fields` replace those of its configuration.
-
-    Raises :class:`CheckpointError` naming every key that is missing, unexpected or of another shape.
-    """
-    tree = read_published(path)
-    state = rename(state_dict_of(tree, kind="beats", anchor=ANCHOR, name=path), RENAMES, name=path)
-    state = _one_table(state, str(path))
-    predictor = {key: value for key, value in state.items() if key.startswith("predictor.")}
-    for key in predictor:
-        del state[key]
-    config = _config(tree, state, str(path), fields)
-    encoder = BEATs(config)
-    load_strictly(encoder, state, str(path))
-    if not predictor:
-        return Published(encoder.eval())
-    weight = predictor.get("predictor.weight")
-    head = TokenMeanHead(config.hidden_size, 1 if weight is None else length(weight))
-    load_strictly(head, predictor, str(path))
-    labels = _labels(tree.get("label_dict"), head.predictor.out_features)
-    facts = {"task": "tagging", "labels": labels, "head": {"name": "token_mean"}}
-    return Published(encoder.eval(), {"head": head.eval()}, facts)
 
 
 def _config(tree: Mapping[str, Any], state: Mapping[str, Tensor], name: str, fields: dict[str, Any]) -> BEATsConfig:

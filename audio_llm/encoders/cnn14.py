@@ -1,24 +1,27 @@
 """CNN14 (Kong et al. 2020, "PANNs") as a trunk for sound events, with a sequence model on top.
 
 The state-dict keys of the trunk are those of PSELDNets (`scalar`, `convs.conv_block1` to `6`). Presets named after a
-decoder are the networks of stereo SELD with BiMamba, in their right form; `audio_llm.encoders.pseld` chooses the
-form that published weights need.
+decoder are the networks of stereo SELD with BiMamba, in their right form; `encoders.pseld`, which reads the published
+files, chooses the form that their weights need.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+import os
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from audio_llm.encoders import pseld
 from audio_llm.encoders.sequence import DecoderConfig, build_decoder
 from audio_llm.encoders.spectral import PANNS_FRONT_END, PSELDNETS_FRONT_END, SpectralConfig, SpectralEncoder
 from audio_llm.errors import ConfigError, describe
+from audio_llm.model.encoder import Published
 
 
 @dataclasses.dataclass
@@ -77,7 +80,8 @@ class CNN14(SpectralEncoder):
     """
 
     name = "cnn14"
-    published = "audio_llm.encoders.pseld:load_cnn14"
+    signs = r"(^|\.)conv_block\d\.conv\d\.weight$"
+    licence = "PANNs: CC BY 4.0 (their Zenodo record); weights of another origin: see the source of the file"
     config_class = CNN14Config
     config: CNN14Config
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -141,3 +145,15 @@ class CNN14(SpectralEncoder):
                 maps = block(maps)
             maps = self.dropout(F.avg_pool2d(maps, pool))
         return self.decoder(maps.mean(dim=3).transpose(1, 2))
+
+    @classmethod
+    def load_published(
+        cls, path: str | os.PathLike[str], /, frames: Literal["all", "covered"] = "all", **fields: Any
+    ) -> Published:
+        """See the base class; with the head of events, whose `frames` are ``"covered"`` for the published 49.
+
+        A `layout` of more channels than a file of PANNs has spreads its first convolution over all planes. A `decoder`
+        whose weights are not those in the file (another kind or size) starts anew: the file's decoder, and the head
+        that was trained on it, are left out, which is said in a warning and in ``facts["left_out"]``.
+        """
+        return pseld.load(cls, path, fields, frames)

@@ -2,44 +2,49 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
-from audio_llm.encoders.published import SIGNS, listed, read_json, read_published, state_dict_of, whose
+from audio_llm.encoders.published import PublishedFile, listed, read_json, read_published, signs_in, state_dict_of
 from audio_llm.errors import CheckpointError, describe
 from audio_llm.files import atomic_folder
-from audio_llm.model.encoder import encoder_class
+from audio_llm.model.encoder import ENCODERS, Published
 from audio_llm.model.folder import WEIGHTS, save_parts
 
-# What is certain of the terms of published weights; whoever passes a conversion on has to look further.
-LICENCES: dict[str, str] = {
-    "beats": "MIT (github.com/microsoft/unilm)",
-    "spatial_ast": "see the source of the file",
-    "htsat": "see the source of the file",
-    "cnn14": "PANNs: CC BY 4.0 (their Zenodo record); weights of another origin: see the source of the file",
-    "urbansound_cnn": "see the source of the file",
-    "whisper": "MIT (github.com/openai/whisper); the copies for Transformers: Apache-2.0",
-}
 
+def recognise(path: str | os.PathLike[str]) -> str:
+    """The name of the encoder whose weights `path` (a file or a Transformers folder) holds, by its `signs`.
 
-def recognise(path: str | Path) -> str:
-    """The name of the encoder whose weights `path` (a file or a Transformers folder) holds."""
-    path = Path(path)
-    if (path / WEIGHTS).is_file():
+    Raises :class:`CheckpointError` for weights of none, or with the signs of several.
+    """
+    folder = Path(path)
+    if (folder / WEIGHTS).is_file():
         cure = "Nothing is to be converted: give this folder where a recipe or a verb asks for one."
         raise CheckpointError(describe(f"model {path}", "a published encoder", "an encoder folder", cure))
-    if path.is_dir():
-        kind = read_json(path / "config.json", "a Transformers model's configuration").get("model_type")
-        if kind in LICENCES:
-            return str(kind)
-        raise CheckpointError(describe(f"model {path}", "a published encoder (whisper)", f"model_type {kind}"))
+    if folder.is_dir():
+        known = {kind.transformers_type: name for name in ENCODERS if (kind := ENCODERS.find(name)).transformers_type}
+        found = read_json(folder / "config.json", "a Transformers model's configuration").get("model_type")
+        if found not in known:
+            expected = f"a published encoder ({', '.join(sorted(known))})"
+            raise CheckpointError(describe(f"model {path}", expected, f"model_type {found}"))
+        return known[found]
     state = state_dict_of(read_published(path), name=path)
-    name = whose(state)
-    if name is not None:
-        return name
-    known = ", ".join(name for name, _ in SIGNS)
-    raise CheckpointError(describe(f"checkpoint {path}", f"weights of one of {known}", f"the keys {listed(state)}"))
+    names = signs_in(state)
+    if len(names) != 1:
+        told = f"signs of {' and '.join(names)}" if names else f"the keys {listed(state)}"
+        advice = "Name the encoder." if names else None
+        raise CheckpointError(
+            describe(f"checkpoint {path}", f"weights of one of {', '.join(sorted(ENCODERS))}", told, advice)
+        )
+    return names[0]
+
+
+def open_published(path: str | os.PathLike[str], name: str | None = None, /, **fields: Any) -> Published:
+    """What a published file holds; `name` is the encoder's (by default :func:`recognise`'s), `fields` replace those of
+    its configuration."""
+    file = path if isinstance(path, PublishedFile) else PublishedFile(path)
+    return ENCODERS.find(name or recognise(file)).load_published(file, **fields)
 
 
 def convert(
@@ -47,21 +52,11 @@ def convert(
 ) -> Path:
     """Write a published checkpoint as an encoder folder, which says in ``source`` where its weights come from.
 
-    `name` is the encoder's (by default :func:`recognise`'s), `fields` replace those of its configuration.
+    `name` and `fields` as in :func:`open_published`; `licence` replaces what the encoder's class says of the terms.
     """
-    source, name = Path(source), name or recognise(source)
-    published = encoder_class(name).published_loader()(source, **fields)
-    origin = {"file": source.name, "sha256": sha256(source), "licence": licence or LICENCES.get(name, "unknown")}
+    file = PublishedFile(source)
+    published = open_published(file, name, **fields)
+    origin = {"file": file.path.name, "sha256": file.sha256, "licence": licence or published.encoder.licence}
     with atomic_folder(destination) as folder:
         save_parts(folder, published.encoder, published.heads, {**published.facts, "source": origin})
     return Path(destination)
-
-
-def sha256(path: Path) -> str | dict[str, str]:
-    """Of a file; of the files of a folder that hold weights, by their names."""
-    if path.is_dir():
-        return {
-            file.name: str(sha256(file)) for file in sorted(path.iterdir()) if file.suffix in (".safetensors", ".bin")
-        }
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

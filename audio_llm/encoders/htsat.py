@@ -2,13 +2,15 @@
 
 The square is made of runs of frames laid one above the other along frequency, so that a window of 1024 frames and 64
 mel bands becomes 256 x 256. State-dict keys are those of HTS-AT and PSELDNets without their outer ``encoder.``; the
-attention masks and index tables that published files carry are constants of the configuration here.
+attention masks and index tables that published files carry are constants of the configuration here. `encoders.pseld`
+reads these files.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from typing import Any, ClassVar
 
 import torch
@@ -16,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from audio_llm.encoders import pseld
 from audio_llm.encoders.spectral import PANNS_FRONT_END, PSELDNETS_FRONT_END, SpectralConfig, SpectralEncoder
 from audio_llm.errors import ConfigError, describe
+from audio_llm.model.encoder import Published
 
 _FORBIDDEN = -100.0  # added to the score of patches that are neighbours only because the shift wraps round
 
@@ -217,7 +221,7 @@ class HTSAT(SpectralEncoder):
     """
 
     name = "htsat"
-    published = "audio_llm.encoders.pseld:load_htsat"
+    signs = r"\.relative_position_bias_table$"
     config_class = HTSATConfig
     config: HTSATConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -286,3 +290,8 @@ class HTSAT(SpectralEncoder):
         size, runs = self.config.image_size, self.config.runs
         padded = F.pad(planes, (0, 0, 0, size * runs - planes.shape[2]))
         return padded.unflatten(2, (runs, size)).transpose(3, 4).flatten(2, 3)
+
+    @classmethod
+    def load_published(cls, path: str | os.PathLike[str], /, **fields: Any) -> Published:
+        """See the base class; with the head of events, where the file has one."""
+        return pseld.load(cls, path, fields)

@@ -13,10 +13,10 @@ columns, 251 rows) is set here; the classes' own defaults are for training anew.
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
@@ -24,7 +24,7 @@ from torch import Tensor
 from audio_llm import config as recipes
 from audio_llm.encoders.published import (
     PREFIXES,
-    Published,
+    check_front_end,
     configured,
     length,
     listed,
@@ -33,10 +33,9 @@ from audio_llm.encoders.published import (
     state_dict_of,
 )
 from audio_llm.encoders.seld_head import CLASSES, ELEMENTS, TRACKS, SELDHead
-from audio_llm.encoders.spatial_ast import check_front_end
-from audio_llm.encoders.spectral import SpectralConfig, SpectralEncoder
+from audio_llm.encoders.spectral import SpectralEncoder
 from audio_llm.errors import CheckpointError, describe
-from audio_llm.model.encoder import encoder_class
+from audio_llm.model.encoder import Published
 from audio_llm.model.folder import load_strictly, part_of
 
 Layout = Literal["stereo", "pseldnets", "panns", "audioset"]  # the last two are the names of the encoders' presets
@@ -97,30 +96,19 @@ _SWITCHES = ("ssd", "columns", "time_rows", "block_dropout")  # of a decoder: th
 _FIRST = {"cnn14": "convs.conv_block1.conv1.weight", "htsat": "patch_embed.proj.weight"}
 
 
-def load_cnn14(path: str | Path, /, frames: Literal["all", "covered"] = "all", **fields: Any) -> Published:
-    """A published CNN14 with its head, in evaluation mode; `fields` replace those of the encoder's configuration.
-
-    `frames` is the head's; ``"covered"`` gives the published 49. A `layout` of more channels than a file of PANNs has
-    spreads its first convolution over all planes. A `decoder` whose weights are not those in the file (another kind or
-    size) starts anew: the file's decoder, and the head that was trained on it, are left out, which is said in a warning
-    and in ``facts["left_out"]``. Raises :class:`CheckpointError` naming every key that does not fit.
-    """
-    return _load(path, "cnn14", frames, fields)
-
-
-def load_htsat(path: str | Path, /, **fields: Any) -> Published:
-    """As :func:`load_cnn14`, for a published HTS-AT."""
-    return _load(path, "htsat", "all", fields)
-
-
-def _load(path: str | Path, name: str, frames: Literal["all", "covered"], fields: dict[str, Any]) -> Published:
-    tree = read_published(path)
+def load(
+    kind: type[SpectralEncoder],
+    path: str | os.PathLike[str],
+    fields: dict[str, Any],
+    frames: Literal["all", "covered"] = "all",
+) -> Published:
+    """``load_published`` of `kind`, CNN14 or HTS-AT; `frames` is the head's."""
+    tree, name = read_published(path), kind.name
     raw = state_dict_of(tree, prefixes=(*PREFIXES, "sed_model."), kind=name, name=path)
     layout = _layout(tree, raw, name, str(path))
     renamed = rename(raw, TABLES[layout], name=path)
     head_state = part_of(renamed, "head")
     state = {key: value for key, value in renamed.items() if not key.startswith("head.")}
-    kind = encoder_class(name)
     preset = {} if layout == "stereo" else kind.presets[layout]
     measured: dict[str, Any] = {"kind": "none"}
     anew = False
@@ -131,9 +119,9 @@ def _load(path: str | Path, name: str, frames: Literal["all", "covered"], fields
         fields = {**fields, "decoder": given}
     with configured(path):
         encoder = kind(recipes.build(kind.config_class, {**preset, **fields}, where=f"encoder {name}"))
-    assert isinstance(encoder, SpectralEncoder)
-    if layout in ("panns", "audioset"):
-        _check_constants(raw, encoder.config, str(path))
+    if layout in ("panns", "audioset"):  # the file's STFT kernels and mel matrix
+        stft = "spectrogram_extractor."
+        check_front_end({key.replace(f"{stft}stft.", stft): value for key, value in raw.items()}, encoder.config, path)
         state = _spread(state, _FIRST[name], encoder.num_planes)
     left_out: list[str] = []
     if anew:
@@ -219,9 +207,3 @@ def _spread(state: dict[str, Tensor], first: str, planes: int) -> dict[str, Tens
     norm = {key: value for key, value in state.items() if key.startswith("scalar.0.")}
     copies = {key.replace("scalar.0.", f"scalar.{n}."): value for n in range(planes) for key, value in norm.items()}
     return {**state, **copies, first: state[first].repeat(1, planes, 1, 1) / planes}
-
-
-def _check_constants(raw: Mapping[str, Tensor], config: SpectralConfig, path: str) -> None:
-    """The file's own STFT kernels and mel matrix must be those of its published configuration."""
-    stored = {key.replace("spectrogram_extractor.stft.", "spectrogram_extractor."): value for key, value in raw.items()}
-    check_front_end(stored, config, path)

@@ -1,29 +1,33 @@
 """Published checkpoint files: read without running code, unwrapped, renamed by tables that are data.
 
-Whatever the layout, a loader is three calls: :func:`read_published` for the tree in the file, :func:`state_dict_of` for
-the weights in it, and :func:`rename` with the table of that layout; ``encoder.load_strictly`` does the rest, and the
-result is a :class:`Published`. An encoder class names its loader in its attribute `published`.
+Whatever the layout, ``load_published`` of an encoder is three calls: :func:`read_published` for the tree in the file,
+:func:`state_dict_of` for the weights in it, and :func:`rename` with the table of that layout;
+``model.folder.load_strictly`` does the rest.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
+import math
+import os
 import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from audio_llm.encoders import features
 from audio_llm.errors import CheckpointError, ConfigError, describe
-from audio_llm.model.encoder import AudioEncoder
+from audio_llm.files import content_hash
+from audio_llm.model.encoder import ENCODERS
 
 # The allow-list: all that a pickle may name beside torch's own (tensors, dtypes, OrderedDict). argparse.Namespace holds
 # the options of Spatial-AST and of some BEATs files, NumPy scalars the scores in stereo SELD and Lightning files (the
@@ -39,30 +43,43 @@ SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
 UNDER = ("seld_model", "model_state_dict", "state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.", "net.")
 
-# Keys that files of one encoder have and no others, several of each, so that a file which lacks one is still told by
-# the rest; an encoder's name is found by the first that fits.
-SIGNS: tuple[tuple[str, str], ...] = (
-    ("beats", r"(^|\.)patch_embedding\.weight$|\.grep_(a|linear\.weight)$"),
-    ("spatial_ast", r"^cls_tokens$|^(azimuth|elevation)_head\.weight$"),
-    ("htsat", r"\.relative_position_bias_table$"),
-    ("cnn14", r"(^|\.)conv_block\d\.conv\d\.weight$"),
-    ("urbansound_cnn", r"^encoder\d\.conv\.weight$"),
-    ("whisper", r"^(model\.)?encoder\.(conv\d\.weight|embed_positions\.weight|positional_embedding)$"),
-)
+# What some files carry of their front end: constants of our configuration, compared and then left out.
+KERNELS = ("spectrogram_extractor.conv_real.weight", "spectrogram_extractor.conv_imag.weight")
+MEL_MATRIX = "logmel_extractor.melW"
+_FRONT_END_TOLERANCE = 1e-5  # float32 rounding of window times cosine
 
 _REFUSED = re.compile(r"GLOBAL (\w+(?:\.\w+)+)")  # as torch's unpickler words it: "... GLOBAL posix.system whose ..."
 
 
-@dataclasses.dataclass
-class Published:
-    """What a published file holds, in evaluation mode: all that ``encoder.save_parts`` writes to an encoder folder."""
+class PublishedFile(os.PathLike[str]):
+    """The path of a published file or Transformers folder, read and hashed once however many ask.
 
-    encoder: AudioEncoder
-    heads: dict[str, nn.Module] = dataclasses.field(default_factory=dict)  # by the prefix of their keys in a folder
-    facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # entries of the folder's configuration
+    It goes wherever such a path goes: recognising a file and loading it then share what was read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    __str__ = __fspath__
+
+    @cached_property
+    def tree(self) -> dict[str, Any]:
+        """See :func:`read_published`."""
+        return _read(self.path)
+
+    @cached_property
+    def sha256(self) -> str | dict[str, str]:
+        """Of the file; of the files of a folder that hold weights, by their names."""
+        if not self.path.is_dir():
+            return content_hash(self.path)
+        files = (file for file in sorted(self.path.iterdir()) if file.suffix in (".safetensors", ".bin"))
+        return {file.name: content_hash(file) for file in files}
 
 
-def read_published(path: str | Path) -> dict[str, Any]:
+def read_published(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The tree in a ``.pt``, ``.pth``, ``.ckpt`` or ``.safetensors`` file, on the CPU; told apart by content.
 
     A bare state dict comes back as it is. Of a safetensors file the tensors come under ``model``, its own metadata
@@ -70,7 +87,10 @@ def read_published(path: str | Path) -> dict[str, Any]:
     Nothing in the file is run: a pickle that names anything outside of :data:`SAFE_GLOBALS`, a file that is damaged
     and one that is no checkpoint at all raise :class:`CheckpointError`.
     """
-    path = Path(path)
+    return path.tree if isinstance(path, PublishedFile) else _read(Path(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as stream:
             head = stream.read(9)
@@ -93,7 +113,7 @@ def state_dict_of(
     prefixes: Iterable[str] = PREFIXES,
     kind: str | None = None,
     anchor: str | None = None,
-    name: str | Path = "file",
+    name: str | os.PathLike[str] = "file",
 ) -> dict[str, Tensor]:
     """The weights in a tree from :func:`read_published`: the first of `under` that it has, else the tree itself.
 
@@ -111,8 +131,8 @@ def state_dict_of(
         raise CheckpointError(describe(f"checkpoint {name}", f"named tensors, bare or under {homes}", found))
     wrappers = "|".join(re.escape(prefix) for prefix in prefixes)
     state = rename(state, ((f"^(?:{wrappers})+", ""),), name=name) if wrappers else state
-    other = None if kind is None or _looks_like(kind, state) else whose(state)
-    if other is not None:
+    if kind is not None and not _signed(kind, state) and ENCODERS.find(kind).signs and (others := signs_in(state)):
+        other = others[0]
         cure = f"Name the encoder '{other}', or give another file."
         raise CheckpointError(describe(f"checkpoint {name}", f"weights of '{kind}'", f"those of '{other}'", cure))
     if anchor is None:
@@ -124,19 +144,19 @@ def state_dict_of(
     return {key.removeprefix(places[0]): value for key, value in state.items() if key.startswith(places[0])}
 
 
-def whose(state: Iterable[str]) -> str | None:
-    """The name of the encoder whose weights have these keys, by :data:`SIGNS`; None for those of no encoder."""
-    keys = list(state)
-    return next((name for name, _ in SIGNS if _looks_like(name, keys)), None)
+def signs_in(keys: Iterable[str]) -> list[str]:
+    """The names of the registered encoders whose `signs` are among the `keys` of some weights."""
+    keys = list(keys)
+    return [name for name in sorted(ENCODERS) if _signed(name, keys)]
 
 
-def _looks_like(kind: str, keys: Iterable[str]) -> bool:
-    sign = re.compile(dict(SIGNS)[kind])
-    return any(sign.search(key) for key in keys)
+def _signed(name: str, keys: Iterable[str]) -> bool:
+    signs = ENCODERS.find(name).signs
+    return bool(signs) and any(re.search(signs, key) for key in keys)
 
 
 def rename(
-    state: Mapping[str, Tensor], table: Iterable[tuple[str, str | None]], *, name: str | Path = "file"
+    state: Mapping[str, Tensor], table: Iterable[tuple[str, str | None]], *, name: str | os.PathLike[str] = "file"
 ) -> dict[str, Tensor]:
     """`state` with every (regular expression, replacement) of `table` applied to its keys, in order.
 
@@ -161,7 +181,7 @@ def length(value: Tensor, axis: int = 0) -> int:
 
 
 @contextlib.contextmanager
-def configured(name: str | Path) -> Iterator[None]:
+def configured(name: str | os.PathLike[str]) -> Iterator[None]:
     """A configuration that cannot be built, of sizes read off the file `name`, is a :class:`CheckpointError`."""
     try:
         yield
@@ -170,7 +190,7 @@ def configured(name: str | Path) -> Iterator[None]:
 
 
 def read_transformers(
-    folder: str | Path, prefixes: tuple[str, ...] = ("",)
+    folder: str | os.PathLike[str], prefixes: tuple[str, ...] = ("",)
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and weights of a folder as Transformers saves models; only the keys that start with `prefixes`.
 
@@ -195,6 +215,40 @@ def read_transformers(
             state |= {key: value for key, value in part.items() if key.startswith(prefixes)}
         return config, state
     raise CheckpointError(describe(f"model {folder}", "model.safetensors or pytorch_model.bin", "neither"))
+
+
+class FrontEnd(Protocol):
+    """The fields of an encoder's configuration that its STFT and mel matrix follow from."""
+
+    sample_rate: int
+    n_fft: int
+    n_mels: int
+    fmin: float
+    fmax: float
+
+
+def check_front_end(state: Mapping[str, Tensor], config: FrontEnd, name: str | os.PathLike[str]) -> None:
+    """:class:`CheckpointError` when STFT kernels or mel matrix in the file `name` are not those of `config`."""
+    bins = config.n_fft // 2 + 1
+    angle = 2 * math.pi * torch.outer(torch.arange(bins), torch.arange(config.n_fft)).double() / config.n_fft
+    window = features.hann(config.n_fft)
+    bank = features.mel_bank(config.sample_rate, config.n_fft, config.n_mels, config.fmin, config.fmax)
+    expected = {
+        KERNELS[0]: (angle.cos() * window).float()[:, None],  # (bins, 1, n_fft)
+        KERNELS[1]: (-angle.sin() * window).float()[:, None],
+        MEL_MATRIX: bank,  # (bins, mels)
+    }
+    for key, value in expected.items():
+        if key not in state:
+            continue
+        found = state[key]
+        if found.shape != value.shape or not torch.allclose(found, value, rtol=0, atol=_FRONT_END_TOLERANCE):
+            difference = f"up to {float((found - value).abs().max()):.2g}" if found.shape == value.shape else "shape"
+            setting = f"{config.sample_rate} Hz, n_fft {config.n_fft}, {config.n_mels} mels"
+            cure = "Give the configuration the file was trained with."
+            raise CheckpointError(
+                describe(f"checkpoint {name}: {key}", f"the front end of {setting}", f"another ({difference})", cure)
+            )
 
 
 def read_json(path: Path, kind: str) -> dict[str, Any]:

@@ -1,15 +1,15 @@
 """Spatial-AST (Zheng et al. 2024, "BAT: Learning to Reason about Spatial Sounds with Large Language Models").
 
 State-dict keys are the published ones (`pos_embed`, `cls_tokens`, `patch_embed.proj`, `blocks.{i}`, `conv_downsample`,
-`bn`); the defaults of :class:`SpatialASTConfig` are the published model. The STFT kernels and the mel matrix that the
-published file carries are constants of the configuration here and not part of the state.
+`bn`); the defaults of :class:`SpatialASTConfig` are the published model. The published file (``finetuned.pth``) is
+``{"model", "optimizer", "epoch", "scaler", "args"}``; the STFT kernels and the mel matrix that it carries are constants
+of the configuration here, compared and then left out.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from pathlib import Path
+import os
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,16 +20,25 @@ from torch.utils.checkpoint import checkpoint
 from audio_llm import config as recipes
 from audio_llm.encoders import features
 from audio_llm.encoders.heads import SpatialHeads
-from audio_llm.encoders.published import Published, length, read_published, state_dict_of
-from audio_llm.encoders.spectral import SpectralConfig
-from audio_llm.errors import CheckpointError, ConfigError, describe
-from audio_llm.model.encoder import AudioEncoder
+from audio_llm.encoders.published import (
+    KERNELS,
+    MEL_MATRIX,
+    check_front_end,
+    length,
+    read_published,
+    state_dict_of,
+)
+from audio_llm.errors import ConfigError, describe
+from audio_llm.model.encoder import AudioEncoder, Published
 from audio_llm.model.folder import load_strictly
 
 CLS_DISTANCE, CLS_DIRECTION, CLS_SOUND = 0, 1, 2  # order of the published cls tokens
 NUM_CLS = 3
 LAYER_NORM_EPS = 1e-6
 STEM_STRIDE = 4  # of the convolutional patch embedding, along both axes
+
+# The reference's inference encoder carries the sound head but none of the spatial ones.
+_SPATIAL_HEADS = ("dis_norm.", "distance_head.", "doa_norm.", "azimuth_head.", "elevation_head.")
 
 # layout -> (channels, level planes, all planes, accepted layouts). A two-channel file does not say how it was recorded
 # and is read as stereo, so both two-channel layouts are accepted by either.
@@ -196,7 +205,7 @@ class SpatialAST(AudioEncoder):
 
     name = "spatial_ast"
     config_class = SpatialASTConfig
-    published = "audio_llm.encoders.spatial_ast:load_published"
+    signs = r"^cls_tokens$|^(azimuth|elevation)_head\.weight$"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "base": {},
         "tiny": {
@@ -317,58 +326,23 @@ class SpatialAST(AudioEncoder):
         size = (self.config.target_frames, self.config.n_mels)
         return F.interpolate(planes, size, mode="bicubic", align_corners=True)
 
+    @classmethod
+    def load_published(cls, path: str | os.PathLike[str], /, **fields: Any) -> Published:
+        """See the base class; with the heads, where the file has the spatial ones.
 
-_KERNELS = ("spectrogram_extractor.conv_real.weight", "spectrogram_extractor.conv_imag.weight")
-_MEL = "logmel_extractor.melW"
-# The reference's inference encoder carries the sound head but none of the spatial ones.
-_SPATIAL = ("dis_norm.", "distance_head.", "doa_norm.", "azimuth_head.", "elevation_head.")
-_HEADS = ("head.", "fc_norm.", *_SPATIAL)
-_FRONT_END_TOLERANCE = 1e-5  # float32 rounding of window times cosine
-
-
-def load_published(path: str | Path, /, **fields: Any) -> Published:
-    """Encoder and heads (no heads where the file has no spatial ones); `fields` replace those of its configuration.
-
-    Raises :class:`CheckpointError` naming every key that is missing, unexpected or of another shape, and when the
-    file's own STFT or mel matrix is not that of `config` (by default the published configuration).
-    """
-    state = state_dict_of(read_published(path), kind="spatial_ast", name=path)
-    config = recipes.build(SpatialASTConfig, fields, where="encoder spatial_ast")
-    check_front_end(state, config, str(path))
-    heads = {key: value for key, value in state.items() if key.startswith(_HEADS)}
-    legacy = {*_KERNELS, _MEL}
-    encoder = SpatialAST(config)
-    rest = {key: value for key, value in state.items() if key not in heads and key not in legacy}
-    load_strictly(encoder, rest, str(path))
-    if not any(key.startswith(_SPATIAL) for key in heads):
-        return Published(encoder.eval())
-    sound = heads.get("head.weight")
-    count = 1 if sound is None else length(sound)
-    spatial = SpatialHeads(config.hidden_size, count)
-    load_strictly(spatial, heads, str(path))
-    facts = {"labels": [f"class {number}" for number in range(count)]}  # the file does not name them
-    return Published(encoder.eval(), {"spatial": spatial.eval()}, facts)
-
-
-def check_front_end(state: dict[str, Tensor], config: SpatialASTConfig | SpectralConfig, name: str) -> None:
-    """:class:`CheckpointError` when the STFT kernels or mel matrix in the file are not those of `config`."""
-    bins = config.n_fft // 2 + 1
-    angle = 2 * math.pi * torch.outer(torch.arange(bins), torch.arange(config.n_fft)).double() / config.n_fft
-    window = features.hann(config.n_fft)
-    bank = features.mel_bank(config.sample_rate, config.n_fft, config.n_mels, config.fmin, config.fmax)
-    expected = {
-        _KERNELS[0]: (angle.cos() * window).float()[:, None],
-        _KERNELS[1]: (-angle.sin() * window).float()[:, None],
-        _MEL: bank,
-    }
-    for key, value in expected.items():
-        if key not in state:
-            continue
-        found = state[key]
-        if found.shape != value.shape or not torch.allclose(found, value, rtol=0, atol=_FRONT_END_TOLERANCE):
-            difference = f"up to {float((found - value).abs().max()):.2g}" if found.shape == value.shape else "shape"
-            setting = f"{config.sample_rate} Hz, n_fft {config.n_fft}, {config.n_mels} mels"
-            cure = "Give the configuration the file was trained with."
-            raise CheckpointError(
-                describe(f"checkpoint {name}: {key}", f"the front end of {setting}", f"another ({difference})", cure)
-            )
+        :class:`CheckpointError` too when the file's own STFT or mel matrix is not that of the configuration.
+        """
+        state = state_dict_of(read_published(path), kind=cls.name, name=path)
+        config = recipes.build(SpatialASTConfig, fields, where=f"encoder {cls.name}")
+        check_front_end(state, config, path)
+        heads = {key: state.pop(key) for key in list(state) if key.startswith(("head.", "fc_norm.", *_SPATIAL_HEADS))}
+        encoder = cls(config)
+        weights = {key: value for key, value in state.items() if key not in (*KERNELS, MEL_MATRIX)}
+        load_strictly(encoder, weights, str(path))
+        if not any(key.startswith(_SPATIAL_HEADS) for key in heads):
+            return Published(encoder.eval())
+        count = length(heads["head.weight"]) if "head.weight" in heads else 1
+        spatial = SpatialHeads(config.hidden_size, count)
+        load_strictly(spatial, heads, str(path))
+        facts = {"labels": [f"class {number}" for number in range(count)]}  # the file does not name them
+        return Published(encoder.eval(), {"spatial": spatial.eval()}, facts)

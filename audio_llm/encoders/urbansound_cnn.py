@@ -1,16 +1,17 @@
 """The mel CNN of the UrbanSound8K course project "audio_is_all_you_need": three convolutions over a log-mel picture.
 
 State-dict keys are the published ones (``encoder{1,2,3}.conv``, ``encoder{1,2,3}.bn``); the rest of the published model
-is its classifier, ``UrbanSoundHead`` of ``heads.py``. The defaults of :class:`UrbanSoundCNNConfig` are the
-published model on 4 s of mono sound at 22.05 kHz.
+is its classifier, ``UrbanSoundHead`` of ``heads.py``. The defaults of :class:`UrbanSoundCNNConfig` are the published
+model on 4 s of mono sound at 22.05 kHz. Its files are ``best_model_this_fold.pt`` (the weights among others under
+``model_state_dict``) and ``model_fold_{n}_best.safetensors``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -21,9 +22,9 @@ from torch.utils.checkpoint import checkpoint
 from audio_llm import config as recipes
 from audio_llm.encoders import features
 from audio_llm.encoders.heads import UrbanSoundHead
-from audio_llm.encoders.published import Published, configured, length, read_published, state_dict_of
+from audio_llm.encoders.published import configured, length, read_published, state_dict_of
 from audio_llm.errors import CheckpointError, ConfigError, describe
-from audio_llm.model.encoder import AudioEncoder
+from audio_llm.model.encoder import AudioEncoder, Published
 from audio_llm.model.folder import load_strictly
 
 
@@ -102,7 +103,7 @@ class UrbanSoundCNN(AudioEncoder):
 
     name = "urbansound_cnn"
     config_class = UrbanSoundCNNConfig
-    published = "audio_llm.encoders.urbansound_cnn:load_published"
+    signs = r"^encoder\d\.conv\.weight$"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "published": {},
         "tiny": {"sample_rate": 16000, "n_fft": 512, "hop": 256, "n_mels": 32, "fmax": 8000.0, "window_seconds": 1.0}
@@ -171,6 +172,29 @@ class UrbanSoundCNN(AudioEncoder):
         mean, variance = bands.get_buffer("running_mean").float(), bands.get_buffer("running_var").float()
         return (levels - mean) * torch.rsqrt(variance + bands.eps)
 
+    @classmethod
+    def load_published(cls, path: str | os.PathLike[str], /, **fields: Any) -> Published:
+        """See the base class; with the classifier and the names of its classes.
+
+        The widths of the convolutions and the number of classes are read off the file; a file with another number of
+        classes than UrbanSound8K's ten does not say what they are called, so they are numbered.
+        """
+        state = state_dict_of(read_published(path), kind=cls.name, name=path)
+        known = {"widths": _widths(state, str(path)), **fields}
+        with configured(path):
+            encoder = cls(recipes.build(UrbanSoundCNNConfig, known, where=f"encoder {cls.name}"))
+        heads = {key: state.pop(key) for key in list(state) if key.startswith(_HEAD)}
+        load_strictly(encoder, state, str(path))
+        count = length(heads["fc2.weight"]) if "fc2.weight" in heads else len(CLASSES)
+        head = UrbanSoundHead(encoder.hidden_size, encoder.grid, count)
+        load_strictly(head, heads, str(path))
+        labels = list(CLASSES) if count == len(CLASSES) else [f"class {number}" for number in range(count)]
+        # Its own loader mixed several channels to one.
+        facts = {"task": "classification", "labels": labels, "head": {"name": "urbansound"}, "channels": "mean"}
+        return Published(encoder.eval(), {"head": head.eval()}, facts)
+
+
+# ------------------------------------------------------------------------------------------------------ published files
 
 # Class i of the published models; the numbers are those of UrbanSound8K's metadata (classID).
 CLASSES = (
@@ -186,27 +210,6 @@ CLASSES = (
     "street music",
 )
 _HEAD = ("conv1d.", "fc1.", "fc2.")
-
-
-def load_published(path: str | Path, /, **fields: Any) -> Published:
-    """Encoder, classifier and the names of its classes; `fields` replace those of its configuration. Strict.
-
-    The widths of the convolutions and the number of classes are read off the file; a file with another number of
-    classes than UrbanSound8K's ten does not say what they are called, so they are numbered.
-    """
-    state = state_dict_of(read_published(path), kind="urbansound_cnn", name=path)
-    known = {"widths": _widths(state, str(path)), **fields}
-    with configured(path):
-        encoder = UrbanSoundCNN(recipes.build(UrbanSoundCNNConfig, known, where="encoder urbansound_cnn"))
-    rest = {key: value for key, value in state.items() if not key.startswith(_HEAD)}
-    load_strictly(encoder, rest, str(path))
-    count = length(state["fc2.weight"]) if "fc2.weight" in state else len(CLASSES)
-    head = UrbanSoundHead(encoder.hidden_size, encoder.grid, count)
-    load_strictly(head, {key: value for key, value in state.items() if key.startswith(_HEAD)}, str(path))
-    labels = list(CLASSES) if count == len(CLASSES) else [f"class {number}" for number in range(count)]
-    # Its own loader mixed several channels to one.
-    facts = {"task": "classification", "labels": labels, "head": {"name": "urbansound"}, "channels": "mean"}
-    return Published(encoder.eval(), {"head": head.eval()}, facts)
 
 
 def _widths(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:

@@ -1,11 +1,13 @@
 """Whisper's encoder (Radford et al. 2023, "Robust Speech Recognition via Large-Scale Weak Supervision").
 
 The transformer is Transformers' own, with its keys under ``encoder.``; the log-mel is ours, on the module's device.
+Published weights are a folder as Transformers saves it, or the original ``{"dims", "model_state_dict"}``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +20,6 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from audio_llm import config as recipes
 from audio_llm.encoders import features
 from audio_llm.encoders.published import (
-    Published,
     configured,
     length,
     read_published,
@@ -27,7 +28,7 @@ from audio_llm.encoders.published import (
     state_dict_of,
 )
 from audio_llm.errors import CheckpointError, ConfigError, describe
-from audio_llm.model.encoder import AudioEncoder
+from audio_llm.model.encoder import AudioEncoder, Published
 from audio_llm.model.folder import load_strictly
 
 SAMPLE_RATE = 16000
@@ -73,7 +74,9 @@ class Whisper(AudioEncoder):
 
     name = "whisper"
     config_class = WhisperConfig
-    published = "audio_llm.encoders.whisper:load_published"
+    signs = r"^(model\.)?encoder\.(conv\d\.weight|embed_positions\.weight|positional_embedding)$"
+    transformers_type = "whisper"
+    licence = "MIT (github.com/openai/whisper); the copies for Transformers: Apache-2.0"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "base": {},
         "large-v3": {"n_mels": 128, "hidden_size": 1280, "depth": 32, "heads": 20, "mlp_size": 5120},
@@ -122,6 +125,31 @@ class Whisper(AudioEncoder):
         heard = (lengths.to(tokens.device)[:, None] + _TOKEN - 1) // _TOKEN
         return tokens, torch.arange(tokens.shape[1], device=tokens.device) < heard
 
+    @classmethod
+    def load_published(cls, path: str | os.PathLike[str], /, **fields: Any) -> Published:
+        """See the base class. A window shorter than the file's keeps its first positions."""
+        if Path(path).is_dir():
+            config, weights = read_transformers(path, ("model.encoder.", "encoder."))
+            if config.get("model_type") != cls.transformers_type:
+                found = str(config.get("model_type"))
+                raise CheckpointError(describe(f"model {path}", f"model_type {cls.transformers_type}", found))
+            state, column = rename(weights, TRANSFORMERS_RENAMES, name=path), 0
+        else:
+            tree = read_published(path)
+            state = rename(state_dict_of(tree, kind=cls.name, name=path), ORIGINAL_RENAMES, name=path)
+            config, column = tree.get("dims", {}), 1
+            if not isinstance(config, Mapping) or "n_audio_ctx" not in config:
+                expected = "a Transformers folder, or the original file with 'dims'"
+                raise CheckpointError(describe(f"checkpoint {path}", expected, "no 'dims'"))
+        encoder = cls(_config(config, column, state, path, fields))
+        wanted = encoder.config.positions
+        if _POSITION_TABLE in state and "window_seconds" in fields and state[_POSITION_TABLE].shape[0] > wanted:
+            state[_POSITION_TABLE] = state[_POSITION_TABLE][:wanted]
+        load_strictly(encoder, state, str(path))
+        return Published(encoder.eval())
+
+
+# ------------------------------------------------------------------------------------------------------ published files
 
 # Our field -> its name in Transformers' config.json and in the original file's `dims` (empty: not there).
 FIELDS: dict[str, tuple[str, str]] = {
@@ -153,37 +181,14 @@ ORIGINAL_RENAMES: tuple[tuple[str, str | None], ...] = (
     (r"^encoder\.positional_embedding$", "encoder.embed_positions.weight"),
 )
 _POSITION_TABLE = "encoder.embed_positions.weight"
-_TOKENS_PER_SECOND = 50
-
-
-def load_published(path: str | Path, /, **fields: Any) -> Published:
-    """The encoder; `fields` replace those of the configuration in the file. A shorter window keeps the first positions.
-
-    Raises :class:`CheckpointError` naming every key that is missing, unexpected or of another shape.
-    """
-    path = Path(path)
-    if path.is_dir():
-        config, weights = read_transformers(path, ("model.encoder.", "encoder."))
-        if config.get("model_type") != "whisper":
-            raise CheckpointError(describe(f"model {path}", "model_type whisper", str(config.get("model_type"))))
-        state, column = rename(weights, TRANSFORMERS_RENAMES, name=path), 0
-    else:
-        tree = read_published(path)
-        state = rename(state_dict_of(tree, kind="whisper", name=path), ORIGINAL_RENAMES, name=path)
-        config, column = tree.get("dims", {}), 1
-        if not isinstance(config, Mapping) or "n_audio_ctx" not in config:
-            expected = "a Transformers folder, or the original file with 'dims'"
-            raise CheckpointError(describe(f"checkpoint {path}", expected, "no 'dims'"))
-    encoder = Whisper(_config(config, column, state, path, fields))
-    wanted = encoder.config.positions
-    if _POSITION_TABLE in state and "window_seconds" in fields and state[_POSITION_TABLE].shape[0] > wanted:
-        state[_POSITION_TABLE] = state[_POSITION_TABLE][:wanted]
-    load_strictly(encoder, state, str(path))
-    return Published(encoder.eval())
 
 
 def _config(
-    config: Mapping[str, Any], column: int, state: Mapping[str, Tensor], path: Path, fields: dict[str, Any]
+    config: Mapping[str, Any],
+    column: int,
+    state: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    fields: dict[str, Any],
 ) -> WhisperConfig:
     plain = {ours: config[names[column]] for ours, names in FIELDS.items() if names[column] in config}
     if "mlp_size" not in plain and "encoder.layers.0.fc1.weight" in state:
@@ -191,7 +196,7 @@ def _config(
     positions = config.get(POSITIONS[column])
     if not isinstance(positions, int):
         raise CheckpointError(describe(f"checkpoint {path}: {POSITIONS[column]}", "a whole number", repr(positions)))
-    plain["window_seconds"] = positions / _TOKENS_PER_SECOND
+    plain["window_seconds"] = positions * _TOKEN / SAMPLE_RATE
     with configured(path):
         built = recipes.build(WhisperConfig, {**plain, **fields}, where="Whisper configuration")
         built.check()

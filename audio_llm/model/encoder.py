@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
@@ -24,10 +23,20 @@ Channels = Literal["left", "right", "mean", "each"]
 TWO_CHANNELS = ("stereo", "binaural")
 
 
+@dataclasses.dataclass
+class Published:
+    """What a published file holds, in evaluation mode: all that ``model.folder.save_parts`` writes to a folder."""
+
+    encoder: AudioEncoder
+    heads: dict[str, nn.Module] = dataclasses.field(default_factory=dict)  # by the prefix of their keys in a folder
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # entries of the folder's configuration
+
+
 class AudioEncoder(nn.Module):
     """Waveform windows in, tokens out.
 
-    A child sets `name` and `config_class`, the attributes below, and :meth:`encode`. Features are computed inside, in
+    A child sets `name` and `config_class`, the attributes below, and :meth:`encode`; where others publish checkpoints
+    of it, also `signs`, `licence` and :meth:`load_published`. Features are computed inside, in
     float32 with autocast off. A clip alone and the same clip in a padded batch give the same tokens, because every clip
     is cut free of its padding by :meth:`prepare` before anything else sees it.
     """
@@ -35,7 +44,11 @@ class AudioEncoder(nn.Module):
     name: ClassVar[str]
     config_class: ClassVar[type]
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
-    published: ClassVar[str] = ""  # module:function that loads published checkpoints; its result has `encoder`
+    # A regular expression that finds keys which published files of this encoder have and those of no other: several
+    # kinds of key, so that a file which lacks one is still told by the rest. Empty: not told from its keys.
+    signs: ClassVar[str] = ""
+    transformers_type: ClassVar[str] = ""  # `model_type` of the Transformers folders that :meth:`load_published` reads
+    licence: ClassVar[str] = "see the source of the file"  # what is certain of the terms of published weights
 
     config: Any
     sample_rate: int  # Hz
@@ -50,19 +63,13 @@ class AudioEncoder(nn.Module):
     augment: Callable[[Tensor], Tensor] | None = None  # on feature maps (batch, maps, frames, bins), in training only
 
     @classmethod
-    def from_published(cls, path: str | Path, /, **fields: Any) -> AudioEncoder:
-        """The encoder of a published checkpoint, in evaluation mode; `fields` replace those of its configuration.
+    def load_published(cls, path: str | os.PathLike[str], /, **fields: Any) -> Published:
+        """The encoder of a published checkpoint, with the heads in it; `fields` replace those of its configuration.
 
-        Raises :class:`CheckpointError` for a file that is no such checkpoint, or whose keys do not all fit.
+        Raises :class:`CheckpointError` for a file that is no such checkpoint, naming every key that is missing,
+        unexpected or of another shape; :class:`ConfigError` for an encoder without published checkpoints.
         """
-        return cls.published_loader()(path, **fields).encoder
-
-    @classmethod
-    def published_loader(cls) -> Callable[..., Any]:
-        """The function that `published` names; :class:`ConfigError` for an encoder without published checkpoints."""
-        if not cls.published:
-            raise ConfigError(f"encoder '{cls.name}': it has no published checkpoints; train one.")
-        return _resolve(cls.published)
+        raise ConfigError(f"encoder '{cls.name}': it has no published checkpoints; train one.")
 
     @property
     def window_samples(self) -> int:
@@ -154,16 +161,6 @@ class AudioEncoder(nn.Module):
         return super().train(mode and learns and not self.deterministic)
 
 
-def encoder_class(name: str) -> type[AudioEncoder]:
-    """The class registered under `name`; :class:`ConfigError` names the nearest one otherwise."""
-    return ENCODERS.find(name)
-
-
-def _resolve(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
 def build_encoder(config: dict[str, Any]) -> AudioEncoder:
     """Encoder from ``{"name": "spatial_ast", ...}``; the other keys are fields of its configuration dataclass.
 
@@ -181,12 +178,12 @@ def _build(fields: dict[str, Any]) -> AudioEncoder:
     name = fields.pop("name", None)
     if name is None:
         raise ConfigError(f"encoder: expected a 'name', one of {', '.join(sorted(ENCODERS))}.")
-    kind = encoder_class(name)
+    kind: type[AudioEncoder] = ENCODERS.find(name)
     preset, published = fields.pop("preset", None), fields.pop("published", None)
     if published is not None:
         if preset is not None:
             raise ConfigError(f"encoder {name}: expected 'published' or 'preset', found both.")
-        return kind.from_published(published, **fields)
+        return kind.load_published(published, **fields).encoder
     if preset is not None:
         if preset not in kind.presets:
             known = ", ".join(sorted(kind.presets)) or "none"

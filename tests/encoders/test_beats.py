@@ -16,7 +16,6 @@ from audio_llm.encoders.beats import (
     GatedLinear,
     Layer,
     SelfAttention,
-    load_published,
     relative_buckets,
 )
 from audio_llm.encoders.features import fbank_frames, kaldi_fbank
@@ -118,7 +117,7 @@ def test_base_model_of_the_reference(reference):
 
 
 def test_tiny_file_of_the_reference_loads_strictly(reference):
-    published = load_published(FIXTURES / "beats_tiny.pt", window_seconds=3.0)
+    published = BEATs.load_published(FIXTURES / "beats_tiny.pt", window_seconds=3.0)
     assert not published.heads and published.encoder.config == TINY
     with torch.inference_mode():
         tokens, _ = published.encoder(torch.from_numpy(reference["wav"])[:, None], torch.tensor([48000, 48000]))

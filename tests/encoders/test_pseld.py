@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from audio_llm.encoders import features
-from audio_llm.encoders.pseld import load_cnn14, load_htsat
+from audio_llm.encoders.cnn14 import CNN14
+from audio_llm.encoders.htsat import HTSAT
 from audio_llm.encoders.seld_head import CLASSES, SELDHead, SELDNetwork
 from audio_llm.encoders.sequence import DecoderConfig
 from audio_llm.errors import AudioError, CheckpointError, ConfigError
@@ -130,7 +131,7 @@ def test_networks_of_the_reference(name, tmp_path):
     """A checkpoint as the reference writes it, loaded strictly; from planes and from sound."""
     state = published_state(str(whole()[f"models/{name}/keys"]))
     torch.save({"seld_model": state, "epoch": 7, "best_f_score": np.float64(0.3)}, tmp_path / "best_model.pth")
-    load = load_htsat if name == "HTSAT" else lambda path: load_cnn14(path, frames="covered")
+    load = HTSAT.load_published if name == "HTSAT" else lambda path: CNN14.load_published(path, frames="covered")
     published = load(tmp_path / "best_model.pth")
     encoder, head = published.encoder, published.heads["seld"]
     clips = ("mix", "hardleft")
@@ -221,7 +222,7 @@ def test_the_conformer_has_the_published_keys():
 @pytest.mark.parametrize("kind", ["bmamba", "bmamba_ac", "conbimamba", "conbimamba_ac", "conformer"])
 def test_decoders_are_recognised(kind, tmp_path):
     torch.save({"seld_model": published_cnn14(kind), "opt": {}}, tmp_path / "best_model.pth")
-    published = load_cnn14(tmp_path / "best_model.pth", **NARROW)
+    published = CNN14.load_published(tmp_path / "best_model.pth", **NARROW)
     decoder = published.encoder.config.decoder
     assert decoder.kind == kind.replace("bmamba", "bimamba") and decoder.layers == 2
     assert decoder.ssd == ("exact" if kind == "conformer" else "clamped")
@@ -271,7 +272,7 @@ def test_other_layouts_load_strictly(layout, tmp_path):
     content, fields = wrapped(layout)
     path = tmp_path / "model.ckpt"
     torch.save(content, path)
-    load = load_htsat if layout == "audioset" else load_cnn14
+    load = HTSAT.load_published if layout == "audioset" else CNN14.load_published
     published = load(path, **fields)
     encoder = published.encoder
     assert encoder.layouts[0] == ("foa" if layout == "pseldnets" else "mono")
@@ -290,7 +291,7 @@ def test_one_plane_is_spread_over_seven(layout, tmp_path):
     """A sum over equal planes then gives what the one plane gave."""
     content, fields = wrapped(layout)
     torch.save(content, tmp_path / "model.pth")
-    load = load_htsat if layout == "audioset" else load_cnn14
+    load = HTSAT.load_published if layout == "audioset" else CNN14.load_published
     mono, stereo = (load(tmp_path / "model.pth", layout=kind, **fields).encoder for kind in ("mono", "stereo"))
     plane = torch.randn(1, 1, mono.config.frames, 64)
     with torch.inference_mode():
@@ -315,17 +316,19 @@ def test_a_published_trunk_takes_a_decoder_of_ours(layout, kind, tmp_path):
     size = {"layers": 1, "head_size": 16, "heads": 4}
     fields |= {"layout": "stereo", "window_seconds": 5, "decoder": {"kind": kind, **size}}
     if layout == "panns" and kind == "none":
-        published = load_cnn14(path, **fields)
+        published = CNN14.load_published(path, **fields)
         assert "left_out" not in published.facts
     elif layout == "panns":  # which has neither decoder nor head
-        published = load_cnn14(path, **fields)
+        published = CNN14.load_published(path, **fields)
     else:
         with pytest.warns(UserWarning, match=rf"entries of its decoder .* left out: decoder\..*\({kind}\) starts"):
-            published = load_cnn14(path, **fields)
+            published = CNN14.load_published(path, **fields)
         assert {key.split(".")[0] for key in published.facts["left_out"]} == {"decoder", "head"}
     encoder = published.encoder
     assert not published.heads and encoder.config.decoder.kind == kind and encoder.config.decoder.ssd == "exact"
-    own = load_cnn14(path, layout="stereo", window_seconds=5, **{k: v for k, v in fields.items() if k == "widths"})
+    own = CNN14.load_published(
+        path, layout="stereo", window_seconds=5, **{k: v for k, v in fields.items() if k == "widths"}
+    )
     trunk = {key: value for key, value in own.encoder.state_dict().items() if not key.startswith("decoder.")}
     found = encoder.state_dict()
     assert set(trunk) == {key for key in found if not key.startswith("decoder.")}
@@ -342,20 +345,20 @@ def test_switches_and_sizes_beside_a_published_decoder(tmp_path):
     """A switch changes how the file's decoder runs; a size that is not the file's makes a new one of its kind."""
     path = tmp_path / "best_model.pth"
     torch.save({"seld_model": published_cnn14("bmamba")}, path)
-    own = load_cnn14(path, **NARROW)
+    own = CNN14.load_published(path, **NARROW)
     for given in ({"ssd": "exact"}, {"kind": "bimamba", "ssd": "exact", "layers": 2}):
-        exact = load_cnn14(path, **NARROW, decoder=given)
+        exact = CNN14.load_published(path, **NARROW, decoder=given)
         assert exact.encoder.config.decoder.ssd == "exact" and "seld" in exact.heads
         assert all(torch.equal(a, b) for a, b in zip(exact.encoder.parameters(), own.encoder.parameters(), strict=True))
     with pytest.warns(UserWarning, match="left out"):
-        deeper = load_cnn14(path, **NARROW, decoder={"layers": 3}).encoder.config.decoder
+        deeper = CNN14.load_published(path, **NARROW, decoder={"layers": 3}).encoder.config.decoder
     assert (deeper.kind, deeper.layers, deeper.ssd) == ("bimamba", 3, "exact")
     assert deeper.head_size == own.encoder.config.decoder.head_size
     broken = published_cnn14("bmamba")
     del broken["convs.conv_block2.conv1.weight"]
     torch.save({"seld_model": broken}, path)
     with pytest.raises(CheckpointError, match=r"1 entries .* missing convs\.conv_block2\.conv1\.weight"):
-        load_cnn14(path, **NARROW, decoder={"kind": "gru"})
+        CNN14.load_published(path, **NARROW, decoder={"kind": "gru"})
     with pytest.raises(CheckpointError, match="decoder: expected a group of keys"):
         build_encoder({"name": "cnn14", "published": path, **NARROW, "decoder": "gru"})
 
@@ -385,7 +388,7 @@ def damaged(state: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tensor]
 def test_a_file_that_does_not_fit_says_where(how, part, tmp_path):
     torch.save({"seld_model": damaged(published_cnn14("bmamba"), how)}, tmp_path / "best_model.pth")
     with pytest.raises(CheckpointError, match=part) as caught:
-        load_cnn14(tmp_path / "best_model.pth", **NARROW)
+        CNN14.load_published(tmp_path / "best_model.pth", **NARROW)
     assert "\n" not in str(caught.value)
 
 
@@ -393,12 +396,12 @@ def test_the_wrong_encoder_and_another_front_end_are_named(tmp_path):
     content, fields = wrapped("panns")
     torch.save(content, tmp_path / "panns.pth")
     with pytest.raises(CheckpointError, match="weights of 'htsat', found those of 'cnn14'"):
-        load_htsat(tmp_path / "panns.pth")
+        HTSAT.load_published(tmp_path / "panns.pth")
     with pytest.raises(CheckpointError, match="front end"):
-        load_cnn14(tmp_path / "panns.pth", fmax=16000.0, **fields)
+        CNN14.load_published(tmp_path / "panns.pth", fmax=16000.0, **fields)
     torch.save({"model": {"weight": torch.zeros(3)}}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"scalar\.0"):
-        load_cnn14(tmp_path / "other.pth")
+        CNN14.load_published(tmp_path / "other.pth")
 
 
 @pytest.mark.parametrize("layout", ["panns", "audioset"])
@@ -411,7 +414,7 @@ def test_what_is_left_out_is_named_to_the_letter(layout, tmp_path):
         weights[f"{key}_old"] = weights.pop(key)
         torch.save(content, tmp_path / "model.pth")
         with pytest.raises(CheckpointError, match=f"unexpected {part}_old"):
-            (load_cnn14 if layout == "panns" else load_htsat)(tmp_path / "model.pth", **fields)
+            (CNN14.load_published if layout == "panns" else HTSAT.load_published)(tmp_path / "model.pth", **fields)
         weights[key] = weights.pop(f"{key}_old")
 
 

@@ -22,11 +22,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from audio_llm.cli import main
-from audio_llm.encoders.conversion import LICENCES, SIGNS, recognise
+from audio_llm.encoders.conversion import recognise
 from audio_llm.encoders.heads import SpatialHeads, TokenMeanHead, UrbanSoundHead
-from audio_llm.encoders.published import read_published, rename, state_dict_of
+from audio_llm.encoders.published import read_published, rename, signs_in, state_dict_of
 from audio_llm.errors import CheckpointError, ConfigError
-from audio_llm.model.encoder import ENCODERS, build_encoder, encoder_class
+from audio_llm.model.encoder import ENCODERS, build_encoder
 from audio_llm.model.folder import load_encoder, open_encoder
 from audio_llm.tasks.folder import load_classifier
 from tests.encoders.test_pseld import NARROW, SMALL_HTSAT, published_cnn14, published_htsat, wrapped
@@ -254,6 +254,7 @@ def test_layout_loads_strictly(case, tmp_path):
     name, state, _, fields, _, path = case
     encoder = build_encoder({"name": name, "published": path, **fields})
     assert recognise(path) == name and not encoder.training
+    assert signs_in(state_dict_of(read_published(path))) == [name]  # of no other
     loaded, used = encoder.state_dict(), set()
     for key, value in loaded.items():
         alike = {other for other, found in state.items() if torch.equal(found, value)}
@@ -480,9 +481,24 @@ def test_beats_configuration_is_the_files_over_the_codes_defaults(tmp_path):
 
 
 def test_every_encoder_has_published_checkpoints_and_a_licence_note():
-    for name in ENCODERS:
-        assert callable(encoder_class(name).published_loader())
-    assert {name for name, _ in SIGNS} == set(LICENCES) == set(ENCODERS)
+    for kind in ENCODERS.values():
+        assert kind.signs and kind.licence and "load_published" in vars(kind)
+
+
+def test_a_file_is_read_and_hashed_once(tmp_path, monkeypatch):
+    beats_original(beats_state(), tmp_path / "file.pt")
+    read, hashed = [], []
+    load, digest = torch.load, hashlib.file_digest
+    monkeypatch.setattr(torch, "load", lambda path, **options: read.append(path) or load(path, **options))
+    monkeypatch.setattr(hashlib, "file_digest", lambda *given: hashed.append(given) or digest(*given))
+    assert conversion(tmp_path / "file.pt", tmp_path / "out", {}) == 0
+    assert len(read) == len(hashed) == 1
+
+
+def test_weights_with_the_signs_of_several_encoders_have_to_be_named(tmp_path, capsys):
+    beats_bare(beats_state() | urbansound_state(), tmp_path / "file.pt")
+    message = refusal(tmp_path / "file.pt", capsys, {})
+    assert "found signs of beats and urbansound_cnn. Name the encoder." in message
 
 
 def test_a_converted_fine_tuned_file_is_a_classifier(tmp_path, capsys):

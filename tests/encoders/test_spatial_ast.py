@@ -14,7 +14,7 @@ from torch import nn
 
 from audio_llm.encoders.features import hann, mel_bank, stft
 from audio_llm.encoders.heads import SpatialHeads
-from audio_llm.encoders.spatial_ast import SpatialAST, load_published
+from audio_llm.encoders.spatial_ast import SpatialAST
 from audio_llm.errors import AudioError, CheckpointError, ConfigError
 from audio_llm.model.encoder import build_encoder, encoder_config
 from tests.paths import DATA, SHARED
@@ -181,28 +181,28 @@ def test_published_checkpoint_loads_strictly(tmp_path):
     state = published_state(size)
     outer = {"optimizer": {}, "epoch": 99, "scaler": {}, "args": argparse.Namespace(lr=1e-3)}
     torch.save({"model": state, **outer}, path)
-    published = load_published(path, **size)
+    published = SpatialAST.load_published(path, **size)
     encoder, heads = published.encoder, published.heads["spatial"]
     assert torch.equal(encoder.blocks[3].attn.qkv.weight, state["blocks.3.attn.qkv.weight"])
     assert torch.equal(heads.azimuth_head.weight, state["azimuth_head.weight"])
     broken = {key: value for key, value in state.items() if key != "blocks.3.norm1.bias"} | {"extra": torch.ones(1)}
     torch.save({"model": broken}, path)
     with pytest.raises(CheckpointError, match=r"2 entries .* missing blocks\.3\.norm1\.bias .* unexpected extra"):
-        load_published(path, **size)
+        SpatialAST.load_published(path, **size)
     state["logmel_extractor.melW"] = state["logmel_extractor.melW"] * 1.01
     torch.save(state, path)
     with pytest.raises(CheckpointError, match="melW: expected the front end of 32000 Hz"):
-        load_published(path, **size)
+        SpatialAST.load_published(path, **size)
 
 
 def test_unsafe_pickle_is_refused(tmp_path):
     path = tmp_path / "evil.pth"
     torch.save({"model": {}, "args": Path("/")}, path)
     with pytest.raises(CheckpointError, match="expected a PyTorch checkpoint of tensors"):
-        load_published(path)
+        SpatialAST.load_published(path)
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError, match=r"evil\.pth"):
-        load_published(path)
+        SpatialAST.load_published(path)
 
 
 # ------------------------------------------------------------------------------------------------- the contract

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from audio_llm.audio import Waveform, downmix, resample
 from audio_llm.encoders import features
 from audio_llm.encoders.heads import LinearClassifier, UrbanSoundHead, build_classifier
-from audio_llm.encoders.urbansound_cnn import CLASSES, UrbanSoundCNN, load_published
+from audio_llm.encoders.urbansound_cnn import CLASSES, UrbanSoundCNN
 from audio_llm.errors import AudioError, CheckpointError, ConfigError
 from audio_llm.model.encoder import build_encoder, encoder_config
 from tests.paths import DATA, SHARED
@@ -50,7 +50,7 @@ def reference_state() -> dict[str, torch.Tensor]:
 def published(tmp_path_factory):
     path = tmp_path_factory.mktemp("published") / "model_fold_1_best.safetensors"
     save_file(reference_state(), path)
-    loaded = load_published(path)
+    loaded = UrbanSoundCNN.load_published(path)
     return loaded.encoder, loaded.heads["head"], loaded.facts["labels"]
 
 
@@ -186,13 +186,15 @@ def test_layouts_of_published_files(tmp_path, published):
     wrapped = {"epoch": 3, "model_state_dict": state, "optimizer_state_dict": {"state": {}, "param_groups": []}}
     torch.save({**wrapped, "val_loss": 0.7}, tmp_path / "best_model_this_fold.pt")
     for path in sorted(tmp_path.iterdir()):
-        loaded = load_published(path)
+        loaded = UrbanSoundCNN.load_published(path)
         for key, value in {**loaded.encoder.state_dict(), **loaded.heads["head"].state_dict()}.items():
             assert torch.equal(value, state[key]), (path.name, key)
     fewer = {**state, "fc2.weight": state["fc2.weight"][:4], "fc2.bias": state["fc2.bias"][:4]}
     torch.save(fewer, tmp_path / "four.pt")
-    assert load_published(tmp_path / "four.pt").facts["labels"] == [f"class {number}" for number in range(4)]
-    assert isinstance(UrbanSoundCNN.from_published(tmp_path / "bare.pt"), UrbanSoundCNN)
+    assert UrbanSoundCNN.load_published(tmp_path / "four.pt").facts["labels"] == [
+        f"class {number}" for number in range(4)
+    ]
+    assert isinstance(UrbanSoundCNN.load_published(tmp_path / "bare.pt").encoder, UrbanSoundCNN)
 
 
 class Malicious:
@@ -225,4 +227,4 @@ def test_files_that_do_not_fit_are_refused_in_one_line(tmp_path, monkeypatch, ca
         assert name in error and message in error and error.count("\n") == 1 and "Traceback" not in error, error
     assert not Path("run").exists()
     with pytest.raises(CheckpointError):
-        load_published("truncated.pt")
+        UrbanSoundCNN.load_published("truncated.pt")

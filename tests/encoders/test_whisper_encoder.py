@@ -88,7 +88,7 @@ def test_log_mel_is_transformers(bins, seconds):
 def test_tokens_are_transformers(theirs, folder):
     from transformers import WhisperFeatureExtractor
 
-    encoder = Whisper.from_published(folder)
+    encoder = Whisper.load_published(folder).encoder
     clips = [np.random.default_rng(n).standard_normal(n).astype(np.float32) * 0.1 for n in (100001, 400000)]
     features = WhisperFeatureExtractor()(clips, sampling_rate=16000, return_tensors="pt")["input_features"]
     expected = theirs.model.encoder(features).last_hidden_state
@@ -102,7 +102,7 @@ def test_tokens_are_transformers(theirs, folder):
 
 
 def test_layouts_give_the_same_weights(theirs, folder, tmp_path):
-    expected = Whisper.from_published(folder).state_dict()
+    expected = Whisper.load_published(folder).encoder.state_dict()
     theirs.save_pretrained(tmp_path / "shards", max_shard_size="60KB")
     assert (tmp_path / "shards" / "model.safetensors.index.json").exists()
     theirs.model.save_pretrained(tmp_path / "bare")
@@ -112,36 +112,36 @@ def test_layouts_give_the_same_weights(theirs, folder, tmp_path):
     dims = {"n_mels": 80, "n_audio_ctx": 1500, "n_audio_state": 48, "n_audio_head": 4, "n_audio_layer": 2}
     torch.save({"dims": dims, "model_state_dict": original_state(theirs)}, tmp_path / "original.pt")
     for name in ("shards", "bare", "pickled", "original.pt"):
-        encoder = Whisper.from_published(tmp_path / name)
+        encoder = Whisper.load_published(tmp_path / name).encoder
         assert encoder.config.depth == 2 and encoder.config.mlp_size == 96
         for key, value in encoder.state_dict().items():
             assert torch.equal(value, expected[key]), (name, key)
 
 
 def test_a_shorter_window_keeps_the_first_positions(folder):
-    whole, short = Whisper.from_published(folder), Whisper.from_published(folder, window_seconds=5.0)
+    whole, short = Whisper.load_published(folder).encoder, Whisper.load_published(folder, window_seconds=5.0).encoder
     table = "encoder.embed_positions.weight"
     assert torch.equal(short.get_parameter(table), whole.get_parameter(table)[:250])
     tokens, mask = short(torch.randn(1, 1, 80000) * 0.1, torch.tensor([16000]))
     assert tokens.shape == (1, 250, 48) and mask.sum() == 50
     with pytest.raises(CheckpointError, match=r"embed_positions.weight: expected \(2000, 48\), found \(1500, 48\)"):
-        Whisper.from_published(folder, window_seconds=40.0)
+        Whisper.load_published(folder, window_seconds=40.0)
 
 
 def test_other_models_are_refused(folder, tmp_path):
     with pytest.raises(CheckpointError, match=r"config\.json.*No such file"):
-        Whisper.from_published(tmp_path)
+        Whisper.load_published(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"model\.safetensors or pytorch_model\.bin, found neither"):
-        Whisper.from_published(tmp_path)
+        Whisper.load_published(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "wav2vec2"}))
     with pytest.raises(CheckpointError, match="model_type whisper, found wav2vec2"):
-        Whisper.from_published(tmp_path)
+        Whisper.load_published(tmp_path)
     (tmp_path / "config.json").write_text("[")
     with pytest.raises(CheckpointError, match="no valid JSON"):
-        Whisper.from_published(tmp_path)
+        Whisper.load_published(tmp_path)
 
 
 def test_a_folder_with_a_defect_is_refused_in_one_line(folder, tmp_path, capsys):

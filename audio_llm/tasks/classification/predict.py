@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from audio_llm import audio
 from audio_llm.datasets.sounds import Channels, as_asked
 from audio_llm.errors import AudioError, CheckpointError, ConfigError, describe, one_line
-from audio_llm.model.encoder import AudioEncoder, encoder_class
+from audio_llm.model.encoder import AudioEncoder
 from audio_llm.model.folder import CONFIG
 from audio_llm.tasks.folder import load_classifier
 
@@ -170,9 +170,9 @@ def _open(path: Path) -> tuple[AudioEncoder, nn.Module, dict[str, Any]]:
     """Encoder, classifier and facts of an encoder folder or of a published file."""
     if not path.is_file():
         return _load_folder(path)
-    from audio_llm.encoders.conversion import recognise
+    from audio_llm.encoders.conversion import open_published
 
-    published = encoder_class(recognise(path)).published_loader()(path)
+    published = open_published(path)
     if "head" not in published.heads or "labels" not in published.facts:
         cure = "Train one on it: audio-llm train with task: classification."
         raise CheckpointError(describe(f"checkpoint {path}", "a classifier beside the encoder", "none", cure))

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from audio_llm.encoders.beats import load_published
+from audio_llm.encoders.beats import BEATs
 from audio_llm.encoders.published import read_json, read_published, rename, state_dict_of
 from audio_llm.errors import CheckpointError, ConfigError, describe
 from audio_llm.files import atomic_file, write_json
@@ -99,8 +99,8 @@ def load_original(path: str | Path, beats: str | Path, text: str | Path) -> tupl
     if ANCHOR not in state or state[ANCHOR].ndim != 2:
         found = ", ".join(sorted(state)[:4])
         raise CheckpointError(describe(f"checkpoint {path}", f"EchoTwin's head ({ANCHOR})", f"the keys {found}"))
-    sizes = dataclasses.asdict(load_published(beats).encoder.config)
-    encoder = load_published(path, **sizes).encoder
+    sizes = dataclasses.asdict(BEATs.load_published(beats).encoder.config)
+    encoder = BEATs.load_published(path, **sizes).encoder
     text_enc, tokenizer = open_text(text, weights=False)
     load_strictly(text_enc, part_of(state, "text_enc"), f"{path} (text_enc)")
     config = EchoTwinConfig(head="letters", num_letters=len(state[ANCHOR]), columns=False, conventions="original")

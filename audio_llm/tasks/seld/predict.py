@@ -16,7 +16,6 @@ import torch
 from audio_llm import audio
 from audio_llm.encoders import seld_head
 from audio_llm.errors import CheckpointError, ConfigError, describe, one_line
-from audio_llm.model.encoder import encoder_class
 from audio_llm.model.folder import CONFIG
 from audio_llm.tasks.classification.predict import LONGEST
 from audio_llm.tasks.folder import load_seld
@@ -76,9 +75,9 @@ def load(path: str | Path, threshold: float | None = None) -> Locator:
     if not path.is_file():
         network, config = load_seld(path)
         return Locator(network, config["labels"], threshold or config.get("thresholds"))
-    from audio_llm.encoders.conversion import recognise
+    from audio_llm.encoders.conversion import open_published
 
-    published = encoder_class(recognise(path)).published_loader()(path)
+    published = open_published(path)
     head = published.heads.get("seld")
     if not isinstance(head, seld_head.SELDHead):
         cure = "Train one on it: audio-llm train with task: seld."
