@@ -27,11 +27,10 @@ from audio_llm.audio import Waveform, decode
 from audio_llm.datasets.records import SUFFIXES, Cell, Record, read_records
 from audio_llm.errors import DataError, describe
 from audio_llm.files import atomic_file, write_atomically
-from audio_llm.language.replies import normalise
+from audio_llm.language.replies import read_key, strip_letters
 
 PARTS = {1: "bioacoustics", 2: "temporal soundscapes", 3: "complex questions"}
 _PART = re.compile(r"part[ _-]?([123])(?!\d)", re.IGNORECASE)
-_LETTERED = re.compile(r"\s*[(\[]?([A-Za-z])\s*[.):\]]\s*(\S.*)", re.DOTALL)
 Key = Literal["id", "stem"]
 AnswerForm = Literal["text", "letter"]
 
@@ -181,7 +180,7 @@ def _question(record: Record, path: Path, root: Path, audio: str | Path | None, 
     if choices == options and len(options) > 1:
         counts["options without letters"] += 1
     said = record.text("answer", default="")
-    answer, note = read_answer(said, choices) if said.strip() else (None, "")
+    answer, note = read_key(said, choices) if said.strip() else (None, "")
     if note:
         counts[note if answer is not None else "answer is none of the options"] += 1
     identity = record.identity("id", default="").strip() or stem
@@ -198,40 +197,6 @@ def _question(record: Record, path: Path, root: Path, audio: str | Path | None, 
         audio=cell if isinstance(cell, Cell) else find_audio(url, path, root, audio),
         problem=note if said.strip() and answer is None else "",
     )
-
-
-def strip_letters(options: Sequence[str]) -> tuple[str, ...]:
-    """``("A. rain", "B. wind")`` → ``("rain", "wind")``; unchanged unless every option has the letter of its place."""
-    found = [_LETTERED.fullmatch(option) for option in options]
-    letters = [match[1].upper() if match else "" for match in found]
-    if letters != list(ascii_uppercase[: len(options)]):
-        return tuple(options)
-    return tuple(match[2].strip() for match in found if match)
-
-
-def read_answer(said: str, choices: Sequence[str]) -> tuple[int | None, str]:
-    """Index of the choice that an answer key names, and what had to be repaired or is beyond repair ("" for neither).
-
-    A key is a choice's text, its letter with its text, or its letter alone. Case, spaces and closing punctuation are
-    repaired; a letter beside another choice's text, several letters or words of no choice are not.
-    """
-    texts = [normalise(choice) for choice in choices]
-    match = _LETTERED.fullmatch(said)
-    letter, rest = (match[1].upper(), match[2]) if match else ("", said)
-    if not match and re.fullmatch(r"\s*[(\[]?[A-Za-z][)\].:]?\s*", said) and normalise(said) not in texts:
-        letter, rest = re.sub(r"[^A-Za-z]", "", said).upper(), ""
-    place = ascii_uppercase.index(letter) if letter else None
-    if place is not None and place < len(choices):
-        if not rest:
-            return place, "answer is a letter alone"
-        if normalise(rest) == texts[place]:
-            exact = rest.strip() == choices[place].strip()
-            return place, "" if exact else "answer differs from its option by punctuation, case or spaces"
-    if normalise(said) in texts:  # no letter, or a text that begins like one ("A: major")
-        place = texts.index(normalise(said))
-        exact = said.strip() == choices[place].strip()
-        return place, "" if exact else "answer differs from its option by punctuation, case or spaces"
-    return None, f"the answer {said.strip()!r} is none of the options"
 
 
 def part_of(record: Record, path: Path, identity: str, url: str) -> int:

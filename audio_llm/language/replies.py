@@ -1,15 +1,20 @@
-"""What a reply says: its parts, and which option it names. Rewards pay and scorers score by this alone."""
+"""What a reply says: its parts, the option, letter, labels, yes or no that it gives, and what it denies.
+
+Rewards pay and scorers score by this and by :mod:`audio_llm.language.quantities` alone. A text that contradicts itself,
+or that says a thing only to deny it, says nothing: no answer is guessed.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
 
-from audio_llm.language.denials import denied, lowered, mask
 from audio_llm.language.prompts import TAGS
+
+Span = tuple[int, int]  # start and end of a mention
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,15 @@ class Reply:
     how: str | None
     problem: str | None
 
+    @property
+    def said(self) -> str:
+        """The words of the one answer; "" where there are none, or several answers that differ."""
+        return "" if self.problem == SEVERAL_ANSWERS else self.answer
 
+
+SEVERAL_ANSWERS = "several different answers"
+YES_NO = ("yes", "no")
+_YES_NO = re.compile(r"\b(yes|no)\b")
 # "The correct answer is …": what follows is the answer.
 _LEAD_IN = re.compile(
     r"^[\s\"'*]*(?:(?:so|thus|therefore|hence),?\s+)?(?:(?:the|my)\s+)?(?:(?:final|correct|right|best|most likely)\s+)*"
@@ -52,6 +65,7 @@ _LETTER_INSIDE = re.compile(
 )
 # A label that can only be one: bracketed, or marked and set off ("i.e.", "I, for one" and "X-ray" are none).
 _LABEL = re.compile(r"^[\s\"'*]*(?:\([A-Za-z]\)|\[[A-Za-z]\]|[A-Za-z]\s*[).:](?=[\s*]))")
+_LETTERED = re.compile(r"\s*[(\[]?([A-Za-z])\s*[.):\]]\s*(\S.*)", re.DOTALL)  # an option as it is offered
 
 
 def normalise(text: str) -> str:
@@ -123,6 +137,54 @@ def read_letter(text: str, choices: Sequence[str] = ()) -> str | None:
     return letters.pop() if len(letters) == 1 else None
 
 
+def strip_letters(options: Sequence[str]) -> tuple[str, ...]:
+    """``("A. rain", "B. wind")`` → ``("rain", "wind")``; unchanged unless every option has the letter of its place."""
+    found = [match for option in options if (match := _LETTERED.fullmatch(option))]
+    if [match[1].upper() for match in found] != list(ascii_uppercase[: len(options)]):
+        return tuple(options)
+    return tuple(match[2].strip() for match in found)
+
+
+def read_key(said: str, choices: Sequence[str]) -> tuple[int | None, str]:
+    """Index of the choice that an answer key names, and what had to be repaired or is beyond repair ("" for neither).
+
+    A key is a choice's text, its letter with its text, or its letter alone. Case, spaces and closing punctuation are
+    repaired; a letter beside another choice's text, several letters or more words than the choice's are not.
+    """
+    found, match = resolve_option(said, choices), _LETTERED.fullmatch(said)
+    if found.how == "letter" and _LETTER_ONLY.match(said):
+        return found.index, "answer is a letter alone"
+    words = match[2] if match and found.how == "both" else said
+    if found.index is not None and normalise(words) == normalise(choices[found.index]):
+        exact = words.strip() == choices[found.index].strip()
+        return found.index, "" if exact else "answer differs from its option by punctuation, case or spaces"
+    return None, f"the answer {said.strip()!r} is none of the options"
+
+
+def read_yes_no(text: str) -> str | None:
+    """``yes`` or ``no``, the one of them that `text` says and does not deny; None where it says neither or both."""
+    words = {match[0] for match in said_in(text, _YES_NO)}
+    return words.pop() if len(words) == 1 else None
+
+
+def read_labels(text: str) -> frozenset[str]:
+    """The set of labels of a ``"; "`` list, in normal form; a comma inside a label is part of it."""
+    return frozenset(label for label in map(normalise, text.split(";")) if label)
+
+
+def mentions(text: str, label: str) -> bool:
+    """Whether running `text` names `label` somewhere and does not deny it there."""
+    return bool(_named_options(normalise(text), [normalise(label)])[0])
+
+
+def said_in(text: str, pattern: re.Pattern[str]) -> list[re.Match[str]]:
+    """Where `text`, :func:`lowered`, matches `pattern` and does not deny it."""
+    text = lowered(text)
+    found = {match.span(): match for match in pattern.finditer(text)}
+    refused = _denied(text, found)
+    return [match for span, match in found.items() if span not in refused]
+
+
 def _resolve_labelled(text: str, letter: str, rest: str, bare: bool, options: Sequence[str]) -> Resolution | None:
     """A letter, then words: both must agree. None where the letter may be a word ("A dog …", "I hear …")."""
     index = ascii_uppercase.index(letter.upper())
@@ -153,8 +215,8 @@ def _named_letters(text: str, options: Sequence[str]) -> tuple[set[str], set[str
         beyond = ascii_uppercase.index(letter.upper()) >= len(options)
         if beyond and (letter.islower() or text[:start][-1:].isalnum()):  # "dog(s)" is a plural
             del places[start, end]
-    masked = mask(small, [*places, *((start, end) for start, end, _ in _mentions(small, options))])
-    refused = {letter.upper() for place, letter in places.items() if denied(masked, *place)}
+    spans = _denied(small, places, beside=_mentions(small, options))
+    refused = {places[span].upper() for span in spans}
     return {letter.upper() for letter in places.values()} - refused, refused
 
 
@@ -184,20 +246,18 @@ def _problem(named: Collection[int], refused: Collection[Any]) -> str:
 
 def _named_options(text: str, options: Sequence[str]) -> tuple[set[int], set[int]]:
     """Options that a text names, and those that it denies: an option is in one of the two."""
-    spans = _mentions(text, options)
-    masked = mask(text, [(start, end) for start, end, _ in spans])
-    refused = {index for start, end, index in spans if denied(masked, start, end)}
-    return {index for _, _, index in spans} - refused, refused
+    places = _mentions(text, options)
+    refused = {places[span] for span in _denied(text, places)}
+    return set(places.values()) - refused, refused
 
 
-def _mentions(text: str, options: Sequence[str]) -> list[tuple[int, int, int]]:
-    """Start, end and option of every mention that does not lie inside a longer one."""
-    spans: list[tuple[int, int, int]] = []
+def _mentions(text: str, options: Sequence[str]) -> dict[Span, int]:
+    """The option of every mention that does not lie inside a longer one."""
+    spans: dict[Span, int] = {}
     for option in dict.fromkeys(options):  # equal options are one option: the first of them stands for all
-        index = options.index(option)
         for match in re.finditer(rf"(?<![\w#])(?<!non-){re.escape(option)}(?![\w#])", text) if option else ():
-            spans.append((match.start(), match.end(), index))
-    return [a for a in spans if not any(b[0] <= a[0] and a[1] <= b[1] and b[1] - b[0] > a[1] - a[0] for b in spans)]
+            spans[match.span()] = options.index(option)
+    return {a: index for a, index in spans.items() if not any(b[0] <= a[0] and a[1] <= b[1] and b != a for b in spans)}
 
 
 def _blocks(text: str, tag: str) -> list[str]:
@@ -235,13 +295,13 @@ def read_reply(text: str, choices: Sequence[str] = (), answer_as: str = "") -> R
     if resolutions:
         first = resolutions[0]
         if len({resolution.index for resolution in resolutions}) > 1:
-            problem = "several different answers"
+            problem = SEVERAL_ANSWERS
         elif first.index is None:
             problem = problem or first.problem
         else:
             choice, how = first.index, first.how
     elif len({normalise(answer) for answer in answers}) > 1:
-        problem = "several different answers"
+        problem = SEVERAL_ANSWERS
     if not answers[-1] and problem is None:
         problem = "empty"
     return Reply(
@@ -253,3 +313,64 @@ def read_reply(text: str, choices: Sequence[str] = (), answer_as: str = "") -> R
         how=how,
         problem=problem,
     )
+
+
+# ------------------------------------------------------------------------------------------------ denials
+# "not rain", "I doubt it is (B)", "rain? No.", "rain cannot be heard". A denial before the mention holds to the end of
+# its clause and through a list ("neither rain, wind nor a dog"), one after it must follow at once. Where that is
+# unclear the mention counts as denied.
+
+# Words with a negation in them that deny nothing of what follows.
+_NEUTRAL = re.compile(
+    r"(?:\bno|\x00\x00) (?:doubt|question)\b|"
+    r"\b(?:without (?:an?y? )?doubt|not only|not just|nothing (?:but|other than)|"
+    r"(?:no|none) other than|(?:can't|cannot|could not|couldn't|can not) be anything (?:but|other than|else than)|"
+    r"(?:i'm |i am )?not (?:\w+ly )?(?:sure|certain)(?! (?:it|that|if|whether|about|of)\b))"
+)
+_BEFORE = re.compile(
+    r"\b(?:not|no|never|neither|nor|none|nothing|without|except|excluding|exclude[sd]?|eliminat(?:e[sd]?|ing)|"
+    r"reject(?:s|ed|ing)?|rul(?:e[sd]?|ing) out|doubt\w*|unlikely|improbable|impossible|wrong|incorrect|false|"
+    r"far from|hardly|lack(?:s|ing)?|absence of|fail(?:s|ed)? to|refuse[sd]? to|instead of|rather than|other than|"
+    r"unlike|(?:anything|everything|all) but|isnt|wasnt|arent|dont|doesnt|didnt|cant|cannot|\w+n't)\b"
+)
+# A list goes on after a comma: the denial goes on with it.
+_ITEM = r"(?:(?:or|nor|and)\s+)?(?:an?\s+|the\s+)?(?:\(?[a-z]\)\s*|[a-z]\.\s+)?\x00"
+_CLAUSE = re.compile(
+    rf"[!?;\n]|\.(?=\s|$)|,(?!\s*{_ITEM})|\s[-\u2013\u2014]\s|"
+    r"(?<!anything )(?<!everything )(?<!nothing )(?<!all )\bbut\b|\b(?:however|therefore|hence|thus|actually)\b|"
+    r"\bso\b(?! much)|\bbecause\b(?! of)|\binstead\b(?! of)|"
+    r"\band (?:it|there|i|the|this|that|we|so|instead|therefore)\b(?!\s*\x00)"
+)
+_VERB = r"(?:is|was|are|were|does|do|did|can|could|will|would|should|may|might|must|has|have|had)"
+_SEEMS = r"(?:is|was|are|were|seems?|sounds?|appears?|looks?|(?:would|can|could|should|may|must) be)"
+_AFTER = re.compile(
+    rf"[\"'*)\].]*\s*\x00*(?:\s+(?:sounds?|noises?|options?|choices?|answers?|ones?|alternative|itself|here))?"
+    rf"[\"'*)\].]*(?:(?:,\s*which)?\s+(?:"
+    rf"{_VERB}\s+(?:\w+ly\s+)?(?:not|never|no longer)\b(?!\s+only\b)|(?:\w+n't|cannot|isnt|wasnt|arent|doesnt)\b|"
+    rf"{_SEEMS}\s+(?:\w+ly\s+|to be\s+)?(?:incorrect|wrong|false|impossible|implausible|improbable|unlikely|doubtful|"
+    rf"questionable|excluded|rejected|ruled out|eliminated|absent|missing|inaudible)\b)"
+    rf"|\s*[?!.,:;\u2013\u2014-]*\s*[(\[]?(?:no|nope|not|never|wrong|incorrect|false)[)\]]?\s*(?:[.!,;]|$))"
+)
+
+
+def lowered(text: str) -> str:
+    """`text` in lower case with plain apostrophes, character for character: places in it are places in `text`."""
+    small = (character.lower() for character in text.replace("\u2019", "'"))
+    return "".join(low if len(low) == 1 else character for low, character in zip(small, text, strict=True))
+
+
+def _denied(text: str, spans: Collection[Span], beside: Iterable[Span] = ()) -> set[Span]:
+    """The mentions among `spans` that `text`, in lower case, denies. A "never" inside a mention, or inside what stands
+    `beside` it, denies nothing: all of them are masked."""
+    for start, end in (*spans, *beside):
+        text = text[:start] + "\0" * (end - start) + text[end:]
+    return {span for span in spans if _is_denied(text, *span)}
+
+
+def _is_denied(text: str, start: int, end: int) -> bool:
+    before = _NEUTRAL.sub(lambda match: "_" * len(match[0]), text)[:start]
+    # The mask that follows tells a list's comma from a clause's, so the clauses are cut with the mention in sight.
+    clause = 0
+    for boundary in _CLAUSE.finditer(before + "\0"):
+        clause = boundary.end()
+    return bool(_BEFORE.search(before[clause:])) or bool(_AFTER.match(text[end:]))

@@ -25,8 +25,18 @@ from typing import Any
 
 from audio_llm.errors import ConfigError, nearest
 from audio_llm.language.prompts import STYLES, TAGS
-from audio_llm.language.quantities import _unit, great_circle, read_direction, read_distance, read_time
-from audio_llm.language.replies import Reply, normalise, read_reply, resolve_option, strip_turn_markers
+from audio_llm.language.quantities import great_circle, read_direction, read_distance, read_time, unit_vector
+from audio_llm.language.replies import (
+    YES_NO,
+    Reply,
+    mentions,
+    normalise,
+    read_labels,
+    read_reply,
+    read_yes_no,
+    resolve_option,
+    strip_turn_markers,
+)
 
 Rewards = list[float | None]
 RewardFunction = Callable[..., Rewards]
@@ -58,7 +68,7 @@ class _Row:
         """What the reply claims; with choices the text of the option it resolves to, so that '(B)' alone counts."""
         if self.choices:
             return None if self.reply.choice is None else self.choices[self.reply.choice]
-        return None if self.reply.problem == "several different answers" else self.reply.answer
+        return self.reply.said or None
 
 
 def _rows(completions: Sequence[Any], columns: dict[str, Any]) -> list[_Row]:
@@ -77,7 +87,8 @@ def _accuracy(row: _Row) -> float | None:
     if row.reference is None:
         return None
     if not row.choices:
-        return float(row.stated is not None and normalise(row.stated) == normalise(row.reference))
+        read: Callable[[str], Any] = read_yes_no if normalise(row.reference) in YES_NO else read_labels
+        return float(row.stated is not None and read(row.stated) == read(row.reference))
     gold = resolve_option(row.reference, row.choices).index
     if gold is None:  # the reference names none of the options: no truth to reward against
         return None
@@ -87,7 +98,8 @@ def _accuracy(row: _Row) -> float | None:
 def answer_accuracy(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Rewards:
     """1 where the reply names the right option (letter, text or both; a contradiction is wrong), else 0.
 
-    Without choices the answer's text must equal the reference up to case and punctuation. None without a reference.
+    Without choices yes and no are read from the words; of any other reference the labels between semicolons must be the
+    same, up to case and punctuation. None without a reference.
     """
     return [_accuracy(row) for row in _rows(completions, columns)]
 
@@ -188,9 +200,9 @@ def evidence(prompts: Sequence[Any], completions: Sequence[Any], *, zero_at: flo
 
 
 def _evidence(clause: str, event: dict[str, Any], zero_at: float) -> float:
-    label = 1.0 if re.search(rf"\b{re.escape(normalise(event['label']))}\b", normalise(clause)) else 0.0
+    label = float(mentions(clause, event["label"]))
     stated, away = read_direction(clause), read_distance(clause)
-    truth = _unit(event["azimuth"], event.get("elevation") or 0.0)
+    truth = unit_vector(event["azimuth"], event.get("elevation") or 0.0)
     where = 0.0 if stated is None else max(0.0, 1 - great_circle(stated, truth) / zero_at)
     far = 0.0 if not away or away <= 0 else max(0.0, 1 - abs(math.log2(away / event["distance"])))
     return (label + where + far) / 3

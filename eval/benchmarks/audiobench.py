@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from audio_llm.audio import Waveform, decode
-from audio_llm.datasets.dcase_aqa import read_answer, strip_letters
 from audio_llm.datasets.records import SUFFIXES, Cell, Record, read_records
 from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.files import write_json
-from audio_llm.language.replies import read_reply
+from audio_llm.language.replies import read_key, strip_letters
 from eval.benchmarks.base import BenchmarkError, Collection, Item, check_options, refuse_doubles, sha256_of
 from eval.predictions import Prediction
 
@@ -85,7 +84,7 @@ class AudioBench:
                 entry = {
                     "instruction": row.question,
                     "reference": row.gold,
-                    "model_prediction": read_reply(row.raw).answer,
+                    "model_prediction": row.reply().answer,
                 }
                 groups.setdefault(str(row.meta.get("set", "audiobench")), []).append(entry)
         paths = [out / f"{name}.json" for name in groups]
@@ -104,7 +103,7 @@ def read_item(record: Record, name: str, identity: str, caption: str) -> tuple[I
     if kind == "choice":
         question, options = _options(record, question)
         choices = strip_letters(options)
-        index, repaired = read_answer(gold, choices)
+        index, repaired = read_key(gold, choices)
         gold = "" if index is None else choices[index]
     meta: dict[str, Any] = {"set": name}
     if isinstance(further, list) and all(isinstance(text, str) for text in further):

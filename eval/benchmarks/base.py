@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from audio_llm.audio import Waveform
-from audio_llm.datasets.dcase_aqa import read_answer
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, describe, nearest
 from audio_llm.language.prompts import ANSWERS_AS
+from audio_llm.language.replies import read_key
 from audio_llm.shards.schema import MOST_CHOICES
 from eval.predictions import Prediction
 
@@ -138,7 +138,7 @@ def join(collections: Sequence[Collection], names: Sequence[str]) -> Collection:
 
 
 def settle_answers(collection: Collection) -> None:
-    """Make every item's answer one of its choices, to the letter, where it names one (:func:`read_answer`); give the
+    """Make every item's answer one of its choices, to the letter, where it names one (:func:`read_key`); give the
     items that nobody could answer right their error, for no benchmark scores such a one. Both are counted."""
     counts = Counter(collection.counts)
     for place, item in enumerate(collection.items):
@@ -161,7 +161,7 @@ def with_answer(item: Item) -> tuple[Item, str]:
     ``NO_OPTION`` where it names none and stays as it is."""
     if not item.choices or not item.gold or item.gold in item.choices:
         return item, ""
-    index, note = read_answer(item.gold, item.choices)
+    index, note = read_key(item.gold, item.choices)
     return (item, NO_OPTION) if index is None else (replace(item, gold=item.choices[index]), note)
 
 

@@ -16,7 +16,6 @@ from audio_llm.datasets.records import SUFFIXES, Record, read_records
 from audio_llm.datasets.reverberation import SAMPLE_RATE, Rendering, Response, dry, hear, load_response
 from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.files import write_atomically
-from audio_llm.language.replies import read_reply
 from eval.benchmarks.base import (
     BenchmarkError,
     Collection,
@@ -122,7 +121,7 @@ class SpatialSoundQA:
             groups.setdefault(str(row.meta.get("file", "questions")), []).append(row)
         written = []
         for name, group in groups.items():
-            said = [_line(row.id, read_reply(row.raw).answer) for row in group]
+            said = [_line(row.id, row.reply().answer) for row in group]
             for suffix, lines in (("pred", said), ("gt", [_line(row.id, row.gold) for row in group])):
                 path = out / f"{name.replace('/', '-')}_{suffix}"
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from audio_llm.language.replies import read_reply
+from audio_llm.language.quantities import AXES, read_directions
 from eval.controls import DEAF
 from eval.figures import charts
 from eval.figures.estimates import Estimate, wilson
 from eval.figures.scores import Cell, by, summarise
 from eval.report.markup import accuracy, escape, estimate, note, percent, signed, table, won_and_lost
 from eval.report.runs import Run
-from eval.scorers.open_answers import AXES, answer_kind, read_directions
+from eval.scorers.open_answers import answer_kind
 
 DIRECTIONS = ("front", "left", "behind", "right")
 UNREAD = "none"
@@ -180,7 +180,7 @@ def _axis_maps(run: Run) -> list[tuple[str, int, str]]:
     for row in run.main_rows:
         if row.choices or row.error or answer_kind(row) not in ("place", "direction"):
             continue
-        gold, said = read_directions(row.gold), read_directions(read_reply(row.raw).answer)
+        gold, said = read_directions(row.gold), read_directions(row.reply().said)
         if len(gold) > 1:
             for axis, word in gold.items():
                 pairs[axis].append((word, said.get(axis, UNREAD)))

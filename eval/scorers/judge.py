@@ -25,7 +25,7 @@ from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.files import append_line, read_lines
 from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer, unscored
-from eval.scorers.text import answer_of, references
+from eval.scorers.text import references
 
 MAX_TOKENS = 512  # of the judge's reply: a sentence and a line
 CONCURRENCY = 8  # requests in flight
@@ -150,7 +150,7 @@ class Judge:
         """The rating as a share of the best one; None where the judge does not apply or said nothing to go by."""
         if not self._model or not self._applies(row):
             return None
-        said = answer_of(row)
+        said = row.reply().said
         if not said:  # nobody needs to be asked, and nothing is given for nothing
             return Score(row.id, row.question_type, 0.0, None, f"no answer to judge; reference '{row.gold}'", False)
         key = self._key(row)
@@ -174,7 +174,7 @@ class Judge:
         reference = "\n".join(references(row))
         form = f"one whole number from 0 to {self._scale.best}"
         text = PROMPT.format(
-            question=row.question, reference=reference, answer=answer_of(row), scale=self._scale.words, form=form
+            question=row.question, reference=reference, answer=row.reply().said, scale=self._scale.words, form=form
         )
         messages = [{"role": "user", "content": text}]
         return {"model": self._model, "messages": messages, "temperature": 0, "seed": 0, "max_tokens": MAX_TOKENS}
@@ -184,7 +184,7 @@ class Judge:
 
     def _ask(self, row: Prediction) -> str | None:
         """The judge's reply, kept on disk. None where it refuses the request, with the reason in `_refused`."""
-        if self._endpoint is None or not answer_of(row):
+        if self._endpoint is None or not row.reply().said:
             return None
         body, key = self._body(row), self._key(row)
         try:

@@ -3,18 +3,14 @@ axis, distances within half a metre, yes/no."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
-from audio_llm.language.denials import denied, lowered, mask
-from audio_llm.language.replies import normalise, read_reply
+from audio_llm.language.quantities import is_direction, read_directions, read_distance
+from audio_llm.language.replies import YES_NO, normalise, read_labels, read_yes_no
 from eval.predictions import Prediction
 from eval.scorers.base import Score
 
 DISTANCE_TOLERANCE = 0.5  # metres: one class of Spatial-AST's distance head, the convention behind BAT's DER
-AXES = (("left", "right"), ("front", "behind"), ("above", "below"))
-SYNONYMS = {"back": "behind", "rear": "behind", "ahead": "front", "up": "above", "down": "below"}
-DIRECTIONS = [*(word for axis in AXES for word in axis), *SYNONYMS]
 
 # Answer kind of SpatialSoundQA's question types where no choices are given.
 SPATIAL_SOUND_QA = {
@@ -32,10 +28,10 @@ SPATIAL_SOUND_QA = {
 
 def score_open(row: Prediction) -> Score:
     """The score of an answer in words, by the kind of question; an unreadable reply is wrong."""
-    reply = read_reply(row.raw)
-    if not reply.answer or reply.problem in ("thinking not closed", "several different answers"):
+    reply = row.reply()
+    if not reply.said:
         return Score(row.id, row.question_type, 0.0, None, f"no answer to read: {reply.problem}", False)
-    return OPEN_SCORERS[answer_kind(row)](row, reply.answer)
+    return OPEN_SCORERS[answer_kind(row)](row, reply.said)
 
 
 def answer_kind(row: Prediction) -> str:
@@ -45,42 +41,11 @@ def answer_kind(row: Prediction) -> str:
     if row.question_type.upper() in SPATIAL_SOUND_QA:
         return SPATIAL_SOUND_QA[row.question_type.upper()]
     gold = normalise(row.gold)
-    if gold in ("yes", "no"):
+    if gold in YES_NO:
         return "yes_no"
     if read_distance(gold) is not None:
         return "place" if read_directions(gold) else "distance"
-    return "direction" if _is_directions_only(gold) else "labels"
-
-
-def read_distance(text: str) -> float | None:
-    """The one distance in metres that `text` names and does not deny ("2m", "1.5 m", "3 metres"), else None."""
-    found = _said(r"(?<![\w.\-−])(\d+(?:\.\d+)?)\s*(?:m|metres?|meters?)\b", text)
-    return float(found[0]) if len(found) == 1 else None
-
-
-def read_directions(text: str) -> dict[str, str]:
-    """Direction words by axis, ``{"left/right": "left", …}``, without those that `text` denies; an axis named both ways
-    is left out."""
-    words = {SYNONYMS.get(word, word) for word in _said(rf"\b({'|'.join(DIRECTIONS)})\b", text)}
-    return {"/".join(axis): word for axis in AXES for word in axis if word in words and len(words & set(axis)) == 1}
-
-
-def _said(pattern: str, text: str) -> list[str]:
-    """What the group of `pattern` holds wherever `text` says it and does not deny it."""
-    text = lowered(text)
-    places = [(*match.span(), match[1]) for match in re.finditer(pattern, text)]
-    masked = mask(text, [(start, end) for start, end, _ in places])
-    return [said for start, end, said in places if not denied(masked, start, end)]
-
-
-def read_labels(text: str) -> frozenset[str]:
-    """The set of labels of a ``"; "`` list; a comma inside a label is part of it."""
-    return frozenset(label for label in (normalise(part) for part in text.split(";")) if label)
-
-
-def _is_directions_only(text: str) -> bool:
-    words = re.findall(r"[a-z]+", text)
-    return bool(words) and all(word in DIRECTIONS for word in words)
+    return "direction" if is_direction(gold) else "labels"
 
 
 def _score_labels(row: Prediction, answer: str) -> Score:
@@ -93,10 +58,9 @@ def _score_labels(row: Prediction, answer: str) -> Score:
 
 
 def _score_yes_no(row: Prediction, answer: str) -> Score:
-    words = set(_said(r"\b(yes|no)\b", answer))
-    if len(words) != 1:
+    said = read_yes_no(answer)
+    if said is None:
         return Score(row.id, row.question_type, 0.0, None, f"neither yes nor no in {answer!r}", False)
-    said = words.pop()
     return Score(
         row.id, row.question_type, float(said == normalise(row.gold)), said, f"said {said}, gold {row.gold}", True
     )

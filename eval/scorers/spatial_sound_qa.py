@@ -14,12 +14,13 @@ import numpy as np
 
 from audio_llm.datasets.reverberation import read_classes
 from audio_llm.errors import ConfigError, describe, nearest
-from audio_llm.language.replies import normalise, read_reply
+from audio_llm.language.quantities import read_distance
+from audio_llm.language.replies import normalise, read_labels
 from eval.embedders import CharacterNgrams, LocalEncoder, Table, TextEmbedder, unit
 from eval.figures.estimates import Estimate, proportion, ratio
 from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer, unscored
-from eval.scorers.open_answers import answer_kind, read_distance, read_labels, score_open
+from eval.scorers.open_answers import answer_kind, score_open
 
 TOLERANCES = (0.0, 0.5, 1.0)  # metres; answers stand on a grid of 0.5 m, so that 0 asks for the exact step
 AT_ONCE = 1024  # answers embedded together: tens of megabytes, whatever the number of answers
@@ -134,7 +135,7 @@ def _distance_errors(pairs: Sequence[Pair]) -> list[float]:
     """In metres; infinite where no distance could be read."""
     errors = []
     for row, _ in pairs:
-        said, gold = read_distance(read_reply(row.raw).answer), read_distance(row.gold)
+        said, gold = read_distance(row.reply().said), read_distance(row.gold)
         errors.append(math.inf if said is None or gold is None else abs(said - gold))
     return errors
 
@@ -217,7 +218,7 @@ class LabelSimilarity:
         """Cosine of answer and gold answer, at least 0; only for questions that ask for labels."""
         if unscored(row) or row.choices or answer_kind(row) != "labels":
             return None
-        said = _answer(row)
+        said = row.reply().said
         if not said:
             return Score(row.id, row.question_type, 0.0, None, f"no answer to read; gold {row.gold}", False)
         mine, true = self._answers([said])[0], self._labels_of(row.gold)
@@ -258,11 +259,6 @@ class LabelSimilarity:
 def gold_labels(gold: str) -> list[str]:
     """The labels of a ``"; "`` list in lower case, commas and parentheses kept, as class tables have them."""
     return [label for part in gold.split(";") if (label := part.strip().lower())]
-
-
-def _answer(row: Prediction) -> str:
-    reply = read_reply(row.raw)
-    return "" if reply.problem in ("thinking not closed", "several different answers") else reply.answer.strip()
 
 
 SCORERS: tuple[Scorer, ...] = (SpatialSoundQA(), LabelSimilarity())

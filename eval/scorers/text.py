@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
-from audio_llm.language.replies import normalise, read_reply
+from audio_llm.language.replies import normalise
 from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer, unscored
 from eval.scorers.choice import OptionResolution
@@ -88,18 +88,12 @@ class TextScorer:
     def score(self, row: Prediction) -> Score | None:
         if unscored(row) or row.choices:
             return None
-        said = answer_of(row)
+        said = row.reply().said
         if not said:
             return Score(row.id, row.question_type, 0.0, None, f"no answer to read; reference '{row.gold}'", False)
         found = [(*self._compare(said, text), text) for text in references(row)]
         value, why, text = max(found, key=lambda entry: entry[0])
         return Score(row.id, row.question_type, value, said, f"{why}; reference '{text}'", True)
-
-
-def answer_of(row: Prediction) -> str:
-    """The words of the answer tag, else those after the reasoning; "" where there is no one answer."""
-    reply = read_reply(row.raw)
-    return "" if reply.problem in ("thinking not closed", "several different answers") else reply.answer.strip()
 
 
 EXACT = TextScorer("string-exact", "Same text", exact)

@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
 from audio_llm.datasets import dcase_aqa
 from audio_llm.datasets.dcase_aqa import Answered
@@ -155,35 +153,6 @@ def test_one_file_of_all_questions_reads_alike(dev: Path) -> None:
     folder = dcase_aqa.read(dev / "questions" / "dev")
     for mine, theirs in zip(found.rows, folder.rows, strict=False):
         assert np.array_equal(mine.waveform().samples, theirs.waveform().samples)
-
-
-@pytest.mark.parametrize(
-    ("said", "index", "note"),
-    [
-        ("A. C major", 0, ""),
-        ("C major", 0, ""),
-        ("(B) a", 1, ""),
-        ("a", 1, ""),  # the text of the second choice, not the letter of the first
-        ("C", 2, "letter alone"),
-        ("c) THE sea .", 2, "punctuation"),
-        ("D", None, "none of the options"),
-        ("A. a", None, "none of the options"),
-        ("A, B, C", None, "none of the options"),
-        ("C major and a", None, "none of the options"),
-    ],
-)
-def test_answer_keys(said: str, index: int | None, note: str) -> None:
-    found, why = dcase_aqa.read_answer(said, ("C major", "a", "the sea"))
-    assert found == index
-    assert (note in why) if note else why == ""
-
-
-@given(st.lists(st.text("abc xyz", min_size=1).map(str.strip).filter(bool), min_size=2, max_size=6, unique=True))
-def test_letters_come_off_and_go_on_again(texts: list[str]) -> None:
-    lettered = [f"{chr(65 + place)}. {text}" for place, text in enumerate(texts)]
-    assert dcase_aqa.strip_letters(lettered) == tuple(texts)
-    assert [dcase_aqa.read_answer(option, texts)[0] for option in lettered] == list(range(len(texts)))
-    assert dcase_aqa.strip_letters(lettered[::-1]) == tuple(lettered[::-1])
 
 
 def test_malformed_questions_are_named(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from eval.benchmarks import get_benchmark, open_benchmark
 from eval.embedders import CharacterNgrams, LocalEncoder
 from eval.predictions import Prediction
 from eval.scorers import SCORERS, get_scorers
-from eval.scorers.open_answers import SPATIAL_SOUND_QA, read_directions, read_distance, score_open
+from eval.scorers.open_answers import SPATIAL_SOUND_QA, score_open
 from tests.paths import SHARED
 
 FIXTURES = SHARED / "fixtures" / "bat_ref.npz"
@@ -205,24 +205,6 @@ def test_f1_over_labels_is_scikit_learns() -> None:
     assert found["labels: micro F1"] == pytest.approx(f1_score(truth, table, average="micro"))
     assert found["labels: macro F1"] == pytest.approx(f1_score(truth, table, average="macro", labels=[1, 2, 3, 4]))
     assert found["labels: exact set"] == pytest.approx((truth == table).all(axis=1).mean())
-
-
-@pytest.mark.parametrize(
-    ("text", "directions", "distance"),
-    [
-        ("It is not on the left", [], None),
-        ("not left, not front, not below; 1m", [], 1.0),
-        ("right rather than left; 2m", ["right"], 2.0),
-        ("on the left, not the right; not 2m", ["left"], None),
-        ("neither left nor right", [], None),
-        ("left, behind; -2m", ["left", "behind"], None),
-        ("left; 1-2m", ["left"], None),
-        ("No, it is to the left", ["left"], None),
-    ],
-)
-def test_what_is_denied_is_not_said(text: str, directions: list[str], distance: float | None) -> None:
-    assert [*read_directions(text).values()] == directions
-    assert read_distance(text) == distance
 
 
 @pytest.mark.parametrize(

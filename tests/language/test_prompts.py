@@ -13,10 +13,48 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audio_llm.language.prompts import STYLES, TURN_MARKERS, chat_template, conversation, question_text, target_text
-from audio_llm.language.replies import normalise, read_letter, read_reply, resolve_option
+from audio_llm.language.replies import normalise, read_key, read_letter, read_reply, resolve_option, strip_letters
 from tests.paths import SHARED
 
 DOGS = ["A cat meowing", "A dog barking", "A dog growling", "Rain"]
+
+
+RESOLVED = [
+    ("A dog barking", 1),
+    ("a dog barking.", 1),
+    ("B", 1),
+    ("b", 1),
+    ("(B)", 1),
+    ("Option B", 1),
+    ("The answer is B.", 1),
+    ("B. A dog barking", 1),
+    ("**B) A dog barking**", 1),
+    ("The sound is a dog barking.", 1),
+    ("It is a dog barking, not a cat meowing.", 1),
+    ("<think>Could be rain, but no.</think><answer>A dog barking</answer>", 1),
+    ("Answer: (D) Rain", 3),
+    ("A dog growling", 2),
+    ("(B) rain", None),  # letter and text contradict
+    ("B. Rain", None),
+    ("not a dog barking", None),
+    ("It is not rain.", None),
+    ("rain or a dog barking", None),
+    ("(A) dog", None),
+    ("E", None),
+    ("(E) a dog barking", None),  # no such option, whatever the words say
+    ("E. A dog barking", None),
+    ("[E] a dog barking", None),
+    ("Answer: E, a dog barking", None),
+    ("I hear a dog barking", 1),
+    ("I, for one, hear a dog barking", 1),
+    ("i.e. a dog barking", 1),
+    ("The dog(s): a dog barking", 1),
+    ("", None),
+    ("<think>First, I listen to the rain", None),  # cut before an answer
+    ("<answer>Rain</answer><answer>A dog barking</answer>", None),
+    ("<answer>Rain</answer><answer>(D)</answer>", 3),
+    ("A and B", None),
+]
 
 
 @dataclass
@@ -28,45 +66,7 @@ class Item:
     semantic_elements: dict[str, Any] | None = field(default_factory=lambda: {"who": ["dog"], "how": "barks"})
 
 
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        ("A dog barking", 1),
-        ("a dog barking.", 1),
-        ("B", 1),
-        ("b", 1),
-        ("(B)", 1),
-        ("Option B", 1),
-        ("The answer is B.", 1),
-        ("B. A dog barking", 1),
-        ("**B) A dog barking**", 1),
-        ("The sound is a dog barking.", 1),
-        ("It is a dog barking, not a cat meowing.", 1),
-        ("<think>Could be rain, but no.</think><answer>A dog barking</answer>", 1),
-        ("Answer: (D) Rain", 3),
-        ("A dog growling", 2),
-        ("(B) rain", None),  # letter and text contradict
-        ("B. Rain", None),
-        ("not a dog barking", None),
-        ("It is not rain.", None),
-        ("rain or a dog barking", None),
-        ("(A) dog", None),
-        ("E", None),
-        ("(E) a dog barking", None),  # no such option, whatever the words say
-        ("E. A dog barking", None),
-        ("[E] a dog barking", None),
-        ("Answer: E, a dog barking", None),
-        ("I hear a dog barking", 1),
-        ("I, for one, hear a dog barking", 1),
-        ("i.e. a dog barking", 1),
-        ("The dog(s): a dog barking", 1),
-        ("", None),
-        ("<think>First, I listen to the rain", None),  # cut before an answer
-        ("<answer>Rain</answer><answer>A dog barking</answer>", None),
-        ("<answer>Rain</answer><answer>(D)</answer>", 3),
-        ("A and B", None),
-    ],
-)
+@pytest.mark.parametrize(("text", "expected"), RESOLVED)
 def test_replies_resolve_to_the_option_they_name(text: str, expected: int | None) -> None:
     assert read_reply(text, DOGS).choice == expected
 
@@ -286,3 +286,32 @@ def test_template_removes_a_typed_placeholder_and_opens_the_turn(marker: str) ->
     assert prompt.count("<|audio|>") == 2
     full = template.render(messages=conversation(Item(question="Is <|audio|> this?"), audios=2, style="think"))
     assert full.startswith(prompt), "the prompt must be a prefix of prompt and reply, or the loss mask is wrong"
+
+
+@pytest.mark.parametrize(
+    ("said", "index", "note"),
+    [
+        ("A. C major", 0, ""),
+        ("C major", 0, ""),
+        ("(B) a", 1, ""),
+        ("a", 1, ""),  # the text of the second choice, not the letter of the first
+        ("C", 2, "letter alone"),
+        ("c) THE sea .", 2, "punctuation"),
+        ("D", None, "none of the options"),
+        ("A. a", None, "none of the options"),
+        ("A, B, C", None, "none of the options"),
+        ("C major and a", None, "none of the options"),
+    ],
+)
+def test_answer_keys(said: str, index: int | None, note: str) -> None:
+    found, why = read_key(said, ("C major", "a", "the sea"))
+    assert found == index
+    assert (note in why) if note else why == ""
+
+
+@given(st.lists(st.text("abc xyz", min_size=1).map(str.strip).filter(bool), min_size=2, max_size=6, unique=True))
+def test_letters_come_off_and_go_on_again(texts: list[str]) -> None:
+    lettered = [f"{chr(65 + place)}. {text}" for place, text in enumerate(texts)]
+    assert strip_letters(lettered) == tuple(texts)
+    assert [read_key(option, texts)[0] for option in lettered] == list(range(len(texts)))
+    assert strip_letters(lettered[::-1]) == tuple(lettered[::-1])
