@@ -32,7 +32,6 @@ TASKS = ("classification", "echotwin", "language_model", "seld", "spatial")
 CIRCLES = (
     "audio_llm.answering.",
     "audio_llm.tasks.",
-    "data_prep.questions",
 )
 KNOWS_ANOTHER = ("audio_llm/tasks/seld/predict.py", "audio_llm/tasks/seld/tracks.py")
 # `audio_llm` itself registers the model with Transformers when asked to; __main__ is the command line.

@@ -10,8 +10,11 @@ import numpy as np
 
 from audio_llm.errors import ConfigError, nearest
 from audio_llm.shards.schema import Event, Sample, Source
-from data_prep.questions import caption, choice, spatialsoundqa
+from data_prep.questions.caption import KINDS as CAPTIONS
+from data_prep.questions.caption import describe_scene
+from data_prep.questions.choice import KINDS as CHOICES
 from data_prep.questions.common import Draft, Kind, QuestionsConfig, Target, octant_of
+from data_prep.questions.spatialsoundqa import KINDS as SPATIALSOUNDQA
 from data_prep.scenes.rooms import seeded
 from data_prep.scenes.world import World
 
@@ -19,9 +22,9 @@ FORMATS = ("mmau", "dcase_aqa", "spatialsoundqa", "caption")
 # Types whose answer follows from the caption of the scene.
 CAPTIONED = ("identity", "presence", "side", "direction", "distance", "CLASSIFICATION")
 TRIES = 400  # draws of a scene before a target counts as impossible in this world
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (*choice.KINDS, *spatialsoundqa.KINDS, *caption.KINDS)}
-CHOICE_KINDS = tuple(kind.name for kind in choice.KINDS)
-OPEN_KINDS = tuple(kind.name for kind in spatialsoundqa.KINDS)
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (*CHOICES, *SPATIALSOUNDQA, *CAPTIONS)}
+CHOICE_KINDS = tuple(kind.name for kind in CHOICES)
+OPEN_KINDS = tuple(kind.name for kind in SPATIALSOUNDQA)
 
 
 def choice_count(kind: Kind, config: QuestionsConfig) -> int:
@@ -138,7 +141,7 @@ def draft_of(ask: Ask, world: World, config: QuestionsConfig, *seed: object) -> 
         raise ConfigError(
             f"questions: no scene found for '{ask.kind}' with answer {ask.target}; widen rooms or margins."
         )
-    draft.caption = caption.describe_scene(world.events_of(draft.placed), config.metres)
+    draft.caption = describe_scene(world.events_of(draft.placed), config.metres)
     if config.thinking == "caption" and ask.kind in CAPTIONED:
         draft.thinking = f"{draft.caption} {draft.conclusion}".rstrip()
     if ask.position is None:

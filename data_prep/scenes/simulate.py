@@ -24,8 +24,10 @@ from audio_llm.errors import AudioLLMError, ConfigError, describe
 from audio_llm.files import atomic_file, write_json, write_lines
 from audio_llm.shards.schema import Sample
 from audio_llm.shards.writer import ShardWriter
-from data_prep import questions, sounds, text_check
-from data_prep.questions import QuestionsConfig
+from data_prep import sounds, text_check
+from data_prep.questions import planning
+from data_prep.questions.common import QuestionsConfig
+from data_prep.questions.records import dcase_record, mmau_record, spatialsoundqa_record
 from data_prep.scenes import pool, receivers, render, rooms
 from data_prep.scenes.world import EventsConfig, Margins, World
 
@@ -110,7 +112,7 @@ class SceneConfig:
         self.audio.check()
         receivers.build(self.audio.layout, sofa=self.head.sofa, radius=self.head.radius)
         self.rooms.check()
-        questions.check_config(self.questions)
+        planning.check_config(self.questions)
         if not self.subsets:
             raise ConfigError("subsets: expected at least one, for instance sft: {split: train, count: 1000}.")
         for name, part in self.parts.items():
@@ -126,7 +128,7 @@ class SceneConfig:
                 raise ConfigError(f"subsets.{name}.count: expected 1 or more, found {part.count}.")
             _check_formats(f"subsets.{name}", part.formats)
         _check_formats("text", self.text.formats)
-        questions.check_config(self.text_questions)
+        planning.check_config(self.text_questions)
         if self.events.seconds[1] > self.audio.seconds:
             raise ConfigError(
                 describe("events.seconds", f"at most the scene's {self.audio.seconds} s", f"{self.events.seconds[1]} s")
@@ -135,8 +137,8 @@ class SceneConfig:
 
 def _check_formats(where: str, formats: dict[str, float]) -> None:
     for name in formats:
-        if name not in questions.FORMATS:
-            raise ConfigError(f"{where}.formats: expected {', '.join(questions.FORMATS)}, found '{name}'.")
+        if name not in planning.FORMATS:
+            raise ConfigError(f"{where}.formats: expected {', '.join(planning.FORMATS)}, found '{name}'.")
 
 
 # ------------------------------------------------------------------------------------------------ worlds
@@ -186,17 +188,17 @@ def scene_corpus(
     prefix: str = "text",
     dataset: str = "builtin",
     split: str = "train",
-    asked: questions.QuestionsConfig | None = None,
+    asked: QuestionsConfig | None = None,
 ) -> Iterator[Sample]:
     """`count` samples without audio: events, question, choices, answer and thinking, nothing rendered.
 
     `asked` replaces the questions of `config`.
     """
     asked = asked or config.questions
-    for ask in questions.plan(asked, world, formats, count, config.seed, *seed):
-        draft, choices = questions.draft_of(ask, world, asked, config.seed, *seed)
+    for ask in planning.plan(asked, world, formats, count, config.seed, *seed):
+        draft, choices = planning.draft_of(ask, world, asked, config.seed, *seed)
         key = f"{prefix}-{ask.index:06d}"
-        yield questions.sample_of(ask, draft, choices, world, key=key, dataset=dataset, split=split)
+        yield planning.sample_of(ask, draft, choices, world, key=key, dataset=dataset, split=split)
 
 
 # ------------------------------------------------------------------------------------------------ worker side
@@ -218,15 +220,15 @@ class Renderer:
         room = self.worlds[split].rooms[index]
         return render.render_room(self.bank, room, self.config.rooms, self.head, self.config.audio.sample_rate)
 
-    def scenes(self, job: tuple[str, str, list[questions.Ask]]) -> list[tuple[Sample, Waveform | None, str]]:
+    def scenes(self, job: tuple[str, str, list[planning.Ask]]) -> list[tuple[Sample, Waveform | None, str]]:
         """Render some items of a subset: (sample, audio, ""), or (sample, None, reason) for one that failed."""
         name, split, asks = job
         world, config = self.worlds[split], self.config
         found: list[tuple[Sample, Waveform | None, str]] = []
         for ask in asks:
             seed = (config.seed, name)
-            draft, choices = questions.draft_of(ask, world, config.questions, *seed)
-            sample = questions.sample_of(
+            draft, choices = planning.draft_of(ask, world, config.questions, *seed)
+            sample = planning.sample_of(
                 ask,
                 draft,
                 choices,
@@ -312,7 +314,7 @@ def _make(
         _say(f"left out: {reject['item']} ({reject['reason']})", quiet)
     worlds = build_worlds(config, groups)
     plans = {
-        name: questions.plan(config.questions, worlds[part.split], part.formats, part.count, config.seed, name)
+        name: planning.plan(config.questions, worlds[part.split], part.formats, part.count, config.seed, name)
         for name, part in config.parts.items()
     }
     rows = check_text(config, worlds)
@@ -399,7 +401,7 @@ def render_bank(config: SceneConfig, worlds: dict[str, World], out: Path, jobs: 
 def _render_subset(
     config: SceneConfig,
     name: str,
-    asks: list[questions.Ask],
+    asks: list[planning.Ask],
     library: sounds.Library,
     out: Path,
     jobs: pool.Jobs,
@@ -430,13 +432,11 @@ def _write_records(folder: Path, part: SubsetConfig) -> None:
 
     dataset = ShardDataset(folder, decode=False)
     samples = [dataset.load_sample(index) for index in range(len(dataset))]
-    by_format = {name: [sample for sample in samples if sample.meta["format"] == name] for name in questions.FORMATS}
+    by_format = {name: [sample for sample in samples if sample.meta["format"] == name] for name in planning.FORMATS}
     records: dict[str, Any] = {
-        "mmau": [questions.mmau_record(sample) for sample in by_format["mmau"]],
-        "dcase_aqa": [questions.dcase_record(sample) for sample in by_format["dcase_aqa"]],
-        "spatialsoundqa": {
-            "data": [questions.spatialsoundqa_record(s, i) for i, s in enumerate(by_format["spatialsoundqa"])]
-        },
+        "mmau": [mmau_record(sample) for sample in by_format["mmau"]],
+        "dcase_aqa": [dcase_record(sample) for sample in by_format["dcase_aqa"]],
+        "spatialsoundqa": {"data": [spatialsoundqa_record(s, i) for i, s in enumerate(by_format["spatialsoundqa"])]},
     }
     for name, tree in records.items():
         if by_format[name]:

@@ -24,7 +24,8 @@ from audio_llm import config as recipes
 from audio_llm.errors import ConfigError, describe
 from audio_llm.files import atomic_folder, write_json
 from audio_llm.shards.reader import ShardDataset
-from data_prep import questions, text_check
+from data_prep import text_check
+from data_prep.questions.records import dcase_record
 from data_prep.scenes import pool, simulate
 from data_prep.scenes.rooms import seeded
 
@@ -156,7 +157,7 @@ def write_split(config: AudioQuestionsConfig, name: str, out: Path, quiet: bool)
         for part, sample, waveform in pool.bar(_samples(config, name, out), total, name, quiet):
             number = int(sample.id.rpartition("-")[2])
             rng = seeded("defects", config.seed, part, name, number)
-            record = questions.dcase_record(dataclasses.replace(sample, choices=in_order(sample.choices)))
+            record = dcase_record(dataclasses.replace(sample, choices=in_order(sample.choices)))
             record["id"] = f"{part}_{name}_{number:05d}"
             file = f"{PARTS[part]}_{name}_{number:05d}.wav"
             record["audio_url"] = f"../audio/{name}/{file}"

@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 
 from audio_llm.errors import ConfigError
 from audio_llm.shards.schema import Sample
-from data_prep import questions, sounds, text_check
-from data_prep.questions import planning
+from data_prep import sounds, text_check
+from data_prep.questions import planning, records
+from data_prep.questions.common import QuestionsConfig
 from data_prep.scenes import rooms
 from data_prep.scenes.world import EventsConfig, Margins, World
 
 ROOMS = rooms.RoomsConfig(positions=64, listeners=2)
-CONFIG = questions.QuestionsConfig(
-    choice=dict.fromkeys(questions.CHOICE_KINDS, 1.0), spatialsoundqa=dict.fromkeys(questions.OPEN_KINDS, 1.0)
+CONFIG = QuestionsConfig(
+    choice=dict.fromkeys(planning.CHOICE_KINDS, 1.0), spatialsoundqa=dict.fromkeys(planning.OPEN_KINDS, 1.0)
 )
 FORMATS = {"mmau": 0.4, "dcase_aqa": 0.2, "spatialsoundqa": 0.4}
 
@@ -35,9 +36,9 @@ def world_of(split: str) -> World:
 
 def samples_of(world: World, count: int, *seed: object, formats=FORMATS, config=CONFIG) -> list[Sample]:
     found = []
-    for ask in questions.plan(config, world, formats, count, *seed):
-        draft, choices = questions.draft_of(ask, world, config, *seed)
-        found.append(questions.sample_of(ask, draft, choices, world, key=f"q-{ask.index}", dataset="b", split="s"))
+    for ask in planning.plan(config, world, formats, count, *seed):
+        draft, choices = planning.draft_of(ask, world, config, *seed)
+        found.append(planning.sample_of(ask, draft, choices, world, key=f"q-{ask.index}", dataset="b", split="s"))
     return found
 
 
@@ -180,7 +181,7 @@ def open_truth(sample: Sample, name: str, text: str) -> str:
     return next(word for word, (a, sign) in BESIDE.items() if a == axis and sign * way[axis] > 0)
 
 
-@pytest.mark.parametrize("name", [*questions.CHOICE_KINDS, *questions.OPEN_KINDS])
+@pytest.mark.parametrize("name", [*planning.CHOICE_KINDS, *planning.OPEN_KINDS])
 def test_answers_follow_from_the_events(train, name):
     for sample in of_kind(train, name):
         assert truth(sample) == sample.answer, (sample.question, sample.events)
@@ -212,15 +213,15 @@ def test_open_answers_have_the_published_grammar(train, name):
 
 
 def test_all_nine_types_are_there():
-    assert set(questions.OPEN_KINDS) == set(GRAMMAR)
+    assert set(planning.OPEN_KINDS) == set(GRAMMAR)
 
 
 def test_records_of_other_benchmarks(train):
     choice = next(s for s in train if s.meta["format"] == "dcase_aqa")
-    record = questions.dcase_record(choice)
+    record = records.dcase_record(choice)
     assert record["answer"] in record["choice"]
     assert [f"{chr(65 + i)}. {text}" for i, text in enumerate(choice.choices)] == record["choice"]
-    mmau = questions.mmau_record(next(s for s in train if s.meta["format"] == "mmau"))
+    mmau = records.mmau_record(next(s for s in train if s.meta["format"] == "mmau"))
     assert set(mmau) == {
         *("id", "audio_id", "question", "choices", "answer", "dataset", "task", "split", "category", "sub-category"),
         "difficulty",
@@ -228,7 +229,7 @@ def test_records_of_other_benchmarks(train):
     assert mmau["answer"] in mmau["choices"] and mmau["difficulty"] in ("easy", "medium", "hard")
     single = next(s for s in train if s.meta["question_type"] == "DOA")
     single.meta["sources"] = [{"clip": "a", "response": "room/1.npy"}]
-    record = questions.spatialsoundqa_record(single, 7)
+    record = records.spatialsoundqa_record(single, 7)
     assert (record["audio_id"], record["reverb_id"], record["audio_id2"]) == ("a", "room/1.npy", None)
 
 
@@ -244,13 +245,13 @@ def test_thinking_is_short_and_leads_to_the_answer(train):
 # ------------------------------------------------------------------------------------------------ balance
 
 
-@pytest.mark.parametrize("name", list(questions.CHOICE_KINDS))
+@pytest.mark.parametrize("name", list(planning.CHOICE_KINDS))
 def test_positions_and_answers_are_dealt_evenly(train, name):
     samples = of_kind(train, name)
     count = len(samples[0].choices)
     positions = Counter(sample.choices.index(sample.answer) for sample in samples)
     assert all(len(set(sample.choices)) == count for sample in samples)
-    targets = len(questions.KINDS[name].targets(world_of("train"), CONFIG))
+    targets = len(planning.KINDS[name].targets(world_of("train"), CONFIG))
     # the rest of the last round may miss up to one of every (answer, position) pair
     assert max(positions.values()) - min(positions[p] for p in range(count)) <= targets
     if name in ("identity", "presence", "side", "direction", "distance", "counting", "overlap", "relation"):
@@ -269,10 +270,10 @@ def test_shares_add_up_and_are_off_by_less_than_one(weights, count):
 
 def test_same_seed_same_samples_and_order_does_not_matter():
     world = world_of("train")
-    asks = questions.plan(CONFIG, world, FORMATS, 40, 1)
-    forwards = {ask.index: questions.draft_of(ask, world, CONFIG, 1)[0].question for ask in asks}
+    asks = planning.plan(CONFIG, world, FORMATS, 40, 1)
+    forwards = {ask.index: planning.draft_of(ask, world, CONFIG, 1)[0].question for ask in asks}
     fresh = world_of("train")
-    backwards = {ask.index: questions.draft_of(ask, fresh, CONFIG, 1)[0].question for ask in reversed(asks)}
+    backwards = {ask.index: planning.draft_of(ask, fresh, CONFIG, 1)[0].question for ask in reversed(asks)}
     assert forwards == backwards
 
 
@@ -291,9 +292,9 @@ def test_margins_keep_doubtful_geometry_out(train):
 def test_impossible_questions_are_named():
     config = dataclasses.replace(CONFIG, metres=[50.0, 60.0])
     with pytest.raises(ConfigError, match="'distance'"):
-        questions.plan(dataclasses.replace(config, choice={"distance": 1.0}), world_of("test"), {"mmau": 1.0}, 10, 0)
+        planning.plan(dataclasses.replace(config, choice={"distance": 1.0}), world_of("test"), {"mmau": 1.0}, 10, 0)
     with pytest.raises(ConfigError, match="did you mean 'identity'"):
-        questions.check_config(dataclasses.replace(CONFIG, choice={"identiti": 1.0}))
+        planning.check_config(dataclasses.replace(CONFIG, choice={"identiti": 1.0}))
 
 
 # ------------------------------------------------------------------------------------------------ words alone
@@ -301,7 +302,7 @@ def test_impossible_questions_are_named():
 
 def test_no_type_is_answerable_from_text(train, test):
     rows = text_check.check(train, test)
-    assert {row.question_type for row in rows} == {*questions.CHOICE_KINDS, *questions.OPEN_KINDS}
+    assert {row.question_type for row in rows} == {*planning.CHOICE_KINDS, *planning.OPEN_KINDS}
     assert not [row for row in rows if row.biased], text_check.table(rows)
 
 
