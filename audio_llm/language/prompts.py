@@ -1,4 +1,4 @@
-"""The one place where a question becomes a prompt and a reply is read back.
+"""The one place where a question becomes a prompt; :mod:`audio_llm.language.replies` reads what comes back.
 
 SFT, GRPO, evaluation and serving all call this module, so that a model is asked in the words it was taught in.
 A reply is ``<think>…</think>``, optionally ``<semantic_elements>…</semantic_elements>``, then ``<answer>…</answer>``
@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 from audio_llm.errors import DataError, describe
 from audio_llm.shards.schema import MOST_CHOICES
@@ -21,7 +21,6 @@ STYLES = ("answer", "think", "think_semantics")
 TAGS = ("think", "semantic_elements", "answer")
 # A style is asked for by writing the first words of the reply: the model goes on from there.
 OPENINGS = {"answer": "<answer>", "think": "<think>", "think_semantics": "<think>"}
-
 
 # What a question with choices can be answered with, and the sentence that asks for it.
 ANSWERS_AS = {"option": "Answer with the words of one choice.", "letter": "Answer with the letter of one choice only."}
@@ -36,12 +35,17 @@ TURN_MARKERS = {
 
 
 class Question(Protocol):
-    """What a prompt is made of; ``audio_llm.shards.schema.Sample`` is one."""
+    """What the user's turn is made of."""
 
     @property  # properties, for nothing is written and an item may be frozen
     def question(self) -> str: ...
     @property
     def choices(self) -> Sequence[str]: ...
+
+
+class Taught(Question, Protocol):
+    """What the assistant's turn is made of as well; ``audio_llm.shards.schema.Sample`` is one."""
+
     @property
     def answer(self) -> str | None: ...
     @property
@@ -87,8 +91,12 @@ def lettered(choices: Sequence[str]) -> list[str]:
     return [f"({letter}) {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False)]
 
 
+@overload
+def conversation(item: Question, *, audios: int = 1, instruction: str | None = None) -> list[dict[str, Any]]: ...
+@overload
+def conversation(item: Taught, *, style: str, audios: int = 1) -> list[dict[str, Any]]: ...
 def conversation(
-    item: Question, *, style: str | None = None, audios: int = 1, instruction: str | None = None
+    item: Any, *, style: str | None = None, audios: int = 1, instruction: str | None = None
 ) -> list[dict[str, Any]]:
     """Chat messages for `item`: the user's turn (audio parts first) and, with a `style`, the assistant's turn."""
     text = question_text(item.question, item.choices or (), instruction)
@@ -99,7 +107,7 @@ def conversation(
     return messages
 
 
-def target_text(item: Question, style: str) -> str:
+def target_text(item: Taught, style: str) -> str:
     """The assistant's turn in one of ``STYLES``; parts that the item lacks are left out.
 
     The answer is the option's text without its letter: it is what MMAU's rule and the open formats match, and a model
@@ -140,6 +148,3 @@ def _flat(value: Any) -> str:
 def prompt_hash(text: str) -> str:
     """First 16 hex digits of the SHA-256 of a rendered prompt."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-# ------------------------------------------------------------------------------------------------ reading a reply

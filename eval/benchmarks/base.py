@@ -49,14 +49,6 @@ class Item:
     instruction: str = ""
     answer_as: str = ""
 
-    # `prompts.conversation` reads a question through these names.
-    @property
-    def answer(self) -> str:
-        return self.gold
-
-    thinking: str | None = None
-    semantic_elements: dict[str, Any] | None = None
-
 
 def as_asked(item: Item) -> dict[str, Any]:
     """What a :class:`Prediction` takes over from its item."""
