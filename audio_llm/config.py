@@ -1,4 +1,7 @@
-"""Recipes: dataclasses filled from YAML with dotted overrides. An unknown key is an error naming the nearest one."""
+"""Recipes: dataclasses filled from YAML with dotted overrides. An unknown key is an error naming the nearest one.
+
+A recipe names its verb (``verb: sft``), and the dataclass that it fills says whose it is (``verb: ClassVar[str]``).
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,40 @@ import contextlib
 import dataclasses
 import json
 import math
+import sys
 import types
 import typing
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from audio_llm.errors import ConfigError, nearest
+from audio_llm.errors import ConfigError, describe, nearest
 
 T = TypeVar("T")
+
+# Keys as recipes of version 0.1 spelled them, read for one release: old name → new name, dotted where it moved into a
+# group. An old name is understood where it is no key of its own and the new one is.
+ALIASES: dict[str, str] = {
+    "log_every": "log_steps",
+    "save_every": "save_steps",
+    "eval_every": "eval_steps",
+    "clip_norm": "max_grad_norm",
+    "warmup": "warmup_share",
+    "max_rejects": "max_reject_share",
+    "encoder": "train.encoder",
+    "projector": "train.projector",
+    "channels": "hearing",
+}
+VALUES: dict[str, dict[str, str]] = {"task": {"encoder": "spatial"}}
+# Keys that only recipes of these verbs have: what a recipe without `verb` is for.
+_SIGNS = (
+    ("report", {"checks"}),
+    ("train", {"task"}),
+    ("prep", {"kind", "subsets", "splits"}),
+    ("grpo", {"rewards", "engine", "grpo", "group_size", "prompts_per_step"}),
+    ("sft", {"batch_size", "gradient_accumulation", "eval_steps"}),
+)
 
 
 def load(kind: type[T], path: str | Path | None = None, overrides: list[str] | None = None) -> T:
@@ -21,15 +50,61 @@ def load(kind: type[T], path: str | Path | None = None, overrides: list[str] | N
 
     Raises :class:`ConfigError` for an unreadable file, an unknown or repeated key or a value of the wrong type.
     """
-    return build(kind, read(path, overrides), where=str(path) if path else "overrides")
+    return build(kind, read(path, overrides, getattr(kind, "verb", None)), where=str(path) if path else "overrides")
 
 
-def read(path: str | Path | None = None, overrides: list[str] | None = None) -> dict[str, Any]:
-    """The plain mapping of a YAML file with its overrides: what :func:`load` fills a dataclass from."""
+def read(path: str | Path | None = None, overrides: list[str] | None = None, verb: str | None = None) -> dict[str, Any]:
+    """The plain mapping of a YAML file with its overrides: what :func:`load` fills a dataclass from.
+
+    With a `verb`, a recipe of another one is refused with the command that takes it, and ``verb`` is no longer in it.
+    """
     tree = _read(Path(path)) if path is not None else {}
     for override in overrides or []:
         _override(tree, override)
+    for key, values in VALUES.items():
+        if isinstance(old := tree.get(key), str) and old in values:
+            _note(f"{key}: {old}", f"{key}: {values[old]}")
+            tree[key] = values[old]
+    if verb is not None:
+        right = verb_of(tree)
+        if right not in (None, verb):
+            cure = f"Give the command: audio-llm {right} {path}" + (" OUT" if right == "prep" else "")
+            raise ConfigError(describe(f"recipe {path}", f"one of 'audio-llm {verb}'", f"one of '{right}'", cure))
+        tree.pop("verb", None)
     return tree
+
+
+def verb_of(tree: dict[str, Any]) -> str | None:
+    """The verb that takes a recipe: what it says, else what its keys tell; None where they tell nothing."""
+    if (said := tree.get("verb")) is not None:
+        return str(said)
+    if tree.get("task") == "folds":
+        return "folds"
+    return next((verb for verb, keys in _SIGNS if keys & set(tree)), None)
+
+
+@cache  # once for every name
+def _note(old: str, new: str) -> None:
+    print(
+        f"note: recipes say '{new}' now where this one says '{old}'; the old form is read for one more release",
+        file=sys.stderr,
+    )
+
+
+def _renamed(tree: dict[str, Any], known: Iterable[str], where: str) -> dict[str, Any]:
+    """`tree` with its old keys under their new names (:data:`ALIASES`)."""
+    fresh = dict(tree)
+    for old in tree:
+        new = ALIASES.get(old)
+        if new is None or old in known or (group := new.partition(".")[0]) not in known:
+            continue
+        value, inside = fresh.pop(old), new.partition(".")[2]
+        taken = fresh.get(group) if inside else None
+        if (group in fresh and not isinstance(taken, dict)) or (taken and inside in taken):
+            raise ConfigError(f"{where}: '{old}' is the old name of '{new}'; found both.")
+        fresh[group] = {**(taken or {}), inside: value} if inside else value
+        _note(old, new)
+    return fresh
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -100,7 +175,7 @@ def build(kind: type[T], tree: dict[str, Any], where: str = "config") -> T:
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
-    for key, value in tree.items():
+    for key, value in _renamed(tree, fields, where).items():
         if key not in fields:
             raise ConfigError(
                 f"{where}: unknown key '{key}'{nearest(str(key), fields)}. Known keys: {', '.join(sorted(fields))}."
@@ -185,9 +260,24 @@ def _convert_items(hint: Any, value: Any, where: str) -> Any:
     )
 
 
+def plain_of(config: Any) -> dict[str, Any]:
+    """The values of a dataclass as JSON has them."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def stored(kind: type[T], path: str | Path) -> T | None:
+    """The recipe that :func:`dump` wrote, also one of an earlier version; None where there is none that fits."""
+    try:
+        return load(kind, path)
+    except ConfigError:
+        return None
+
+
 def dump(config: Any, path: str | Path) -> None:
     """Write a dataclass as YAML, so that a run folder always holds the resolved recipe."""
     import yaml
 
-    plain = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    plain = plain_of(config)
+    if verb := getattr(config, "verb", None):
+        plain = {"verb": verb, **plain}
     Path(path).write_text(yaml.safe_dump(plain, sort_keys=False))

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     # `--folds train=1 test=2 seed=3` is read as folds by argparse: what does not name a split is an override.
     folds = [text for text in args.folds or [] if text.partition("=")[0] in sounds.SPLITS]
     overrides = args.overrides + [text for text in args.folds or [] if text not in folds]
-    kind = recipes.read(args.recipe, overrides).get("kind")
+    kind = recipes.read(args.recipe, overrides, "prep").get("kind")
     if kind == "dcase_aqa":
         return _audio_questions(args, overrides)
     if kind == "seld":

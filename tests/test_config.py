@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audio_llm.config import build, dump, load
+from audio_llm.config import ALIASES, build, dump, load, read, stored, verb_of
 from audio_llm.errors import ConfigError
 
 
@@ -161,3 +161,66 @@ def test_build_agrees_with_plain_construction(config: Recipe) -> None:
         )
     )
     assert build(Recipe, tree) == config
+
+
+@dataclass
+class Parts:
+    encoder: str = "frozen"
+    projector: str = "full"
+
+
+@dataclass
+class Run:
+    verb: ClassVar[str] = "sft"
+
+    output: Path
+    train: Parts = field(default_factory=Parts)
+    save_steps: int | None = None
+
+
+def test_keys_by_their_old_names_are_read_under_the_new_ones(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = recipe(tmp_path, "output: runs/x\nencoder: lora\nsave_every: 3\n")
+    found = load(Run, path, ["train.projector=frozen"])
+    assert found == Run(Path("runs/x"), Parts("lora", "frozen"), 3)
+    said = capsys.readouterr().err
+    assert "'train.encoder' now where this one says 'encoder'" in said or not said  # said once a process
+    with pytest.raises(ConfigError, match="'encoder' is the old name of 'train.encoder'; found both"):
+        load(Run, path, ["train.encoder=full"])
+    with pytest.raises(ConfigError, match="'save_every' is the old name of 'save_steps'"):
+        load(Run, path, ["save_steps=4"])
+
+
+def test_an_old_name_that_is_a_key_of_its_own_stays(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "output: x\noptimizer: {warmup: 5}\n")
+    assert "warmup" in ALIASES and load(Recipe, path).optimizer.warmup == 5
+
+
+def test_a_recipe_names_its_verb(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "verb: sft\noutput: runs/x\n")
+    assert load(Run, path) == Run(Path("runs/x"))
+    dump(load(Run, path), tmp_path / "resolved.yaml")
+    assert read(tmp_path / "resolved.yaml")["verb"] == "sft"
+    assert stored(Run, tmp_path / "resolved.yaml") == Run(Path("runs/x"))
+    assert stored(Run, tmp_path / "absent.yaml") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "verb"),
+    [
+        ("verb: grpo", "grpo"),
+        ("task: folds", "folds"),
+        ("task: spatial", "train"),
+        ("kind: seld", "prep"),
+        ("subsets: {}", "prep"),
+        ("rewards: {}", "grpo"),
+        ("batch_size: 2", "sft"),
+        ("checks: []", "report"),
+        ("output: x", None),
+    ],
+)
+def test_the_verb_of_a_recipe(tmp_path: Path, text: str, verb: str | None) -> None:
+    path = recipe(tmp_path, text)
+    assert verb_of(read(path)) == verb
+    if verb not in (None, "sft"):
+        with pytest.raises(ConfigError, match=f"Give the command: audio-llm {verb} "):
+            load(Run, path)

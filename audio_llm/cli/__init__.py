@@ -6,24 +6,46 @@ import argparse
 import io
 import sys
 from importlib.metadata import entry_points
+from typing import NoReturn
 
 from audio_llm.errors import AudioLLMError, nearest, one_line
 
-ORDER = (
-    *("doctor", "prep", "inspect", "train", "folds", "predict", "sft", "grpo"),
-    *("eval", "rescore", "compare", "echotwin", "report", "export-tasks", "serve", "ask", "convert"),
-)
+# How the list of verbs is shown; one from another package that is not here comes under "more".
+GROUPS: dict[str, tuple[str, ...]] = {
+    "prepare": ("doctor", "prep", "convert"),
+    "train": ("run", "train", "folds", "sft", "grpo"),
+    "use": ("serve", "ask", "predict"),
+    "judge": ("eval", "rescore", "compare", "report", "echotwin", "export-tasks"),
+    "look": ("inspect",),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells who writes ``--steps 2`` how a key of a recipe is set."""
+
+    def error(self, message: str) -> NoReturn:
+        options = [word for word in message.partition("unrecognized arguments: ")[2].split() if word.startswith("--")]
+        takes_keys = any(action.dest == "overrides" for action in self._actions)
+        if options and takes_keys:
+            message += (
+                f" (keys of the recipe are written without dashes: {options[0].strip('-').partition('=')[0]}=VALUE)"
+            )
+        super().error(message)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb. Exit codes: 0 done, 1 ran but found problems, 2 wrong use or bad input, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     verbs = {entry.name: entry for entry in entry_points(group="audio_llm.verbs")}
-    names = [name for name in ORDER if name in verbs] + sorted(set(verbs) - set(ORDER))
+    shown = {group: [name for name in names if name in verbs] for group, names in GROUPS.items()}
+    shown["more"] = sorted(set(verbs).difference(*shown.values()))
+    names = [name for group in shown.values() for name in group]
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: audio-llm VERB ...\n\nTeach a language model to listen.\n\nverbs:")
-        for name in names:
-            print(f"  {name:<12} {verbs[name].load().HELP}")
+        print("usage: audio-llm VERB ...\n\nTeach a language model to listen.")
+        for group in filter(shown.get, shown):
+            print(f"\n{group}:")
+            for name in shown[group]:
+                print(f"  {name:<12} {verbs[name].load().HELP}")
         print("\n'audio-llm VERB --help' tells more.")
         return 0 if argv else 2
     if argv[0] == "--version":
@@ -35,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"audio-llm: no verb '{argv[0]}'{nearest(argv[0], names)}; verbs: {', '.join(names)}", file=sys.stderr)
         return 2
     verb = verbs[argv[0]].load()
-    parser = argparse.ArgumentParser(prog=f"audio-llm {argv[0]}", description=verb.HELP)
+    parser = _Parser(prog=f"audio-llm {argv[0]}", description=verb.HELP)
     verb.add_arguments(parser)
     # What follows a bare `--` belongs to the program behind the verb (`serve`: vLLM), not to argparse.
     end = argv.index("--") if getattr(verb, "PASSES_ON", False) and "--" in argv else len(argv)

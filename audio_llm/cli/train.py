@@ -7,7 +7,7 @@ import argparse
 HELP = "train an audio encoder, or a small language model, from a recipe"
 
 _TASKS = {
-    "encoder": "audio_llm.tasks.trainer",
+    "spatial": "audio_llm.tasks.trainer",
     "classification": "audio_llm.tasks.trainer",
     "tagging": "audio_llm.tasks.trainer",
     "seld": "audio_llm.tasks.trainer",
@@ -33,7 +33,7 @@ def task_of(recipe: str, overrides: list[str]) -> str:
     from audio_llm import config
     from audio_llm.errors import ConfigError, describe, nearest
 
-    task = config.read(recipe, overrides).get("task")
+    task = config.read(recipe, overrides, "train").get("task")
     if task not in _TASKS:
         found = "none" if task is None else f"'{task}'{nearest(str(task), _TASKS)}"
         raise ConfigError(describe(f"recipe {recipe}", f"task: {' or '.join(_TASKS)}", found))

@@ -14,7 +14,6 @@ from string import ascii_uppercase
 from typing import Any, Protocol, overload
 
 from audio_llm.errors import DataError, describe
-from audio_llm.shards.schema import MOST_CHOICES
 
 AUDIO_TOKEN = "<|audio|>"
 STYLES = ("answer", "think", "think_semantics")
@@ -86,8 +85,10 @@ def question_text(question: str, choices: Sequence[str] = (), instruction: str |
 
 def lettered(choices: Sequence[str]) -> list[str]:
     """``(A) …``, ``(B) …``: how a choice is offered, and how it is answered. Raises :class:`DataError` beyond Z."""
-    if len(choices) > MOST_CHOICES:
-        raise DataError(describe("question", f"at most {MOST_CHOICES} choices, a letter each", str(len(choices))))
+    if len(choices) > len(ascii_uppercase):
+        raise DataError(
+            describe("question", f"at most {len(ascii_uppercase)} choices, a letter each", str(len(choices)))
+        )
     return [f"({letter}) {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False)]
 
 

@@ -32,6 +32,8 @@ def register() -> None:
 
     from vllm import ModelRegistry
 
+    from audio_llm.serving import media  # noqa: F401  (importing it registers the connector)
+
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, MODEL_PATH)
 

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -16,12 +16,9 @@ from audio_llm.model.encoder import AudioEncoder
 from audio_llm.tasks.clips import Augmentation, Batch
 from audio_llm.tasks.spatial.heads import LossWeights
 
-if TYPE_CHECKING:
-    pass
-
 # Named by module and class, as encoders are.
 TASKS: dict[str, str] = {
-    "encoder": "audio_llm.tasks.spatial.task:Localisation",
+    "spatial": "audio_llm.tasks.spatial.task:Localisation",
     "classification": "audio_llm.tasks.classification.task:Classification",
     "tagging": "audio_llm.tasks.classification.task:Tagging",
     "seld": "audio_llm.tasks.seld.task:Localisation",
@@ -72,12 +69,13 @@ def task_class(name: str) -> type[SupervisedTask]:
 
 @dataclasses.dataclass
 class EncoderRecipe:
-    """Recipe of ``audio-llm train`` with ``task: encoder`` (spatial), ``classification``, ``tagging`` or ``seld``."""
+    """Recipe of ``audio-llm train`` with ``task: spatial``, ``classification``, ``tagging`` or ``seld``."""
 
+    verb: ClassVar[str] = "train"
     train: list[Path]  # shard folders whose samples have events, one labelled sound folder, or one of stereo SELD
     output: Path
     validation: Path | None = None  # folder of unseen recordings (and rooms); decides which weights are kept
-    task: str = "encoder"
+    task: str = "spatial"
     train_folds: list[int | str] | None = None  # of a sound folder: its official folds to train on
     validation_folds: list[int | str] | None = None  # ... and to validate on, of the folder in `train`
     # Of a SELD folder folds (fold3) or rooms (fold3_room4); rooms that are validated on are not trained on.

@@ -36,7 +36,7 @@ def load_spatial(folder: str | Path) -> tuple[SpatialHeads, list[str]]:
     config, state = _read(Path(folder))
     part, labels = part_of(state, "spatial"), config.get("labels")
     if "fc_norm.weight" not in part or not labels:
-        cure = "Train one with 'audio-llm train' and task: encoder, or convert a published one."
+        cure = "Train one with 'audio-llm train' and task: spatial, or convert a published one."
         raise CheckpointError(describe(f"encoder folder {folder}", "Spatial-AST's heads", "none", cure))
     spatial = SpatialHeads(part["fc_norm.weight"].shape[0], len(labels))
     load_strictly(spatial, part, f"{folder}/{WEIGHTS}")

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -85,6 +85,7 @@ class GRPORecipe:
     computes a prompt once for all replies to it in a pass (not under `gradient_checkpointing`).
     """
 
+    verb: ClassVar[str] = "grpo"
     output: Path
     model: ModelRecipe
     data: GRPOData

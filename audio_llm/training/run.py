@@ -166,14 +166,16 @@ def claim(recipe: Any, position: Mapping[str, Any]) -> tuple[dict[str, Any] | No
 
 def finished(folder: Path, recipe: Any, position: Mapping[str, Any]) -> dict[str, Any] | None:
     """``result.json`` of a run of the same recipe on the same data that came to its end, with all that it exported."""
-    import yaml
-
     result, resolved = folder / "result.json", folder / "recipe.yaml"
     if not (result.is_file() and resolved.is_file()):
         return None
     found = json.loads(result.read_text())
-    then, now = yaml.safe_load(resolved.read_text()), json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
-    same = {**then, "resume": None} == {**now, "resume": None} and found.get("position") == dict(position)
+    then = config.stored(type(recipe), resolved)
+    same = (
+        then is not None
+        and dataclasses.replace(then, resume=recipe.resume) == recipe
+        and found.get("position") == dict(position)
+    )
     return found if same and all(Path(path).is_dir() for path in found.get("exported", {}).values()) else None
 
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -58,6 +58,7 @@ class SFTRecipe:
     `encoder_cache` is a folder for what a frozen encoder makes of each clip: it then runs once per clip, not per epoch.
     """
 
+    verb: ClassVar[str] = "sft"
     output: Path
     model: ModelRecipe
     data: DataRecipe

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from audio_llm import config as recipes
 from audio_llm.audio import Waveform
@@ -81,6 +81,7 @@ class TextConfig:
 class SceneConfig:
     """The recipe of ``audio-llm prep``."""
 
+    verb: ClassVar[str] = "prep"
     seed: int = 0
     audio: render.AudioConfig = field(default_factory=render.AudioConfig)
     sounds: SoundsConfig = field(default_factory=SoundsConfig)

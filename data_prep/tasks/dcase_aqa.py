@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from audio_llm import audio
 from audio_llm import config as recipes
@@ -58,6 +58,7 @@ class Defects:
 class AudioQuestionsConfig:
     """The recipe of ``audio-llm prep`` with ``kind: dcase_aqa``."""
 
+    verb: ClassVar[str] = "prep"
     kind: str = KIND
     seed: int = 0
     scenes: dict[str, Any] = field(default_factory=dict)  # a recipe of scenes, without subsets

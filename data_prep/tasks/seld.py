@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -38,6 +38,7 @@ FOLDERS = {
 class SELDConfig(simulate.SceneConfig):
     """Recipe of ``audio-llm prep`` with ``kind: seld``: a scene recipe whose question keys have no meaning."""
 
+    verb: ClassVar[str] = "prep"
     kind: Literal["seld"] = "seld"
     events_per_clip: dict[int, float] = field(default_factory=lambda: {0: 0.05, 1: 0.5, 2: 0.35, 3: 0.1})
 

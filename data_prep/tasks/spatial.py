@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -69,6 +69,7 @@ class SubsetConfig:
 class ReverbConfig:
     """Recipe of ``audio-llm prep`` with ``kind: audioset_reverb``."""
 
+    verb: ClassVar[str] = "prep"
     responses: str  # folder with <split>_reverberation.json and <layout>/<scene>/<n>.npy
     kind: Literal["audioset_reverb"] = "audioset_reverb"
     classes: str | None = None  # CSV of class names, for subsets with `metadata`; in `root`, like that, or as it stands

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from audio_llm.config import load
 from audio_llm.errors import ConfigError
@@ -38,6 +38,7 @@ class Expectation:
 class Expectations:
     """The file: a list of limits."""
 
+    verb: ClassVar[str] = "report"
     checks: list[Expectation] = field(default_factory=list)
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from audio_llm import audio
 from audio_llm import config as recipes
@@ -39,6 +39,7 @@ _OWN_KEYS = ("train", "output", "task", "train_folds", "validation", "validation
 class FoldsRecipe:
     """Recipe of ``audio-llm folds``."""
 
+    verb: ClassVar[str] = "folds"
     sounds: Path  # a labelled sound folder with official folds: ESC-50 or UrbanSound8K layout
     output: Path
     training: dict[str, Any]  # an encoder recipe (see ``audio-llm train``) without data, output and seed

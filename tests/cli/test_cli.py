@@ -13,9 +13,10 @@ from importlib.metadata import entry_points
 
 import pytest
 
-from audio_llm.cli import ORDER
+from audio_llm.cli import GROUPS, main
 from tests.paths import ROOT
 
+SHOWN = [name for group in GROUPS.values() for name in group]
 VERBS = {entry.name: entry for entry in entry_points(group="audio_llm.verbs")}
 HEAVY = ("torch", "transformers", "vllm", "numpy", "scipy", "soundfile", "librosa", "peft", "trl", "yaml", "matplotlib")
 
@@ -28,7 +29,7 @@ def test_the_help_names_every_verb() -> None:
     reply = audio_llm("--help")
     assert reply.returncode == 0
     lines = {line.split()[0]: line for line in reply.stdout.splitlines() if line.startswith("  ")}
-    assert set(ORDER) <= set(lines)
+    assert set(SHOWN) <= set(lines)
     assert all(len(line.split()) > 2 for line in lines.values())
 
 
@@ -51,7 +52,11 @@ def test_the_version_is_the_packages_own() -> None:
     assert audio_llm("--version").stdout.strip() == __version__
 
 
-@pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in ORDER)], ids=lambda a: a[0])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], *([verb, "--help"] for verb in SHOWN)],
+    ids=lambda a: a[0],
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys\n"
@@ -86,7 +91,7 @@ def actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     return found
 
 
-@pytest.mark.parametrize("name", ORDER)
+@pytest.mark.parametrize("name", SHOWN)
 def test_every_verb_explains_itself(name: str) -> None:
     verb = VERBS[name].load()
     assert isinstance(verb.HELP, str) and 10 < len(verb.HELP) < 90 and "\n" not in verb.HELP
@@ -103,7 +108,7 @@ def test_every_verb_explains_itself(name: str) -> None:
 
 
 def test_every_entry_point_is_in_the_order() -> None:
-    assert set(VERBS) == set(ORDER)
+    assert set(VERBS) == set(SHOWN)
 
 
 def documented() -> list[str]:
@@ -138,3 +143,30 @@ def test_documented_commands_are_whole(line: str) -> None:
         pytest.fail(f"{line}: {error}")
     for word in words:
         assert not word.startswith("recipes/") or (ROOT / word).is_file(), word
+
+
+@pytest.mark.parametrize(
+    ("verb", "recipe", "right"),
+    [
+        ("train", "quickstart/sft.yaml", "sft"),
+        ("sft", "quickstart/encoder.yaml", "train"),
+        ("train", "classification/esc10.yaml", "folds"),
+        ("grpo", "quickstart/sft.yaml", "sft"),
+        ("folds", "quickstart/scenes.yaml", "prep"),
+    ],
+)
+def test_a_recipe_of_another_verb_is_answered_with_the_command_that_works(verb, recipe, right, capsys) -> None:
+    path = ROOT / "recipes" / recipe
+    assert main([verb, str(path)]) == 2
+    assert f"Give the command: audio-llm {right} {path}" in capsys.readouterr().err
+
+
+def test_run_hands_a_recipe_to_its_verb(capsys) -> None:
+    assert main(["run", str(ROOT / "recipes" / "quickstart" / "sft.yaml"), "stepz=1"]) == 2
+    assert "audio-llm sft: error" in (said := capsys.readouterr().err) and "unknown key 'stepz'" in said
+
+
+def test_dashes_before_a_key_are_explained(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["sft", "recipe.yaml", "--steps", "2"])
+    assert "keys of the recipe are written without dashes: steps=VALUE" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import ascii_lowercase, digits
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -54,6 +54,7 @@ class TextTower:
 class EchoTwinRecipe:
     """Recipe of ``audio-llm train`` with ``task: echotwin``."""
 
+    verb: ClassVar[str] = "train"
     train: list[Path]  # folders or files of questions (audio_llm.datasets.dcase_aqa)
     output: Path
     task: str = "echotwin"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from audio_llm import config as recipes
 from audio_llm.errors import ConfigError
@@ -41,6 +41,7 @@ class ModelSize:
 class LanguageModelRecipe:
     """Recipe of ``audio-llm train`` with ``task: language_model``."""
 
+    verb: ClassVar[str] = "train"
     text: Path  # JSON lines of samples (audio is not needed)
     output: Path
     task: str = "language_model"
