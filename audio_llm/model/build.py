@@ -102,7 +102,7 @@ def build_checkpoint(
     )
     tokenizer.chat_template = chat_template(marker, tokenizer.bos_token if marker != "<|im_start|>" else None)
     processor = AudioLLMProcessor(
-        extractor, tokenizer, tokenizer.chat_template, num_query_tokens=config.qformer.num_query_tokens
+        extractor, tokenizer, tokenizer.chat_template, num_query_tokens=config.num_query_tokens
     )
     with atomic_folder(destination) as folder:
         model.save_pretrained(folder)

@@ -8,17 +8,16 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from audio_llm.config import build
 from audio_llm.errors import CheckpointError
-from audio_llm.model.qformer import QFormerConfig
+from audio_llm.model.projector import projector_class
 
 
 class AudioLLMConfig(PreTrainedConfig):
     """Encoder, projector and language model of an audio-language model.
 
     `encoder` is what ``model.encoder.build_encoder`` takes (its ``name`` and the fields of its configuration),
-    `projector` the fields of :class:`~audio_llm.model.qformer.QFormerConfig`, `text_config` any causal language model's
-    configuration. An audio longer than one window of the encoder becomes several, at most `max_windows`.
+    `projector` what ``model.projector.build_projector`` takes, `text_config` any causal language model's configuration.
+    An audio longer than one window of the encoder becomes several, at most `max_windows`.
     """
 
     model_type = "audio_llm"
@@ -48,5 +47,6 @@ class AudioLLMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @property
-    def qformer(self) -> QFormerConfig:
-        return build(QFormerConfig, self.projector or {}, where="projector")
+    def num_query_tokens(self) -> int:
+        """Embeddings that the projector gives for a window, and so placeholders in a prompt."""
+        return projector_class(self.projector or {})[1].num_query_tokens

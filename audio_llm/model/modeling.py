@@ -16,7 +16,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from audio_llm.model.configuration import AudioLLMConfig
 from audio_llm.model.encoder import build_encoder
-from audio_llm.model.qformer import QFormerProjector
+from audio_llm.model.projector import QFormerProjector, build_projector
 
 
 class AudioLLMPreTrainedModel(PreTrainedModel):
@@ -54,8 +54,8 @@ class AudioLLMModel(AudioLLMPreTrainedModel):
     def __init__(self, config: AudioLLMConfig) -> None:
         super().__init__(config)
         self.audio_encoder = build_encoder(config.encoder or {})
-        self.projector = QFormerProjector(
-            config.qformer, self.audio_encoder.hidden_size, config.text_config.hidden_size
+        self.projector = build_projector(
+            config.projector or {}, self.audio_encoder.hidden_size, config.text_config.hidden_size
         )
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
@@ -296,7 +296,7 @@ class AudioLLMForConditionalGeneration(AudioLLMPreTrainedModel, GenerationMixin)
         audio = {name: model_kwargs.pop(name) for name in names if model_kwargs.get(name) is not None}
         model_kwargs.pop("audio_windows", None)
         if audio and input_ids is not None and expand_size > 1:
-            queries = self.config.qformer.num_query_tokens
+            queries = self.config.num_query_tokens
             windows = ((input_ids == self.config.audio_token_id).sum(dim=1) // queries).tolist()
             audio = {
                 name: torch.cat([block.repeat(expand_size, *[1] * (block.ndim - 1)) for block in value.split(windows)])

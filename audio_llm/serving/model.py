@@ -50,7 +50,7 @@ from audio_llm.language.prompts import AUDIO_TOKEN
 from audio_llm.model.configuration import AudioLLMConfig
 from audio_llm.model.encoder import build_encoder
 from audio_llm.model.processing import AudioLLMFeatureExtractor, AudioLLMProcessor
-from audio_llm.model.qformer import QFormerProjector
+from audio_llm.model.projector import build_projector
 
 
 class AudioLLMDataParser(MultiModalDataParser):
@@ -107,7 +107,7 @@ class AudioLLMProcessingInfo(BaseProcessingInfo):
 
     @property
     def num_query_tokens(self) -> int:
-        return self.get_hf_config().qformer.num_query_tokens
+        return self.get_hf_config().num_query_tokens
 
     def get_data_parser(self) -> MultiModalDataParser:
         return AudioLLMDataParser(
@@ -262,7 +262,7 @@ class AudioLLMForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLo
         self.configure_mm_token_handling(vocab_size=text.vocab_size, mm_token_ids=[config.audio_token_id])
         with self._mark_tower_model(vllm_config, "audio"):
             self.audio_encoder = build_encoder(config.encoder)
-            self.projector = QFormerProjector(config.qformer, self.audio_encoder.hidden_size, text.hidden_size)
+            self.projector = build_projector(config.projector or {}, self.audio_encoder.hidden_size, text.hidden_size)
         with self._mark_language_model(vllm_config):
             # A nested configuration carries no architecture name, so it is looked up by model type.
             self.language_model = init_vllm_registered_model(

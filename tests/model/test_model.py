@@ -10,7 +10,7 @@ import torch
 
 from audio_llm.errors import AudioError
 from audio_llm.model.build import export_language_model, load_model, load_processor
-from audio_llm.model.qformer import QFormerConfig, QFormerProjector
+from audio_llm.model.projector import QFormerConfig, QFormerProjector
 from tests.paths import SHARED
 
 
@@ -38,7 +38,9 @@ def test_projector_reproduces_the_published_one() -> None:
     tokens = torch.from_numpy(reference["tokens"])
     mask = torch.ones(tokens.shape[:2], dtype=torch.bool)
     with torch.no_grad():
-        hidden = projector.qformer(projector.query, tokens, mask)
+        hidden = projector.qformer(
+            projector.query, encoder_hidden_states=tokens, encoder_attention_mask=mask
+        ).last_hidden_state
         output = projector(tokens, mask)
     assert np.abs(hidden.numpy() - reference["qformer_hidden"]).max() < 1e-5
     assert np.abs(output.numpy() - reference["projector_out"]).max() < 1e-5
