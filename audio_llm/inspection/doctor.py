@@ -1,4 +1,4 @@
-"""``audio-llm doctor``: does this machine fit? Every finding comes with its cure.
+"""Does this machine fit? Findings with their cures, for ``audio-llm doctor``.
 
 Two halves: :func:`collect` looks at the machine and fills :class:`Facts`; the checks below are pure functions of these
 facts, so that a bad machine can be described in a test. Versions come from the packages' metadata; nothing heavy is
@@ -7,19 +7,15 @@ imported, except that packages known to break at import are tried in a process o
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
-
-HELP = "check versions, libraries and flags; every finding with its cure"
 
 # Package: (without it nothing works, what needs it). The version ranges are pyproject.toml's, read back from the
 # installed metadata: TRL 1.16 supports vLLM 0.22 to 0.31, vLLM 0.31 wants transformers < 5.18, there all parts meet.
@@ -391,26 +387,3 @@ def _free(path: Path) -> int | None:
         return shutil.disk_usage(path).free
     except OSError:
         return None
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    parser.add_argument("--quiet", action="store_true", help="print only what is not in order")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print the findings; 1 when something has to be mended, else 0."""
-    findings = diagnose(collect())
-    bad = sum(finding.level == "bad" for finding in findings)
-    if args.json:
-        print(json.dumps({"ok": bad == 0, "findings": [asdict(finding) for finding in findings]}, indent=2))
-        return int(bad > 0)
-    for finding in findings:
-        if args.quiet and finding.level == "ok":
-            continue
-        print(f"{finding.level:<4}  {finding.item:<16} {finding.text}")
-        if finding.cure:
-            print(f"{'':<22} cure: {finding.cure}")
-    warned = sum(finding.level == "warn" for finding in findings)
-    print(f"\n{bad} to mend, {warned} to look at, {len(findings) - bad - warned} in order.")
-    return int(bad > 0)
