@@ -24,7 +24,12 @@ from audio_llm.errors import AudioError, describe, nearest
 LAYOUT_CHANNELS: dict[str, int] = {"mono": 1, "stereo": 2, "binaural": 2, "foa": 4}
 # What a bare file means by its number of channels. Two channels are loudspeaker stereo unless somebody says binaural.
 LAYOUT_OF_COUNT: dict[int, str] = {1: "mono", 2: "stereo", 4: "foa"}
-FOA_CHANNELS = ("W", "Y", "Z", "X")  # ACN order, SN3D
+CHANNEL_NAMES: dict[str, tuple[str, ...]] = {
+    "mono": ("mono",),
+    "stereo": ("left", "right"),
+    "binaural": ("left", "right"),
+    "foa": ("W", "Y", "Z", "X"),  # ACN order, SN3D
+}
 MIN_SAMPLES = 16  # 1 ms at 16 kHz: shorter than a period of anything audible, so a broken cut rather than a sound
 INT16_SCALE = 32768.0
 MAX_PEAK = 1e10  # 200 dB above full scale; the energies of far larger samples are infinite in float32
@@ -106,7 +111,7 @@ def decode(
     if layout is None:
         raise AudioError(
             describe(name, "1 (mono), 2 (stereo or binaural) or 4 (foa) channels", f"{channels} channels")
-            + " Pick or mix channels by name first (audio.select_channel)."
+            + " Take two of them, for instance by `ffmpeg -i IN -af 'pan=stereo|c0=c0|c1=c1' OUT.wav`."
         )
     if LAYOUT_CHANNELS.get(layout, channels) != channels:
         raise AudioError(describe(name, f"{LAYOUT_CHANNELS[layout]} channel(s) for layout '{layout}'", f"{channels}"))
@@ -369,13 +374,14 @@ def channels_cure(layouts: Sequence[str]) -> str:
     """What can be done about a refused number of channels, for an encoder of `layouts`; all refusals end with it."""
     if tuple(layouts) == ("mono",):
         return (
-            "Send one channel (audio.select_channel, audio.downmix), or train with the encoder's key "
-            "`channels: left|right|mean|each`, which says what it hears of two: nothing is mixed unasked."
+            "Send one channel (`ffmpeg -i IN -af 'pan=mono|c0=c0' OUT.wav` takes the left one of two, and so does "
+            "`audio-llm eval --mono left`), or train with the encoder's key `channels: left|right|mean|each`, which "
+            "says what it hears of two: nothing is mixed unasked."
         )
-    return (
-        "Channels are never mixed or invented unasked: use audio of that layout, or name the conversion "
-        "(audio.downmix, audio.select_channel)."
-    )
+    cure = "Channels are never mixed or invented unasked: use audio of that layout."
+    if all(LAYOUT_CHANNELS[layout] == 2 for layout in layouts):
+        cure += " Of one channel `ffmpeg -i IN -ac 2 OUT.wav` makes two, which hold no direction."
+    return cure
 
 
 def check_format(
@@ -385,9 +391,8 @@ def check_format(
     if layouts is not None and layout not in layouts:
         raise AudioError(describe(name, f"layout {' or '.join(layouts)}", layout, channels_cure(layouts)))
     if sample_rate is not None and found_rate != sample_rate:
-        raise AudioError(
-            describe(name, f"a sample rate of {sample_rate} Hz", f"{found_rate} Hz", "Resample it (audio.resample).")
-        )
+        cure = f"Resample it, for instance by `ffmpeg -i IN -ar {sample_rate} OUT.wav`."
+        raise AudioError(describe(name, f"a sample rate of {sample_rate} Hz", f"{found_rate} Hz", cure))
 
 
 def windows(samples: np.ndarray, window_samples: int, max_windows: int, *, name: str = "audio") -> list[np.ndarray]:
@@ -448,8 +453,7 @@ def swap_channels(waveform: Waveform) -> Waveform:
 
 def select_channel(waveform: Waveform, channel: int | str) -> Waveform:
     """One channel as mono, by index or name: ``left``/``right`` (stereo, binaural), ``W``/``Y``/``Z``/``X`` (FOA)."""
-    names: dict[str, Sequence[str]] = {"stereo": ("left", "right"), "binaural": ("left", "right"), "foa": FOA_CHANNELS}
-    known = names.get(waveform.layout, ("mono",))
+    known = CHANNEL_NAMES[waveform.layout]
     index: Any = known.index(channel) if isinstance(channel, str) and channel in known else channel
     if isinstance(index, str) or not 0 <= index < waveform.num_channels:
         expected = f"one of {', '.join(known)} or 0 to {waveform.num_channels - 1}"

@@ -14,7 +14,7 @@ from audio_llm.training.examples import SFTCollator
 def rendered(dataset: ShardDataset, position: int, checkpoint: str, style: str) -> Pieces:
     """The conversation of one sample exactly as supervised fine-tuning sees it, cut where the loss mask changes.
 
-    A run of audio placeholders is written as ``<|audio|>×n``.
+    A run of audio placeholders is written as ``<|audio|>×n`` and a space.
     """
     processor = load_processor(checkpoint)
     encoded = SFTCollator(processor, style=style).encode(dataset[position])
@@ -32,6 +32,6 @@ def mask_pieces(input_ids: list[int], labels: list[int], processor: Any) -> Piec
     pattern = re.compile(f"(?:{re.escape(audio_token)})+")
 
     def shorten(text: str) -> str:
-        return pattern.sub(lambda run: f"{audio_token}×{len(run[0]) // len(audio_token)}", text)
+        return pattern.sub(lambda run: f"{audio_token}×{len(run[0]) // len(audio_token)} ", text)
 
     return [(shorten(processor.tokenizer.decode(tokens)), supervised) for tokens, supervised in runs]

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from audio_llm.audio import Waveform, encode, limit_peak
+from audio_llm.audio import CHANNEL_NAMES, Waveform, encode, limit_peak
 from audio_llm.errors import ShardError, describe
 from audio_llm.files import write_atomically
 from audio_llm.shards.index import LAYOUTS
 from audio_llm.shards.reader import ShardDataset
-from audio_llm.shards.schema import Sample
+from audio_llm.shards.schema import Event, Sample
 
 MAX_SHOWN = 5  # examples per problem, lines per distribution × 4
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -88,7 +88,8 @@ class Survey:
         if sample.answer not in sample.choices:
             self._problem("answers that are not among the choices", f"{sample.id}: {sample.answer!r}")
             return
-        self._add("answer position", [LETTERS[sample.choices.index(sample.answer) % len(LETTERS)]])
+        name = f"answer position of {len(sample.choices)} choices"  # by number: with all in one, A is always ahead
+        self._add(name, [LETTERS[sample.choices.index(sample.answer) % len(LETTERS)]])
 
     def _add(self, name: str, values: Iterable[str]) -> None:
         self.counts.setdefault(name, Counter()).update(values)
@@ -99,10 +100,11 @@ class Survey:
     def text(self) -> str:
         """Distributions, then the checks."""
         lines = []
-        for name, counts in self.counts.items():
+        place = "answer position"
+        for name, counts in sorted(self.counts.items(), key=lambda entry: entry[0] if place in entry[0] else ""):
             if not counts:
                 continue
-            numbers = name in ("choices", "events per sample", "answer position")
+            numbers = name in ("choices", "events per sample") or place in name
             pairs = sorted(counts.items()) if numbers else counts.most_common(4 * MAX_SHOWN)
             more = f"  ... and {len(counts) - len(pairs)} more" if len(counts) > len(pairs) else ""
             total = counts.total()
@@ -128,6 +130,8 @@ def find_sample(dataset: ShardDataset, chosen: str) -> int:
 def sample_text(dataset: ShardDataset, position: int, shown: Pieces | None) -> str:
     """One sample for the terminal; supervised text stands in ⟦double brackets⟧."""
     lines = [f"{name}: {value}" for name, value in _facts(dataset, position)]
+    if meta := _meta(dataset, position):
+        lines += ["meta:", *(f"  {name}: {value}" for name, value in meta)]
     if shown is not None:
         lines += ["", "prompt (what stands in ⟦ ⟧ carries loss):"]
         lines.append("".join(f"⟦{text}⟧" if supervised else text for text, supervised in shown))
@@ -137,7 +141,10 @@ def sample_text(dataset: ShardDataset, position: int, shown: Pieces | None) -> s
 def _facts(dataset: ShardDataset, position: int) -> list[tuple[str, str]]:
     sample, waveform = dataset.load_sample(position), dataset.load_waveform(position)
     folder, row = dataset.locate(position)
-    levels = ", ".join(f"{20 * np.log10(max(_rms(channel), 1e-9)):.1f}" for channel in waveform.samples)
+    levels = ", ".join(
+        f"{name} {20 * np.log10(max(_rms(channel), 1e-9)):.1f}"
+        for name, channel in zip(CHANNEL_NAMES[waveform.layout], waveform.samples, strict=True)
+    )
     facts: list[tuple[str, Any]] = [
         ("sample", f"{sample.id} (number {position}, {folder / row.shard})"),
         ("audio", f"{waveform.layout}, {waveform.sample_rate} Hz, {waveform.seconds:.2f} s, level {levels} dBFS"),
@@ -146,18 +153,31 @@ def _facts(dataset: ShardDataset, position: int) -> list[tuple[str, str]]:
         ("choices", "  ".join(f"({LETTERS[i % 26]}) {choice}" for i, choice in enumerate(sample.choices))),
         ("answer", sample.answer),
         ("thinking", sample.thinking),
-        *((f"semantic element {name}", value) for name, value in sample.semantic_elements.items()),
+        *((f"semantic element {name}", _plain(value)) for name, value in sample.semantic_elements.items()),
         *(("event", _event_text(event)) for event in sample.events),
         ("source", sample.source and "/".join(filter(None, vars(sample.source).values()))),
-        *((f"meta {name}", value) for name, value in sample.meta.items()),
     ]
     return [(name, str(value)) for name, value in facts if value not in (None, "")]
 
 
-def _event_text(event: Any) -> str:
-    units = {"onset": "s", "offset": "s", "azimuth": "°", "elevation": "°", "distance": "m"}
-    known = ((name, getattr(event, name), unit) for name, unit in units.items())
-    return ", ".join([event.label, *(f"{name} {value:g} {unit}" for name, value, unit in known if value is not None)])
+def _meta(dataset: ShardDataset, position: int) -> list[tuple[str, str]]:
+    meta = dataset.load_sample(position).meta
+    return [(name, _plain(value)) for name, value in meta.items() if value not in (None, "")]
+
+
+def _plain(value: Any) -> str:
+    """A value of JSON in words: lists with commas, objects as ``key value``."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(part)}" for name, part in value.items())
+    return ", ".join(map(_plain, value)) if isinstance(value, list) else str(value)
+
+
+def _event_text(event: Event) -> str:
+    units = {"onset": " s", "offset": " s", "azimuth": "°", "elevation": "°", "distance": " m"}
+    parts = {name: f"{name} {value:g}{units[name]}" for name in units if (value := getattr(event, name)) is not None}
+    if event.azimuth is not None and event.azimuth % 180:
+        parts["azimuth"] += " (left)" if event.azimuth > 0 else " (right)"
+    return ", ".join([event.label, *parts.values()])
 
 
 def _rms(channel: np.ndarray) -> float:
@@ -167,17 +187,19 @@ def _rms(channel: np.ndarray) -> float:
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}
-th {{ text-align: left; vertical-align: top; padding-right: 1rem; white-space: nowrap }}
-pre {{ white-space: pre-wrap; background: #f5f5f5; padding: 1rem }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1f2430 }}
+th {{ text-align: left; vertical-align: top; padding-right: 1rem; white-space: nowrap; color: #5a6172 }}
+td {{ border-bottom: 1px solid #eceef2 }} table {{ border-collapse: collapse }}
+pre {{ white-space: pre-wrap; background: #f5f6f8; padding: 1rem; border-radius: 6px }}
 mark {{ background: #b7e4c7 }} img {{ max-width: 100% }} audio {{ width: 100% }}
 </style>
-<h1>{title}</h1>
+<h1>{folders}</h1>
+<pre>{survey}</pre>
+<h2>{title}</h2>
 <audio controls src="data:audio/wav;base64,{audio}"></audio>
 {heard}{figure}
 <table>{facts}</table>
-{prompt}
-<h2>The folder</h2><pre>{survey}</pre>
+{meta}{prompt}
 </html>
 """
 
@@ -185,11 +207,11 @@ mark {{ background: #b7e4c7 }} img {{ max-width: 100% }} audio {{ width: 100% }}
 def write_page(path: Path, dataset: ShardDataset, survey: Survey, position: int, shown: Pieces | None) -> None:
     """One self-contained HTML page: the sample to listen to and to read. Browsers play FOA as W and Y made stereo."""
     waveform = dataset.load_waveform(position)
-    rows = (f"<tr><th>{html.escape(n)}</th><td>{html.escape(v)}</td></tr>" for n, v in _facts(dataset, position))
+    meta = _meta(dataset, position)
     marked = ""
     if shown is not None:
         parts = (f"<mark>{html.escape(text)}</mark>" if loss else html.escape(text) for text, loss in shown)
-        marked = f"<h2>Prompt and reply</h2><p>Marked text carries loss.</p><pre>{''.join(parts)}</pre>"
+        marked = f"<h3>Prompt and reply</h3><p>Marked text carries loss.</p><pre>{''.join(parts)}</pre>"
     playable, heard = _playable(waveform)
     image = spectrogram_png(waveform)
     page = PAGE.format(
@@ -199,11 +221,17 @@ def write_page(path: Path, dataset: ShardDataset, survey: Survey, position: int,
         figure=f'<img alt="spectrogram" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
         if image
         else "",
-        facts="".join(rows),
+        facts=_table_rows(_facts(dataset, position)),
+        meta=f"<h3>Metadata</h3><table>{_table_rows(meta)}</table>\n" if meta else "",
+        folders=html.escape(", ".join(index.folder.name for index in dataset.indexes)),
         prompt=marked,
         survey=html.escape(shard_table(dataset) + "\n\n" + survey.text()),
     )
     write_atomically(path, page)
+
+
+def _table_rows(facts: list[tuple[str, str]]) -> str:
+    return "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in facts)
 
 
 def _playable(waveform: Waveform) -> tuple[Waveform, str]:
@@ -230,10 +258,10 @@ def spectrogram_png(waveform: Waveform) -> bytes | None:
         waveform.num_channels, 1, figsize=(9, 1 + 1.6 * waveform.num_channels), sharex=True, squeeze=False
     )
     size = min(512, waveform.num_samples)
-    for number, axis in enumerate(axes[:, 0]):
-        channel = waveform.samples[number] + 1e-9  # silence has no logarithm
-        axis.specgram(channel, NFFT=size, Fs=waveform.sample_rate, noverlap=size // 2, vmin=-140, vmax=-30)
-        axis.set_ylabel(f"{number}: Hz")
+    drawn = {"NFFT": size, "noverlap": size // 2, "Fs": waveform.sample_rate, "vmin": -140, "vmax": -30}
+    for name, samples, axis in zip(CHANNEL_NAMES[waveform.layout], waveform.samples, axes[:, 0], strict=True):
+        axis.specgram(samples + 1e-9, cmap="inferno", **drawn)  # silence has no logarithm
+        axis.set_ylabel(f"{name}, Hz")
     axes[-1, 0].set_xlabel("s")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80, bbox_inches="tight")

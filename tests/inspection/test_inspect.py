@@ -52,10 +52,11 @@ def test_tables_and_distributions(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert code == 0
     assert re.search(r"shard-000000\.tar +4 +2\.0  binaural, 16000 Hz", out)
     assert re.search(r"shard-000001\.tar +2 +1\.0", out) and re.search(r"total +6 +3\.0", out)
-    assert "answer position: A 4 (67%)  B 1 (17%)  C 1 (17%)" in out
+    assert "answer position of 3 choices: A 4 (67%)  B 1 (17%)  C 1 (17%)" in out
     assert "question type: identity 4 (67%)  side 2 (33%)" in out
     assert "event label: rain 6 (100%)" in out
-    assert "event: rain, onset 0.1 s, offset 0.4 s, azimuth -30 °" in out
+    assert "event: rain, onset 0.1 s, offset 0.4 s, azimuth -30° (right)" in out
+    assert re.search(r"level left -\d+\.\d, right -", out) and "meta:\n  question_type: side" in out
     assert "(A) rain  (B) dog  (C) bell" in out
 
 
