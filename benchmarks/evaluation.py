@@ -38,7 +38,7 @@ class Round:
 def answer(engine: Engine, questions: Collection, max_tokens: int) -> Round:
     """All `questions`, their sound decoded on the way as in a run."""
     requests = (
-        Request(item, engine.prepare(questions.waveform(index), f"item '{item.id}'"), 0.0, max_tokens, 0)
+        Request(item, (engine.prepare(questions.waveform(index), f"item '{item.id}'"),), max_tokens=max_tokens)
         for index, item in enumerate(questions.items)
     )
     start, core_start = time.perf_counter(), time.process_time()  # all engines live in this process

@@ -20,7 +20,7 @@ from eval.benchmarks.base import Item
 from eval.predictions import Prediction
 
 CONTROLS = ("silence", "swap", "other_audio", "shuffled_options", "text_only")
-DEAF = ("silence", "other_audio", "text_only")  # with these the question can only be guessed
+GUESSED = ("silence", "other_audio", "text_only")  # with these the question can only be guessed
 # One named thing beside another, and nothing else asked. More words after the second could be what the question is
 # about ("… to the left of the cat louder than the bell?"), so it has one.
 _BESIDE = re.compile(
@@ -45,18 +45,8 @@ def parse_controls(text: str) -> list[str]:
 # ------------------------------------------------------------------------------------------------- what is asked
 
 
-def silence(item: Item, seed: int, sample: int = 0) -> Item | None:
-    """The same question; :func:`silent` makes the audio."""
-    return item
-
-
-def other_audio(item: Item, seed: int, sample: int = 0) -> Item | None:
-    """The same question; :class:`Partners` says whose audio it gets."""
-    return item
-
-
-def text_only(item: Item, seed: int, sample: int = 0) -> Item | None:
-    """The same question, and no audio in the prompt at all."""
+def same(item: Item, seed: int, sample: int = 0) -> Item | None:
+    """The same question: what changes is its sound (:class:`Partners` says whose, or that there is none)."""
     return item
 
 
@@ -106,12 +96,9 @@ def _orders(choices: Sequence[str]) -> int:
 
 
 QUESTIONS: dict[str, Callable[[Item, int, int], Item | None]] = {
-    "": lambda item, seed, sample: item,
-    "silence": silence,
+    **dict.fromkeys(("", "silence", "other_audio", "text_only"), same),
     "swap": swap,
-    "other_audio": other_audio,
     "shuffled_options": shuffled_options,
-    "text_only": text_only,
 }
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from audio_llm.answering import server
 from audio_llm.audio import LAYOUT_OF_COUNT, Waveform, encode_level, sha256
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, DataError, describe
 from audio_llm.files import atomic_folder, write_atomically, write_lines
@@ -191,11 +192,7 @@ def audio_part(sound: Any, name: str) -> dict[str, Any]:
     if not isinstance(sound, Mapping):
         raise AudioError(describe(name, "sound as a mapping with array and sampling_rate", type(sound).__name__))
     path = Path(str(sound.get("path") or ""))
-    if path.is_file():
-        data, kind = path.read_bytes(), path.suffix.removeprefix(".").lower() or "wav"
-    else:
-        data, kind = encode_level(_waveform(sound, name)), "wav"
-    return {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode("ascii"), "format": kind}}
+    return server.audio_part(path if path.is_file() else _waveform(sound, name))
 
 
 def _waveform(sound: Mapping[str, Any], name: str) -> Waveform:

@@ -13,8 +13,8 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 from tqdm import tqdm
 
-from audio_llm.answering.server import Endpoint, EngineError, RefusedRequest
-from audio_llm.errors import ConfigError, describe
+from audio_llm.answering.server import Endpoint, RefusedRequest
+from audio_llm.errors import describe
 from eval.lmms_export import audio_part
 
 MANIFEST = ModelManifest(model_id="audio_llm", simple_class_path="eval.lmms_model.AudioLLMServer")
@@ -30,12 +30,7 @@ class AudioLLMServer(lmms):
     ) -> None:
         super().__init__()
         self._endpoint = Endpoint(base_url)
-        served = self._endpoint.models()
-        if not served:
-            raise EngineError(describe(f"{self._endpoint.base}/models", "a served model", "none"))
-        if model is not None and model not in served:
-            raise ConfigError(describe(f"{self._endpoint.base}: model", f"one of {', '.join(served)}", f"'{model}'"))
-        self._model, self._concurrency = model or served[0], int(concurrency)
+        self._model, self._concurrency = self._endpoint.find(model or ""), int(concurrency)
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         """One reply a request, in order."""

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from audio_llm.answering.base import Answer, Engine, Request, is_address
+from audio_llm.answering.base import Answer, Engine, Request, check_style, is_address
 from audio_llm.audio import Waveform, downmix, select_channel, silence, swap_channels
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, describe
 from audio_llm.files import write_json
@@ -68,7 +68,10 @@ class EvalSettings:
     limit: int | None = None
     instruction: str | None = None  # words after every question
     answer_as: str | None = None  # of prompts.ANSWERS_AS: what questions with choices ask for
-    mono: str | None = None  # how a model with one ear hears several channels: mean, omni, left, right
+    mono: str | None = None  # what a model of one channel hears of several: mean, omni, left, right
+
+    def __post_init__(self) -> None:
+        check_style(self.style)
 
     def passes(self) -> list[Pass]:
         """True audio at every temperature (several samples above 0), then the controls at the first temperature."""
@@ -104,7 +107,6 @@ class RunResult:
     errors: int
     first_error: str
     seconds: float
-    engine_seconds: float
 
 
 def evaluate(
@@ -139,7 +141,7 @@ def evaluate(
     manifest["seconds"] = round(float(read_manifest(out).get("seconds") or 0) + seconds, 2)
     write_json(out / MANIFEST_NAME, manifest)
     first = errors[0] if errors else ""
-    return RunResult(len(rows) - work.reused, work.reused, len(errors), first, seconds, seconds)
+    return RunResult(len(rows) - work.reused, work.reused, len(errors), first, seconds)
 
 
 def one_channel(waveform: Waveform, method: str) -> Waveform:
@@ -211,7 +213,9 @@ class Work:
                 self.count_error(row)
                 yield row, None
             else:
-                yield row, Request(item, waveform, way.temperature, self._settings.max_tokens, seed)
+                audios = () if waveform is None else (waveform,)
+                asked = self._settings
+                yield row, Request(item, audios, asked.style, way.temperature, asked.max_tokens, seed)
 
     def _hear(self, index: int) -> Waveform | str:
         """The sound of item `index` as the engine takes it, or why it cannot be heard."""
@@ -318,13 +322,20 @@ def _fill(row: Prediction, answer: Answer) -> None:
 # ------------------------------------------------------------------------------------------------------ manifests
 
 # A run may be continued only if these agree: they decide what the answers are.
-IDENTITY = ("model_sha256", "adapter_sha256", "benchmark", "data_sha256", "settings")
+IDENTITY = ("model_sha256", "adapter_sha256", "benchmark", "data_sha256")
 
 
 def identity(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What :data:`IDENTITY` names, and the kind of engine: a server may move to another address."""
+    """What :data:`IDENTITY` names, each setting, and the kind of engine: a server may move to another address."""
     engine = str(manifest.get("engine", ""))
-    return {name: manifest.get(name) for name in IDENTITY} | {"engine": "http" if is_address(engine) else engine}
+    known = {name: manifest.get(name) for name in IDENTITY} | {"engine": "http" if is_address(engine) else engine}
+    return known | (manifest.get("settings") or {})
+
+
+def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The names of what tells two runs apart; none where the new one may go on with the old one's answers."""
+    before, now = identity(old), identity(new)
+    return [name for name in before | now if before.get(name) != now.get(name)]
 
 
 @dataclass(frozen=True)
@@ -384,13 +395,13 @@ def claim(out: Path, manifest: dict[str, Any]) -> None:
         raise PredictionsError(
             describe(f"run {out}", f"a {MANIFEST_NAME} that says whose answers lie there", "none", cure)
         )
-    before = identity(old)
-    for name, value in identity(manifest).items():
-        if before[name] != value:
-            cure = "Use another --out, or --overwrite to start this one again."
-            if name == "engine":
-                cure = f"Go on with that engine (--engine {old.get('engine')}), use another --out, or --overwrite."
-            raise PredictionsError(describe(f"run {out}: {name}", f"{value}", f"{before[name]} from earlier", cure))
+    if changed := differing(old, manifest):
+        cure = "Use another --out, or --overwrite to start this one again."
+        if changed == ["engine"]:
+            cure = f"Go on with that engine (--engine {old.get('engine')}), use another --out, or --overwrite."
+        runs = identity(manifest), identity(old)
+        expected, found = (", ".join(str(known.get(name)) for name in changed) for known in runs)
+        raise PredictionsError(describe(f"run {out}: {', '.join(changed)}", expected, f"{found} from earlier", cure))
 
 
 def _versions() -> dict[str, str]:
@@ -432,7 +443,7 @@ def _model_sha256(folder: Path) -> str:
 def is_complete(out: Path, manifest: dict[str, Any]) -> bool:
     """Whether the run in `out` is the same one and has ended, so that no engine need be started."""
     old = read_manifest(out)
-    same = bool(old.get("finished")) and identity(old) == identity(manifest)
+    same = bool(old.get("finished")) and not differing(old, manifest)
     return same and len(mend(out / FILE_NAME)) == old.get("rows")
 
 

@@ -29,10 +29,7 @@ RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
 BELOW = ("encoders", "datasets", "tasks", "answering", "inspection", "cli")
 TASKS = ("classification", "echotwin", "language_model", "seld", "spatial")
 # What the next steps take apart; nothing is added here.
-CIRCLES = (
-    "audio_llm.answering.",
-    "audio_llm.tasks.",
-)
+CIRCLES = ("audio_llm.tasks.",)
 KNOWS_ANOTHER = ("audio_llm/tasks/seld/predict.py", "audio_llm/tasks/seld/tracks.py")
 # `audio_llm` itself registers the model with Transformers when asked to; __main__ is the command line.
 OPEN = {"__init__", "__main__"}

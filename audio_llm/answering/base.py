@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from audio_llm.audio import Waveform
+from audio_llm.audio import Waveform, decode
+from audio_llm.errors import ConfigError, nearest
 from audio_llm.language import prompts
-
-OPENINGS = prompts.OPENINGS
-
-
-NEED_AUDIO = ("echotwin",)  # names of engines that cannot be asked by the words alone
 
 
 class Item(prompts.Question, Protocol):
@@ -26,13 +24,39 @@ class Item(prompts.Question, Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """One question to answer: greedy at temperature 0, else one sample drawn with `seed`."""
+    """One question to answer: greedy at temperature 0, else one sample drawn with `seed`.
+
+    `audios` are what the engine's ``prepare`` gave, in the order of the prompt; without any, the words alone are asked.
+    `style` is one of ``prompts.STYLES``. `constrain`: nothing is said but one of the choices in that style ("answer"
+    where there is none), which takes an engine that ``constrains``.
+    """
 
     item: Item
-    waveform: Waveform | None  # None: asked by its words alone
-    temperature: float
-    max_tokens: int
-    seed: int
+    audios: tuple[Any, ...] = ()
+    style: str | None = None
+    temperature: float = 0.0
+    max_tokens: int = 256
+    seed: int = 0
+    constrain: bool = False
+
+    @property
+    def opening(self) -> str:
+        """The first words of the reply, which ask for the style; a constrained reply needs none."""
+        return "" if self.constrain or self.style is None else prompts.OPENINGS[self.style]
+
+    @property
+    def grammar(self) -> str:
+        """GBNF of the replies that a constrained request allows; "" for any other."""
+        return prompts.reply_grammar(self.item.choices, self.style or "answer") if self.constrain else ""
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The chat messages that ask the question, with a part for each audio."""
+        return prompts.conversation(self.item, audios=len(self.audios), instruction=self.item.instruction or None)
+
+    def render(self, tokenizer: Any) -> str:
+        """The prompt as the model reads it, the assistant's turn opened and begun."""
+        text = tokenizer.apply_chat_template(self.messages(), tokenize=False, add_generation_prompt=True)
+        return str(text) + self.opening
 
 
 @dataclass(frozen=True)
@@ -48,35 +72,75 @@ class Answer:
     error: str = ""
 
 
-class Engine(Protocol):
-    """One model, ready to answer."""
+@dataclass(frozen=True)
+class Options:
+    """Which model an engine opens, and how."""
 
-    name: str
-    needs_audio: bool  # True: it cannot be asked by the words alone
+    model: str  # a checkpoint folder; the model's name behind an address, "" for the first that is served
+    adapter: str | None = None  # a PEFT adapter's folder; its name behind an address
+    address: str = ""  # of the server, for an engine that asks one
+    batch_size: int | None = None  # sequences decoded together, or requests in flight; None: the engine's own number
+    max_audios: int = 4  # in one request
+    seed: int = 0
 
-    def prepare(self, waveform: Waveform, name: str) -> Waveform:
-        """The audio as the model takes it. Raises :class:`AudioError` for what it cannot hear."""
-        ...
+
+class Engine:
+    """One model, ready to answer. The class is an entry point of ``audio_llm.engines``."""
+
+    name: str  # recorded with the answers
+    rank = 0  # among the engines that recognise a model, the one with the highest rank is opened
+    needs_audio = False  # it cannot be asked by the words alone
+    constrains = False  # it can hold a reply to the choices
+
+    def __init__(self, options: Options) -> None:
+        raise NotImplementedError
+
+    @classmethod
+    def open(cls, options: Options) -> Engine:
+        """Load the model, or reach its server. Raises children of ``AudioLLMError`` where that cannot be done."""
+        return cls(options)
+
+    @classmethod
+    def recognises(cls, where: str) -> bool:
+        """Whether it answers from `where`, a model's folder or an address. Reads ``config.json`` at the most."""
+        raise NotImplementedError
+
+    def prepare(self, sound: Waveform | Path, name: str) -> Any:
+        """The audio, or the file of it, as this model takes it. Raises :class:`AudioError`, which calls it `name`."""
+        return sound
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Answer]:
-        """One answer a request, in order; requests are drawn lazily and hold prepared audio."""
-        ...
+        """One answer a request, in order; requests are drawn lazily and hold prepared audio.
 
-    def close(self) -> None: ...
+        Sampling depends on a request's own seed and never on the batch it happened to be in, so that a run that was
+        interrupted continues as if it had not been.
+        """
+        raise NotImplementedError
 
-
-def is_address(kind: str) -> bool:
-    return kind.startswith(("http://", "https://"))
-
-
-def user_turn(request: Request) -> list[dict[str, Any]]:
-    """The chat messages that ask a question, with a part for its audio where it has one."""
-    item = request.item
-    return prompts.conversation(item, audios=int(request.waveform is not None), instruction=item.instruction or None)
+    def close(self) -> None:
+        """Give back what the model holds."""
 
 
-def render(tokenizer: Any, request: Request, style: str | None) -> str:
-    """The prompt as the model reads it, assistant's turn opened (and begun, where a style is asked for)."""
-    messages = user_turn(request)
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return str(text) + OPENINGS.get(style or "", "")
+def is_address(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
+
+
+def decoded(sound: Waveform | Path) -> Waveform:
+    """`sound`, read where it is a file."""
+    return decode(sound) if isinstance(sound, Path) else sound
+
+
+def folder_config(folder: str | Path) -> dict[str, Any]:
+    """What ``config.json`` in `folder` says; nothing where there is none that can be read."""
+    try:
+        tree = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def check_style(style: str | None) -> None:
+    """Raise :class:`ConfigError` for a style that there is not."""
+    if style is not None and style not in prompts.STYLES:
+        known = ", ".join(prompts.STYLES)
+        raise ConfigError(f"style '{style}': expected one of {known}{nearest(style, prompts.STYLES)}.")

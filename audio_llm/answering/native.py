@@ -7,10 +7,11 @@ expand the audio placeholder by the same rule (one token for four log-mel frames
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from audio_llm.answering.base import OPENINGS, Request, user_turn
+from audio_llm.answering.base import Options, Request, decoded, folder_config
 from audio_llm.answering.engines import TransformersEngine
 from audio_llm.audio import Waveform, resample
 from audio_llm.errors import AudioError, CheckpointError, describe
@@ -21,15 +22,6 @@ MODELS = {
     "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
     "qwen2_5_omni_thinker": "Qwen2_5OmniThinkerForConditionalGeneration",
 }
-
-
-def is_native(model: str | Path) -> bool:
-    """Whether the folder holds one of :data:`MODELS`."""
-    path = Path(model) / "config.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8")).get("model_type") in MODELS
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def chat_template(folder: Path, tokenizer: Any) -> str:
@@ -46,23 +38,33 @@ def chat_template(folder: Path, tokenizer: Any) -> str:
 class NativeEngine(TransformersEngine):
     """Padded batches through ``generate``. One channel at the extractor's rate, at most its window; nothing is cut."""
 
-    def _load(self, model: str, **options: Any) -> Any:
+    _usual_batch = 8
+
+    @classmethod
+    def recognises(cls, where: str) -> bool:
+        return folder_config(where).get("model_type") in MODELS
+
+    def _load(self, options: Options, **more: Any) -> Any:
         import transformers
 
-        folder = Path(model)
+        adapter = options.adapter
+        if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
+            raise CheckpointError(describe(f"adapter {adapter}", "a PEFT adapter with adapter_config.json", "none"))
+        folder = Path(options.model)
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)
         self._template = chat_template(folder, self._tokenizer)
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-        loaded = getattr(transformers, MODELS[kind]).from_pretrained(folder, **options)
+        kind = folder_config(folder)["model_type"]
+        loaded = getattr(transformers, MODELS[kind]).from_pretrained(folder, **more)
         self._audio_token_id = int(loaded.config.audio_token_id)
         self._audio_token = str(self._tokenizer.convert_ids_to_tokens(self._audio_token_id))
         return loaded
 
-    def prepare(self, waveform: Waveform, name: str) -> Waveform:
+    def prepare(self, sound: Waveform | Path, name: str) -> Waveform:
         """Raises :class:`AudioError` for several channels, and beyond the extractor's window."""
+        waveform = decoded(sound)
         if waveform.num_channels != 1:
             cure = "Say which one it is to hear: --mono mean, left or right."
             raise AudioError(describe(name, "one channel, as this model hears", f"{waveform.num_channels}", cure))
@@ -72,23 +74,22 @@ class NativeEngine(TransformersEngine):
         return resample(waveform, self._extractor.sampling_rate)
 
     def _render(self, request: Request) -> str:
-        messages = user_turn(request)
+        messages = request.messages()
         for part in messages[0]["content"]:
             if part["type"] == "text":  # a placeholder in a question would take the audio's place
                 part["text"] = part["text"].replace(self._audio_token, "")
         text = self._tokenizer.apply_chat_template(
             messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
         )
-        if text.count(self._audio_token) != int(request.waveform is not None):
-            raise CheckpointError(
-                describe("the checkpoint's chat template", f"one {self._audio_token} for the audio", f"{text[:200]!r}")
-            )
-        return str(text) + OPENINGS.get(self._style or "", "")
+        if text.count(self._audio_token) != len(request.audios):
+            expected = f"one {self._audio_token} for each audio"
+            raise CheckpointError(describe("the checkpoint's chat template", expected, f"{text[:200]!r}"))
+        return str(text) + request.opening
 
     def _encode(self, texts: list[str], batch: list[Request]) -> Any:
         from transformers import BatchFeature
 
-        clips = [request.waveform.samples[0] for request in batch if request.waveform is not None]
+        clips = [waveform.samples[0] for request in batch for waveform in request.audios]
         data: dict[str, Any] = {}
         if clips:
             features = self._extractor(
@@ -101,8 +102,6 @@ class NativeEngine(TransformersEngine):
             mask = features["attention_mask"]  # (clips, frames) at 10 ms
             data = {"input_features": features["input_features"], "feature_attention_mask": mask}
             counts = iter((((mask.sum(-1) - 1) // 2 + 1 - 2) // 2 + 1).tolist())
-            texts = [
-                text.replace(self._audio_token, self._audio_token * next(counts)) if self._audio_token in text else text
-                for text in texts
-            ]
+            token = re.compile(re.escape(self._audio_token))
+            texts = [token.sub(lambda found: found[0] * next(counts), text) for text in texts]
         return BatchFeature({**self._tokenizer(texts, padding=True, return_tensors="pt"), **data})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import os
@@ -9,9 +10,16 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
-from audio_llm.errors import AudioLLMError, ConfigError, describe
+from audio_llm.answering.base import Answer, Engine, Options, Request, is_address
+from audio_llm.audio import Waveform, encode_level
+from audio_llm.errors import AudioLLMError, ConfigError, describe, nearest
+from audio_llm.language import prompts
 
 RETRIES = 5  # 1 + 2 + 4 + 8 + 16 s: outlives a restarting server, not a dead one
 TIMEOUT_SECONDS = 600.0  # a long reply of a large model on CPU takes minutes
@@ -36,7 +44,7 @@ class Endpoint:
     """
 
     def __init__(self, url: str) -> None:
-        if not _is_address(url):
+        if not _names_host(url):
             raise ConfigError(describe("address", "http://HOST:PORT or https://HOST:PORT", f"'{url}'"))
         self.base = url.rstrip("/").removesuffix("/v1").rstrip("/") + "/v1"
 
@@ -47,6 +55,25 @@ class Endpoint:
             return [str(entry["id"]) for entry in reply["data"]]
         except (KeyError, TypeError) as error:
             raise EngineError(describe(f"{self.base}/models", "a list of models", _short(reply))) from error
+
+    def find(self, wanted: str = "", kind: str = "model") -> str:
+        """The server's own name of the model, or adapter (`kind`), that is `wanted`; the first one's for "".
+
+        The name of its owner may be there or not. A server has its own name for a checkpoint folder. Raises
+        :class:`EngineError` for a name that it does not know: that would be another model.
+        """
+        served = self.models()
+        if not served and not wanted:
+            raise EngineError(describe(f"{self.base}/models", "a served model", "none"))
+        if not served or wanted in served:
+            return wanted
+        if not wanted or (kind == "model" and Path(wanted).is_dir()):
+            return served[0]
+        alike = [name for name in served if Path(name).name == Path(wanted).name]
+        if len(alike) != 1:
+            found, cure = f"'{wanted}'{nearest(wanted, served)}", f"Give the server's own name as {kind.upper()}."
+            raise EngineError(describe(f"{self.base}: {kind}", f"one of {', '.join(served)}", found, cure))
+        return alike[0]
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """A chat completion's reply: at least one choice, whose message has a text as its `content` ("" where the
@@ -75,7 +102,7 @@ class Endpoint:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(KEY_VARIABLE):
             headers["Authorization"] = f"Bearer {key}"
-        reason, cure = "", "Start it again and repeat the command."
+        reason, cure = "", "Start it again (audio-llm serve MODEL) and repeat the command."
         retries = RETRIES if retries is None else retries
         for attempt in range(retries + 1):
             try:
@@ -99,7 +126,83 @@ class Endpoint:
         raise EngineError(describe(f"{self.base}{path}", "a reply in JSON", reason, cure))
 
 
-def _is_address(url: str) -> bool:
+def audio_part(sound: Waveform | Path) -> dict[str, Any]:
+    """`sound` in a chat message: a file's bytes as they are, a waveform as a WAV file with all of its channels."""
+    if isinstance(sound, Path):
+        data, kind = sound.read_bytes(), sound.suffix.removeprefix(".").lower() or "wav"
+    else:
+        data, kind = encode_level(sound), "wav"
+    return {"type": "input_audio", "input_audio": {"data": base64.b64encode(data).decode("ascii"), "format": kind}}
+
+
+class HttpEngine(Engine):
+    """A model behind an OpenAI-compatible server (``audio-llm serve``, vLLM, …), asked several questions at a time.
+
+    It is sent every sound as it is, and refuses what its model cannot take."""
+
+    name = "http"
+    constrains = True
+
+    @classmethod
+    def recognises(cls, where: str) -> bool:
+        return is_address(where)
+
+    def __init__(self, options: Options) -> None:
+        self._endpoint = Endpoint(options.address)
+        self.name = self._endpoint.base
+        adapter = options.adapter
+        self._model = self._endpoint.find(options.model) if adapter is None else self._endpoint.find(adapter, "adapter")
+        self._concurrency = options.batch_size or 16
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Answer]:
+        pending: deque[Future[Answer]] = deque()
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            try:
+                for request in requests:
+                    pending.append(pool.submit(self._ask, request))
+                    if len(pending) >= 2 * self._concurrency:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def _ask(self, request: Request) -> Answer:
+        messages = request.messages()
+        digest = prompts.prompt_hash(json.dumps(messages, ensure_ascii=False) + request.opening)
+        sounds = map(audio_part, request.audios)
+        for message in messages:
+            message["content"] = [next(sounds) if part["type"] == "audio" else part for part in message["content"]]
+        body: dict[str, Any] = {
+            "model": self._model,
+            "messages": messages,
+            "temperature": request.temperature,
+            "max_tokens": request.max_tokens,
+            "seed": request.seed,
+        }
+        if request.constrain:
+            body["structured_outputs"] = {"grammar": request.grammar}
+        if request.opening:
+            messages.append({"role": "assistant", "content": request.opening})
+            body |= {"add_generation_prompt": False, "continue_final_message": True}
+        started = time.monotonic()
+        try:
+            reply = self._endpoint.complete(body)
+        except RefusedRequest as error:
+            return Answer(error=str(error), prompt_hash=digest)
+        choice, usage = reply["choices"][0], reply["usage"]
+        return Answer(
+            raw=request.opening + choice["message"]["content"],
+            finish_reason=str(choice.get("finish_reason") or ""),
+            prompt_tokens=usage.get("prompt_tokens", 0),
+            completion_tokens=usage.get("completion_tokens", 0),
+            prompt_hash=digest,
+            seconds=round(time.monotonic() - started, 4),
+        )
+
+
+def _names_host(url: str) -> bool:
     try:
         parts = urllib.parse.urlsplit(url)
         named = parts.scheme in ("http", "https") and bool(parts.hostname)
@@ -126,11 +229,15 @@ def _text(content: Any) -> str:
 
 
 def _body(error: urllib.error.HTTPError) -> str:
-    """The beginning of what came with an HTTP error, as far as it came."""
+    """What the server says went wrong; the beginning of its reply, as far as it came, where that is not its JSON."""
     try:
-        return error.read().decode(errors="replace")[:300]
+        text = error.read().decode(errors="replace")
     except (OSError, http.client.HTTPException):
         return str(error.reason)
+    try:
+        return str(json.loads(text)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return text[:300]
 
 
 def _short(reply: Any) -> str:

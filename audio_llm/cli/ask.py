@@ -7,9 +7,8 @@ import contextlib
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
-from audio_llm.errors import ConfigError
+from audio_llm.errors import ConfigError, describe
 from audio_llm.language import prompts, replies
 
 HELP = "ask one question about audio files"
@@ -20,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="+", metavar="FILE ... question", help="audio files, then the question")
     parser.add_argument("--choices", nargs="+", default=[], help="options to choose from")
     parser.add_argument("--url", help="a running server, for instance http://127.0.0.1:8000")
-    parser.add_argument("--model", type=Path, help="checkpoint folder, run in this process")
-    parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers", help="with --model")
+    parser.add_argument("--model", help="checkpoint folder, run in this process")
+    parser.add_argument("--engine", default="transformers", help="with --model: transformers (default), vllm, …")
     parser.add_argument("--adapter", help="adapter: a folder with --model, a served name with --url")
     parser.add_argument("--style", choices=prompts.STYLES, help="begin the reply in this form")
     parser.add_argument("--constrain", action="store_true", help="allow nothing but one of the choices (needs vLLM)")
@@ -32,19 +31,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from audio_llm.answering import ask as ask_module
+    from audio_llm.answering.ask import ask
+    from audio_llm.answering.base import is_address
 
     if (args.url is None) == (args.model is None):
         raise ConfigError("ask: expected either --url URL (a running server) or --model DIR (a checkpoint folder).")
+    if args.url is not None and not is_address(args.url):
+        raise ConfigError(describe("--url", "http://HOST:PORT or https://HOST:PORT", f"'{args.url}'"))
     *files, question = args.words
-    asked = ask_module.Asked(question, tuple(map(Path, files)), tuple(args.choices), args.style, args.constrain)
-    decoding = ask_module.Decoding(args.max_tokens, args.temperature, args.seed)
     with contextlib.redirect_stdout(sys.stderr):  # libraries print while they load; standard output is the answer's
-        if args.url is not None:
-            text = ask_module.ask_server(asked, args.url, args.adapter, decoding)
-        else:
-            ask = ask_module.ask_vllm if args.engine == "vllm" else ask_module.ask_transformers
-            text = ask(asked, args.model, Path(args.adapter) if args.adapter else None, decoding)
+        text = ask(
+            args.model or "",
+            question,
+            files,
+            args.choices,
+            engine=args.url or args.engine,
+            adapter=args.adapter,
+            style=args.style,
+            constrain=args.constrain,
+            max_tokens=args.max_tokens,
+            temperature=args.temperature,
+            seed=args.seed,
+        )
     reply = replies.read_reply(text, args.choices)
     print(json.dumps(asdict(reply), ensure_ascii=False) if args.json else _readable(reply, args.choices))
     return 1 if args.choices and reply.choice is None else 0

@@ -29,7 +29,7 @@ class OfflineRequest:
     max_tokens: int = 256
     seed: int | None = None
     logprobs: bool = False  # of the sampled ids; not free on a small model
-    choices: tuple[str, ...] = ()  # restricts the reply to exactly one of these texts
+    grammar: str = ""  # GBNF; restricts the reply to what it allows
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class OfflineEngine:
             logprobs=0 if request.logprobs else None,
             detokenize=False,  # vLLM's incremental decoder drops an unfinished character at the end; ours keeps it
             logit_bias={self._audio_token_id: -100.0},  # the placeholder is not a word the model may say
-            structured_outputs=StructuredOutputsParams(choice=list(request.choices)) if request.choices else None,
+            structured_outputs=StructuredOutputsParams(grammar=request.grammar) if request.grammar else None,
         )
         try:
             names = self._llm.enqueue(prompt, params, lora_request=self._lora, use_tqdm=False)  # type: ignore[arg-type]

@@ -14,17 +14,20 @@ HELP = "answer held-out questions with a model, with controls; every answer is s
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from eval.benchmarks import benchmark_names
+
     parser.add_argument(
         "model", help="checkpoint folder, the model's name behind an address, an encoder folder, or one of SELD tables"
     )
     parser.add_argument("data", nargs="+", help="the benchmark's data: folders of held-out shards, or what it reads")
-    parser.add_argument("--benchmark", default="scenes", help="scenes (shard folders), mmau, …: docs/evaluation.md")
+    names = ", ".join(benchmark_names())
+    parser.add_argument("--benchmark", default="scenes", help=f"{names} (default: scenes): docs/benchmarks.md")
     parser.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="of the benchmark, for instance audio=FOLDER"
     )
     parser.add_argument("--out", required=True, help="run folder: predictions.jsonl, run.json, scores")
     parser.add_argument(
-        "--engine", default="auto", help="auto, vllm, transformers, or an OpenAI address http://HOST:PORT/v1"
+        "--engine", default="auto", help="auto, vllm, transformers, …, or an OpenAI address http://HOST:PORT/v1"
     )
     parser.add_argument("--adapter", help="PEFT adapter folder (its name behind an address)")
     parser.add_argument(
@@ -46,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--style", help="begin the reply for the model: answer, think or think_semantics")
     add_asking(parser)
     add_scorer_settings(parser)
-    parser.add_argument("--mono", choices=MONO, help="for a model with one ear: which one it hears of several channels")
+    parser.add_argument("--mono", choices=MONO, help="for a model of one channel: what it hears of several")
     parser.add_argument("--batch-size", type=int, help="sequences decoded together (requests in flight over HTTP)")
     parser.add_argument(
         "--max-errors",
@@ -74,8 +77,7 @@ def run(args: argparse.Namespace) -> int:
             return _seld(args)
         if spatial.is_encoder_folder(args.model):
             return _spatial(args)
-    from audio_llm.answering.base import NEED_AUDIO
-    from audio_llm.answering.engines import engine_name, open_engine
+    from audio_llm.answering.engines import find_engine, open_engine
     from eval import predictions, runner
     from eval.benchmarks import get_benchmark
     from eval.cli.options import key_values, scorer_settings, share
@@ -85,10 +87,10 @@ def run(args: argparse.Namespace) -> int:
 
     usual, permutations = FULL if args.full else USUAL
     controls = parse_controls(usual if args.controls is None else args.controls)
-    engine_kind = engine_name(args.engine, args.model)
-    if args.controls is None and "text_only" in controls and engine_kind in NEED_AUDIO:
+    kind = find_engine(args.engine, args.model)
+    if args.controls is None and "text_only" in controls and kind.needs_audio:
         controls.remove("text_only")
-        print(f"without the control text_only: {engine_kind} cannot be asked without audio")
+        print(f"without the control text_only: {kind.name} cannot be asked without audio")
     settings = runner.EvalSettings(
         temperatures=_temperatures(args.temperature),
         samples=at_least(1, "--samples", args.samples),
@@ -110,15 +112,13 @@ def run(args: argparse.Namespace) -> int:
     for reason, count in questions.counts.items():
         print(f"{count} x {reason}")
     command = ["audio-llm", "eval", *sys.argv[2:]]
-    manifest = runner.build_manifest(args.model, args.adapter, source, questions, settings, engine_kind, command)
+    manifest = runner.build_manifest(args.model, args.adapter, source, questions, settings, kind.name, command)
     if not args.overwrite and runner.is_complete(out, manifest):
         print(f"{out}: all that can be asked is answered already (--overwrite asks again).")
     else:
         if not args.overwrite:
             runner.claim(out, manifest)
-        engine = open_engine(
-            args.engine, args.model, args.adapter, style=args.style, batch_size=args.batch_size, seed=args.seed
-        )
+        engine = open_engine(args.engine, args.model, args.adapter, batch_size=args.batch_size, seed=args.seed)
         manifest["engine"] = engine.name
         try:
             if args.overwrite:  # only now, when the new run can begin

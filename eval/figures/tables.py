@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from audio_llm.files import write_json, write_lines
-from eval.controls import CONTROLS, DEAF, unheard_by_count
+from eval.controls import CONTROLS, GUESSED, unheard_by_count
 from eval.figures.estimates import Estimate
 from eval.figures.scores import (
     HEADLINE,
@@ -85,7 +85,7 @@ def summarise_run(name: str, rows: Sequence[Prediction], *, seed: int = 0, score
     main = passes.get("greedy") or passes.get("sampled") or []
     options: dict[str, Any] = {"seed": seed, "scorer": scorer}
     controls = {control: summarise(found, **options) for control, found in passes.items() if control in CONTROLS}
-    contributions = {name: compare(passes[name], main, **options) for name in DEAF if name in passes}
+    contributions = {name: compare(passes[name], main, **options) for name in GUESSED if name in passes}
     by_type = by(main, "question_type", **options)
     warm = [row.temperature for row in passes.get("sampled", [])]
     return RunSummary(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from audio_llm.language.quantities import AXES, read_directions
-from eval.controls import DEAF
+from eval.controls import GUESSED
 from eval.figures import charts
 from eval.figures.estimates import Estimate, wilson
 from eval.figures.scores import Cell, by, summarise
@@ -47,7 +47,7 @@ def controls(runs: Sequence[Run]) -> str:
         "points, with a paired bootstrap 95 % interval; then questions right only with : only without the sound, "
         "and the exact McNemar test."
     )
-    return table(head, rows) + note(text) + _deaf_bars(runs[-1]) + permutations(runs)
+    return table(head, rows) + note(text) + _guessed_bars(runs[-1]) + permutations(runs)
 
 
 def _control_row(run: Run, label: str, count: int, right: str, chance: float, name: str = "") -> list[str]:
@@ -56,10 +56,10 @@ def _control_row(run: Run, label: str, count: int, right: str, chance: float, na
     return [escape(label), escape(run.name), right, percent(chance), str(count), *added]
 
 
-def _deaf_bars(run: Run) -> str:
+def _guessed_bars(run: Run) -> str:
     """By kind of question: with the sound, and with each control that takes it away."""
     ways = {"true sound": run.main_rows}
-    ways |= {name.replace("_", " "): run.summary.rows[name] for name in DEAF if name in run.summary.rows}
+    ways |= {name.replace("_", " "): run.summary.rows[name] for name in GUESSED if name in run.summary.rows}
     if len(ways) < 2:
         return ""
     cells = {label: by(rows, "question_type", scorer=run.summary.scorer) for label, rows in ways.items()}

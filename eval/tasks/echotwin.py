@@ -44,10 +44,10 @@ class Answered:
 
 def open_model(checkpoint: str, beats: str | None, text: str | None, batch_size: int) -> EchoTwinEngine:
     """A run folder of training, or an original file together with the checkpoints of its towers."""
-    from audio_llm.tasks.echotwin.folder import load_original
+    from audio_llm.tasks.echotwin.folder import load_echotwin, load_original
 
     if Path(checkpoint).is_dir():
-        return EchoTwinEngine.open(checkpoint, batch_size)
+        return EchoTwinEngine(*load_echotwin(checkpoint), batch_size)
     if beats is None or text is None:
         raise ConfigError(describe(f"checkpoint {checkpoint}", "--beats_ckpt and --hf_text_dir beside it", "none"))
     return EchoTwinEngine(*load_original(checkpoint, beats, text), batch_size)

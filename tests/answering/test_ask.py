@@ -37,6 +37,8 @@ def test_answers_about_two_files(checkpoint, clip: Path, capsys: pytest.CaptureF
         (["nowhere.wav", "what?", "--model", "{model}"], "no such file"),
         (["what?"], "either --url"),
         (["what?", "--model", "{model}", "--url", "http://127.0.0.1:9"], "either --url"),
+        (["what?", "--url", "127.0.0.1:9"], "--url: expected http://HOST:PORT"),
+        (["what?", "--model", "{model}", "--engine", "vlm"], "did you mean 'vllm'"),
         (["what?", "--url", "http://127.0.0.1:9"], "audio-llm serve MODEL"),
         (["what?", "--model", "nowhere"], "config.json"),
         (["what?", "--model", "{model}", "--adapter", "nowhere"], "adapter_config.json"),

@@ -33,7 +33,7 @@ def test_an_endpoint_hears_levels_above_full_scale() -> None:
     with serving(Peak) as address:
         engine = open_engine(address, "listener")
         waves = [Waveform(samples * gain, 16_000, "binaural") for gain in (1, 2, 6)]
-        requests = [Request(item, engine.prepare(wave, "a"), 0.0, 8, 0) for wave in waves]
+        requests = [Request(item, (engine.prepare(wave, "a"),)) for wave in waves]
         found = [answer.raw.split("<answer>")[1].split("<")[0] for answer in engine.generate(requests)]
     assert found == ["0.5000", "1.0000", "3.0000"]
 

@@ -80,7 +80,7 @@ def native(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def ask(seconds: float, seed: int = 0, heard: bool = True, question: str = "Which side?") -> Request:
     samples = np.random.default_rng(seed).normal(0, 0.1, (1, int(16000 * seconds))).astype(np.float32)
     item = Item(str(seed), question, ["left", "right"], "left", "side", "test", "c")
-    return Request(item, Waveform(samples, 16000, "mono") if heard else None, 0.0, 6, 0)
+    return Request(item, (Waveform(samples, 16000, "mono"),) if heard else (), max_tokens=6)
 
 
 def test_a_batch_answers_what_each_request_alone_does_and_hears(native: Path) -> None:
@@ -109,7 +109,7 @@ def test_the_placeholder_is_expanded_as_the_models_own_processor_does(tmp_path: 
     requests = [ask(0.3, 0), ask(7.77, 1)]
     texts = [engine._render(request) for request in requests]
     ours = engine._encode(texts, requests)
-    clips = [request.waveform.samples[0] for request in requests]
+    clips = [request.audios[0].samples[0] for request in requests]
     wanted = theirs(text=texts, audio=clips, sampling_rate=16000, padding=True, return_tensors="pt")
     for name in ("input_ids", "attention_mask", "feature_attention_mask", "input_features"):
         assert torch.equal(ours[name], wanted[name]), name
@@ -135,7 +135,7 @@ def test_a_typed_placeholder_and_a_deaf_template_do_not_pass(native: Path) -> No
         engine._render(ask(1.0))
 
 
-def test_a_whole_run_with_one_ear(native: Path, shards, tmp_path: Path) -> None:
+def test_a_whole_run_by_one_of_two_channels(native: Path, shards, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = ["eval", str(native), str(shards(count=12)), "--out", str(out), "--engine", "transformers", "--quiet"]
     command += ["--max-tokens", "4", "--controls", "silence,text_only", "--mono", "left"]

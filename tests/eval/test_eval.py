@@ -520,7 +520,10 @@ def test_bad_arguments_are_one_line(shards, tmp_path: Path, capsys) -> None:
         (["--samples", "0"], "expected at least 1"),
         (["--style", "loud"], "expected one of answer, think, think_semantics"),
         (["--style", "thnk"], "did you mean 'think'"),
-        (["--engine", "vlm"], "expected auto, vllm, transformers or an address"),
+        (
+            ["--engine", "vlm"],
+            "an address http://HOST:PORT/v1): expected one of echotwin, http, native, transformers, vllm",
+        ),
         ([], "checkpoint folder with config.json"),
     ]:
         assert main([*base, *more]) == 2
@@ -541,7 +544,7 @@ def test_a_question_longer_than_the_model_is_that_rows_alone(checkpoint, shards,
     engine = open_engine("transformers", model, batch_size=3)
     waves = [engine.prepare(found.waveform(row), "clip") for row in range(3)]
     # Sampling at a temperature beyond float32 scales every score to 0 or to nothing: the placeholder is never drawn.
-    requests = [Request(item, wave, 1e300, 4, 7) for item, wave in zip(items, waves, strict=True)]
+    requests = [Request(item, (wave,), None, 1e300, 4, 7) for item, wave in zip(items, waves, strict=True)]
     answers = list(engine.generate(requests))
     assert [bool(answer.error) for answer in answers] == [False, True, False]
     assert "expected fewer tokens than the model's 1024 positions" in answers[1].error

@@ -11,10 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from audio_llm.answering.base import NEED_AUDIO
 from audio_llm.cli import main
 from audio_llm.tasks.echotwin import task as training
-from audio_llm.tasks.echotwin.engine import EchoTwinEngine
 from eval import predictions
 from eval.figures.scores import permutations
 from eval.report import hearing, results
@@ -75,7 +73,6 @@ def test_a_model_that_must_hear_is_not_asked_without_sound(tmp_path: Path, capsy
     assert "answered already" in capsys.readouterr().out
     assert main([*asked, "--full", "--overwrite", "--controls", "all"]) == 2  # who asks for it is told
     assert "control 'text_only': echotwin cannot be asked without audio" in capsys.readouterr().err
-    assert EchoTwinEngine.needs_audio and EchoTwinEngine.name in NEED_AUDIO
 
 
 def test_the_same_predictions_give_the_same_page_and_scores(full: Path, tmp_path: Path, capsys) -> None:

@@ -30,7 +30,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from audio_llm import cli
 from audio_llm.answering.base import Request
-from audio_llm.answering.engines import HttpEngine
+from audio_llm.answering.engines import open_engine
 from audio_llm.audio import Waveform, decode, encode, encode_level, limit_peak, resample
 from audio_llm.language import prompts
 from audio_llm.model.build import load_model, load_processor
@@ -239,9 +239,9 @@ def test_levels_above_full_scale_are_heard_as_offline(server: Server) -> None:
     assert_same(found, server.expected(loud.samples))
     limited = limit_peak(loud).samples
     assert server.expected(limited).logprobs != pytest.approx(found.logprobs, abs=10 * BOUND)
-    engine = HttpEngine(server.url + "/v1", "tiny", None, style=None, concurrency=1)
+    engine = open_engine(server.url + "/v1", "tiny", batch_size=1)
     item = Item("a", QUESTION, [], "x", "level", "t", "c")
-    (answer,) = engine.generate([Request(item, loud, 0.0, TOKENS, 0)])
+    (answer,) = engine.generate([Request(item, (loud,), max_tokens=TOKENS)])
     words = server.processor.tokenizer.decode(found.ids, skip_special_tokens=True)
     assert answer.raw.rstrip("\ufffd") == words.rstrip("\ufffd")  # vLLM holds back the bytes of a torn character
 
@@ -393,7 +393,7 @@ def test_ask_repeats_the_server_s_reason(server: Server, capsys: pytest.CaptureF
     assert cli.main(["ask", str(server.files / "mono.wav"), QUESTION, "--url", server.url]) == 2
     assert "2 channels" in capsys.readouterr().err
     assert cli.main(["ask", QUESTION, "--url", server.url, "--adapter", "nobody"]) == 2
-    assert "no such model" in capsys.readouterr().err
+    assert "adapter: expected one of tiny, one, found 'nobody'" in capsys.readouterr().err
 
 
 def test_the_log_is_readable(server: Server) -> None:

@@ -378,7 +378,7 @@ def rewrite(folder: Path, number: int, **fields: object) -> None:
 def test_validation_and_evaluation_leave_out_the_same_questions(
     questions: Path, tmp_path: Path, config: EchoTwinConfig, capsys
 ) -> None:
-    from audio_llm.tasks.echotwin import engine as engine_module
+    from audio_llm.tasks.echotwin.engine import EchoTwinEngine
     from eval.tasks import echotwin
 
     dev = make_questions(tmp_path / "dev", 10, seed=1)
@@ -397,7 +397,7 @@ def test_validation_and_evaluation_leave_out_the_same_questions(
     assert sorted(reasons) == ["part1_dev_0003", "part2_dev_0001", "part3_dev_0002"]
     assert "none of the options" in reasons["part3_dev_0002"] and "max_text" in reasons["part1_dev_0003"]
 
-    answers = echotwin.answer(engine_module.EchoTwinEngine.open(tmp_path / "run"), dev)
+    answers = echotwin.answer(EchoTwinEngine(*load_echotwin(tmp_path / "run")), dev)
     scored = [row for row in answers if row.scores and row.question.answer is not None]
     assert {row.question.id for row in answers} - {row.question.id for row in scored} == set(reasons)
     assert np.mean([row.choice == row.question.answer for row in scored]) == result["validation_accuracy"]

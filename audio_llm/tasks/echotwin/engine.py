@@ -13,28 +13,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from audio_llm import audio
-from audio_llm.answering.base import Answer, Request
+from audio_llm.answering.base import Answer, Engine, Options, Request, decoded, folder_config
 from audio_llm.audio import Waveform
-from audio_llm.errors import AudioError, describe
+from audio_llm.errors import AudioError, ConfigError, describe
 
 if TYPE_CHECKING:
     from audio_llm.tasks.echotwin.data import Asked
     from audio_llm.tasks.echotwin.model import EchoTwin
 
 
-def is_echotwin_folder(path: str | Path) -> bool:
-    """Whether a folder was written by training with ``task: echotwin``."""
-    try:
-        return "echotwin" in json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False
-
-
-class EchoTwinEngine:
+class EchoTwinEngine(Engine):
     """Answers with the text of the best-scored choice. There is nothing to sample: the temperature is not read."""
 
     name = "echotwin"
     needs_audio = True
+    constrains = True  # it says nothing but a choice
 
     def __init__(self, model: EchoTwin, tokenizer: Any, batch_size: int = 16) -> None:
         import torch
@@ -46,14 +39,21 @@ class EchoTwinEngine:
         self.listener = Listener(self.model)
 
     @classmethod
-    def open(cls, folder: str | Path, batch_size: int = 16) -> EchoTwinEngine:
-        """The model in a folder of training."""
+    def recognises(cls, where: str) -> bool:
+        """Whether `where` is a folder that training with ``task: echotwin`` wrote."""
+        return "echotwin" in folder_config(where)
+
+    @classmethod
+    def open(cls, options: Options) -> EchoTwinEngine:
         from audio_llm.tasks.echotwin.folder import load_echotwin
 
-        return cls(*load_echotwin(folder), batch_size)
+        if options.adapter is not None:
+            raise ConfigError(describe(f"adapter {options.adapter}", "none, for EchoTwin takes none", "one"))
+        return cls(*load_echotwin(options.model), options.batch_size or 16)
 
-    def prepare(self, waveform: Waveform, name: str) -> Waveform:
+    def prepare(self, sound: Waveform | Path, name: str) -> Waveform:
         """The audio as it is; the model makes one channel of several, as its tower wants it."""
+        waveform = decoded(sound)
         layouts = self.model.audio_enc.layouts
         audio.check(waveform, layouts=tuple(audio.LAYOUT_CHANNELS) if layouts == ("mono",) else layouts, name=name)
         return waveform
@@ -80,9 +80,9 @@ class EchoTwinEngine:
                 yield Answer(raw=best, finish_reason="stop", prompt_hash=asked, seconds=seconds)
 
     def _windows(self, request: Request) -> list[np.ndarray]:
-        if request.waveform is None:
-            raise AudioError(describe(f"item '{request.item.id}'", "audio, for EchoTwin needs it", "words alone"))
-        return self.listener.windows(request.waveform)
+        if len(request.audios) != 1:
+            raise AudioError(describe(f"item '{request.item.id}'", "one audio for EchoTwin", str(len(request.audios))))
+        return self.listener.windows(request.audios[0])
 
     def score(self, items: Sequence[Asked]) -> list[list[float] | str]:
         """Log-probabilities of every item's choices, or why the model cannot tell them apart; one batch."""
@@ -93,5 +93,3 @@ class EchoTwinEngine:
         collator = Collator(self.model, self.tokenizer, max((len(item.choices) for item in able), default=0))
         scores = iter(option_scores(self.model, collator, able) if able else [])
         return [reason or next(scores) for reason in reasons]
-
-    def close(self) -> None: ...
