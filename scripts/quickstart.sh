@@ -61,7 +61,7 @@ from audio_llm.shards.reader import ShardDataset
 
 item = ShardDataset(sys.argv[1])[0]
 Path(sys.argv[2]).write_bytes(encode(item["waveform"]))
-print(item["sample"].question, *(item["sample"].choices or []), sep="\n")
+print(item["sample"].question, item["sample"].answer, *(item["sample"].choices or []), sep="\n")
 PY
     )
     [ ${#lines[@]} -gt 0 ] || return 1
@@ -72,9 +72,10 @@ PY
     await "$port" "$server" || { tail -n 20 "$OUT/logs/server.log"; return 1; }
     printf 'question: %s\n' "${lines[0]}"
     local choices=()
-    [ ${#lines[@]} -eq 1 ] || choices=(--choices "${lines[@]:1}")
+    [ ${#lines[@]} -eq 2 ] || choices=(--choices "${lines[@]:2}")
     # Exit code 1 is a reply that names no choice: a poor answer, but the path works.
     audio-llm ask "$clip" "${lines[0]}" "${choices[@]}" --url "http://127.0.0.1:$port" || [ $? -eq 1 ] || failed=1
+    printf 'truth: %s\n' "${lines[1]}"
     kill "$server"
     wait "$server" || true
     return $failed
@@ -178,7 +179,7 @@ Next:
   open $OUT/report.html
   . ${VIRTUAL_ENV#"$PWD"/}/bin/activate
   audio-llm serve $OUT/grpo/merged --port 8000
-  audio-llm ask YOUR.wav "On which side is the sound?" --url http://localhost:8000
+  audio-llm ask YOUR.wav "On which side is the sound?" --url http://localhost:8000   # a file of two channels
   bash scripts/quickstart.sh --sounds /path/to/labelled/sounds
   recipes/standard/ has the full mix of questions at a GPU's size.
 TEXT

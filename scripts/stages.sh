@@ -20,7 +20,14 @@ stage() {
     rm -f "$mark.done"
     echo "$key" >"$mark.begun"
     printf '>> %-16s log: %s\n' "$name" "$OUT/logs/$name.log"
-    if ! "$@" >"$OUT/logs/$name.log" 2>&1; then
+    : >"$OUT/logs/$name.log"
+    # In a subshell: what bash itself has started it would still wait for when it is ended.
+    (sh -c "$TELL_PROGRESS" progress "$name" "$OUT/logs/$name.log" $$ & echo $! >"$mark.teller")
+    local failed=0
+    "$@" >"$OUT/logs/$name.log" 2>&1 || failed=1
+    kill "$(cat "$mark.teller")" 2>/dev/null || true
+    rm -f "$mark.teller"
+    if [ $failed = 1 ]; then
         printf '\nquickstart: stage %s failed: %s\n' "$name" "$*" >&2
         tail -n 20 "$OUT/logs/$name.log" >&2
         printf 'The whole log is %s. The same command goes on from here.\n' "$OUT/logs/$name.log" >&2
@@ -30,6 +37,15 @@ stage() {
     echo "$key" >"$mark.done"
     printf '   %-16s %d s\n' "$name" $((SECONDS - begin))
 }
+
+# The newest words of a log (NAME LOG PID) every half minute, until it or the process PID is ended: a program, not a
+# function, for bash would run this file's traps in it. What sleeps does not hold the output open.
+TELL_PROGRESS='
+begin=$(date +%s)
+while sleep "${PROGRESS_SECONDS:-30}" >/dev/null 2>&1 && kill -0 "$3" 2>/dev/null; do
+    words=$(tail -c 500 "$2" | tr "\r" "\n" | grep -v "^[[:space:]]*$" | tail -n 1 | cut -c1-90)
+    printf "   .. %-13s %4d s  %s\n" "$1" $(($(date +%s) - begin)) "$words"
+done'
 
 digest() {
     local input
