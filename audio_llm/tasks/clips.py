@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -403,6 +403,15 @@ class BatchPlan:
             self._epoch = epoch
             self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.store))
         return int(self._order[place])
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """Batches from global batch `step` on, without end; one is made ahead, in a thread."""
+        with ThreadPoolExecutor(1) as ahead:
+            upcoming = ahead.submit(self.batch, step)
+            while True:
+                step += 1
+                batch, upcoming = upcoming.result(), ahead.submit(self.batch, step)
+                yield batch
 
     def batch(self, step: int) -> Batch:
         rng = np.random.default_rng([self.seed, step, self.rank, 1])

@@ -1,7 +1,14 @@
 """Supervised training of an audio encoder: the loop that all tasks share (:mod:`audio_llm.tasks.base`).
 
-One loop on accelerate, for one process or several. Every draw is a function of (seed, step, rank), so a checkpoint
-needs weights, optimizer and step, and a run that was killed repeats what the uninterrupted one would have done.
+One loop on accelerate, for one process or several: :meth:`Trainer.fit`. Every draw is a function of (seed, step,
+rank), so a checkpoint needs weights, optimizer and step, and a run that was killed repeats what the uninterrupted one
+would have done. The Transformers ``Trainer``, which fine-tuning uses, gives the same weights here at the same speed;
+what is particular (batches that several clips make together, a moving average, means over every step, layers with
+rates of their own) would have to be hooked into it one by one, and takes more lines there than the loop itself.
+
+An output folder has ``recipe.yaml``, the encoder with its heads (the best so far, by validation), ``metrics.jsonl``,
+which holds only what a run repeats to the digit, ``timing.jsonl``, ``tensorboard/``, while it runs ``checkpoint.pt``,
+and once it is finished ``summary.json`` and ``rejects.jsonl``.
 """
 
 from __future__ import annotations
@@ -12,12 +19,13 @@ import json
 import math
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast, broadcast_object_list, gather_object, send_to_device
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -77,11 +85,6 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(model, avg_fn=average, use_buffers=True)
 
 
-def _moved(targets: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
-    """Named tuples of tensors, on `device`."""
-    return tuple(type(group)(*(part.to(device) for part in group)) for group in targets)
-
-
 def computes_in_bf16(precision: str) -> bool:
     """Whether to train in bfloat16; ``auto`` asks the GPU, or the CPU for instructions that make it worth while."""
     if precision != "auto":
@@ -105,9 +108,6 @@ class Trainer:
     """One run. `fit` trains and validates; the folder then holds the best encoder, its heads and the metrics."""
 
     def __init__(self, recipe: EncoderRecipe) -> None:
-        from accelerate import Accelerator
-        from accelerate.utils import DistributedType
-
         recipe.check()
         prepare_torch()
         self.recipe = recipe
@@ -147,11 +147,20 @@ class Trainer:
         optimizer = torch.optim.AdamW(parameter_groups(self.raw, recipe), lr=recipe.learning_rate)
         self.model, self.optimizer = self.accelerator.prepare(self.raw, optimizer)
         self.average = moving_average(self.raw, recipe.ema) if recipe.ema else None
-        self.step, self.elapsed, self.best = 0, 0.0, -math.inf
+        self.step, self.best = 0, -math.inf
+        self.started = time.monotonic()  # of the loop; in a resumed run so much earlier as it had run before
         self.sums: dict[str, float] = {}  # of the steps since the last line of the log
         self.fingerprint = self._fingerprint()
         self.curves: Any = None
-        self._started = 0.0
+
+    @property
+    def main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    @property
+    def seconds(self) -> float:
+        """Wall clock of the loop, over all resumes."""
+        return time.monotonic() - self.started
 
     @property
     def kept(self) -> SupervisedTask:
@@ -211,30 +220,22 @@ class Trainer:
         """Train to the end of the budget, from the last checkpoint on; returns the scores of the kept weights."""
         from tqdm import tqdm
 
-        recipe, main = self.recipe, self.accelerator.is_main_process
-        finished = self._resume()
+        recipe, finished = self.recipe, self._resume()
         if finished is not None:
             return finished
-        if main:
-            recipes.dump(recipe, recipe.output / "recipe.yaml")
-            self._open_curves()
-        total = recipe.steps if recipe.steps is not None else None
-        bar = tqdm(total=total, initial=self.step, desc=recipe.task, unit="step", disable=not main)
-        self._started = time.monotonic() - self.elapsed
-        with ThreadPoolExecutor(1) as ahead:
-            upcoming = ahead.submit(self.plan.batch, self.step)
-            while (progress := self._progress()) < 1.0:
-                batch, upcoming = upcoming.result(), ahead.submit(self.plan.batch, self.step + 1)
-                for name, value in self._update(batch, progress).items():
-                    self.sums[name] = self.sums.get(name, 0.0) + value
-                self.step += 1
-                bar.update()
-                if self.step % recipe.log_every == 0:
-                    self._log(bar)
-                if recipe.eval_every and self.step % recipe.eval_every == 0:
-                    self._validate()
-                if recipe.save_every and self.step % recipe.save_every == 0:
-                    self._save()
+        bar = tqdm(total=recipe.steps, initial=self.step, desc=recipe.task, unit="step", disable=not self.main)
+        for batch in self.plan.batches(self.step):
+            if (progress := self._progress()) >= 1.0:
+                break
+            self._update(batch, progress)
+            self.step += 1
+            bar.update()
+            if self.step % recipe.log_every == 0:
+                bar.set_postfix(loss=f"{self._log():.3f}")
+            if recipe.eval_every and self.step % recipe.eval_every == 0:
+                self._validate()
+            if recipe.save_every and self.step % recipe.save_every == 0:
+                self._save()
         bar.close()
         return self._finish()
 
@@ -242,15 +243,10 @@ class Trainer:
         """Share of the run that is done; a wall-clock budget follows the clock of the first process."""
         if self.recipe.steps is not None:
             return self.step / self.recipe.steps
-        from accelerate.utils import broadcast_object_list
+        return broadcast_object_list([self.seconds])[0] / (self.recipe.seconds or 1.0)
 
-        clock = [time.monotonic() - self._started]
-        if self.accelerator.num_processes > 1:
-            broadcast_object_list(clock)
-        self.elapsed = clock[0]
-        return self.elapsed / (self.recipe.seconds or 1.0)
-
-    def _update(self, batch: Batch, progress: float) -> dict[str, float]:
+    def _update(self, batch: Batch, progress: float) -> None:
+        """One step of the optimizer; what it measured is added to the sums of the log."""
         seeds = np.random.SeedSequence([self.recipe.seed, self.step, self.accelerator.process_index, 2])
         torch.manual_seed(int(seeds.generate_state(1)[0]))  # stochastic depth and SpecAugment
         for group in self.optimizer.param_groups:
@@ -258,75 +254,61 @@ class Trainer:
         self.model.train()
         for module in self.still:
             module.training = False
-        device = self.accelerator.device
-        targets = _moved(self.raw.targets(batch), device)
-        loss, parts = self.model(batch.waveform.to(device), batch.lengths.to(device), *targets)
+        waveform, lengths, targets = self._on_device(batch)
+        loss, parts = self.model(waveform, lengths, *targets)
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.raw)
-        values = {"loss": float(loss.detach()), "gradient_norm": float(norm)}
-        if not math.isfinite(values["loss"]):
+        if not torch.isfinite(loss):
             cure = "Lower learning_rate, or use precision=fp32."
-            raise TrainingError(describe(f"step {self.step}", "a finite loss", str(values["loss"]), cure))
-        return values | {name: float(value) for name, value in parts.items()}
+            raise TrainingError(describe(f"step {self.step}", "a finite loss", str(float(loss)), cure))
+        for name, value in {"loss": loss.detach(), "gradient_norm": norm, **parts}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
 
-    def _log(self, bar: Any) -> None:
+    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+        """Waveforms ``(batch, channels, time)``, lengths ``(batch,)`` and the task's targets."""
+        return send_to_device((batch.waveform, batch.lengths, self.raw.targets(batch)), self.accelerator.device)
+
+    def _log(self) -> float:
+        """Write down the mean of every value since the last line, over all processes; returns that of the loss."""
         shares = torch.tensor(list(self.sums.values()), device=self.accelerator.device) / self.recipe.log_every
-        mean = dict(zip(self.sums, self.accelerator.reduce(shares, "mean").tolist(), strict=True))  # over the processes
+        mean = dict(zip(self.sums, self.accelerator.reduce(shares, "mean").tolist(), strict=True))
         self.sums = {}
-        bar.set_postfix(loss=f"{mean['loss']:.3f}")
         rate = self.optimizer.param_groups[-1]["lr"]
         self._record({"samples": self.step * self.recipe.batch_size, "rate": rate} | mean)
-        if self.accelerator.is_main_process:
-            seconds = round(time.monotonic() - self._started, 3)
-            append_line(self.recipe.output / TIMING, {"step": self.step, "seconds": seconds})
+        if self.main:
+            append_line(self.recipe.output / TIMING, {"step": self.step, "seconds": round(self.seconds, 3)})
+        return mean["loss"]
 
     def _record(self, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl, and its points in TensorBoard."""
-        if not self.accelerator.is_main_process:
-            return
-        append_line(self.recipe.output / METRICS, {"step": self.step} | values)
-        if self.curves is not None:
-            for name, value in values.items():
-                group = "validation" if name.startswith("validation_") else "train"
-                self.curves.add_scalar(f"{group}/{name.removeprefix('validation_')}", value, self.step)
-
-    def _open_curves(self) -> None:
-        if self.recipe.tensorboard:
-            require("tensorboard", "'tensorboard: true' of the recipe", "train")
-            from torch.utils.tensorboard import SummaryWriter
-
-            # Points beyond the checkpoint are shown once: the killed run's are purged.
-            self.curves = SummaryWriter(str(self.recipe.output / "tensorboard"), purge_step=self.step + 1)
+        if self.main:
+            append_line(self.recipe.output / METRICS, {"step": self.step} | values)
+        for name, value in values.items() if self.curves is not None else ():
+            group = "validation" if name.startswith("validation_") else "train"
+            self.curves.add_scalar(f"{group}/{name.removeprefix('validation_')}", value, self.step)
 
     # ------------------------------------------------------------------------------------------------ validation
 
     def evaluate(self) -> dict[str, Any]:
         """Scores on the validation folder; every process takes its share of the clips."""
-        from accelerate.utils import broadcast, gather_object
-
         if self.validation is None:
             return {}
         kept = self.kept.eval()
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        for buffer in kept.buffers() if world > 1 else ():
+        for buffer in kept.buffers():
             broadcast(buffer)  # in place: batch statistics of the first process are those that are saved
-        mine = range(rank, len(self.validation), world)
+        mine = range(self.accelerator.process_index, len(self.validation), self.accelerator.num_processes)
         parts: list[Any] = []
         for start in range(0, len(mine), self.recipe.eval_batch_size):
-            numbers = mine[start : start + self.recipe.eval_batch_size]
-            clips = [self.validation[number] for number in numbers]
-            parts.append(self._observe(collate(clips, self.validation.channels, self.validation.window)))
-        return kept.summarise(gather_object(parts) if world > 1 else parts)
-
-    def _observe(self, batch: Batch) -> Any:
-        device = self.accelerator.device
-        targets = _moved(self.raw.targets(batch), device)
-        with torch.inference_mode(), self.accelerator.autocast():
-            return self.kept.observe(batch.waveform.to(device), batch.lengths.to(device), targets, batch)
+            clips = [self.validation[number] for number in mine[start : start + self.recipe.eval_batch_size]]
+            batch = collate(clips, self.validation.channels, self.validation.window)
+            inputs = self._on_device(batch)
+            with torch.inference_mode(), self.accelerator.autocast():
+                parts.append(kept.observe(*inputs, batch))
+        return kept.summarise(gather_object(parts))
 
     def _validate(self) -> dict[str, Any]:
         """Validate; keep the weights when they are the best so far (always, without a validation folder)."""
@@ -336,20 +318,20 @@ class Trainer:
         score = scores.get("score", math.inf)
         if score >= self.best:
             self.best = score
-            if self.accelerator.is_main_process:
+            if self.main:
                 self.kept.save(self.recipe.output)
         return scores
 
     # -------------------------------------------------------------------------------------------- saving, resuming
 
     def _save(self) -> None:
-        if not self.accelerator.is_main_process:
+        if not self.main:
             return
         state = {
             "model": self.raw.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
-            "elapsed": time.monotonic() - self._started,
+            "elapsed": self.seconds,
             "best": self.best,
             "sums": self.sums,
             "fingerprint": self.fingerprint,
@@ -360,33 +342,36 @@ class Trainer:
             torch.save(state, temporary)
 
     def _resume(self) -> dict[str, Any] | None:
-        """Restore the last checkpoint. Returns the summary when the run of this recipe is already complete."""
-        output = self.recipe.output
+        """Make the output folder ready and restore the last checkpoint; the scores of a run that is complete."""
+        output, elapsed = self.recipe.output, 0.0
         output.mkdir(parents=True, exist_ok=True)
-        fresh = self.recipe.resume == "never" or not (
-            (output / CHECKPOINT).is_file() or (output / SUMMARY).is_file() or (output / METRICS).is_file()
-        )
-        self.accelerator.wait_for_everyone()
-        if fresh:
-            if self.accelerator.is_main_process:
-                for name in (CHECKPOINT, SUMMARY, METRICS, TIMING, WEIGHTS):
-                    (output / name).unlink(missing_ok=True)
-                shutil.rmtree(output / "tensorboard", ignore_errors=True)
-            self.accelerator.wait_for_everyone()
-            return None
-        if (output / SUMMARY).is_file() and (output / WEIGHTS).is_file():
+        old = self.recipe.resume != "never"
+        if old and (output / SUMMARY).is_file() and (output / WEIGHTS).is_file():
             summary = read_json(output / SUMMARY, "the summary of a finished run")
             self._same(summary.get("fingerprint"), output / SUMMARY)
             return summary["scores"]
-        if (output / CHECKPOINT).is_file():
-            self._restore(output / CHECKPOINT)
-        if self.accelerator.is_main_process:
+        if old and (output / CHECKPOINT).is_file():
+            elapsed = self._restore(output / CHECKPOINT)
+        self.accelerator.wait_for_everyone()  # all have read the folder before the first process changes it
+        if self.main:
+            if self.step == 0:  # nothing to go on from: what another run left is not this one's
+                for name in (CHECKPOINT, SUMMARY, METRICS, TIMING, WEIGHTS):
+                    (output / name).unlink(missing_ok=True)
+                shutil.rmtree(output / "tensorboard", ignore_errors=True)
             forget_after(output / METRICS, self.step)
             forget_after(output / TIMING, self.step)
-        self.accelerator.wait_for_everyone()
+            recipes.dump(self.recipe, output / "recipe.yaml")
+            if self.recipe.tensorboard:
+                require("tensorboard", "'tensorboard: true' of the recipe", "train")
+                from torch.utils.tensorboard import SummaryWriter
+
+                # Points beyond the checkpoint are shown once: the killed run's are purged.
+                self.curves = SummaryWriter(str(output / "tensorboard"), purge_step=self.step + 1)
+        self.started = time.monotonic() - elapsed
         return None
 
-    def _restore(self, path: Path) -> None:
+    def _restore(self, path: Path) -> float:
+        """Go on from a checkpoint; returns the seconds that the loop had run."""
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
@@ -397,8 +382,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             load_strictly(self.average, state["average"], str(path))
-        self.step, self.elapsed, self.best = state["step"], state["elapsed"], state["best"]
-        self.sums = state["sums"]
+        self.step, self.best, self.sums = state["step"], state["best"], state["sums"]
+        return state["elapsed"]
 
     def _same(self, fingerprint: str | None, path: Path) -> None:
         if fingerprint != self.fingerprint:
@@ -408,13 +393,13 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         scores = self._validate()
         kept = scores if scores.get("score", math.inf) >= self.best else {"score": self.best}
-        if self.accelerator.is_main_process:
+        if self.main:
             output = self.recipe.output
             summary = {
                 "fingerprint": self.fingerprint,
                 "steps": self.step,
                 "samples": self.step * self.recipe.batch_size,
-                "seconds": round(time.monotonic() - self._started, 1),
+                "seconds": round(self.seconds, 1),
                 "parameters": sum(parameter.numel() for parameter in self.raw.parameters()),
                 "scores": kept,
                 "last_scores": scores,
@@ -432,11 +417,11 @@ def run(config_path: str | Path | None, overrides: list[str] | None = None) -> d
     """Train by a recipe file and ``key=value`` overrides; returns the scores of the kept weights."""
     recipe = recipes.load(EncoderRecipe, config_path, overrides)
     trainer = Trainer(recipe)
-    if trainer.accelerator.is_main_process:
+    if trainer.main:
         clips, rejects = len(trainer.store), len(trainer.store.rejects)
         print(f"{clips} clips of {len(trainer.labels)} classes ({rejects} rejected), output {recipe.output}")
     scores = trainer.fit()
-    if trainer.accelerator.is_main_process:
+    if trainer.main:
         for name, value in scores.items():
             print(f"  {name:<24} {value:.3f}")
     trainer.accelerator.end_training()
