@@ -2,6 +2,10 @@
 
 All passes of an item stand beside each other, so that a clip is decoded once and its prompt, already in the engine's
 cache, is not computed again for the next pass. Rows are written in item order whatever the engine's order was.
+
+A run folder holds ``predictions.jsonl`` (one :class:`Prediction` per item and pass), ``run.json`` (model, benchmark, digests
+of the data, settings, counts: who may go on with it), and what scoring adds: ``scores.json`` and ``scores.jsonl``. The
+predictions grow by whole lines; a torn one is cut off when the run is taken up again.
 """
 
 from __future__ import annotations
@@ -24,9 +28,9 @@ import numpy as np
 from audio_llm.answering.base import Answer, Engine, Request, check_style, is_address
 from audio_llm.audio import Waveform, downmix, select_channel, silence, swap_channels
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, describe
-from audio_llm.files import write_json
+from audio_llm.files import content_hash, write_json
 from eval.benchmarks import get_benchmark, open_benchmark
-from eval.benchmarks.base import Collection, Item, as_asked, sha256_of
+from eval.benchmarks.base import Collection, Item, as_asked
 from eval.controls import QUESTIONS, Partners, item_seed, unheard_by_count
 from eval.predictions import (
     FILE_NAME,
@@ -367,7 +371,7 @@ def build_manifest(
         "model": model,
         "model_sha256": _model_sha256(Path(model)),
         "adapter": adapter,
-        "adapter_sha256": sha256_of(Path(adapter) / "adapter_model.safetensors") if adapter else "",
+        "adapter_sha256": content_hash(Path(adapter) / "adapter_model.safetensors") if adapter else "",
         "engine": engine,
         "benchmark": source.benchmark,
         "options": source.options,
@@ -435,9 +439,8 @@ def _commit() -> str:
 def _model_sha256(folder: Path) -> str:
     """One digest over the configuration and all weight files; of a model behind an address only its name is known."""
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")]) if folder.is_dir() else []
-    return (
-        hashlib.sha256("".join(sha256_of(file) for file in files).encode()).hexdigest() if files else f"name {folder}"
-    )
+    digests = "".join(map(content_hash, files))
+    return hashlib.sha256(digests.encode()).hexdigest() if files else f"name {folder}"
 
 
 def is_complete(out: Path, manifest: dict[str, Any]) -> bool:

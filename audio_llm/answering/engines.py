@@ -32,8 +32,7 @@ def find_engine(kind: str, model: str) -> type[Engine]:
     if is_address(kind):
         where = kind
     elif kind != "auto":
-        found = ENGINES.find(kind)
-        asked = [found, *(engine for engine in engines if engine.name == found.name)]
+        asked = [ENGINES.find(kind), *(engine for engine in engines if engine.name == kind)]
     if able := [engine for engine in asked if engine.recognises(where)]:
         return max(able, key=lambda engine: engine.rank)
     others = {engine.name for engine in engines if engine.recognises(where)}

@@ -26,7 +26,7 @@ from typing import Any, Literal
 from audio_llm.audio import Waveform, decode
 from audio_llm.datasets.records import SUFFIXES, Cell, Record, read_records
 from audio_llm.errors import DataError, describe
-from audio_llm.files import atomic_file, write_atomically
+from audio_llm.files import atomic_file, content_hash, write_atomically
 from audio_llm.language.replies import read_key, strip_letters
 
 PARTS = {1: "bioacoustics", 2: "temporal soundscapes", 3: "complex questions"}
@@ -85,7 +85,7 @@ class Questions:
         """SHA-256 over names and bytes of the question files, sorted by name."""
         digest = hashlib.sha256()
         for path in sorted(self.files, key=lambda path: path.name):
-            digest.update(f"{path.name}\0{_sha256(path)}\n".encode())
+            digest.update(f"{path.name}\0{content_hash(path)}\n".encode())
         return digest.hexdigest()
 
 
@@ -138,7 +138,7 @@ def content_names(sounds: Iterable[Path | Cell]) -> dict[Path | Cell, str]:
     for sound in distinct:
         if isinstance(sound, Path):
             alone = sizes[sound] < 0 or crowd[sizes[sound]] == 1
-            digests[sound] = f"{sound.name} ({sizes[sound]} bytes)" if alone else _sha256(sound)
+            digests[sound] = f"{sound.name} ({sizes[sound]} bytes)" if alone else content_hash(sound)
     return digests
 
 
@@ -231,11 +231,6 @@ def _refuse_doubles(rows: Sequence[Question]) -> None:
             cure = "Read the splits one at a time." if seen[row.id] != row.stem else None
             raise DataError(describe(f"question '{row.id}'", "an id that occurs once", "a second one", cure))
         seen[row.id] = row.stem
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------ submissions

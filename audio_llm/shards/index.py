@@ -7,7 +7,6 @@ in the middle, wrong JSON, a duplicate key, a missing member) is counted and lis
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -20,6 +19,7 @@ import numpy as np
 
 from audio_llm.audio import LAYOUT_CHANNELS
 from audio_llm.errors import ShardError, describe
+from audio_llm.files import content_hash
 from audio_llm.shards.schema import Sample
 
 AUDIO_SUFFIXES = ("flac", "wav", "ogg", "opus", "mp3")
@@ -311,6 +311,4 @@ def _check_sums(folder: Path, paths: list[Path], sizes: dict[str, dict[str, Any]
 
 def describe_shard(path: Path, samples: int) -> dict[str, Any]:
     """The entry of one shard in ``sizes.json``."""
-    with open(path, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"samples": samples, "bytes": path.stat().st_size, "sha256": digest}
+    return {"samples": samples, "bytes": path.stat().st_size, "sha256": content_hash(path)}

@@ -17,9 +17,9 @@ from typing import Any
 from audio_llm.audio import Waveform, decode
 from audio_llm.datasets.records import SUFFIXES, Cell, Record, read_records
 from audio_llm.errors import ConfigError, describe, nearest
-from audio_llm.files import write_json
+from audio_llm.files import content_hash, write_json
 from audio_llm.language.replies import read_key, strip_letters
-from eval.benchmarks.base import BenchmarkError, Collection, Item, check_options, refuse_doubles, sha256_of
+from eval.benchmarks.base import BenchmarkError, Collection, Item, check_options, refuse_doubles
 from eval.predictions import Prediction
 
 # What each set asks for. The judge is graded but for music, where an answer is right or wrong.
@@ -72,7 +72,7 @@ class AudioBench:
                 items.append(item)
                 sounds.append(sound)
         refuse_doubles(items, str(data))
-        digests = [sha256_of(path) for path in files]
+        digests = [content_hash(path) for path in files]
         return Collection(items, errors, dict(counts), digests, lambda index: _hear(sounds[index], items[index].id))
 
     def submission(self, rows: Sequence[Prediction], out: Path, **options: str) -> list[Path]:

@@ -5,7 +5,6 @@ A benchmark is one file in this folder that ends with ``BENCHMARK = <instance>``
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -191,14 +190,6 @@ class Benchmark(Protocol):
 
 
 # --------------------------------------------------------------------------------------------- what readers share
-
-
-def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file in hex; "" where there is none."""
-    if not Path(path).is_file():
-        return ""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def refuse_doubles(items: Iterable[Item | Prediction], where: str = "") -> None:

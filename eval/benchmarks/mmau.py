@@ -10,7 +10,7 @@ from typing import Any
 from audio_llm.audio import Waveform, decode
 from audio_llm.datasets.records import Record, read_records
 from audio_llm.errors import ConfigError, describe, nearest
-from audio_llm.files import write_json
+from audio_llm.files import content_hash, write_json
 from eval.benchmarks.base import (
     BenchmarkError,
     Collection,
@@ -18,7 +18,6 @@ from eval.benchmarks.base import (
     as_asked,
     check_options,
     refuse_doubles,
-    sha256_of,
     with_answer,
 )
 from eval.predictions import Prediction
@@ -79,7 +78,7 @@ class Mmau:
         def load(index: int) -> Waveform:
             return decode(files[index], name=f"item '{items[index].id}'")
 
-        return Collection(items, errors, dict(counts), [sha256_of(path)], load)
+        return Collection(items, errors, dict(counts), [content_hash(path)], load)
 
     def submission(self, rows: Sequence[Prediction], out: Path, **options: str) -> list[Path]:
         """``submission.json``: the official array, each answer under ``model_output``, which the official scorer reads.

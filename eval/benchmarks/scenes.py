@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from audio_llm.errors import ConfigError, ShardError, describe
-from eval.benchmarks.base import Collection, Item, check_options, sha256_of
+from audio_llm.files import content_hash
+from eval.benchmarks.base import Collection, Item, check_options
 from eval.predictions import Prediction
 
 
@@ -46,7 +47,7 @@ class Scenes:
                 items.append(Item(name, "", [], "", "unreadable", "unreadable", name))
                 errors[name] = str(error)
         # sizes.json itself holds a checksum per shard; without it the questions must tell one folder from another.
-        digest = sha256_of(data / "sizes.json") or hashlib.sha256(repr(items).encode()).hexdigest()
+        digest = content_hash(data / "sizes.json") or hashlib.sha256(repr(items).encode()).hexdigest()
         return Collection(items, errors, {}, [digest], dataset.load_waveform)
 
     def submission(self, rows: Sequence[Prediction], out: Path, **options: str) -> list[Path]:

@@ -15,7 +15,7 @@ from audio_llm.audio import LAYOUT_CHANNELS, Waveform, decode
 from audio_llm.datasets.records import SUFFIXES, Record, read_records
 from audio_llm.datasets.reverberation import SAMPLE_RATE, Rendering, Response, dry, hear, load_response
 from audio_llm.errors import ConfigError, describe, nearest
-from audio_llm.files import write_atomically
+from audio_llm.files import content_hash, write_atomically
 from eval.benchmarks.base import (
     BenchmarkError,
     Collection,
@@ -23,7 +23,6 @@ from eval.benchmarks.base import (
     check_options,
     one_of,
     refuse_doubles,
-    sha256_of,
     whole_number,
 )
 from eval.predictions import Prediction
@@ -108,7 +107,7 @@ class SpatialSoundQA:
             found = f"{sum(counts.values())} questions, none of them with its sound" if counts else "none"
             raise BenchmarkError(describe(str(data), "questions", found, "Name the folders: audio=…, responses=…."))
         refuse_doubles(items, str(data))
-        digests = [sha256_of(path) for path in files]
+        digests = [content_hash(path) for path in files]
         return Collection(items, errors, dict(counts), digests, lambda index: scenes[index].render(rendering))
 
     def submission(self, rows: Sequence[Prediction], out: Path, **options: str) -> list[Path]:

@@ -10,8 +10,9 @@ import numpy as np
 
 from audio_llm.datasets.sounds import Clip, Library, SoundFolder, find, official_folds
 from audio_llm.errors import ConfigError, describe, nearest
+from audio_llm.files import content_hash
 from audio_llm.shards.schema import MOST_CHOICES
-from eval.benchmarks.base import Collection, Item, check_options, sha256_of, whole_number
+from eval.benchmarks.base import Collection, Item, check_options, whole_number
 from eval.controls import item_seed
 from eval.predictions import Prediction
 
@@ -51,7 +52,7 @@ class ZeroShot:
         tables = [
             path for path in (data / "meta" / "esc50.csv", data / "metadata" / "UrbanSound8K.csv") if path.is_file()
         ]
-        digests = [library.fingerprint, *(sha256_of(path) for path in tables)]
+        digests = [library.fingerprint, *(content_hash(path) for path in tables)]
         folder = SoundFolder(clips, library.dataset)
         return Collection(items, errors, counts, digests, folder.load_waveform)
 

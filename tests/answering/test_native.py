@@ -92,6 +92,10 @@ def test_a_batch_answers_what_each_request_alone_does_and_hears(native: Path) ->
     assert [answer.raw for answer in together] == [answer.raw for answer in alone]
     assert [answer.prompt_tokens for answer in together] == [answer.prompt_tokens for answer in alone]
     assert together[0].prompt_tokens - together[2].prompt_tokens == 25 + 2  # 25 audio tokens a second, and two marks
+    both = Request(requests[0].item, requests[0].audios + requests[1].audios, max_tokens=6)
+    (answer,) = engine.generate([both])  # each audio has as many tokens as it has alone, and its own two marks
+    heard = [answer.prompt_tokens - together[2].prompt_tokens for answer in (together[0], together[1], answer)]
+    assert heard[0] + heard[1] == heard[2]
     embedded = logits(engine, requests[0]), logits(engine, ask(1.0, 9))
     assert (embedded[0] - embedded[1]).abs().max() > 1e-3  # another sound, other logits
 
