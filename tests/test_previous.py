@@ -51,7 +51,7 @@ def assert_same(found: Any, expected: Any, where: str = "") -> None:
 
 
 def assert_same_tensors(found: Path, expected: Path) -> None:
-    """But for biases of keys: softmax cancels them, so that their gradients are rounding errors, which Adam blows up."""
+    """But for biases of keys: softmax cancels them, so their gradients are rounding errors, which Adam blows up."""
     ours, theirs = load_file(found), load_file(expected)
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
