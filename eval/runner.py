@@ -3,9 +3,9 @@
 All passes of an item stand beside each other, so that a clip is decoded once and its prompt, already in the engine's
 cache, is not computed again for the next pass. Rows are written in item order whatever the engine's order was.
 
-A run folder holds ``predictions.jsonl`` (one :class:`Prediction` per item and pass), ``run.json`` (model, benchmark, digests
-of the data, settings, counts: who may go on with it), and what scoring adds: ``scores.json`` and ``scores.jsonl``. The
-predictions grow by whole lines; a torn one is cut off when the run is taken up again.
+A run folder holds ``predictions.jsonl`` (one :class:`Prediction` per item and pass), ``run.json`` (model, benchmark,
+digests of the data, settings, counts: who may go on with it), and what scoring adds: ``scores.json`` and
+``scores.jsonl``. The predictions grow by whole lines; a torn one is cut off when the run is taken up again.
 """
 
 from __future__ import annotations
