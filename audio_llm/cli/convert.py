@@ -109,9 +109,11 @@ def _language_model(args: argparse.Namespace) -> None:
     from audio_llm.model.validate import check_checkpoint
 
     check_checkpoint(args.model)
-    from audio_llm.model.build import export_language_model, load_model, load_processor
+    from audio_llm.model.build import load_model, load_processor
+    from audio_llm.model.export import language_model_weights, write_language_model
 
-    export_language_model(load_model(args.model, dtype="auto"), load_processor(args.model).tokenizer, args.out)
+    model = load_model(args.model, dtype="auto")
+    write_language_model(model, args.out, language_model_weights(model), load_processor(args.model).tokenizer)
 
 
 def _expect(folder: Path, files: tuple[str, ...], kind: str, cure: str) -> None:

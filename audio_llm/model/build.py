@@ -110,23 +110,6 @@ def build_checkpoint(
     return Path(destination)
 
 
-def export_language_model(model: Any, tokenizer: Any, destination: str | Path) -> Path:
-    """Write the language model alone, as Transformers' own class: what vLLM runs when audio comes as embeddings."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    plain = AutoModelForCausalLM.from_config(model.config.text_config, dtype=model.lm_head.weight.dtype)
-    with torch.no_grad():
-        plain.get_decoder().load_state_dict(model.model.language_model.state_dict())
-        plain.get_output_embeddings().load_state_dict(model.lm_head.state_dict())
-    plain.generation_config.eos_token_id = model.generation_config.eos_token_id
-    plain.generation_config.pad_token_id = model.generation_config.pad_token_id
-    with atomic_folder(destination) as folder:
-        plain.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    return Path(destination)
-
-
 def check_reloaded(folder: Path, tokenizer: Any, texts: list[str]) -> None:
     """Raise :class:`CheckpointError` unless the tokenizer read back from `folder` splits `texts` as it did."""
     from transformers import AutoTokenizer

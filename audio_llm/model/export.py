@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from audio_llm.files import atomic_folder, write_json
 from audio_llm.model.validate import LORA_TARGETS
 
 FORMS = ("merged", "adapter")
+LANGUAGE_MODEL = "model.language_model."
 _ROOT = "base_model.model."  # what PEFT puts in front of every name
-_LANGUAGE_MODEL = "model.language_model."
 
 
 @contextlib.contextmanager
@@ -59,7 +59,8 @@ def split_state(state: Mapping[str, Tensor], adapter: str = "default") -> Parts:
 
     Raises :class:`CheckpointError` for adapter tensors other than LoRA's A and B.
     """
-    parts, halves = Parts(), {"lora_A": {}, "lora_B": {}}  # type: tuple[Parts, dict[str, dict[str, Tensor]]]
+    parts = Parts()
+    halves: dict[str, dict[str, Tensor]] = {"A": {}, "B": {}}
     for name, tensor in state.items():
         plain = name.removeprefix(_ROOT)
         if ".original_module." in plain:
@@ -69,28 +70,84 @@ def split_state(state: Mapping[str, Tensor], adapter: str = "default") -> Parts:
             kind, _, which = rest.partition(".")
             if kind not in ("A", "B") or which != f"{adapter}.weight":
                 raise CheckpointError(describe(name, f"lora_A or lora_B of adapter '{adapter}'", f"lora_{rest}"))
-            halves[f"lora_{kind}"][module] = tensor
+            halves[kind][module] = tensor
         else:
             plain = plain.replace(f".modules_to_save.{adapter}.", ".").replace(".base_layer.", ".")
             parts.base[plain] = tensor
-    parts.lora = {module: (halves["lora_A"][module], halves["lora_B"][module]) for module in halves["lora_A"]}
+    parts.lora = {module: (a, halves["B"][module]) for module, a in halves["A"].items()}
     return parts
 
 
-def merge(parts: Parts, scaling: float, prefix: str = "", exclude: str | None = None) -> dict[str, Tensor]:
-    """Plain weights with the adapters of modules under `prefix` (and not under `exclude`) added: W + scaling · B A.
+def fold(weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    """W + scaling · B A, summed in float32 and rounded once to the dtype of W; A (rank, in …), B (out, rank …)."""
+    # Of a convolution, A is one to `rank` maps and B one of 1x1 on these: products of matrices as well.
+    delta = (b.float().flatten(1) @ a.float().flatten(1)).view(weight.shape) * scaling
+    return (weight.float() + delta.to(weight.device)).to(weight.dtype)
 
-    The sum is taken in float32 and rounded once to the dtype of W.
-    """
+
+def merge(parts: Parts, scaling: float, exclude: str | None = None) -> dict[str, Tensor]:
+    """Plain weights with the adapters of all modules but those under `exclude` folded in."""
     merged = dict(parts.base)
     for module, (a, b) in parts.lora.items():
-        if not module.startswith(prefix) or (exclude and module.startswith(exclude)):
-            continue
-        weight = merged[f"{module}.weight"]
-        # Of a convolution, A is one to `rank` maps and B one of 1x1 on these: products of matrices as well.
-        delta = (b.float().flatten(1) @ a.float().flatten(1)).view(weight.shape) * scaling
-        merged[f"{module}.weight"] = (weight.float() + delta.to(weight.device)).to(weight.dtype)
+        if not (exclude and module.startswith(exclude)):
+            merged[f"{module}.weight"] = fold(merged[f"{module}.weight"], a, b, scaling)
     return merged
+
+
+def language_model_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of the plain causal language model inside `model`, with the active LoRA layers folded in.
+
+    The live weights are only read. A folded tensor is a new one, made when the iterator reaches it, so that one matrix
+    at a time is held twice.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    adapted: dict[str, Any] = {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
+    tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+    for name, parameter in model.named_parameters():
+        weight, layer = parameter.detach(), adapted.get(name.removesuffix(".base_layer.weight"))
+        if ".lora_" in name or not (name.startswith(LANGUAGE_MODEL) or (name == "lm_head.weight" and not tied)):
+            continue
+        if layer is not None and not layer.disable_adapters:
+            for adapter in (adapter for adapter in layer.active_adapters if adapter in layer.lora_A):
+                a, b = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
+                weight = fold(weight, a, b, layer.scaling[adapter])
+        yield _on_its_own(name.replace(".base_layer.", ".")), weight
+
+
+def _on_its_own(name: str) -> str:
+    """The name that something of the language model has where the language model stands alone."""
+    return name.replace(LANGUAGE_MODEL, "model.", 1)
+
+
+def write_language_model(
+    model: Any, destination: str | Path, tensors: Iterable[tuple[str, Tensor]] | None, tokenizer: Any = None
+) -> Path:
+    """Write the language model of `model` alone, as a folder of its own architecture: vLLM runs it on embeddings.
+
+    `tensors` are those of :func:`language_model_weights`; None leaves the weights out. With a `tokenizer` the folder is
+    one for everybody, with the generation's special tokens.
+    """
+    from safetensors.torch import save_file
+    from transformers import GenerationConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    text = model.config.get_text_config()
+    plain = type(text).from_dict(text.to_dict())
+    plain.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text.model_type]]
+    plain.dtype = str(model.dtype).removeprefix("torch.")
+    with atomic_folder(destination) as folder:
+        plain.save_pretrained(folder)
+        if tokenizer is not None:
+            generation = GenerationConfig.from_model_config(plain)
+            generation.eos_token_id = model.generation_config.eos_token_id
+            generation.pad_token_id = model.generation_config.pad_token_id
+            generation.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        if tensors is not None:
+            state = {name: tensor.cpu().contiguous() for name, tensor in tensors}
+            save_file(state, folder / "model.safetensors", {"format": "pt"})
+    return Path(destination)
 
 
 def save_weights(
@@ -144,10 +201,10 @@ def export_weights(
         folders["merged"] = output / "merged"
     if "adapter" in forms and peft_config:
         with atomic_folder(output / "base") as folder:
-            base = merge(parts, scaling, exclude=_LANGUAGE_MODEL)
+            base = merge(parts, scaling, exclude=LANGUAGE_MODEL)
             save_weights(config, generation, base, processor, folder)
         with atomic_folder(output / "adapter") as folder:
-            save_adapter(peft_config, parts, folder, base=output / "base")
+            write_adapter(folder, peft_config, adapter_tensors(parts), LORA_TARGETS, base=str(output / "base"))
         folders |= {"base": output / "base", "adapter": output / "adapter"}
     return folders
 
@@ -158,26 +215,33 @@ def scale_of(peft_config: Any) -> float:
     return peft_config.lora_alpha / (rank**0.5 if peft_config.use_rslora else rank)
 
 
-def save_adapter(peft_config: Any, parts: Parts, folder: Path, base: Path) -> None:
-    """Write the language model's part of the adapter in PEFT's own layout."""
+def adapter_tensors(parts: Parts, alone: bool = False) -> dict[str, Tensor]:
+    """The language model's LoRA by PEFT's names; `alone`: by those for a language model without encoder."""
+    return {
+        f"{_ROOT}{_on_its_own(module) if alone else module}.lora_{kind}.weight": half.detach().cpu().contiguous()
+        for module, halves in parts.lora.items()
+        if module.startswith(LANGUAGE_MODEL)
+        for kind, half in zip("AB", halves, strict=True)
+    }
+
+
+def write_adapter(
+    folder: Path, peft_config: Any, tensors: dict[str, Tensor], targets: str | None = None, base: str = ""
+) -> None:
+    """Write an adapter folder as PEFT and vLLM read it; by default `targets` are the layers' last names."""
     from safetensors.torch import save_file
 
-    tensors = {}
-    for module, halves in parts.lora.items():
-        if module.startswith(_LANGUAGE_MODEL):
-            for kind, tensor in zip("AB", halves, strict=True):
-                tensors[f"{_ROOT}{module}.lora_{kind}.weight"] = tensor.detach().cpu().contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     peft_config.save_pretrained(folder)
     path = folder / "adapter_config.json"
-    fields = json.loads(path.read_text())
-    fields |= {
-        "base_model_name_or_path": str(base),
+    fields = {
+        "base_model_name_or_path": base,
         "modules_to_save": None,
-        "target_modules": LORA_TARGETS,
+        "target_modules": targets or sorted({name.split(".lora_")[0].rpartition(".")[2] for name in tensors}),
         "inference_mode": True,
     }
-    write_json(path, fields)
+    write_json(path, json.loads(path.read_text()) | fields)
 
 
 def export_trained(trainer: Any, processor: Any, output: str | Path, forms: Sequence[str] = FORMS) -> dict[str, Path]:

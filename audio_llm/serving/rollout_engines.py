@@ -33,6 +33,7 @@ from torch import Tensor
 
 from audio_llm.errors import ConfigError, PrerequisiteError, TrainingError, describe, require
 from audio_llm.files import atomic_file
+from audio_llm.model.export import write_adapter, write_language_model
 from audio_llm.serving.launcher import LORA_RANKS, cpu_build, server_environment
 from audio_llm.serving.plugin import hide_llvmlite_attributes
 from audio_llm.training.rollouts import (
@@ -44,7 +45,6 @@ from audio_llm.training.rollouts import (
     Sampling,
     SyncMode,
     TransformersRollouts,
-    write_adapter,
 )
 
 
@@ -91,26 +91,11 @@ def _fitting_rank(rank: int) -> int:
     return fitting[0]
 
 
-def write_language_model(policy: PolicyWeights, folder: Path, tokenizer: Any = None, weights: bool = True) -> Path:
-    """Write the policy's language model, without its adapter, as a folder of its own architecture."""
-    from safetensors.torch import save_file
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    folder.mkdir(parents=True, exist_ok=True)
-    config = policy.base.config.get_text_config()
-    plain = type(config).from_dict(config.to_dict())
-    plain.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
-    plain.dtype = str(policy.base.dtype).removeprefix("torch.")
-    plain.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-    if weights:
-        unadapted = getattr(policy.model, "disable_adapter", contextlib.nullcontext)
-        with unadapted(), policy.merged() as tensors:
-            save_file(
-                {name: t.cpu().contiguous() for name, t in tensors}, folder / "model.safetensors", {"format": "pt"}
-            )
-    return folder
+def _write_unadapted(policy: PolicyWeights, folder: Path, tokenizer: Any = None) -> Path:
+    """Write the policy's language model without its adapter."""
+    unadapted = getattr(policy.model, "disable_adapter", contextlib.nullcontext)
+    with unadapted(), policy.merged() as tensors:
+        return write_language_model(policy.base, folder, tensors, tokenizer)
 
 
 @contextlib.contextmanager
@@ -163,7 +148,10 @@ class VLLMRollouts:
         atexit.register(self.close)
         self._adapter: Any = None
         self._prefixes = 0
-        write_language_model(policy, self._folder / "model", weights=self.mode == "adapter")
+        if self.mode == "adapter":
+            _write_unadapted(policy, self._folder / "model")
+        else:
+            write_language_model(policy.base, self._folder / "model", None)
         with _random_state_kept():
             self._llm: Any = self._build(policy)
 
@@ -320,7 +308,7 @@ class HTTPRollouts:
     def _start(self, policy: PolicyWeights, tokenizer: Any, seed: int) -> Server:
         if _rank()[1] > 1:
             raise ConfigError("engine.url: several training processes share one server; start it first (docs/grpo.md).")
-        model = write_language_model(policy, self._folder / "model", tokenizer)
+        model = _write_unadapted(policy, self._folder / "model", tokenizer)
         rank = _lora_rank(policy) if self.mode == "adapter" else None
         dtype = str(policy.base.dtype).removeprefix("torch.")
         return Server(model, dtype, self.recipe, self.max_model_len, rank, seed)
@@ -373,12 +361,12 @@ class HTTPRollouts:
 
         folder = self._folder / "merged"
         if not folder.is_dir():
-            write_language_model(policy, folder, weights=False)
+            write_language_model(policy.base, folder, None)
         with atomic_file(folder / "model.safetensors") as temporary:
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors}, temporary, {"format": "pt"})
         self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
 
-    def _load_adapter(self, config: dict[str, Any], tensors: dict[str, Tensor], version: int) -> None:
+    def _load_adapter(self, config: Any, tensors: dict[str, Tensor], version: int) -> None:
         folder = self._folder / f"adapter-{version}"
         write_adapter(folder, config, tensors)
         self._post("/v1/load_lora_adapter", {"lora_name": f"policy-{version}", "lora_path": str(folder)})
@@ -452,7 +440,7 @@ def prepare_server(model: Path, output: Path, recipe: EngineRecipe, lora: Any, s
     from audio_llm.model.build import load_model, load_processor
 
     policy = PolicyWeights(load_model(model))
-    write_language_model(policy, output, load_processor(model).tokenizer)
+    _write_unadapted(policy, output, load_processor(model).tokenizer)
     swaps = recipe.sync == "adapter" or (recipe.sync == "auto" and torch.cuda.is_available())
     rank = _fitting_rank(lora.rank) if lora is not None and swaps else None
     dtype = str(policy.base.dtype).removeprefix("torch.")

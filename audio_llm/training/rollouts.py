@@ -8,7 +8,6 @@ vLLM in process or over HTTP in ``audio_llm.serving.rollout_engines``.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +17,11 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from audio_llm.model.export import LANGUAGE_MODEL, adapter_tensors, language_model_weights, split_state
+
 # Added to the logits of tokens that must not be sampled, in every engine and in the trainer: vLLM clamps a logit bias
 # to ±100, and a finite value keeps p·log p defined. exp(-100) is below float32's resolution of 1.
 FORBIDDEN_BIAS = -100.0
-
-LANGUAGE_MODEL = "model.language_model."
-
 
 SyncMode = Literal["auto", "merged", "adapter"]
 
@@ -93,13 +91,14 @@ class PolicyWeights:
         """(name, tensor) pairs of the plain language model with the adapter folded in; valid inside the block."""
         names = (LANGUAGE_MODEL, "lm_head.")
         with self.gather([p for n, p in self.base.named_parameters() if n.startswith(names)]):
-            yield merged_language_model_weights(self.base)
+            yield language_model_weights(self.base)
 
     @contextlib.contextmanager
-    def adapter(self) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
-        """PEFT's configuration and tensors of the adapter, named for the plain language model."""
-        with self.gather([p for n, p in self.model.named_parameters() if ".lora_" in n]):
-            yield adapter_config(self.model), adapter_tensors(self.model)
+    def adapter(self) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+        """PEFT's configuration and tensors of the adapter, named for the plain language model; valid inside."""
+        lora = {name: parameter for name, parameter in self.model.named_parameters() if ".lora_" in name}
+        with self.gather(list(lora.values())):
+            yield self.model.peft_config["default"], adapter_tensors(split_state(lora), alone=True)  # type: ignore[index]
 
 
 class RolloutEngine(Protocol):
@@ -120,80 +119,6 @@ class RolloutEngine(Protocol):
     def close(self) -> None:
         """Free the engine's memory and processes; a second call does nothing."""
         ...
-
-
-# --- weights -------------------------------------------------------------------------------------------------------
-
-
-def merged_language_model_weights(base: Any) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of the plain causal language model inside `base`, with LoRA folded in.
-
-    The live weights are only read: merging and unmerging in place rounds twice per update, which in bfloat16 moves the
-    frozen weights (and with them the reference policy) a little at every step. A merged tensor is a new one, made when
-    the iterator reaches it, so that one matrix at a time is held twice.
-    """
-    from peft.tuners.lora import Linear
-
-    merged: list[str] = []
-    with torch.no_grad():
-        for name, module in base.named_modules():
-            if not (name.startswith(LANGUAGE_MODEL) and isinstance(module, Linear)):
-                continue
-            merged.append(f"{name}.")
-            layer: Any = module.base_layer
-            weight = layer.weight.detach()
-            active = [] if module.disable_adapters else [a for a in module.active_adapters if a in module.lora_A]
-            for adapter in active:
-                weight = weight + module.get_delta_weight(adapter).to(weight.dtype)
-            yield _plain_name(f"{name}.weight"), weight
-            if getattr(layer, "bias", None) is not None:
-                yield _plain_name(f"{name}.bias"), layer.bias.detach()
-        tied = bool(getattr(base.config.get_text_config(), "tie_word_embeddings", False))
-        for name, parameter in base.named_parameters():
-            if name.startswith(LANGUAGE_MODEL) and not name.startswith(tuple(merged)):
-                yield _plain_name(name), parameter.detach()
-            elif name == "lm_head.weight" and not tied:
-                yield name, parameter.detach()
-
-
-def _plain_name(name: str) -> str:
-    return "model." + name.removeprefix(LANGUAGE_MODEL)
-
-
-def adapter_tensors(model: nn.Module, adapter: str = "default") -> dict[str, Tensor]:
-    """PEFT's adapter tensors with names rooted in the plain language model, copied to contiguous memory."""
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        if LANGUAGE_MODEL in name and f".{adapter}." in name and (".lora_A." in name or ".lora_B." in name):
-            plain = name.replace(LANGUAGE_MODEL, "model.").replace(f".{adapter}.", ".")
-            tensors[plain] = parameter.detach().clone().contiguous()
-    return tensors
-
-
-def adapter_config(model: Any, adapter: str = "default") -> dict[str, Any]:
-    """The ``adapter_config.json`` that goes with :func:`adapter_tensors`."""
-    config = model.peft_config[adapter]
-    targets = {
-        name.rsplit(".lora_A.", 1)[0].rsplit(".", 1)[-1] for name in adapter_tensors(model, adapter) if "lora_A" in name
-    }
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": config.r,
-        "lora_alpha": config.lora_alpha,
-        "use_rslora": config.use_rslora,
-        "target_modules": sorted(targets),
-        "bias": "none",
-    }
-
-
-def write_adapter(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write an adapter folder as PEFT and vLLM read it."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.cpu() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
 def forbid_tokens(model: Any, token_ids: Sequence[int]) -> None:

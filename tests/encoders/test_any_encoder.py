@@ -23,8 +23,9 @@ from audio_llm import audio, config
 from audio_llm.encoders.heads import UrbanSoundHead
 from audio_llm.errors import AudioError, ConfigError
 from audio_llm.language import prompts
-from audio_llm.model.build import export_language_model, load_model, load_processor
+from audio_llm.model.build import load_model, load_processor
 from audio_llm.model.encoder import ENCODERS, Channels, build_encoder, encoder_config
+from audio_llm.model.export import language_model_weights, write_language_model
 from audio_llm.model.folder import open_encoder, save_parts
 from audio_llm.shards.reader import ShardDataset
 from audio_llm.training import examples, grpo, sft
@@ -98,7 +99,8 @@ MAKERS: tuple[Maker, ...] = (beats, spatial_ast, urbansound, stereo_seld, panns,
 def language_model(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = checkpoint()
     path = tmp_path_factory.mktemp("language") / "model"
-    return export_language_model(load_model(folder), load_processor(folder).tokenizer, path)
+    model = load_model(folder)
+    return write_language_model(model, path, language_model_weights(model), load_processor(folder).tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from audio_llm.errors import AudioError
-from audio_llm.model.build import export_language_model, load_model, load_processor
+from audio_llm.model.build import load_model, load_processor
+from audio_llm.model.export import language_model_weights, write_language_model
 from audio_llm.model.projector import QFormerConfig, QFormerProjector
 from tests.paths import SHARED
 
@@ -150,7 +151,7 @@ def test_the_exported_language_model_continues_the_same_embeddings(checkpoint, t
     from transformers import AutoModelForCausalLM
 
     model, processor = load_model(checkpoint("qwen3", 2)), load_processor(checkpoint("qwen3", 2))
-    folder = export_language_model(model, processor.tokenizer, tmp_path / "lm")
+    folder = write_language_model(model, tmp_path / "lm", language_model_weights(model), processor.tokenizer)
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     batch = processor(text=[ask(processor, 1)], audio=[[clip(2, 8000)]])
     with torch.no_grad():

@@ -16,7 +16,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 from audio_llm.errors import ConfigError, TrainingError  # noqa: E402
-from audio_llm.model.build import export_language_model, load_model, load_processor  # noqa: E402
+from audio_llm.model.build import load_model, load_processor  # noqa: E402
+from audio_llm.model.export import language_model_weights, write_adapter, write_language_model  # noqa: E402
 from audio_llm.training.policy import LoRARecipe, make_trainable  # noqa: E402
 from audio_llm.training.rollouts import (  # noqa: E402
     FORBIDDEN_BIAS,
@@ -104,7 +105,7 @@ def test_merged_weights_are_the_plain_model_and_leave_the_live_one_alone(checkpo
     assert all(torch.equal(before[name], parameter) for name, parameter in policy.model.named_parameters())
 
     merged = copy.deepcopy(policy.model).merge_and_unload()
-    export_language_model(merged, load_processor(folder).tokenizer, tmp_path / "plain")
+    write_language_model(merged, tmp_path / "plain", language_model_weights(merged))
     from transformers import AutoModelForCausalLM
 
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32)
@@ -130,11 +131,10 @@ def test_adapter_fits_the_plain_language_model(checkpoint, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from audio_llm.training.rollouts import write_adapter
-
     folder = checkpoint()
     policy = make_policy(folder)
-    export_language_model(load_model(folder), load_processor(folder).tokenizer, tmp_path / "plain")
+    model = load_model(folder)
+    write_language_model(model, tmp_path / "plain", language_model_weights(model))
     with policy.adapter() as (config, tensors):
         write_adapter(tmp_path / "adapter", config, tensors)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32)
