@@ -1,6 +1,6 @@
 """What a benchmark is: items with their audio, the scorers that apply to them, and the files its organisers want.
 
-A benchmark is one file in this folder that ends with ``BENCHMARK = <instance>``; docs/evaluation.md shows one.
+A benchmark is one file in this folder that ends with ``BENCHMARK = <instance>``; docs/extending/benchmark.md shows one.
 """
 
 from __future__ import annotations
