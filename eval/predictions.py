@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class Prediction:
 
     def reply(self) -> Reply:
         """The raw reply taken apart, read as it was asked for."""
-        return read_reply(self.raw, self.choices, self.answer_as)
+        return _read_once(self.raw, tuple(self.choices), self.answer_as)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
@@ -89,6 +90,12 @@ class Prediction:
                 kind = cls.__dataclass_fields__[name].type
                 raise PredictionsError(describe(f"{where}: '{name}'", f"a value of type {kind}", f"{value!r:.60}"))
         return cls(**values)
+
+
+@lru_cache(maxsize=50_000)
+def _read_once(raw: str, choices: tuple[str, ...], answer_as: str) -> Reply:
+    """All scorers of a run ask what the same replies say."""
+    return read_reply(raw, choices, answer_as)
 
 
 def _is_number(value: Any) -> bool:

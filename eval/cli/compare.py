@@ -24,12 +24,12 @@ def run(args: argparse.Namespace) -> int:
     from eval.figures import comparing, runs
 
     settings = scorer_settings(args)
-    first, second = runs.load(args.first), runs.load(args.second)
-    scorer = runs.scorers_for(second.benchmark, args.scorer, settings)[0]
+    first, second = runs.load(args.first), runs.load(args.second, scorers=args.scorer, settings=settings)
+    scorer = second.headline
     for name in settings:
         if name != scorer.name:
             raise ConfigError(
                 describe("--with", f"settings of '{scorer.name}', which compares", f"'{name}'", f"Add --scorer {name}.")
             )
-    print(comparing.table(comparing.compare_runs(first, second, scorer, answers=args.answers, group=args.by)))
+    print(comparing.table(comparing.compare_runs(first, second, answers=args.answers, group=args.by)))
     return 0

@@ -79,10 +79,9 @@ def run(args: argparse.Namespace) -> int:
             return _spatial(args)
     from audio_llm.answering.engines import find_engine, open_engine
     from eval import predictions, runner
-    from eval.benchmarks import get_benchmark
     from eval.cli.options import key_values, scorer_settings, share
     from eval.controls import parse_controls
-    from eval.figures.runs import scorers_for
+    from eval.figures.runs import Run, scorers_for
     from eval.figures.tables import print_run, write_scores
 
     usual, permutations = FULL if args.full else USUAL
@@ -135,13 +134,13 @@ def run(args: argparse.Namespace) -> int:
         )
     rows = predictions.read(out)
     print(f"{predictions.questions_asked(rows)} of {len(questions.items)} questions were asked with their sound")
-    write_scores(out, rows, scorers)
-    print_run(out.name, rows, scorers[0], get_benchmark(args.benchmark).groups)
+    scored = Run(out.resolve().name, rows, scorers, args.benchmark, predictions.read_manifest(out))
+    write_scores(out, scored)
+    print_run(scored)
     if args.full:
         from eval.report import page
-        from eval.report.runs import load_runs
 
-        page.write(out / page.FILE_NAME, load_runs([str(out)], scorer_settings(args)))
+        page.write(out / page.FILE_NAME, [scored])
     return 0
 
 

@@ -28,13 +28,13 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from eval.cli.options import scorer_settings
+    from eval.figures import runs as stored
     from eval.figures.expectations import print_findings, read_expectations, verify
     from eval.report import page
-    from eval.report.runs import load_runs
 
     expectations = read_expectations(args.check) if args.check else None
-    runs = load_runs(args.runs, scorer_settings(args))
-    findings = verify(expectations, {run.name: run.summary for run in runs}) if expectations else []
+    runs = stored.load_named(args.runs, scorer_settings(args))
+    findings = verify(expectations, {run.name: run for run in runs}) if expectations else []
     page.write(Path(args.out), runs, args.training, findings, title=args.title)
     if findings:
         print_findings(findings)

@@ -55,7 +55,7 @@ def _rescore(path: str, args: argparse.Namespace) -> int:
     from eval.benchmarks import get_benchmark
     from eval.cli.options import key_values, scorer_settings
     from eval.figures import runs
-    from eval.figures.tables import print_run, print_spectrum, score_all, write_scores
+    from eval.figures.tables import print_run, print_spectrum, write_scores
     from eval.predictions import PredictionsError
 
     options = key_values("--option", args.option)
@@ -66,16 +66,16 @@ def _rescore(path: str, args: argparse.Namespace) -> int:
         raise ConfigError(
             "--option: expected --submission FOLDER, whose options they are, or a .json file; found neither."
         )
-    stored = runs.load(path, args.benchmark, options if foreign else None)
+    given = {"scorers": args.scorers, "settings": scorer_settings(args)}
+    stored = runs.load(path, benchmark=args.benchmark, options=options if foreign else None, **given)
     answers = runs.answers_of(stored.rows)
     lacking = runs.incomplete(stored, answers, foreign=foreign) if args.submission else ""
     if lacking and not args.incomplete:
         raise PredictionsError(lacking)
-    scorers = runs.scorers_for(stored.benchmark, args.scorers, scorer_settings(args))
-    groups = get_benchmark(stored.benchmark).groups if stored.benchmark else ()
-    scored = write_scores(Path(path), stored.rows, scorers) if Path(path).is_dir() else score_all(stored.rows, scorers)
-    print_run(stored.name, stored.rows, scorers[0], groups)
-    print_spectrum(scored)
+    if Path(path).is_dir():
+        write_scores(Path(path), stored)
+    print_run(stored)
+    print_spectrum(stored)
     if args.submission:
         if not stored.benchmark:
             raise ConfigError("--submission: expected --benchmark NAME, for the run does not say its own.")
@@ -92,8 +92,7 @@ def _rescore(path: str, args: argparse.Namespace) -> int:
 
 
 def _reference(path: str) -> int:
-    from eval.figures.runs import reference_report
-    from eval.scorers.mmau import MatchError
+    from eval.scorers.mmau import MatchError, reference_report
 
     try:
         reference_report(path)

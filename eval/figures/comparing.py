@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from audio_llm.errors import describe, nearest
-from eval.figures.runs import Stored
-from eval.figures.scores import Cell, Comparison, compare, summarise
-from eval.figures.tables import passes_of, problems_of
+from eval.figures.runs import Run
+from eval.figures.scores import Cell, Comparison, Scored, compare, grouped, summarise
 from eval.predictions import Prediction, PredictionsError
 from eval.scorers import Scorer
 from eval.scorers.base import Asking
@@ -35,47 +34,43 @@ class Compared:
     lines: list[Line]
 
 
-def compare_runs(first: Stored, second: Stored, scorer: Scorer, *, answers: str, group: str) -> Compared:
-    """`second` against `first` on one pass. Raises :class:`PredictionsError` where they were not asked the same."""
-    if isinstance(scorer, Asking):
-        scorer.prepare([row for run in (first, second) for row in passes_of(run.rows).get(answers, [])])
+def compare_runs(first: Run, second: Run, *, answers: str, group: str) -> Compared:
+    """`second` against `first` on one pass, under the first scorer of `second`. Raises :class:`PredictionsError` where
+    they were not asked the same."""
+    scorer = second.headline
     left, right = _answers(first, answers, scorer), _answers(second, answers, scorer)
     common = [name for name in left if name in right]
     if not common:
         raise PredictionsError(describe(f"runs {first.name} and {second.name}", "questions in common", "none"))
     for name in common:
-        _refuse_other_question(name, left[name][0], right[name][0])
-    _refuse_unknown_group(group, [right[name][0] for name in common])
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name in common:
-        row = right[name][0]
-        value = getattr(row, group, None) or row.meta.get(group)
-        groups[str(value or "not stated")].append(name)
-    ordered = sorted(groups.items(), key=lambda pair: -len(pair[1]))
-    parts = [("all", common), *(ordered if len(ordered) > 1 else [])]
-    lines = [_line(name, ids, left, right, scorer) for name, ids in parts]
+        _refuse_other_question(name, left[name][0].row, right[name][0].row)
+    firsts = [right[name][0] for name in common]
+    _refuse_unknown_group(group, [entry.row for entry in firsts])
+    groups = {name: [entry.row.id for entry in found] for name, found in grouped(firsts, group).items()}
+    parts = [("all", common), *(groups.items() if len(groups) > 1 else [])]
+    lines = [_line(name, ids, left, right) for name, ids in parts]
     only = len(left) - len(common), len(right) - len(common)
     return Compared((first.name, second.name), f"{scorer.name} {scorer.version}", only, lines)
 
 
-def _answers(stored: Stored, answers: str, scorer: Scorer) -> dict[str, list[Prediction]]:
-    """Scored rows of a pass by question."""
-    passes = passes_of(stored.rows)
-    if answers not in passes:
-        found = f"only {', '.join(passes)}{nearest(answers, passes)}"
-        raise PredictionsError(describe(f"run {stored.name}", f"answers '{answers}'", found))
-    rows: dict[str, list[Prediction]] = defaultdict(list)
-    for row in passes[answers]:
-        if scorer.score(row) is not None:
-            rows[row.id].append(row)
+def _answers(run: Run, answers: str, scorer: Scorer) -> dict[str, list[Scored]]:
+    """Scored replies of a pass by question."""
+    if answers not in run.passes:
+        found = f"only {', '.join(run.passes)}{nearest(answers, run.passes)}"
+        raise PredictionsError(describe(f"run {run.name}", f"answers '{answers}'", found))
+    scored = run.scored(answers, scorer)
+    rows: dict[str, list[Scored]] = defaultdict(list)
+    for entry in scored:
+        if entry.score is not None:
+            rows[entry.row.id].append(entry)
     if not rows:
-        found = f"none among {len(passes[answers])}, of which {sum(bool(row.error) for row in passes[answers])} errors"
+        found = f"none among {len(scored)}, of which {sum(bool(entry.row.error) for entry in scored)} errors"
         cure = None
         if isinstance(scorer, Asking):
-            found += "".join(f"; {why}" for _, why in problems_of(scorer, passes[answers])[:1])
+            found += next((f"; {entry.problem}" for entry in scored if entry.problem), "")
             cure = f"Set it up: --with {scorer.name}.KEY=VALUE."
         raise PredictionsError(
-            describe(f"run {stored.name}", f"answers that scorer '{scorer.name}' can score", found, cure)
+            describe(f"run {run.name}", f"answers that scorer '{scorer.name}' can score", found, cure)
         )
     return rows
 
@@ -91,23 +86,15 @@ def _refuse_other_question(name: str, first: Prediction, second: Prediction) -> 
             raise PredictionsError(describe(f"item '{name}', {what}", f"{a!r} in both runs", f"{b!r} in one", cure))
 
 
-def _refuse_unknown_group(group: str, rows: Sequence[Prediction]) -> None:
+def _refuse_unknown_group(group: str, rows: list[Prediction]) -> None:
     known = sorted({"question_type", "format"}.union(*(row.meta for row in rows)))
     if not any(hasattr(row, group) or group in row.meta for row in rows):
         raise PredictionsError(describe("--by", f"one of {', '.join(known)}", f"'{group}'{nearest(group, known)}"))
 
 
-def _line(
-    name: str,
-    ids: list[str],
-    left: Mapping[str, list[Prediction]],
-    right: Mapping[str, list[Prediction]],
-    scorer: Scorer,
-) -> Line:
-    first, second = ([row for item in ids for row in rows[item]] for rows in (left, right))
-    return Line(
-        name, summarise(first, scorer=scorer), summarise(second, scorer=scorer), compare(first, second, scorer=scorer)
-    )
+def _line(name: str, ids: list[str], left: Mapping[str, list[Scored]], right: Mapping[str, list[Scored]]) -> Line:
+    first, second = ([entry for item in ids for entry in scored[item]] for scored in (left, right))
+    return Line(name, summarise(first), summarise(second), compare(first, second))
 
 
 def table(compared: Compared) -> str:

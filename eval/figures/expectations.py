@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 
 from audio_llm.config import load
 from audio_llm.errors import ConfigError
-from eval.figures.scores import compare
-from eval.figures.tables import RunSummary
+from eval.figures.runs import Run
+from eval.figures.scores import compare, summarise
 
 Measure = Literal["accuracy", "above_chance", "difference", "flips", "parse_failures"]
 
@@ -65,12 +65,12 @@ def read_expectations(path: str | Path) -> Expectations:
     return expectations
 
 
-def verify(expectations: Expectations, runs: Mapping[str, RunSummary]) -> list[Finding]:
+def verify(expectations: Expectations, runs: Mapping[str, Run]) -> list[Finding]:
     """One finding a check; a run or a pass that is not there is a failed check."""
     return [_verify_one(check, runs) for check in expectations.checks]
 
 
-def _verify_one(check: Expectation, runs: Mapping[str, RunSummary]) -> Finding:
+def _verify_one(check: Expectation, runs: Mapping[str, Run]) -> Finding:
     wanted = _wanted(check)
     try:
         value, low, text = _measure(check, runs)
@@ -85,21 +85,24 @@ def _verify_one(check: Expectation, runs: Mapping[str, RunSummary]) -> Finding:
     return Finding(check.name, wanted, text, passed)
 
 
-def _measure(check: Expectation, runs: Mapping[str, RunSummary]) -> tuple[float, float, str]:
+def _measure(check: Expectation, runs: Mapping[str, Run]) -> tuple[float, float, str]:
     """Value, lower end of its interval, and both as text. Raises LookupError where there is nothing to measure."""
     run = _run(runs, check.run)
     if check.measure == "difference":
-        rows, others = _rows(run, check.answers), _rows(_run(runs, str(check.minus)), check.answers)
-        found = compare(others, rows, scorer=run.scorer)
+        other = _run(runs, str(check.minus))
+        for each in (run, other):
+            _check_asked(each, check.answers)
+        found = compare(other.scored(check.answers, run.headline), run.scored(check.answers))
         p_value = f", McNemar p = {found.mcnemar.p_value:.2g}" if found.mcnemar else ""
         return found.difference.value, found.difference.low, f"{found.difference} points{p_value}"
     if check.measure == "flips":
-        if run.flips is None or run.flips.share.n == 0:
+        flips = run.summary.flips
+        if flips is None or flips.share.n == 0:
             raise LookupError(f"run '{check.run}' has no right left/right answers under swap")
-        return run.flips.share.value, run.flips.share.low, f"{run.flips.share} % of {run.flips.share.n}"
-    _rows(run, check.answers)
-    cell = {"greedy": run.greedy, "sampled": run.sampled}.get(check.answers) or run.controls.get(check.answers)
-    if cell is None or cell.accuracy.n == 0:
+        return flips.share.value, flips.share.low, f"{flips.share} % of {flips.share.n}"
+    _check_asked(run, check.answers)
+    cell = summarise(run.scored(check.answers))
+    if cell.accuracy.n == 0:
         raise LookupError(f"run '{check.run}' has no scored answers '{check.answers}'")
     accuracy = cell.accuracy
     if check.measure == "accuracy":
@@ -115,16 +118,15 @@ def _measure(check: Expectation, runs: Mapping[str, RunSummary]) -> tuple[float,
     return share, share, f"{100 * share:.1f} % ({cell.parse_failures} of {accuracy.n})"
 
 
-def _run(runs: Mapping[str, RunSummary], name: str) -> RunSummary:
+def _run(runs: Mapping[str, Run], name: str) -> Run:
     if name not in runs:
         raise LookupError(f"no run named '{name}' among {', '.join(runs)}")
     return runs[name]
 
 
-def _rows(run: RunSummary, answers: str) -> list:
-    if answers not in run.rows:
-        raise LookupError(f"run '{run.name}' has no answers '{answers}' (it has {', '.join(run.rows)})")
-    return run.rows[answers]
+def _check_asked(run: Run, answers: str) -> None:
+    if answers not in run.passes:
+        raise LookupError(f"run '{run.name}' has no answers '{answers}' (it has {', '.join(run.passes)})")
 
 
 def _wanted(check: Expectation) -> str:

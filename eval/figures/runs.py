@@ -1,47 +1,155 @@
-"""Scores from stored predictions alone: of a run folder, of a predictions file, of an official file of a benchmark."""
+"""A run: stored answers, what their manifest says of them, and every figure taken from them."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from audio_llm.errors import ConfigError, describe
 from eval.benchmarks import get_benchmark
+from eval.figures.scores import Scored, score_rows
+from eval.figures.summary import Reading, RunSummary, passes_of, reading, summarise_run
 from eval.predictions import MANIFEST_NAME, Prediction, PredictionsError, read, read_manifest
 from eval.scorers import SCORERS, Scorer, get_scorers
-from eval.scorers.mmau import MatchError, OfficialReport, official_report, refuse_nothing
 
 DEFAULT = ("option-resolution", "letter", "mmau-official", "mmau-official-extracted", "mmau-official-resolved")
 LEAVING_OUT = {("duplicates", "drop"), ("missing", "skip")}  # options of benchmarks by which questions are not asked
 
 
-@dataclass(frozen=True)
-class Stored:
-    """Predictions, the benchmark they belong to ("" where nothing says) and what the run's manifest says of them."""
+@dataclass(eq=False)
+class Run:
+    """Answers with the benchmark they belong to ("" where nothing says) and what the run's manifest says of them.
+
+    `scorers`: the first one's figures stand in the tables. Every reply is scored once by each scorer, when it is first
+    asked for.
+    """
 
     name: str
-    rows: list[Prediction]
-    benchmark: str
-    manifest: dict[str, Any]
+    rows: Sequence[Prediction]
+    scorers: Sequence[Scorer]
+    benchmark: str = ""
+    manifest: dict[str, Any] = field(default_factory=dict)
+    _scored: dict[tuple[str, str], list[Scored]] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def headline(self) -> Scorer:
+        return self.scorers[0]
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Keys of the items that its benchmark's tables are broken down by."""
+        return get_benchmark(self.benchmark).groups if self.benchmark else ()
+
+    @cached_property
+    def passes(self) -> dict[str, list[Prediction]]:
+        """Its rows by pass: ``greedy``, ``sampled``, controls by name."""
+        return passes_of(self.rows)
+
+    def scored(self, answers: str, scorer: Scorer | None = None) -> list[Scored]:
+        """The pass `answers` under `scorer`, by default the first one; nothing where there is no such pass."""
+        scorer = scorer or self.headline
+        key = (answers, scorer.name)
+        if key not in self._scored:
+            self._scored[key] = score_rows(self.passes.get(answers, []), scorer)
+        return self._scored[key]
+
+    @property
+    def answers(self) -> str:
+        """Name of the pass that tables, directions and sounds are about: greedy answers, else sampled ones."""
+        return "greedy" if "greedy" in self.passes else "sampled"
+
+    @property
+    def main(self) -> list[Scored]:
+        """The answers of that pass under the first scorer."""
+        return self.scored(self.answers)
+
+    @cached_property
+    def summary(self) -> RunSummary:
+        return summarise_run(self.name, {name: self.scored(name) for name in self.passes}, self.headline)
+
+    def readings(self, answers: str) -> list[Reading]:
+        """A pass under every scorer that applies to it."""
+        found = (reading(scorer, self.scored(answers, scorer)) for scorer in self.scorers)
+        return [entry for entry in found if entry is not None]
+
+    @cached_property
+    def main_readings(self) -> list[Reading]:
+        return self.readings(self.answers)
+
+    @cached_property
+    def spectrum(self) -> dict[str, list[Reading]]:
+        """:meth:`readings` of every pass that has some."""
+        return {name: found for name in self.passes if (found := self.readings(name))}
+
+    @cached_property
+    def score_lines(self) -> list[dict[str, Any]]:
+        """One line an answer and scorer. A row that a scorer could not score is in no figure; the reason stands where
+        the explanation would, and such rows come first in their pass."""
+        lines = []
+        for name in self.passes:
+            for scorer in self.scorers:
+                scored = self.scored(name, scorer)
+                lines += [_line(scorer, entry) for entry in scored if entry.problem]
+                lines += [_line(scorer, entry) for entry in scored if entry.score is not None]
+        return lines
 
 
-def load(path: str | Path, benchmark: str | None = None, options: Mapping[str, str] | None = None) -> Stored:
+def _line(scorer: Scorer, entry: Scored) -> dict[str, Any]:
+    row, score = entry.row, entry.score
+    line: dict[str, Any] = {"scorer": scorer.name, "version": scorer.version, "control": row.control}
+    line |= {"temperature": row.temperature, "sample": row.sample}
+    if score is not None:
+        return line | dataclasses.asdict(score)
+    line |= {"id": row.id, "question_type": row.question_type, "value": None}
+    return line | {"explanation": f"no score: {entry.problem}"}
+
+
+def load(
+    path: str | Path,
+    *,
+    name: str | None = None,
+    benchmark: str | None = None,
+    options: Mapping[str, str] | None = None,
+    scorers: str | None = None,
+    settings: Mapping[str, Mapping[str, str]] | None = None,
+) -> Run:
     """A run folder, a ``predictions.jsonl``, or a ``.json`` file in the shape that a benchmark's own scripts read
-    (`options`: what that reader takes)."""
+    (`options`: what that reader takes). `scorers` and `settings` as :func:`scorers_for` takes them."""
     path = Path(path)
     if path.is_dir() or path.suffix != ".json":
         rows, manifest = read(path), read_manifest(path if path.is_dir() else path.parent)
-        return Stored(path.resolve().name, rows, benchmark or str(manifest.get("benchmark", "")), manifest)
+        benchmark, name = benchmark or str(manifest.get("benchmark", "")), name or path.resolve().name
+        return Run(name, rows, scorers_for(benchmark, scorers, settings), benchmark, manifest)
     if not path.is_file():
         raise PredictionsError(describe(str(path), "a run folder or a file of predictions", "nothing there"))
-    name = benchmark or "mmau"
-    reader = getattr(get_benchmark(name), "read_answers", None)
+    benchmark = benchmark or "mmau"
+    reader = getattr(get_benchmark(benchmark), "read_answers", None)
     if reader is None:
-        raise ConfigError(f"benchmark '{name}': has no file of answers of its own; rescore the run folder instead.")
-    return Stored(path.stem, reader(path, **(options or {})), name, {})
+        raise ConfigError(f"benchmark '{benchmark}': has no file of answers of its own; rescore the run's folder.")
+    rows = reader(path, **(options or {}))
+    return Run(name or path.stem, rows, scorers_for(benchmark, scorers, settings), benchmark)
+
+
+def load_named(arguments: Sequence[str], settings: Mapping[str, Mapping[str, str]] | None = None) -> list[Run]:
+    """``RUN`` or ``NAME=RUN`` each. Raises for a folder without predictions and for a name used twice."""
+    runs = [load(path, name=name, settings=settings) for name, path in map(split_name, arguments)]
+    names = [run.name for run in runs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(describe(f"run '{name}'", "a name of its own", "several", "Name them: NAME=FOLDER."))
+    return runs
+
+
+def split_name(argument: str) -> tuple[str, str]:
+    """``NAME=FOLDER`` → both; a bare folder gives its own name."""
+    name, separator, path = argument.partition("=")
+    if separator and not Path(argument).exists():
+        return name, path
+    return Path(argument).resolve().name, argument
 
 
 def scorers_for(
@@ -67,60 +175,32 @@ def answers_of(rows: Sequence[Prediction]) -> list[Prediction]:
     return [row for row in plain if row.temperature == coldest]
 
 
-def incomplete(stored: Stored, rows: Sequence[Prediction], *, foreign: bool = False) -> str:
+def incomplete(run: Run, rows: Sequence[Prediction], *, foreign: bool = False) -> str:
     """What keeps `rows`, one a question, from being the answers to every question of the benchmark, each once, in a
     sentence; "" where nothing does. A `foreign` file has no manifest: its own questions are all there are."""
-    run, manifest = f"run {stored.name}", stored.manifest
+    name, manifest = f"run {run.name}", run.manifest
     expected = "an answer to every question of the benchmark"
     anyway = "or write what there is with --incomplete."
     if not foreign:
         if not manifest:
             cure = f"Give the run's folder, {anyway}"
-            return describe(run, expected, f"{len(rows)} answers without the {MANIFEST_NAME} that says so", cure)
+            return describe(name, expected, f"{len(rows)} answers without the {MANIFEST_NAME} that says so", cure)
         if not manifest.get("finished"):
             cure = f"Finish it by its own command ({manifest.get('command', 'audio-llm eval …')}), {anyway}"
-            return describe(run, expected, f"{len(rows)} answers of a run that has not finished", cure)
+            return describe(name, expected, f"{len(rows)} answers of a run that has not finished", cure)
         limit, items = manifest.get("settings", {}).get("limit"), manifest.get("items")
         if limit is not None and limit == items:
             cure = f"Ask without --limit, into another --out, {anyway}"
-            return describe(run, expected, f"the {items} questions of --limit {limit}", cure)
-        for name, value in manifest.get("options", {}).items():
-            if (name, value) in LEAVING_OUT:
+            return describe(name, expected, f"the {items} questions of --limit {limit}", cure)
+        for option, value in manifest.get("options", {}).items():
+            if (option, value) in LEAVING_OUT:
                 cure = f"Ask without it, into another --out, {anyway}"
-                return describe(run, expected, f"a run with --option {name}={value}, which leaves some out", cure)
+                return describe(name, expected, f"a run with --option {option}={value}, which leaves some out", cure)
         if len(rows) != items:
             cure = f"Ask again with --overwrite, {anyway}"
-            return describe(run, f"answers to its {items} questions", f"{len(rows)}", cure)
+            return describe(name, f"answers to its {items} questions", f"{len(rows)}", cure)
     if errors := [row for row in rows if row.error]:
         found = f"{len(errors)} of {len(rows)} that could not be asked, the first '{errors[0].id}' ({errors[0].error})"
         cure = f"Mend {'the file' if foreign else 'the data and ask again with --overwrite'}, {anyway}"
-        return describe(run, expected, found, cure)
+        return describe(name, expected, found, cure)
     return ""
-
-
-def reference_report(path: str | Path) -> OfficialReport:
-    """What MMAU's own script prints for a file. Raises :class:`MatchError` with what the original dies of."""
-    try:
-        text = Path(path).read_bytes()
-    except OSError as error:
-        raise PredictionsError(describe(str(path), "a file of MMAU's answers", str(error.strerror))) from error
-    try:
-        records = json.loads(text.decode("utf-8"))
-        report = official_report(records)
-    except json.JSONDecodeError as error:
-        message = describe(str(path), "one JSON array", str(error))
-        raise MatchError(message, f"json.decoder.JSONDecodeError: {error}") from error
-    except (UnicodeDecodeError, RecursionError, TypeError, AttributeError) as error:  # no array of MMAU's items at all
-        reference = f"{type(error).__name__}: {error}"
-        raise MatchError(describe(str(path), "a JSON array of MMAU's items", "something else"), reference) from error
-    print_reference(report)
-    refuse_nothing(report, records)
-    return report
-
-
-def print_reference(report: OfficialReport) -> None:
-    """The official figures, one group a line, and how many items the original left out without saying so."""
-    for name, (percent, count) in report.figures().items():
-        print(f"{name} : {percent:.2f}% over {count} samples")
-    if report.left_out:
-        print(f"{report.left_out} items have no model_output: the official script leaves them out of every denominator")

@@ -1,10 +1,11 @@
-"""From the scores of a pass to a table: accuracy with its interval, chance, parse failures, and paired comparisons."""
+"""From replies to figures. :func:`score_rows` scores each reply once; everything else here is a function of such scored
+replies: accuracy with its interval, chance, parse failures, paired comparisons, orders of options, swapped channels."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,13 +14,41 @@ import numpy as np
 from audio_llm.language.replies import normalise
 from eval.figures.estimates import Estimate, McNemar, mcnemar, paired_difference, proportion
 from eval.predictions import Prediction
-from eval.scorers.base import Score, Scorer
+from eval.scorers.base import Asking, Score, Scorer
 from eval.scorers.choice import OptionResolution
 from eval.scorers.open_answers import OPEN_SCORERS, answer_kind
 from eval.scorers.spatial_sound_qa import SpatialSoundQA
 
-HEADLINE: Scorer = OptionResolution()  # where a benchmark names no other
-OPEN_RULE = (HEADLINE.name, SpatialSoundQA.name)  # open questions have the value of `open_answers.score_open`
+# Scorers that give an open question the value of `open_answers.score_open`.
+OPEN_RULE = (OptionResolution.name, SpatialSoundQA.name)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A reply and what the scorer of that name makes of it: None where it does not apply, or where whoever it asks had
+    no rating to give (`problem`)."""
+
+    row: Prediction
+    score: Score | None
+    scorer: str
+    problem: str = ""
+
+    @property
+    def clip(self) -> str:
+        """The recording asked about, the unit of every interval."""
+        return self.row.clip or self.row.id
+
+
+def score_rows(rows: Sequence[Prediction], scorer: Scorer) -> list[Scored]:
+    """Every row with its score, in order; a scorer that asks somebody else asks about all rows together."""
+    if not isinstance(scorer, Asking):
+        return [Scored(row, scorer.score(row), scorer.name) for row in rows]
+    scorer.prepare(rows)
+    found = [(row, scorer.score(row)) for row in rows]
+    return [
+        Scored(row, score, scorer.name, scorer.problems.get(row.key, "") if score is None else "")
+        for row, score in found
+    ]
 
 
 @dataclass(frozen=True)
@@ -46,18 +75,20 @@ class Comparison:
 # ---------------------------------------------------------------------------------------------------------- tables
 
 
-def chance_levels(rows: list[Prediction], scorer: Scorer = HEADLINE) -> dict[tuple[str, str, float, int], float]:
+def chance_levels(scored: Iterable[Scored]) -> dict[tuple[str, str, float, int], float]:
     """What guessing reaches, per row: one over the number of choices; for an open question, what the best constant
     answer scores on the questions of its type in these rows, the most that is to be had without listening (NaN under
-    a scorer other than the default one: no constant answer was tried there)."""
+    a scorer outside ``OPEN_RULE``: no constant answer was tried there)."""
+    scored = list(scored)
     golds: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for row in rows:
-        if not row.choices and scorer.name in OPEN_RULE:
+    for entry in scored:
+        row = entry.row
+        if not row.choices and entry.scorer in OPEN_RULE:
             golds[row.question_type, answer_kind(row)][normalise(row.gold)] += 1
     best = {group: _best_constant(group[1], counts) for group, counts in golds.items()}
     return {
         row.key: 1 / len(row.choices) if row.choices else best.get((row.question_type, answer_kind(row)), math.nan)
-        for row in rows
+        for row in (entry.row for entry in scored)
     }
 
 
@@ -74,28 +105,26 @@ def _constant_score(kind: str, answer: str, gold: str) -> float:
     return OPEN_SCORERS[kind](Prediction("", "", "", "", [], gold), answer).value
 
 
-def summarise(rows: Iterable[Prediction], *, seed: int = 0, scorer: Scorer = HEADLINE) -> Cell:
-    """Accuracy with its interval, chance, parse failures and errors of one group of rows of one pass.
+def summarise(scored: Iterable[Scored], *, seed: int = 0) -> Cell:
+    """Accuracy with its interval, chance, parse failures and errors of one group of replies of one pass.
 
     Several samples of an item count as one item with the mean of their values (mean@1), so n is a count of items.
     Questions about one clip are not independent: clips are the unit of the interval (:func:`proportion`).
     """
-    rows = list(rows)
-    pairs = [(row, scorer.score(row)) for row in rows]
-    answered = [row for row, found in pairs if found is not None]
-    kept = [found for _, found in pairs if found is not None]
-    chance = chance_levels(answered, scorer)
-    clips = {row.id: row.clip or row.id for row in answered}
-    values = _means(kept)
+    scored = list(scored)
+    kept = [(entry, entry.score) for entry in scored if entry.score is not None]
+    answered = [entry.row for entry, _ in kept]
+    chance = chance_levels(entry for entry, _ in kept)
+    clips = {entry.row.id: entry.clip for entry, _ in kept}
     parts: dict[str, list[tuple[float, str]]] = defaultdict(list)
-    for found in kept:
+    for entry, found in kept:
         for name, value in found.parts.items():
-            parts[name].append((value, clips[found.id]))
+            parts[name].append((value, entry.clip))
     return Cell(
-        accuracy=_proportion(((value, clips[item]) for item, value in values.items()), seed),
+        accuracy=_proportion(((value, clips[item]) for item, value in item_values(scored).items()), seed),
         chance=float(np.mean(list(chance.values()))) if chance else math.nan,
-        parse_failures=sum(not found.parsed for found in kept),
-        errors=sum(bool(row.error) for row in rows),
+        parse_failures=sum(not found.parsed for _, found in kept),
+        errors=sum(bool(entry.row.error) for entry in scored),
         parts={name: _proportion(parts[name], seed) for name in sorted(parts)},
         mean_completion_tokens=float(np.mean([row.completion_tokens for row in answered])) if answered else math.nan,
         truncated=sum(row.finish_reason == "length" for row in answered),
@@ -110,35 +139,34 @@ def _proportion(pairs: Iterable[tuple[float, str]], seed: int) -> Estimate:
     )
 
 
-def item_values(rows: Iterable[Prediction], scorer: Scorer = HEADLINE) -> dict[str, float]:
+def item_values(scored: Iterable[Scored]) -> dict[str, float]:
     """Mean score per item id, in first-seen order, rows that the scorer does not apply to left out."""
-    return _means(found for row in rows if (found := scorer.score(row)) is not None)
-
-
-def _means(scores: Iterable[Score]) -> dict[str, float]:
     values: dict[str, list[float]] = defaultdict(list)
-    for found in scores:
-        values[found.id].append(found.value)
+    for entry in scored:
+        if entry.score is not None:
+            values[entry.row.id].append(entry.score.value)
     return {item: float(np.mean(entries)) for item, entries in values.items()}
 
 
-def by(rows: Iterable[Prediction], attribute: str, *, seed: int = 0, scorer: Scorer = HEADLINE) -> dict[str, Cell]:
-    """:func:`summarise` per value of ``question_type``, ``format`` or a key of `meta`, most frequent first."""
-    groups: dict[str, list[Prediction]] = defaultdict(list)
-    for row in rows:
-        name = getattr(row, attribute, None) or row.meta.get(attribute)
-        groups[str(name) if name else "not stated"].append(row)
-    ordered = sorted(groups.items(), key=lambda pair: -len(pair[1]))
-    return {name: summarise(group, seed=seed, scorer=scorer) for name, group in ordered}
+def grouped(scored: Iterable[Scored], attribute: str) -> dict[str, list[Scored]]:
+    """Replies per value of ``question_type``, ``format`` or a key of `meta`, most frequent first."""
+    groups: dict[str, list[Scored]] = defaultdict(list)
+    for entry in scored:
+        name = getattr(entry.row, attribute, None) or entry.row.meta.get(attribute)
+        groups[str(name) if name else "not stated"].append(entry)
+    return dict(sorted(groups.items(), key=lambda pair: -len(pair[1])))
 
 
-def compare(
-    first: Iterable[Prediction], second: Iterable[Prediction], *, seed: int = 0, scorer: Scorer = HEADLINE
-) -> Comparison:
+def by(scored: Iterable[Scored], attribute: str, *, seed: int = 0) -> dict[str, Cell]:
+    """:func:`summarise` of every one of the :func:`grouped` replies."""
+    return {name: summarise(group, seed=seed) for name, group in grouped(scored, attribute).items()}
+
+
+def compare(first: Iterable[Scored], second: Iterable[Scored], *, seed: int = 0) -> Comparison:
     """Paired comparison of two passes on the items that both answered; clips are the resampled unit."""
     first, second = list(first), list(second)
-    clips = {row.id: row.clip or row.id for row in first}
-    left, right = item_values(first, scorer), item_values(second, scorer)
+    clips = {entry.row.id: entry.clip for entry in first}
+    left, right = item_values(first), item_values(second)
     common = [item for item in left if item in right]
     a, b = np.array([left[item] for item in common]), np.array([right[item] for item in common])
     clusters = np.array([clips[item] for item in common])
@@ -162,22 +190,19 @@ class Permutations:
     consistency: Estimate
 
 
-def permutations(
-    rows: Iterable[Prediction], *, own: Iterable[Prediction] = (), seed: int = 0, scorer: Scorer = HEADLINE
-) -> Permutations | None:
-    """The control ``shuffled_options``, and the `own` answers to the same questions; None where no row is scored."""
+def permutations(shuffled: Iterable[Scored], *, own: Iterable[Scored] = (), seed: int = 0) -> Permutations | None:
+    """Of the control ``shuffled_options`` and the `own` answers to the same questions; None where none is scored."""
     scores: dict[str, list[float]] = defaultdict(list)
     answers: dict[str, set[str | None]] = defaultdict(set)
     clips: dict[str, str] = {}
-    for row in rows:
-        found = scorer.score(row)
-        if found is not None:
-            scores[row.id].append(found.value)
-            answers[row.id].add(found.answer)
-            clips[row.id] = row.clip or row.id
-    for row in own:
-        if row.id in scores and row.sample == 0 and (found := scorer.score(row)) is not None:
-            answers[row.id].add(found.answer)
+    for entry in shuffled:
+        if entry.score is not None:
+            scores[entry.row.id].append(entry.score.value)
+            answers[entry.row.id].add(entry.score.answer)
+            clips[entry.row.id] = entry.clip
+    for entry in own:
+        if entry.row.id in scores and entry.row.sample == 0 and entry.score is not None:
+            answers[entry.row.id].add(entry.score.answer)
     if not scores:
         return None
     k = max(map(len, scores.values()))
@@ -211,13 +236,13 @@ class Flips:
     stuck: int
 
 
-def flips(greedy: Iterable[Prediction], swapped: Iterable[Prediction], *, scorer: Scorer = HEADLINE) -> Flips:
+def flips(greedy: Iterable[Scored], swapped: Iterable[Scored]) -> Flips:
     """The channel-swap control; the gold answer of a swapped row is already mirrored."""
     greedy = list(greedy)
-    right_before = {item: value == 1.0 for item, value in item_values(greedy, scorer).items()}
-    old_gold = {row.id: normalise(row.gold) for row in greedy}
-    scores = [found for row in swapped if right_before.get(row.id) and (found := scorer.score(row)) is not None]
-    clips = {row.id: row.clip or row.id for row in greedy}
+    right_before = {item for item, value in item_values(greedy).items() if value == 1.0}
+    old_gold = {entry.row.id: normalise(entry.row.gold) for entry in greedy}
+    clips = {entry.row.id: entry.clip for entry in greedy}
+    scores = [entry.score for entry in swapped if entry.row.id in right_before and entry.score is not None]
     followed = [(float(found.value == 1.0), clips[found.id]) for found in scores]
     stuck = sum(found.answer is not None and normalise(found.answer) == old_gold[found.id] for found in scores)
     return Flips(_proportion(followed, 0), int(sum(value for value, _ in followed)), stuck)

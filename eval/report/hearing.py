@@ -12,9 +12,9 @@ from audio_llm.language.quantities import AXES, read_directions
 from eval.controls import GUESSED
 from eval.figures import charts
 from eval.figures.estimates import Estimate, wilson
+from eval.figures.runs import Run
 from eval.figures.scores import Cell, by, summarise
 from eval.report.markup import accuracy, escape, estimate, note, percent, signed, table, won_and_lost
-from eval.report.runs import Run
 from eval.scorers.open_answers import answer_kind
 
 DIRECTIONS = ("front", "left", "behind", "right")
@@ -58,11 +58,11 @@ def _control_row(run: Run, label: str, count: int, right: str, chance: float, na
 
 def _guessed_bars(run: Run) -> str:
     """By kind of question: with the sound, and with each control that takes it away."""
-    ways = {"true sound": run.main_rows}
-    ways |= {name.replace("_", " "): run.summary.rows[name] for name in GUESSED if name in run.summary.rows}
+    ways = {"true sound": run.main}
+    ways |= {name.replace("_", " "): run.scored(name) for name in GUESSED if name in run.passes}
     if len(ways) < 2:
         return ""
-    cells = {label: by(rows, "question_type", scorer=run.summary.scorer) for label, rows in ways.items()}
+    cells = {label: by(scored, "question_type") for label, scored in ways.items()}
     groups = [
         (kind, cell.chance, [charts.Bar.of(label, _accuracy_of(cells[label].get(kind))) for label in ways])
         for kind, cell in cells["true sound"].items()
@@ -83,8 +83,8 @@ def permutations(runs: Sequence[Run]) -> str:
         found = run.summary.permutations
         if found is None:
             continue
-        asked = {row.id for row in run.summary.rows["shuffled_options"]}
-        own = summarise([row for row in run.main_rows if row.id in asked], scorer=run.summary.scorer)
+        asked = {row.id for row in run.passes["shuffled_options"]}
+        own = summarise(entry for entry in run.main if entry.row.id in asked)
         cells = [accuracy(own), estimate(found.mean), f"{100 * found.std:.1f}", estimate(found.worst)]
         cells += [estimate(found.all_k), estimate(found.consistency)]
         rows.append([escape(run.name), str(found.k), *cells, str(found.all_k.n)])
@@ -106,7 +106,7 @@ def permutations(runs: Sequence[Run]) -> str:
 
 def positions(run: Run) -> str:
     """Which places of the list of options a model prefers: share of answers against share of gold answers."""
-    rows = [*run.main_rows, *run.summary.rows.get("shuffled_options", [])]
+    rows = [*run.passes.get(run.answers, []), *run.passes.get("shuffled_options", [])]
     counts: dict[int, np.ndarray] = {}
     read: dict[int, int] = defaultdict(int)
     for row in rows:
@@ -167,17 +167,17 @@ def directions(run: Run) -> str:
 def _word_maps(run: Run) -> list[tuple[str, int, str]]:
     """Questions whose answer is one word of ``DIRECTIONS``, kinds with other choices apart."""
     pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for row in run.main_rows:
-        found, gold = run.score(row), row.gold.casefold()
-        if found is not None and gold in DIRECTIONS:
-            pairs[row.question_type].append((gold, (found.answer or UNREAD).casefold()))
+    for entry in run.main:
+        gold = entry.row.gold.casefold()
+        if entry.score is not None and gold in DIRECTIONS:
+            pairs[entry.row.question_type].append((gold, (entry.score.answer or UNREAD).casefold()))
     return [(kind, len(found), _map(DIRECTIONS, found)) for kind, found in pairs.items()]
 
 
 def _axis_maps(run: Run) -> list[tuple[str, int, str]]:
     """Answers of several direction words ("left, front, above; 2m"), axis by axis."""
     pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for row in run.main_rows:
+    for row in run.passes.get(run.answers, []):
         if row.choices or row.error or answer_kind(row) not in ("place", "direction"):
             continue
         gold, said = read_directions(row.gold), read_directions(row.reply().said)
@@ -203,11 +203,10 @@ def _map(words: Sequence[str], pairs: Sequence[tuple[str, str]]) -> str:
 def _wedges(run: Run) -> list[tuple[float, float, float, int]]:
     """Centre, width, accuracy and count of each sector of azimuths, from direction questions about one sound."""
     sectors: dict[int, list[float]] = defaultdict(list)
-    for row in run.main_rows:
-        found = run.score(row)
-        azimuths = [event["azimuth"] for event in row.events if event.get("azimuth") is not None]
-        if found is not None and row.gold.casefold() in DIRECTIONS and len(azimuths) == 1:
-            sectors[round(azimuths[0] / SECTOR) % (360 // SECTOR)].append(found.value)
+    for entry in run.main:
+        azimuths = [event["azimuth"] for event in entry.row.events if event.get("azimuth") is not None]
+        if entry.score is not None and entry.row.gold.casefold() in DIRECTIONS and len(azimuths) == 1:
+            sectors[round(azimuths[0] / SECTOR) % (360 // SECTOR)].append(entry.score.value)
     return [
         (float(SECTOR * index), SECTOR - 2.0, math.fsum(values) / len(values), len(values))
         for index, values in sorted(sectors.items())

@@ -10,8 +10,8 @@ from typing import Any
 from audio_llm.errors import ConfigError, describe
 from audio_llm.files import read_lines
 from eval.figures import charts
+from eval.figures.runs import split_name
 from eval.report.markup import escape
-from eval.report.runs import split_name
 
 # Which logged quantities become curves, in this order; a name that matches none of them is left to metrics.jsonl.
 CURVES = (

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from audio_llm.files import write_atomically
 from eval.figures.expectations import Finding
+from eval.figures.runs import Run
 from eval.report import hearing, results
 from eval.report.learning import learning
 from eval.report.markup import escape, percent, plain, table
-from eval.report.runs import Run
 from eval.report.sounds import listening
 
 FILE_NAME = "report.html"  # in a run folder
@@ -80,7 +80,7 @@ def manifests(runs: Sequence[Run]) -> str:
         facts = dict(run.manifest)
         settings = facts.pop("settings", {})
         facts |= {f"setting {name}": value for name, value in settings.items()}
-        facts["scorer"] = f"{run.summary.scorer.name} {run.summary.scorer.version}"
+        facts["scorer"] = f"{run.headline.name} {run.headline.version}"
         facts["macro average over kinds"] = percent(run.summary.macro_by_type)
         rows = [
             [escape(name.replace("_", " ")), f"<code>{escape(plain(value))}</code>"] for name, value in facts.items()

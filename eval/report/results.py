@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from eval.figures import charts
 from eval.figures.estimates import Estimate
 from eval.figures.expectations import Finding
-from eval.figures.scores import Cell, by, compare
+from eval.figures.runs import Run
+from eval.figures.scores import Cell, by, compare, grouped
 from eval.report.markup import accuracy, escape, estimate, note, percent, signed, table, won_and_lost
-from eval.report.runs import Run
 from eval.scorers.base import Bounding
 
 MOST_BARS = 24  # groups of one chart
@@ -61,7 +61,7 @@ def tiles(runs: Sequence[Run]) -> str:
 def headline(runs: Sequence[Run]) -> str:
     """One row a run: accuracy with its interval, chance, silence, swapped channels, unreadable replies."""
     warm = max((run.summary.sampled_temperature for run in runs), default=0.0)
-    ranked = {run.summary.scorer.ranked_by for run in runs if isinstance(run.summary.scorer, Bounding)} - {""}
+    ranked = {run.headline.ranked_by for run in runs if isinstance(run.headline, Bounding)} - {""}
     columns: dict[str, Callable[[Run, Cell], str]] = {
         "greedy": lambda run, main: accuracy(run.summary.greedy),
         **{name: functools.partial(_ranked, name) for name in sorted(ranked)},
@@ -97,7 +97,7 @@ def headline(runs: Sequence[Run]) -> str:
 
 def _ranked(name: str, run: Run, main: Cell) -> str:
     """The figure `name` where it is what the run's benchmark ranks by."""
-    scorer, found = run.summary.scorer, run.summary.ranked
+    scorer, found = run.headline, run.summary.ranked
     return estimate(found) if found and isinstance(scorer, Bounding) and scorer.ranked_by == name else "–"
 
 
@@ -129,10 +129,10 @@ def differences(runs: Sequence[Run]) -> str:
             a, b = runs[earlier], runs[later]
             cells = [escape(f"{b.name} − {a.name}")]
             for way in ("greedy", "sampled"):
-                if way not in a.summary.rows or way not in b.summary.rows:
+                if way not in a.passes or way not in b.passes:
                     cells += ["–", "–"]
                     continue
-                found = compare(a.summary.rows[way], b.summary.rows[way], scorer=b.summary.scorer)
+                found = compare(a.scored(way, b.headline), b.scored(way))
                 if found.difference.n == 0:
                     cells += ["no common questions", "–"]
                     continue
@@ -156,7 +156,7 @@ def by_kind(runs: Sequence[Run]) -> str:
     text = charts.legend([run.name for run in runs]) + kinds + _parts_table(runs[-1])
     blocks = []
     for topic in topics(runs[-1]):
-        cells = [by(run.main_rows, topic, scorer=run.summary.scorer) for run in runs]
+        cells = [by(run.main, topic) for run in runs]
         heading = TOPICS.get(topic, f"By {topic.replace('_', ' ')}")
         blocks.append(f"<div><h3>{escape(heading)}</h3>{_bars(runs, cells, heading, **HALF)}</div>")
     return text + (f'<div class="halves">{"".join(blocks)}</div>' if blocks else "")
@@ -166,7 +166,7 @@ def topics(run: Run) -> list[str]:
     """What else besides its kind sets the questions of a run apart, into groups few enough for bars."""
     found = []
     for name in dict.fromkeys(("format", *run.groups, *TOPICS)):
-        values = {str(getattr(row, name, None) or row.meta.get(name) or "") for row in run.main_rows}
+        values = grouped(run.main, name)
         if name != "question_type" and 2 <= len(values) <= MOST_BARS:
             found.append(name)
     return found
@@ -202,12 +202,12 @@ def _parts_table(run: Run) -> str:
 
 def spectrum(runs: Sequence[Run]) -> str:
     """The same replies under every scorer of the benchmark: one bar a scorer and run, and each scorer's own figures."""
-    names = list(dict.fromkeys((reading.scorer, reading.title) for run in runs for reading in run.readings))
+    names = list(dict.fromkeys((reading.scorer, reading.title) for run in runs for reading in run.main_readings))
     if len(names) < 2:
         return ""
     groups = []
     for scorer, title in names:
-        found = [next((entry for entry in run.readings if entry.scorer == scorer), None) for run in runs]
+        found = [next((entry for entry in run.main_readings if entry.scorer == scorer), None) for run in runs]
         bars = [
             charts.Bar.of(run.name, entry.cell.accuracy if entry else None)
             for run, entry in zip(runs, found, strict=True)
@@ -217,7 +217,7 @@ def spectrum(runs: Sequence[Run]) -> str:
         "One and the same set of replies, scored by different rules; a gap between two bars is the rules', not the "
         "model's. Each rule is shown over the questions that it applies to (pointing at a bar tells how many)."
     )
-    unscored = "".join(note(_unscored(run)) for run in runs if any(line["value"] is None for line in run.scored.lines))
+    unscored = "".join(map(_unscored, runs))
     return charts.bars(groups, label="Accuracy by scorer") + note(text) + unscored + _figures(runs[-1])
 
 
@@ -227,14 +227,16 @@ def _bounds(found: Estimate | None) -> str:
 
 def _unscored(run: Run) -> str:
     """How many answers a scorer that asks somebody else has no score for, and why."""
-    lines = [line for line in run.scored.lines if line["value"] is None]
-    first = f"'{lines[0]['id']}' by {lines[0]['scorer']}: {lines[0]['explanation']}"
-    return escape(f"{run.name}: {len(lines)} answers have no score; the first, {first}")
+    lines = [entry for scorer in run.scorers for entry in run.scored(run.answers, scorer) if entry.problem]
+    if not lines:
+        return ""
+    first = f"'{lines[0].row.id}' by {lines[0].scorer}: no score: {lines[0].problem}"
+    return note(escape(f"{run.name}: {len(lines)} answers have no score; the first, {first}"))
 
 
 def _figures(run: Run) -> str:
     blocks = []
-    for reading in run.readings:
+    for reading in run.main_readings:
         rows = [
             [escape(name), f"{value:.4g}" + _bounds(reading.intervals.get(name))]
             for name, value in reading.figures.items()

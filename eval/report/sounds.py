@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from audio_llm.audio import Waveform, encode, limit_peak
+from audio_llm.errors import AudioLLMError
+from eval.benchmarks import open_benchmark
 from eval.figures import charts
-from eval.figures.scores import HEADLINE
+from eval.figures.runs import Run
+from eval.figures.scores import Scored
 from eval.predictions import Prediction
 from eval.report.markup import escape, note, table
-from eval.report.runs import Run
-from eval.scorers.base import Score, Scorer
+from eval.scorers.base import Score
 
 CLIPS, FAILURES = 12, 40
 HEARD = 8  # of the failures, how many can be listened to in their table (a clip is a few hundred kilobytes of the page)
@@ -23,42 +26,59 @@ EARS = {"binaural": "left ear above, right ear below", "stereo": "left above, ri
 
 def listening(run: Run) -> tuple[str, str]:
     """Both sections: clips with their exchange, and failures. The data is opened once for both."""
-    chosen = choose_clips(run.main_rows, run.summary.scorer)
+    chosen = choose_clips(run.main)
     failed = worst_answers(run)
-    shown = {row.id for row in chosen}
+    shown = {entry.row.id for entry in chosen}
     heard = [row.id for row, _ in failed if row.id not in shown][:HEARD]
-    sounds = run.waveforms([*shown, *heard])
-    return listen(run, chosen, sounds), failures(run, failed, shown & set(sounds), sounds)
+    sounds = waveforms(run, [*shown, *heard])
+    return listen(chosen, sounds), failures(run, failed, shown & set(sounds), sounds)
 
 
-def listen(run: Run, chosen: Sequence[Prediction], sounds: Mapping[str, Waveform]) -> str:
+def waveforms(run: Run, wanted: Sequence[str]) -> dict[str, Waveform]:
+    """The clips of the items `wanted`, as far as the data is still where it was."""
+    data = run.manifest.get("data", [])
+    sounds: dict[str, Waveform] = {}
+    if not wanted or not data:
+        return sounds
+    try:
+        collection = open_benchmark(run.benchmark or "scenes", data, **run.manifest.get("options", {}))
+    except AudioLLMError:  # the report is about stored answers: data that is gone costs only its sounds
+        return sounds
+    places = {item.id: index for index, item in enumerate(collection.items)}
+    for name in wanted:
+        try:
+            sounds[name] = collection.waveform(places[name])
+        except (AudioLLMError, KeyError):
+            continue
+    return sounds
+
+
+def listen(chosen: Sequence[Scored], sounds: Mapping[str, Waveform]) -> str:
     """A dozen clips with spectrogram, question, reasoning and answer: two right ones for each wrong one."""
     if not sounds:
         return note("The data of this run is not where it was; its sounds cannot be shown.")
-    scored = [(row, run.score(row)) for row in chosen if row.id in sounds]
-    cards = [_clip_card(row, found, sounds[row.id]) for row, found in scored if found is not None]
+    cards = [
+        _clip_card(entry.row, entry.score, sounds[entry.row.id])
+        for entry in chosen
+        if entry.score is not None and entry.row.id in sounds
+    ]
     return f'<div class="clips">{"".join(cards)}</div>'
 
 
-def choose_clips(rows: Sequence[Prediction], scorer: Scorer = HEADLINE) -> list[Prediction]:
-    """Up to ``CLIPS`` rows, kinds of question in turn, every third one wrong where there are such."""
-    piles: dict[bool, list[Prediction]] = {True: [], False: []}
-    turns: dict[tuple[bool, str], int] = {}
-    ranked: list[tuple[int, int, bool, Prediction]] = []
-    for index, row in enumerate(rows):
-        found = scorer.score(row)
-        if found is None:
+def choose_clips(scored: Sequence[Scored]) -> list[Scored]:
+    """Up to ``CLIPS`` replies, kinds of question in turn, every third one wrong where there are such."""
+    turns: dict[tuple[bool, str], int] = defaultdict(int)
+    ranked: list[tuple[int, int, bool]] = []
+    for index, entry in enumerate(scored):
+        if entry.score is None:
             continue
-        right = found.value == 1.0
-        turn = turns.setdefault((right, row.question_type), 0)
-        turns[right, row.question_type] += 1
-        ranked.append((turn, index, right, row))
-    for _, _, right, row in sorted(ranked, key=lambda entry: entry[:2]):
-        piles[right].append(row)
-    wrong = piles[False][: max(CLIPS // 3, CLIPS - len(piles[True]))]
-    chosen = piles[True][: CLIPS - len(wrong)] + wrong
-    order = {id(row): index for index, row in enumerate(rows)}
-    return sorted(chosen, key=lambda row: order[id(row)])
+        right = entry.score.value == 1.0
+        ranked.append((turns[right, entry.row.question_type], index, right))
+        turns[right, entry.row.question_type] += 1
+    ranked.sort()
+    good, bad = ([index for _, index, right in ranked if right is wanted] for wanted in (True, False))
+    wrong = bad[: max(CLIPS // 3, CLIPS - len(good))]
+    return [scored[index] for index in sorted(good[: CLIPS - len(wrong)] + wrong)]
 
 
 def _clip_card(row: Prediction, found: Score, waveform: Waveform) -> str:
@@ -114,7 +134,7 @@ def _playable(waveform: Waveform) -> bytes:
 
 def worst_answers(run: Run) -> list[tuple[Prediction, Score]]:
     """Wrong answers: unreadable replies first, then kinds of question in turn."""
-    wrong = [(row, found) for row in run.main_rows if (found := run.score(row)) is not None and found.value < 1]
+    wrong = [(entry.row, entry.score) for entry in run.main if entry.score is not None and entry.score.value < 1]
     turns: dict[str, int] = {}
     ranked = []
     for index, (row, found) in enumerate(wrong):
@@ -129,7 +149,7 @@ def failures(
     run: Run, failed: Sequence[tuple[Prediction, Score]], above: set[str], sounds: Mapping[str, Waveform]
 ) -> str:
     """Wrong answers and unreadable replies with the raw reply, the first of them to hear; questions not asked."""
-    refused = [row for row in run.main_rows if row.error]
+    refused = [entry.row for entry in run.main if entry.row.error]
     rows = [_failure(row, found, above, sounds) for row, found in failed[:FAILURES]]
     rows += [
         [f"<code>{escape(row.id)}</code>", escape(row.question), escape(row.gold), "not asked", escape(row.error), ""]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from audio_llm.errors import AudioLLMError, describe
@@ -159,6 +161,34 @@ def refuse_nothing(report: OfficialReport, records: Sequence[Mapping[str, Any]])
         raise MatchError(
             describe("predictions", f"items with the key '{KEY}'", found), "ZeroDivisionError: division by zero"
         )
+
+
+def reference_report(path: str | Path) -> OfficialReport:
+    """What MMAU's own script prints for a file. Raises :class:`MatchError` with what the original dies of."""
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise AudioLLMError(describe(str(path), "a file of MMAU's answers", str(error.strerror))) from error
+    try:
+        records = json.loads(text.decode("utf-8"))
+        report = official_report(records)
+    except json.JSONDecodeError as error:
+        message = describe(str(path), "one JSON array", str(error))
+        raise MatchError(message, f"json.decoder.JSONDecodeError: {error}") from error
+    except (UnicodeDecodeError, RecursionError, TypeError, AttributeError) as error:  # no array of MMAU's items at all
+        reference = f"{type(error).__name__}: {error}"
+        raise MatchError(describe(str(path), "a JSON array of MMAU's items", "something else"), reference) from error
+    print_reference(report)
+    refuse_nothing(report, records)
+    return report
+
+
+def print_reference(report: OfficialReport) -> None:
+    """The official figures, one group a line, and how many items the original left out without saying so."""
+    for name, (percent, count) in report.figures().items():
+        print(f"{name} : {percent:.2f}% over {count} samples")
+    if report.left_out:
+        print(f"{report.left_out} items have no model_output: the official script leaves them out of every denominator")
 
 
 def _percent(right: int, count: int) -> float:

@@ -27,6 +27,7 @@ from eval import controls, predictions
 from eval.benchmarks.base import Item
 from eval.figures import estimates, scores
 from eval.predictions import Prediction, PredictionsError, PredictionWriter
+from eval.scorers.choice import OptionResolution
 from tests.servers import Listener, serving
 
 # ---------------------------------------------------------------------------------------------------- statistics
@@ -140,6 +141,13 @@ def test_the_mean_of_parts_has_the_interval_of_a_bootstrap_within_parts() -> Non
 
 # ----------------------------------------------------------------------------------------------------- scoring
 
+HEADLINE = OptionResolution()
+
+
+def scored(rows: list[Prediction]) -> list[scores.Scored]:
+    return scores.score_rows(rows, HEADLINE)
+
+
 DOGS = ["A cat meowing", "A dog barking", "A dog growling", "Rain"]
 
 
@@ -167,7 +175,7 @@ def row(raw: str, choices: list[str] = DOGS, gold: str = "A dog barking", kind: 
     ],
 )
 def test_choice_scores(raw: str, value: int, parsed: bool) -> None:
-    found = scores.HEADLINE.score(row(raw))
+    found = HEADLINE.score(row(raw))
     assert found is not None
     assert (found.value, found.parsed) == (value, parsed)
     assert found.explanation
@@ -203,7 +211,7 @@ def test_choice_scores(raw: str, value: int, parsed: bool) -> None:
     ],
 )
 def test_open_scores(kind: str, gold: str, answer: str, value: int, parts: dict[str, int]) -> None:
-    found = scores.HEADLINE.score(row(f"<answer>{answer}</answer>", [], gold, kind))
+    found = HEADLINE.score(row(f"<answer>{answer}</answer>", [], gold, kind))
     assert found is not None
     assert found.value == value
     assert {name: found.parts[name] for name in parts} == parts
@@ -213,31 +221,31 @@ def test_open_scores(kind: str, gold: str, answer: str, value: int, parts: dict[
 def test_open_answers_that_say_nothing_are_counted_as_unread(kind: str) -> None:
     golds = {"yes_no": "Yes", "distance": "2m", "direction": "left", "place": "left, front, above; 1m", "labels": "dog"}
     rows = [row(raw, [], golds[kind], "free") for raw in ("", "<think>left yes 2m", "<answer></answer>")]
-    cell = scores.summarise([Prediction(**{**vars(entry), "id": str(i)}) for i, entry in enumerate(rows)])
+    cell = scores.summarise(scored([Prediction(**{**vars(entry), "id": str(i)}) for i, entry in enumerate(rows)]))
     assert (cell.accuracy.value, cell.parse_failures) == (0, 3)
 
 
 def test_chance_is_that_of_the_choices_or_of_the_best_constant_answer() -> None:
     rows = [row("x", DOGS, id="a"), row("x", ["yes", "no"], "yes", id="b")]
-    assert list(scores.chance_levels(rows).values()) == [0.25, 0.5]
+    assert list(scores.chance_levels(scored(rows)).values()) == [0.25, 0.5]
     golds = ["left, front, above; 1m", "left, front, above; 4m", "right, front, above; 1m", "left, behind, below; 2m"]
     places = [row("x", [], gold, "DOA", id=str(index)) for index, gold in enumerate(golds)]
-    assert set(scores.chance_levels(places).values()) == {0.5}  # "left, front, above" with any distance
+    assert set(scores.chance_levels(scored(places)).values()) == {0.5}  # "left, front, above" with any distance
     metres = [row("x", [], f"{gold}m", "MIXUP_NONBINARY_DISTANCE", id=str(gold)) for gold in (1, 1.5, 2, 5)]
-    assert set(scores.chance_levels(metres).values()) == {0.75}  # 1.5 m is within half a metre of three of them
+    assert set(scores.chance_levels(scored(metres)).values()) == {0.75}  # 1.5 m is within half a metre of three of them
 
 
 def test_errors_change_the_counts_and_nothing_else() -> None:
     rows = [row("B" if i % 3 else "A", id=str(i)) for i in range(30)]
-    before = scores.summarise(rows)
-    after = scores.summarise([*rows, row("", id="broken", error="corrupt")])
+    before = scores.summarise(scored(rows))
+    after = scores.summarise(scored([*rows, row("", id="broken", error="corrupt")]))
     assert after.accuracy == before.accuracy
     assert (before.errors, after.errors, after.accuracy.n) == (0, 1, 30)
 
 
 def test_several_samples_of_a_question_count_as_one_question() -> None:
     rows = [row("B" if s < i % 5 else "A", id=str(i), temperature=1.0, sample=s) for i in range(40) for s in range(4)]
-    cell = scores.summarise(rows)
+    cell = scores.summarise(scored(rows))
     assert cell.accuracy.n == 40
     assert cell.accuracy.value == pytest.approx(np.mean([min(i % 5, 4) / 4 for i in range(40)]))
 
@@ -246,11 +254,11 @@ def test_questions_about_one_clip_widen_the_interval_of_the_accuracy() -> None:
     right = [clip < 6 for clip in range(10) for _ in range(4)]
     apart = [row("B" if yes else "A", id=f"{n}") for n, yes in enumerate(right)]
     shared = [dataclasses.replace(entry, clip=f"{n // 4}") for n, entry in enumerate(apart)]
-    alone, found = scores.summarise(apart).accuracy, scores.summarise(shared).accuracy
+    alone, found = scores.summarise(scored(apart)).accuracy, scores.summarise(scored(shared)).accuracy
     assert alone == estimates.wilson(24, 40)
     assert (found.value, found.n) == (alone.value, 40) and found.high - found.low > 1.6 * (alone.high - alone.low)
     one_each = [dataclasses.replace(entry, clip=f"{n}") for n, entry in enumerate(apart)]
-    assert scores.summarise(one_each).accuracy == alone
+    assert scores.summarise(scored(one_each)).accuracy == alone
 
 
 def test_flips_tell_followers_from_the_stubborn() -> None:
@@ -263,7 +271,7 @@ def test_flips_tell_followers_from_the_stubborn() -> None:
         side("b", "left", "right", "swap"),
         side("c", "right", "right", "swap"),
     ]
-    found = scores.flips(greedy, swapped)
+    found = scores.flips(scored(greedy), scored(swapped))
     assert (found.flipped, found.stuck, found.share.n) == (1, 1, 2)
 
 
@@ -485,7 +493,7 @@ def test_refused_requests_and_corrupt_audio_are_rows_with_errors(shards, tmp_pat
                 names["whole"][key].prompt_hash,
                 names["whole"][key].seed,
             )
-    assert scores.summarise(list(names["broken"].values())).accuracy.n == 59
+    assert scores.summarise(scored(list(names["broken"].values()))).accuracy.n == 59
 
 
 def test_an_endpoint_that_refuses_everything_stops_the_run_and_keeps_its_answers(

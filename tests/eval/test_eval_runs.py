@@ -25,8 +25,10 @@ from eval import controls, predictions
 from eval.benchmarks import benchmark_names, get_benchmark, open_benchmark
 from eval.benchmarks.base import BenchmarkError
 from eval.controls import Item
+from eval.figures.scores import permutations, score_rows
 from eval.predictions import Prediction
 from eval.scorers import SCORERS
+from eval.scorers.choice import OptionResolution
 from eval.scorers.mmau import official_report
 from tests.paths import ROOT
 from tests.servers import Listener, serving
@@ -127,8 +129,6 @@ def test_a_model_that_listens_is_told_from_one_that_does_not(finished, capsys) -
 
 
 def test_permutations_punish_a_habit_of_place() -> None:
-    from eval.figures.scores import permutations
-
     golds = ["dog"] * 6
     rows = []
     for number, gold in enumerate(golds):
@@ -139,7 +139,7 @@ def test_permutations_punish_a_habit_of_place() -> None:
             fields = dict(id=item.id, question_type="sound", format="t", question="?", choices=asked.choices, gold=gold)
             rows.append(Prediction(**fields, raw="(A)", control="shuffled_options", sample=sample))
         assert controls.shuffled_options(item, 0, 5) is None  # 3! orders, one of them its own
-    found = permutations(rows)
+    found = permutations(score_rows(rows, OptionResolution()))
     assert found is not None and found.k == 5
     assert found.mean.value == pytest.approx(1 / 5)  # dog stands first in 2 of 6 orders, one of them its own
     assert found.all_k.value == 0 and found.worst.value <= found.mean.value
@@ -150,8 +150,6 @@ def test_permutations_punish_a_habit_of_place() -> None:
 
 def test_consistent_is_who_stays_with_an_option_right_or_wrong() -> None:
     """The question's own order counts too, and no answer is no option."""
-    from eval.figures.scores import permutations
-
     said = {"right": ["(B)", "(A)"], "wrong": ["rain", "rain"], "moves": ["dog", "rain"], "mute": ["", ""]}
     orders = [["rain", "dog"], ["dog", "rain"]]
     own, shuffled = (
@@ -161,10 +159,10 @@ def test_consistent_is_who_stays_with_an_option_right_or_wrong() -> None:
         ]
         for number, control in enumerate(("", "shuffled_options"))
     )
-    found = permutations(shuffled, own=own)
+    found = permutations(score_rows(shuffled, OptionResolution()), own=score_rows(own, OptionResolution()))
     assert found is not None and found.consistency.value == 0.5 and found.consistency.n == 4
     assert (found.k, found.std, found.all_k.value) == (1, 0.0, 0.25)
-    alone = permutations(shuffled)
+    alone = permutations(score_rows(shuffled, OptionResolution()))
     assert alone is not None and alone.consistency.value == 0.75  # a single order can contradict nothing
 
 

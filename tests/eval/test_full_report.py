@@ -3,6 +3,7 @@ runs with one seed are the same run."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections import Counter
@@ -14,9 +15,10 @@ import pytest
 from audio_llm.cli import main
 from audio_llm.tasks.echotwin import task as training
 from eval import predictions
-from eval.figures.scores import permutations
+from eval.figures.runs import Run, load
+from eval.figures.scores import permutations, score_rows
 from eval.report import hearing, results
-from eval.report.runs import load_runs
+from eval.scorers import get_scorers
 from tests.eval.test_eval_runs import Hearing, command, lines, make_mmau
 from tests.servers import serving
 from tests.tasks.test_echotwin import make_questions, recipe_of
@@ -85,7 +87,7 @@ def test_the_same_predictions_give_the_same_page_and_scores(full: Path, tmp_path
 
 
 def test_what_the_sound_adds_is_counted_by_hand(full: Path) -> None:
-    run = load_runs([str(full)])[0]
+    run = load(full)
     rows = predictions.read(full)
     right = {(row.id, row.control): row.gold in row.raw for row in rows if row.control in ("", "silence")}
     ids = {row.id for row in rows}
@@ -97,19 +99,20 @@ def test_what_the_sound_adds_is_counted_by_hand(full: Path) -> None:
 
 def test_places_are_counted_by_hand(full: Path) -> None:
     """In silence this listener says the first option always; with sound it has no habit."""
-    run = load_runs([str(full)])[0]
+    run = load(full)
     rows = [row for row in predictions.read(full) if row.control in ("", "shuffled_options")]
     gold = Counter(row.choices.index(row.gold) for row in rows)
     drawn = hearing.positions(run)
     for place, letter in enumerate("ABCD"):
         for name in ("answered", "right option"):
             assert f"{name}: {100 * gold[place] / len(rows):.1f} %" in drawn, letter
-    run.summary.rows["greedy"], run.summary.rows["shuffled_options"] = run.summary.rows["silence"], []
-    assert "answered: 100.0 % [91.2, 100.0], 40 questions" in hearing.positions(run)
+    silent = [dataclasses.replace(row, control="") for row in run.passes["silence"]]
+    drawn = hearing.positions(Run("silent", silent, run.scorers))
+    assert "answered: 100.0 % [91.2, 100.0], 40 questions" in drawn
 
 
 def test_bars_by_difficulty_stand_in_its_order(full: Path) -> None:
-    drawn = results.by_kind(load_runs([str(full)]))
+    drawn = results.by_kind([load(full)])
     part = drawn[drawn.index("By difficulty") :]
     assert re.findall(r">(easy|medium|hard)<", part) == ["easy", "medium", "hard"]
 
@@ -118,7 +121,7 @@ def test_every_order_is_a_mean_over_the_same_questions() -> None:
     """A question with two options has one other order; it must not make the later orders those of harder questions."""
     rows = [row(f"easy{n}", 0, right=True) for n in range(9)]
     rows += [row("hard", sample, right=sample == 0) for sample in range(3)]
-    found = permutations(rows)
+    found = permutations(score_rows(rows, *get_scorers(["option-resolution"])))
     assert found is not None and found.k == 3
     assert (found.worst.value, found.worst.n, found.all_k.value) == (0.9, 10, 0.9)
 
@@ -130,14 +133,13 @@ def row(name: str, sample: int, right: bool) -> predictions.Prediction:
     )
 
 
-def test_directions_of_one_word_and_of_several_have_their_own_maps(full: Path) -> None:
-    run = load_runs([str(full)])[0]
+def test_directions_of_one_word_and_of_several_have_their_own_maps() -> None:
     places = [("left, front, above; 2m", "left, behind; 1m"), ("right, front, below; 2m", "right, front, below; 2m")]
-    run.summary.rows["greedy"] = [
+    rows = [
         predictions.Prediction(f"p{n}", "DOA", "spatialsoundqa", "Where?", [], gold, raw=f"<answer>{said}</answer>")
         for n, (gold, said) in enumerate(places)
     ] + [predictions.Prediction("s", "side", "mmau", "Which side?", ["left", "right"], "left", raw="right")]
-    drawn = hearing.directions(run)
+    drawn = hearing.directions(Run("places", rows, get_scorers(["option-resolution"])))
     assert re.findall(r"<figcaption>([^<]*) <small>(\d+) q", drawn) == [
         ("side", "1"),
         ("left/right", "2"),

@@ -26,9 +26,9 @@ from audio_llm.files import write_json
 from audio_llm.language.mirroring import mirror_text
 from audio_llm.shards.reader import ShardDataset
 from eval.figures import charts
+from eval.figures import runs as stored
 from eval.figures.expectations import read_expectations, verify
 from eval.predictions import Prediction, PredictionWriter
-from eval.report.runs import load_runs
 from eval.report.sounds import CLIPS
 from tests.paths import ROOT
 from tests.servers import serving
@@ -122,7 +122,7 @@ def test_page_is_whole_in_itself(page: tuple[Path, Page]) -> None:
 
 def test_numbers_are_those_of_the_predictions(page: tuple[Path, Page], runs: dict[str, Path]) -> None:
     text = re.sub(r"\s+", " ", " ".join(page[1].text))
-    summary = load_runs([str(runs["weak"])])[0].summary
+    summary = stored.load_named([str(runs["weak"])])[0].summary
     assert summary.greedy is not None and summary.greedy.accuracy.n == 60
     lines = (runs["weak"] / "predictions.jsonl").read_text().splitlines()
     greedy = [row for row in map(json.loads, lines) if not row["control"] and row["temperature"] == 0]
@@ -287,7 +287,7 @@ def test_a_missing_run_or_pass_is_a_failed_check(runs: dict[str, Path], tmp_path
         "checks:\n- {name: a, measure: accuracy, run: nobody, at_least: 0}\n"
         "- {name: b, measure: accuracy, run: good, answers: other_audio, at_least: 0}\n"
     )
-    loaded = {run.name: run.summary for run in load_runs([str(runs["good"])])}
+    loaded = {run.name: run for run in stored.load_named([str(runs["good"])])}
     findings = verify(read_expectations(path), loaded)
     assert [finding.passed for finding in findings] == [False, False]
     assert "no run named 'nobody' among good" in findings[0].found

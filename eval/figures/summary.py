@@ -1,0 +1,119 @@
+"""The figures of one run: its passes, kinds of question and controls under its first scorer; one pass under any."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from eval.controls import CONTROLS, GUESSED
+from eval.figures.estimates import Estimate
+from eval.figures.scores import (
+    Cell,
+    Comparison,
+    Flips,
+    Permutations,
+    Scored,
+    by,
+    compare,
+    flips,
+    permutations,
+    summarise,
+)
+from eval.predictions import Prediction
+from eval.scorers.base import Aggregating, Bounding, Score, Scorer
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What the tables say about one run. `sampled` is the highest temperature above 0, where there is one."""
+
+    name: str
+    greedy: Cell | None
+    sampled: Cell | None
+    sampled_temperature: float
+    controls: dict[str, Cell]
+    flips: Flips | None
+    silence_gap: Estimate | None  # accuracy with the sound minus accuracy in silence, on the same questions
+    contributions: dict[str, Comparison]  # of the audio: against each control without it, on the same questions
+    permutations: Permutations | None
+    ranked: Estimate | None  # the figure that the benchmark ranks systems by, where that is not the accuracy
+    by_type: dict[str, Cell]
+    by_format: dict[str, Cell]
+    macro_by_type: float
+
+    @property
+    def main(self) -> Cell | None:
+        return self.greedy or self.sampled
+
+
+def passes_of(rows: Sequence[Prediction]) -> dict[str, list[Prediction]]:
+    """Rows by pass: ``greedy``, ``sampled`` (the highest temperature above 0) and the controls by name."""
+    warmest = max((row.temperature for row in rows if not row.control), default=0.0)
+    passes: dict[str, list[Prediction]] = {}
+    for row in rows:
+        if row.control:
+            name = row.control
+        elif row.temperature == 0:
+            name = "greedy"
+        elif row.temperature == warmest:
+            name = "sampled"
+        else:
+            name = f"temperature {row.temperature:g}"
+        passes.setdefault(name, []).append(row)
+    return passes
+
+
+def summarise_run(name: str, passes: Mapping[str, list[Scored]], scorer: Scorer, *, seed: int = 0) -> RunSummary:
+    """All tables of one run, from its passes as `scorer` scored them."""
+    main = passes.get("greedy") or passes.get("sampled") or []
+    contributions = {name: compare(passes[name], main, seed=seed) for name in GUESSED if name in passes}
+    by_type = by(main, "question_type", seed=seed)
+    right = [cell.accuracy.value for cell in by_type.values() if cell.accuracy.n]
+    return RunSummary(
+        name=name,
+        greedy=summarise(passes["greedy"], seed=seed) if "greedy" in passes else None,
+        sampled=summarise(passes["sampled"], seed=seed) if "sampled" in passes else None,
+        sampled_temperature=passes["sampled"][0].row.temperature if "sampled" in passes else 0.0,
+        controls={control: summarise(found, seed=seed) for control, found in passes.items() if control in CONTROLS},
+        flips=flips(main, passes["swap"]) if "swap" in passes else None,
+        silence_gap=contributions["silence"].difference if "silence" in contributions else None,
+        contributions=contributions,
+        permutations=permutations(passes.get("shuffled_options", []), own=main, seed=seed),
+        ranked=_intervals(scorer, main, seed).get(scorer.ranked_by) if isinstance(scorer, Bounding) else None,
+        by_type=by_type,
+        by_format=by(main, "format", seed=seed),
+        macro_by_type=sum(right) / len(right) if right else math.nan,
+    )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One pass of a run as one scorer reads it; `figures` are what the scorer has beyond the mean of its rows."""
+
+    scorer: str
+    version: str
+    title: str
+    cell: Cell
+    figures: dict[str, float]
+    intervals: dict[str, Estimate] = field(default_factory=dict)  # of some of the figures
+
+
+def reading(scorer: Scorer, scored: Sequence[Scored], *, seed: int = 0) -> Reading | None:
+    """The figures of one pass; None where the scorer applies to none of it."""
+    rows, scores = _applied(scored)
+    if not scores:
+        return None
+    figures = scorer.aggregate(rows, scores) if isinstance(scorer, Aggregating) else {}
+    cell, intervals = summarise(scored, seed=seed), _intervals(scorer, scored, seed)
+    return Reading(scorer.name, scorer.version, scorer.title, cell, figures, intervals)
+
+
+def _intervals(scorer: Scorer, scored: Sequence[Scored], seed: int) -> dict[str, Estimate]:
+    return scorer.intervals(*_applied(scored), seed=seed) if isinstance(scorer, Bounding) else {}
+
+
+def _applied(scored: Sequence[Scored]) -> tuple[list[Prediction], list[Score]]:
+    """Rows that have a score and the scores, side by side."""
+    pairs = [(entry.row, entry.score) for entry in scored if entry.score is not None]
+    return [row for row, _ in pairs], [score for _, score in pairs]
