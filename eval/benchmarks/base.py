@@ -128,9 +128,12 @@ def join(collections: Sequence[Collection], names: Sequence[str]) -> Collection:
     )
 
 
-def settle_answers(collection: Collection) -> None:
+def settle_answers(collection: Collection, where: str) -> None:
     """Make every item's answer one of its choices, to the letter, where it names one (:func:`read_key`); give the
-    items that nobody could answer right their error, for no benchmark scores such a one. Both are counted."""
+    items that nobody could answer right their error, for no benchmark scores such a one. Both are counted.
+    Raises :class:`BenchmarkError` for a collection of nothing, opened from `where`."""
+    if not collection.items:
+        raise BenchmarkError(describe(where, "questions", "none"))
     counts = Counter(collection.counts)
     for place, item in enumerate(collection.items):
         if item.id in collection.errors:

@@ -14,14 +14,15 @@ HELP = "answer held-out questions with a model, with controls; every answer is s
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from eval.benchmarks import benchmark_names
+    from eval.benchmarks import BENCHMARKS
 
     parser.add_argument(
         "model", help="checkpoint folder, the model's name behind an address, an encoder folder, or one of SELD tables"
     )
     parser.add_argument("data", nargs="+", help="the benchmark's data: folders of held-out shards, or what it reads")
-    names = ", ".join(benchmark_names())
-    parser.add_argument("--benchmark", default="scenes", help=f"{names} (default: scenes): docs/benchmarks.md")
+    names = ", ".join(BENCHMARKS.files)
+    names += " (default: scenes), or package.module:NAME: docs/benchmarks.md"
+    parser.add_argument("--benchmark", default="scenes", help=names)
     parser.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="of the benchmark, for instance audio=FOLDER"
     )

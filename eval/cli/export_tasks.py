@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     opened = open_benchmark(args.benchmark, args.data, **key_values("--option", args.option))
     exported = export_task(
         choose(opened, limit, seed).asked(args.instruction, args.answer_as),
-        args.task or f"audio_llm_{args.benchmark}",
+        args.task or f"audio_llm_{benchmark.name}",
         args.out,
         scorer=args.scorer or benchmark.scorers[0],
         title=benchmark.title,

@@ -35,7 +35,7 @@ def scorer_settings(args: argparse.Namespace) -> dict[str, dict[str, str]]:
     settings: dict[str, dict[str, str]] = {}
     for pair in args.scorer_settings:
         key, equals, value = pair.partition("=")
-        scorer, dot, name = key.partition(".")
+        scorer, dot, name = key.rpartition(".")
         if not (equals and dot and scorer and name):
             raise ConfigError(f"--with: expected SCORER.KEY=VALUE, found '{pair}'.")
         settings.setdefault(scorer, {})[name] = value

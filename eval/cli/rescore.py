@@ -13,7 +13,9 @@ HELP = "score stored answers again, under several scorers side by side; write su
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders, predictions.jsonl or official .json files")
     parser.add_argument(
-        "--scorers", metavar="NAMES", help="with commas, the headline first; all (default: benchmark's)"
+        "--scorers",
+        metavar="NAMES",
+        help="or package.module:NAME, with commas, the headline first; all (default: benchmark's)",
     )
     add_scorer_settings(parser)
     parser.add_argument("--benchmark", help="whose answers these are (default: what run.json says, mmau for .json)")

@@ -1,35 +1,24 @@
-"""Scorers by name. Every file of this folder offers some; all of them read the same stored predictions."""
+"""Scorers by name: what the files of this folder offer as ``SCORERS``; all of them read the same stored predictions."""
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 
-from audio_llm.errors import ConfigError, nearest
+from audio_llm.errors import ConfigError
+from audio_llm.registry import Folder
 from eval.scorers.base import Configurable, Score, Scorer
 
 __all__ = ["SCORERS", "Score", "Scorer", "get_scorers"]
 
-
-def _found() -> dict[str, Scorer]:
-    scorers: dict[str, Scorer] = {}
-    for module in pkgutil.iter_modules(__path__):
-        for scorer in getattr(import_module(f"{__name__}.{module.name}"), "SCORERS", ()):
-            scorers[scorer.name] = scorer
-    return scorers
-
-
-SCORERS: dict[str, Scorer] = _found()
+SCORERS = Folder(__name__, "SCORERS", "scorer", needs="score")
 
 
 def get_scorers(names: Sequence[str], settings: Mapping[str, Mapping[str, str]] | None = None) -> list[Scorer]:
-    """Scorers by name, with `settings` by scorer. Raises :class:`ConfigError` for an unknown name, with the nearest."""
+    """Scorers by name or ``package.module:NAME``, with `settings` by scorer. Raises :class:`ConfigError` for an unknown
+    name, with the nearest, and for settings that a scorer does not take."""
     settings = settings or {}
-    for name in (*names, *settings):
-        if name not in SCORERS:
-            raise ConfigError(f"scorer '{name}': expected one of {', '.join(SCORERS)}{nearest(name, SCORERS)}.")
-    return [_configured(SCORERS[name], settings.get(name, {})) for name in names]
+    found = {name: SCORERS.find(name) for name in (*names, *settings)}
+    return [_configured(found[name], settings.get(name, {})) for name in names]
 
 
 def _configured(scorer: Scorer, options: Mapping[str, str]) -> Scorer:

@@ -1,6 +1,7 @@
 """What a scorer is: a pure function from one stored prediction to a score a person can read.
 
-A file of this folder offers its scorers as ``SCORERS = (<instance>, …)``; ``eval.scorers`` finds it by its being here.
+A file of this folder offers its scorers as ``SCORERS = (<instance>, …)``, where ``eval.scorers`` finds them by name;
+any other is named as ``package.module:NAME``.
 """
 
 from __future__ import annotations

@@ -247,14 +247,16 @@ def test_recipe_options_reach_the_reward():
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ({"anser_accuracy": 1}, r"unknown reward 'anser_accuracy' \(did you mean 'answer_accuracy'\?\)"),
+        ({"anser_accuracy": 1}, r"reward: .*'anser_accuracy' \(did you mean 'answer_accuracy'\?\)"),
         ({"distance": {"zero": 1}}, r"unknown option 'zero' \(did you mean 'zero_at'\?\)"),
         ({"distance": {"zero_at": 0}}, "a number above 0"),
         ({"format": {"style": "thinking"}}, r"unknown style 'thinking' \(did you mean 'think'\?\)"),
         ({"format": "much"}, "a number as weight"),
         ({"format": float("nan")}, "a number as weight"),
-        ({"no_such_module_here:f": 1}, "cannot be imported"),
-        ({"math:no_such_function": 1}, "cannot be imported"),
+        ({"no_such_module_here:f": 1}, "No module named"),
+        ({"math:no_such_function": 1}, "has no attribute"),
+        ({"math:pi": 1}, "has no '__call__'"),
+        ({".x:y": 1}, "reward: expected one of"),
     ],
 )
 def test_wrong_recipes_name_the_nearest(recipe, message):
