@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,17 @@ def quiet(trainer: Any) -> None:
 class MetricsFile(TrainerCallback):
     """``metrics.jsonl``: one line per logged step, full precision, with samples seen and seconds of training."""
 
-    def __init__(self, path: Path, samples_per_step: int, dataset_size: int):
+    def __init__(self, path: Path, samples_per_step: int, dataset_size: int, others: Sequence[Path] = ()):
         self.path, self.samples_per_step, self.dataset_size = path, samples_per_step, dataset_size
+        self.others = others  # logs by step that the trainer writes itself
         self.started = time.monotonic()
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started = time.monotonic()
         if state.is_world_process_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            forget_after(self.path, state.global_step)
+            for path in (self.path, *self.others):
+                forget_after(path, state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:

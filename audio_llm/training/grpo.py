@@ -8,25 +8,19 @@ is in ``audio_llm.training.grpo_trainer``, what samples in ``audio_llm.training.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
-
-from audio_llm import files
 from audio_llm.errors import ConfigError, nearest
-from audio_llm.training import callbacks, policy
-from audio_llm.training import run as run_module
-from audio_llm.training.encoder_cache import open_cache
-from audio_llm.training.policy import EncoderTraining, LoRARecipe, ModelRecipe, Precision, ProjectorTraining
+from audio_llm.training.examples import Examples
+from audio_llm.training.grpo_trainer import AudioGRPOTrainer
+from audio_llm.training.policy import resolve_precision
 from audio_llm.training.rewards import DEFAULT_WEIGHTS, build_rewards
 from audio_llm.training.rollouts import EngineRecipe, PolicyWeights, RolloutEngine
+from audio_llm.training.run import PolicyRecipe, PolicyRun, trainer_settings
 
 BuildEngine = Callable[[EngineRecipe, PolicyWeights, Any, int], RolloutEngine]
 
@@ -65,39 +59,20 @@ OWN_WORDS = {
 RESTRICTIONS = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
 
 
-@dataclass
-class GRPOData:
-    """Shard folders of questions with answers; their reasoning is not used. `style` is what the format reward asks."""
-
-    train: list[Path]
-    style: Literal["answer", "think", "think_semantics"] = "think"
-    max_reject_share: float = 0.01
-
-
-@dataclass
-class GRPORecipe:
-    """A GRPO run. Its length is the smallest of `steps`, `epochs` and `seconds` that are given.
+@dataclass(kw_only=True)
+class GRPORecipe(PolicyRecipe):
+    """A GRPO run on questions with answers; their reasoning is not used, `data.style` is what the format reward asks.
 
     Every step samples `group_size` replies to each of `prompts_per_step` prompts (over all processes) and makes one
     update from them, in passes of `micro_batch_size` sequences per process (None: all at once). `parity_bound` is the
     largest |Δ log p| between engine and trainer (``auto``: 1e-3 in float32, 1 in bfloat16, which rounds to 3 digits;
-    ``off`` only logs it). `encoder_cache` is a folder for what a frozen encoder makes of each clip. `share_prompts`
-    computes a prompt once for all replies to it in a pass (not under `gradient_checkpointing`).
+    ``off`` only logs it). `share_prompts` computes a prompt once for all replies to it in a pass (not under
+    `gradient_checkpointing`).
     """
 
     verb: ClassVar[str] = "grpo"
-    output: Path
-    model: ModelRecipe
-    data: GRPOData
     rewards: dict[str, Any] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
     engine: EngineRecipe = field(default_factory=EngineRecipe)
-    lora: LoRARecipe | None = field(default_factory=LoRARecipe)
-    encoder: EncoderTraining = "frozen"
-    encoder_cache: Path | None = None
-    projector: ProjectorTraining = "full"
-    steps: int | None = None
-    epochs: float | None = None
-    seconds: float | None = None
     prompts_per_step: int = 32
     group_size: int = 8
     micro_batch_size: int | None = None
@@ -106,22 +81,59 @@ class GRPORecipe:
     temperature: float = 1.0
     learning_rate: float = 1e-5
     schedule: Literal["cosine", "linear", "constant"] = "linear"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    precision: Precision = "auto"
-    gradient_checkpointing: bool = False
     grpo: dict[str, Any] = field(default_factory=dict)
     parity_bound: float | Literal["auto", "off"] = "auto"
     completions_per_step: int = 4
-    log_steps: int = 1
-    save_steps: int | None = None
-    keep_checkpoints: int = 2
-    resume: str = "auto"
-    record_order: bool = False
-    export: list[Literal["merged", "adapter"]] = field(default_factory=lambda: ["merged", "adapter"])
-    processes: int | None = None
-    seed: int = 0
+
+
+def run(recipe: GRPORecipe, build_engine: BuildEngine) -> dict[str, Any]:
+    """Train and export; returns what ``result.json`` holds. Resumes by itself (``resume: auto``).
+
+    `build_engine` makes the rollout engine (``audio_llm.serving.rollout_engines.build_engine``). The run folder also
+    gets ``completions.jsonl``.
+    """
+    functions, weights = build_rewards(recipe.rewards)
+    with open_run(recipe, weights) as run:
+        if run.finished is not None:
+            return run.finished
+        model = run.load_model()
+        policy = PolicyWeights(model.to(run.arguments.device))
+        engine = build_engine(recipe.engine, policy, run.processor.tokenizer, recipe.seed)
+        run.at_end(engine.close)  # last: vLLM takes the process group down with it
+        if run.main:
+            print(f"rollouts by {engine.name}")
+        trainer = build_trainer(run, recipe, model, engine, functions)
+        result = run.train(trainer) | {"engine": engine.name}
+        result["prompts"] = result["steps"] * recipe.prompts_per_step
+        return run.finish(trainer, result | reward_summary(trainer.state.log_history))
+
+
+def open_run(recipe: GRPORecipe, weights: list[float]) -> PolicyRun:
+    """The run of `recipe`, with these `weights` of its rewards."""
+    position = {"prompts_per_step": recipe.prompts_per_step, "group_size": recipe.group_size}
+    return PolicyRun(recipe, training_arguments(recipe, weights), recipe.prompts_per_step, position)
+
+
+def build_trainer(
+    run: PolicyRun, recipe: GRPORecipe, model: Any, engine: RolloutEngine, functions: list[Any]
+) -> AudioGRPOTrainer:
+    """The trainer of `run` with its prompts, rewards (`functions`) and logs."""
+    tokenizer = run.processor.tokenizer
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    completions, order_log = recipe.output / "completions.jsonl", recipe.output / "order.jsonl"
+    return AudioGRPOTrainer(
+        reward_funcs=functions,
+        processing_class=tokenizer,
+        prompts=Examples(run.shards, run.processor, recipe.data.style, reply=False),
+        engine=engine,
+        parity_bound=parity_bound(recipe),
+        completions=completions,
+        completions_per_step=recipe.completions_per_step,
+        order_log=order_log if recipe.record_order else None,
+        share_prompts=recipe.share_prompts,
+        **run.trainer_arguments(model, logs=(completions, order_log)),
+    )
 
 
 def check_settings(settings: Mapping[str, Any], parity: bool) -> None:
@@ -146,7 +158,7 @@ def parity_bound(recipe: GRPORecipe) -> float | None:
     if recipe.parity_bound == "off":
         return None
     if recipe.parity_bound == "auto":
-        return 1e-3 if policy.resolve_precision(recipe.precision) == "fp32" else 1.0
+        return 1e-3 if resolve_precision(recipe.precision) == "fp32" else 1.0
     return recipe.parity_bound
 
 
@@ -179,7 +191,7 @@ def training_arguments(recipe: GRPORecipe, weights: list[float]) -> Any:
     settings.setdefault("disable_dropout", True)  # with dropout the policy that scores is not the one that sampled
     settings.setdefault("ddp_find_unused_parameters", False)
     micro, accumulation = batch_layout(recipe, int(os.environ.get("WORLD_SIZE", "1")))
-    return GRPOConfig(
+    arguments = GRPOConfig(
         num_generations=recipe.group_size,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulation,
@@ -188,9 +200,11 @@ def training_arguments(recipe: GRPORecipe, weights: list[float]) -> Any:
         reward_weights=weights,
         use_vllm=False,
         dataloader_pin_memory=False,
-        **run_module.trainer_settings(recipe),
+        **trainer_settings(recipe),
         **settings,
     )
+    check_resumable(recipe, arguments)
+    return arguments
 
 
 def check_resumable(recipe: GRPORecipe, arguments: Any) -> None:
@@ -204,77 +218,6 @@ def check_resumable(recipe: GRPORecipe, arguments: Any) -> None:
         )
 
 
-def stream_position(recipe: GRPORecipe, samples: int) -> dict[str, Any]:
-    """What decides which prompts a step sees; a checkpoint carries it, and a resumed run must agree."""
-    return {
-        "data": run_module.data_hash(recipe.data.train),
-        "samples": samples,
-        "prompts_per_step": recipe.prompts_per_step,
-        "group_size": recipe.group_size,
-        "seed": recipe.seed,
-    }
-
-
-def run(recipe: GRPORecipe, build_engine: BuildEngine) -> dict[str, Any]:
-    """Train and export; returns what ``result.json`` holds. Resumes by itself (``resume: auto``).
-
-    `build_engine` makes the rollout engine (``audio_llm.serving.rollout_engines.build_engine``). The run folder gets
-    ``recipe.yaml``, ``trainable.json``, ``metrics.jsonl``, ``completions.jsonl``, ``rejects.jsonl``, ``checkpoint-N/``,
-    ``result.json`` and the exported ``merged/`` or ``base/`` + ``adapter/``.
-    """
-    from audio_llm.model.build import load_processor
-    from audio_llm.training.examples import open_shards
-    from audio_llm.training.run import planned_steps
-
-    run_module.prepare_torch()
-    run_module.check_build_locks()
-    functions, weights = build_rewards(recipe.rewards)
-    arguments = training_arguments(recipe, weights)
-    run_module.check_launch(arguments.world_size, recipe.processes)
-    check_resumable(recipe, arguments)
-    main = arguments.process_index == 0
-    start = policy.starting_folder(recipe.model, recipe.output)
-    processor = load_processor(start)
-    shards = open_shards(recipe.data.train, processor, recipe.data.max_reject_share)
-    arguments.max_steps = planned_steps(recipe, len(shards), recipe.prompts_per_step)
-    position = stream_position(recipe, len(shards))
-    done, checkpoint = run_module.claim(recipe, position)
-    if done is not None:
-        return done
-
-    mixed = arguments.bf16 and recipe.lora is not None
-    model = policy.trained_model(recipe, start, torch.bfloat16 if mixed else torch.float32)
-    engine = build_engine(recipe.engine, PolicyWeights(model.to(arguments.device)), processor.tokenizer, recipe.seed)
-    try:
-        trainer = build_trainer(recipe, arguments, model, processor, shards, engine, functions, position)
-        if main:
-            print(f"rollouts by {engine.name}" + (f"; resuming from {checkpoint}" if checkpoint else ""))
-        if checkpoint:  # TRL counts micro-steps from zero after a resume
-            updates = json.loads((checkpoint / callbacks.COMPLETE).read_text())["step"]
-            trainer._step = updates * arguments.gradient_accumulation_steps
-        started = time.monotonic()
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        seconds = time.monotonic() - started
-        result: dict[str, Any] = {
-            "steps": trainer.state.global_step,
-            "prompts": trainer.state.global_step * recipe.prompts_per_step,
-            "seconds": round(seconds, 2),
-            "engine": engine.name,
-            "rejects": len(trainer.clips.rejects.seen),
-            "processes": arguments.world_size,
-            "position": position,
-        }
-        if trainer.cache is not None:
-            result["encoder_cache"] = {"hits": trainer.cache.hits, "misses": trainer.cache.misses}
-        result |= reward_summary(trainer.state.log_history)
-        result["exported"] = run_module.exported(recipe, trainer, processor)
-    finally:
-        engine.close()  # last: vLLM takes the process group down with it
-    if main:
-        files.write_json(recipe.output / "result.json", result)
-    return result
-
-
 def reward_summary(history: list[dict[str, Any]], window: int = 10) -> dict[str, float]:
     """Mean reward over the first and the last `window` logged steps: one step's is mostly noise."""
     rewards = [log["reward"] for log in history if log.get("reward") is not None]
@@ -282,48 +225,3 @@ def reward_summary(history: list[dict[str, Any]], window: int = 10) -> dict[str,
         return {}
     first, last = rewards[:window], rewards[-window:]
     return {"reward_first": sum(first) / len(first), "reward_last": sum(last) / len(last)}
-
-
-def build_trainer(
-    recipe: GRPORecipe,
-    arguments: Any,
-    model: Any,
-    processor: Any,
-    shards: Any,
-    engine: RolloutEngine,
-    functions: list[Any],
-    position: Mapping[str, Any],
-) -> Any:
-    """The trainer of a run with its data, callbacks and files."""
-    from audio_llm.training.examples import ClipSource, Rejects, RunSampler
-    from audio_llm.training.grpo_trainer import AudioGRPOTrainer, ForgetAfterResume
-
-    if processor.tokenizer.pad_token_id is None:
-        processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    rejects = Rejects(recipe.output / "rejects.jsonl", len(shards), recipe.data.max_reject_share)
-    budget = [callbacks.TimeBudget(recipe.seconds)] if recipe.seconds is not None else []
-    completions = recipe.output / "completions.jsonl"
-    trainer = AudioGRPOTrainer(
-        model=model,
-        args=arguments,
-        reward_funcs=functions,
-        processing_class=processor.tokenizer,
-        clips=ClipSource(shards, processor, recipe.data.style, rejects),
-        order=RunSampler(shards, recipe.seed, arguments.max_steps * recipe.prompts_per_step),
-        engine=engine,
-        parity_bound=parity_bound(recipe),
-        completions=completions,
-        completions_per_step=recipe.completions_per_step,
-        prompt_log=recipe.output / "order.jsonl" if recipe.record_order else None,
-        cache=open_cache(recipe.encoder_cache, model),
-        share_prompts=recipe.share_prompts,
-        callbacks=[
-            callbacks.MetricsFile(recipe.output / "metrics.jsonl", recipe.prompts_per_step, len(shards)),
-            ForgetAfterResume(completions, recipe.output / "order.jsonl"),
-            callbacks.Checkpoints(recipe.output, recipe.keep_checkpoints, position),
-            callbacks.StopOnNaN(),
-            *budget,
-        ],
-    )
-    callbacks.quiet(trainer)
-    return trainer

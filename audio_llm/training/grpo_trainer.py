@@ -3,20 +3,22 @@
 TRL carries images only: its scoring pass would drop audio silently and train a policy that guesses. Six of its methods
 are overridden here; they are private, so ``tests/training/test_grpo.py`` guards their signatures:
 
-``_generate_and_score_completions``  rows are references; each clip is decoded once and travels beside its rows
+``_generate_and_score_completions``  rows are references; a prompt is read once and travels beside its rows
 ``_tokenize_prompts``                the ids the processor made, placeholders expanded
 ``_generate_single_turn``            rollouts by a :class:`~audio_llm.training.rollouts.RolloutEngine`
-``_get_per_token_logps_and_entropies``  the forward pass hears the clip
-``_compute_loss``                    hands the clips of a micro-batch to the one above
+``_get_per_token_logps_and_entropies``  the forward pass gets the audio of the prompt
+``_compute_loss``                    hands the prompts of a micro-batch to the one above
 ``_prepare_inputs``                  keeps the replies to a prompt in one micro-batch, to share its computation
 
-and one of Trainer's, ``_get_train_sampler``, so that a run has one seamless, resumable order of prompts.
+and two of Trainer's: ``_get_train_sampler``, so that a run has one seamless order of prompts, and ``train``, which
+goes on in it.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import json
 import math
 import time
 from collections import Counter
@@ -29,16 +31,15 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from audio_llm import files
 from audio_llm.errors import TrainingError, describe
 from audio_llm.model.encoder import AudioEncoder
 from audio_llm.model.modeling import SharedPrompt
-from audio_llm.training import callbacks
+from audio_llm.training.callbacks import COMPLETE, BudgetedSchedule
 from audio_llm.training.encoder_cache import EncoderCache
-from audio_llm.training.examples import Clip, ClipSource, RunSampler, _join
+from audio_llm.training.examples import Example, Examples, Rejects, RunSampler, join_audio
 from audio_llm.training.rewards import completion_text
 from audio_llm.training.rollouts import (
     LANGUAGE_MODEL,
@@ -85,47 +86,36 @@ class GroupSampler(Sampler[int]):
                 batch = []
 
 
-class ForgetAfterResume(TrainerCallback):
-    """Drop the lines of JSONL logs that a resumed run will write again."""
-
-    def __init__(self, *paths: Path) -> None:
-        self.paths = paths
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            for path in self.paths:
-                callbacks.forget_after(path, state.global_step)
-
-
-class AudioGRPOTrainer(callbacks.BudgetedSchedule, GRPOTrainer):
+class AudioGRPOTrainer(BudgetedSchedule, GRPOTrainer):
     """GRPO on prompts with audio. See the module's text; the arguments beyond TRL's are keyword only."""
 
     def __init__(
         self,
         *,
-        clips: ClipSource,
+        prompts: Examples,
         order: RunSampler,
+        rejects: Rejects,
         engine: RolloutEngine,
         parity_bound: float | None,
         completions: Path | None = None,
         completions_per_step: int = 4,
-        prompt_log: Path | None = None,
+        order_log: Path | None = None,
         cache: EncoderCache | None = None,
         share_prompts: bool = True,
         reward_funcs: Sequence[Any],
         **kwargs: Any,
     ) -> None:
-        self.clips, self.order, self.engine = clips, order, engine
+        self.prompts, self.order, self.rejects, self.engine = prompts, order, rejects, engine
         self.parity_bound, self.completions, self.completions_per_step = parity_bound, completions, completions_per_step
-        self.prompt_log, self.cache, self.share_prompts = prompt_log, cache, share_prompts
-        self._clips: list[Clip] | None = None  # one per row of the batch that is being generated or scored
+        self.order_log, self.cache, self.share_prompts = order_log, cache, share_prompts
+        self._prompts: list[Example] | None = None  # one per row of the batch that is being generated or scored
         self._group: list[str] = []  # sample ids of the generation batch, all processes
         self._seconds: dict[str, float] = {}
         self._logged: tuple[float, int] | None = None  # time and step of the last log; set when training begins
         self._generated_at = -1
         self._scored: Tensor | None = None
         rewards = [self._timed_reward(function) for function in reward_funcs]
-        super().__init__(reward_funcs=rewards, train_dataset=reference_dataset(len(clips.shards)), **kwargs)
+        super().__init__(reward_funcs=rewards, train_dataset=reference_dataset(len(prompts)), **kwargs)
         model = self.accelerator.unwrap_model(self.model)
         if "ref" in getattr(model, "peft_config", {}):
             # TRL copies the adapter as reference policy. Ours starts at zero, so the base model is the reference.
@@ -147,30 +137,38 @@ class AudioGRPOTrainer(callbacks.BudgetedSchedule, GRPOTrainer):
             self.num_iterations * self.args.steps_per_generation,
         )
 
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """TRL's, which counts micro-steps from zero after a resume."""
+        if resume_from_checkpoint:
+            updates = json.loads((Path(resume_from_checkpoint) / COMPLETE).read_text())["step"]
+            self._step = updates * self.args.gradient_accumulation_steps
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if self._logged is None:
             self._logged = (time.perf_counter(), self.state.global_step)
         mode = "train" if self.policy.model.training else "eval"
         with timed(self._seconds, "load"):
-            before = self.clips.decoded
-            loaded = {index: self.clips.load(index) for index in dict.fromkeys(row["index"] for row in inputs)}
+            loaded = {index: self.prompts[index] for index in dict.fromkeys(row["index"] for row in inputs)}
+            rejects = [reject for prompt in loaded.values() for reject in prompt.rejects]
+            self.rejects.add(rejects)
             rows = [loaded[row["index"]] for row in inputs]
             self._encode(list(loaded.values()))
         self._check_groups(rows, self._group_size(mode))
-        self._metrics[mode]["audio/decoded_clips"].append(float(self.clips.decoded - before))
-        self._clips, self._generated_at = rows, self.state.global_step
+        self._metrics[mode]["audio/decoded_clips"].append(float(len(loaded) + len(rejects)))
+        self._prompts, self._generated_at = rows, self.state.global_step
         try:
-            output = super()._generate_and_score_completions([dict(clip.row) for clip in rows])
+            output = super()._generate_and_score_completions([dict(prompt.row) for prompt in rows])
         finally:
-            self._clips = None
-        output["clips"] = rows  # a list of references: shuffled and split with the rows, never copied
+            self._prompts = None
+        output["prompts"] = rows  # a list of references: shuffled and split with the rows, never copied
         if "old_per_token_logps" in output:
             self._check_parity(output["old_per_token_logps"], output)
         self._log_groups(mode)
         return output
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        return [clip.ids for clip in self._current(len(prompts))], None, {}
+        return [prompt.ids.tolist() for prompt in self._current(len(prompts))], None, {}
 
     def _generate_single_turn(
         self,
@@ -186,8 +184,8 @@ class AudioGRPOTrainer(callbacks.BudgetedSchedule, GRPOTrainer):
         counts = Counter(rows)
         with timed(self._seconds, "rollout"):
             groups = self.engine.generate(self._embed(list(counts)), list(counts.values()), self.sampling)
-        queues = {clip: iter(group) for clip, group in zip(counts, groups, strict=True)}
-        drawn = [next(queues[clip]) for clip in rows]
+        queues = {prompt: iter(group) for prompt, group in zip(counts, groups, strict=True)}
+        drawn = [next(queues[prompt]) for prompt in rows]
         return [completion.token_ids for completion in drawn], [completion.logprobs for completion in drawn]
 
     def _get_per_token_logps_and_entropies(
@@ -243,11 +241,11 @@ class AudioGRPOTrainer(callbacks.BudgetedSchedule, GRPOTrainer):
         return inputs
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        self._clips = inputs["clips"]
+        self._prompts = inputs["prompts"]
         try:
             loss = super()._compute_loss(model, inputs)
         finally:
-            self._clips = None
+            self._prompts = None
         if "old_per_token_logps" not in inputs and self.state.global_step == self._generated_at:
             # Without the correction TRL scores only here; before the first update it is still the policy that sampled.
             assert self._scored is not None
@@ -270,12 +268,12 @@ class AudioGRPOTrainer(callbacks.BudgetedSchedule, GRPOTrainer):
             forbidden_token_ids=(self.policy.base.config.audio_token_id,),
         )
 
-    def _current(self, rows: int) -> list[Clip]:
-        """The clips of the rows at hand; never fewer, or some row would be scored without its audio."""
-        if self._clips is None or len(self._clips) != rows:
-            found = "none" if self._clips is None else str(len(self._clips))
-            raise TrainingError(describe(f"batch of {rows} rows", "a clip for every row", found))
-        return self._clips
+    def _current(self, rows: int) -> list[Example]:
+        """The prompts of the rows at hand; never fewer, or some row would be scored without its audio."""
+        if self._prompts is None or len(self._prompts) != rows:
+            found = "none" if self._prompts is None else str(len(self._prompts))
+            raise TrainingError(describe(f"batch of {rows} rows", "a prompt for every row", found))
+        return self._prompts
 
     def _declare_head_bias(self) -> None:
         """Under ZeRO-3 TRL asks every tensor of the head whether it is partitioned; the constant bias never is."""
@@ -299,14 +297,14 @@ class AudioGRPOTrainer(callbacks.BudgetedSchedule, GRPOTrainer):
         return not any(parameter.requires_grad for parameter in self.policy.base.model.audio_encoder.parameters())
 
     @torch.no_grad()
-    def _encode(self, clips: Sequence[Clip]) -> None:
-        """Run a frozen encoder once per clip; its tokens then serve the rollout and every pass over the batch."""
-        hearing = [clip for clip in clips if clip.input_audio is not None]
-        if not hearing or not self._encoder_is_frozen:
+    def _encode(self, prompts: Sequence[Example]) -> None:
+        """Run a frozen encoder once per prompt; its tokens then serve the rollout and every pass over the batch."""
+        audio = join_audio(prompts)
+        if not audio or not self._encoder_is_frozen:
             return
         encoder = self.policy.base.model.audio_encoder
         encode = self.cache or self.policy.base.model.encode_audio
-        samples, lengths = _join(hearing)
+        samples, lengths = audio["input_audio"], audio["audio_lengths"]
         step = max(1, self.args.per_device_train_batch_size)
         parts = []
         with self.policy.gather(list(encoder.parameters())):
@@ -316,56 +314,58 @@ class AudioGRPOTrainer(callbacks.BudgetedSchedule, GRPOTrainer):
                 parts.append(encode(samples[part].to(device), lengths[part].to(device)))
         tokens, mask = torch.cat([t for t, _ in parts]), torch.cat([m for _, m in parts])
         done = 0
-        for clip in hearing:
-            clip.tokens = (tokens[done : done + clip.windows], mask[done : done + clip.windows])
-            done += clip.windows
+        for prompt in prompts:
+            if prompt.windows:
+                part = slice(done, done + prompt.windows)
+                prompt.tokens, done = (tokens[part], mask[part]), part.stop
 
-    def _audio(self, rows: Sequence[Clip]) -> dict[str, Any]:
-        """The audio of `rows` as arguments of the model: every distinct clip once, and which row hears which."""
-        hearing = [clip for clip in dict.fromkeys(rows) if clip.windows]
-        if not hearing:
+    def _audio(self, rows: Sequence[Example]) -> dict[str, Any]:
+        """The audio of `rows` as arguments of the model: every distinct prompt's once, and which row has which."""
+        with_audio = [prompt for prompt in dict.fromkeys(rows) if prompt.windows]
+        if not with_audio:
             return {}
         device, first, done = self.accelerator.device, {}, 0
-        for clip in hearing:
-            first[clip] = done
-            done += clip.windows
-        index = [first[clip] + window for clip in rows if clip.windows for window in range(clip.windows)]
+        for prompt in with_audio:
+            first[prompt] = done
+            done += prompt.windows
+        index = [first[prompt] + window for prompt in rows if prompt.windows for window in range(prompt.windows)]
         arguments: dict[str, Any] = {"audio_index": torch.tensor(index, device=device)}
-        cached = [clip.tokens for clip in hearing if clip.tokens is not None]
-        if len(cached) == len(hearing):
+        cached = [prompt.tokens for prompt in with_audio if prompt.tokens is not None]
+        if len(cached) == len(with_audio):
             return arguments | {"audio_tokens": (torch.cat([t for t, _ in cached]), torch.cat([m for _, m in cached]))}
-        samples, lengths = _join(hearing)
-        return arguments | {"input_audio": samples.to(device), "audio_lengths": lengths.to(device)}
+        return arguments | {name: tensor.to(device) for name, tensor in join_audio(with_audio).items()}
 
     @torch.no_grad()
-    def _embed(self, clips: Sequence[Clip]) -> list[Tensor]:
-        """Prompt embeddings of distinct clips, by the policy's encoder, projector and embedding table."""
-        base, audio_of = self.policy.base, dict.fromkeys(clips)
-        hearing = [clip for clip in clips if clip.windows]
+    def _embed(self, prompts: Sequence[Example]) -> list[Tensor]:
+        """(n, lm_hidden) of distinct prompts, by the policy's encoder, projector and embedding table."""
+        base, audio_of = self.policy.base, dict.fromkeys(prompts)
+        with_audio = [prompt for prompt in prompts if prompt.windows]
         outside = [p for n, p in base.named_parameters() if not n.startswith((LANGUAGE_MODEL, "lm_head."))]
         with self.policy.gather(outside), self.accelerator.autocast():
-            if hearing:
-                arguments = self._audio(hearing)
+            if with_audio:
+                arguments = self._audio(with_audio)
                 if "audio_tokens" in arguments:
                     projected = base.model.project_audio(*arguments["audio_tokens"])
                 else:
                     projected = base.get_audio_features(arguments["input_audio"], arguments["audio_lengths"])
-                audio_of |= dict(zip(hearing, projected.split([clip.windows for clip in hearing]), strict=True))
-            return prompt_embeddings(self.policy, [(clip.ids, audio_of[clip]) for clip in clips])
+                of_each = projected.split([prompt.windows for prompt in with_audio])
+                audio_of |= dict(zip(with_audio, of_each, strict=True))
+            return prompt_embeddings(self.policy, [(prompt.ids.tolist(), audio_of[prompt]) for prompt in prompts])
 
     # -------------------------------------------------------------------------------------------- checks and records
 
-    def _check_groups(self, rows: Sequence[Clip], group_size: int) -> None:
+    def _check_groups(self, rows: Sequence[Example], group_size: int) -> None:
         """All members of a group answer the same prompt, also where a group is spread over processes."""
-        identities = gather_object([(clip.row["index"], clip.row["sample_id"], hash(tuple(clip.ids))) for clip in rows])
+        known = {row: (row.row["index"], row.row["sample_id"], hash(tuple(row.ids.tolist()))) for row in set(rows)}
+        identities = gather_object([known[row] for row in rows])
         groups = [identities[i : i + group_size] for i in range(0, len(identities), group_size)]
         for group in groups:
             if len(group) != group_size or any(member != group[0] for member in group):
                 raise TrainingError(describe("group", f"{group_size} rows of one prompt", str(sorted(set(group)))))
         self._group = [sample_id for _, sample_id, _ in identities]
-        if self.prompt_log is not None and self.accelerator.is_main_process:
+        if self.order_log is not None and self.accelerator.is_main_process:
             record = {"step": self.state.global_step + 1, "ids": self._group[::group_size]}
-            files.append_line(self.prompt_log, record)
+            files.append_line(self.order_log, record)
 
     def _check_parity(self, ours: Tensor, batch: dict[str, Any]) -> None:
         """Stop when the engine sampled from another distribution than the policy that is updated."""
@@ -445,19 +445,19 @@ class AudioGRPOTrainer(callbacks.BudgetedSchedule, GRPOTrainer):
         """None: ``recipe.yaml`` beside the checkpoints says what a card would."""
 
 
-def _shared_prompt(rows: Sequence[Clip], length: int, device: torch.device) -> SharedPrompt:
-    first: dict[Clip, int] = {}
-    numbers = [first.setdefault(clip, row) for row, clip in enumerate(rows)]
+def _shared_prompt(rows: Sequence[Example], length: int, device: torch.device) -> SharedPrompt:
+    first: dict[Example, int] = {}
+    numbers = [first.setdefault(prompt, row) for row, prompt in enumerate(rows)]
     return SharedPrompt(torch.tensor(numbers, device=device), length)
 
 
 def gather_groups(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of shuffled `batches` (equal sizes, same keys, ``clips`` among them) dealt out anew: groups in the order
-    of their first rows, the rows of a group together."""
-    size, width = len(batches[0]["clips"]), len(batches)
-    clips = [clip for batch in batches for clip in batch["clips"]]
-    rank = {clip: number for number, clip in enumerate(dict.fromkeys(clips))}
-    order = sorted(range(len(clips)), key=lambda row: rank[clips[row]])
+    """The rows of shuffled `batches` (equal sizes, same keys, ``prompts`` among them) dealt out anew: groups in the
+    order of their first rows, the rows of a group together."""
+    size, width = len(batches[0]["prompts"]), len(batches)
+    prompts = [prompt for batch in batches for prompt in batch["prompts"]]
+    rank = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    order = sorted(range(len(prompts)), key=lambda row: rank[prompts[row]])
     dealt: list[dict[str, Any]] = [dict(batch) for batch in batches]
     for name, value in batches[0].items():
         rows: Tensor | list[Any]

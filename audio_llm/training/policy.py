@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from audio_llm.errors import ConfigError, describe
-from audio_llm.files import write_json
 from audio_llm.model.export import unpartitioned
 from audio_llm.model.validate import LORA_TARGETS
 
@@ -194,21 +193,6 @@ def trainable_map(model: nn.Module) -> dict[str, Any]:
             names.append(name)
     total = {key: sum(part[key] for part in parts.values()) for key in ("parameters", "trained")}
     return {"parts": parts, "total": total, "trained_names": names}
-
-
-def trained_model(recipe: Any, start: Path, dtype: torch.dtype) -> Any:
-    """The model in `start` with what the recipe trains, seeded; the first process lists it in ``trainable.json``."""
-    from accelerate import PartialState
-    from transformers import set_seed
-
-    set_seed(recipe.seed)
-    model = load_model(start, recipe.model, dtype)
-    model = make_trainable(model, lora=recipe.lora, encoder=encoder_training(recipe), projector=recipe.projector)
-    trainable = trainable_map(model)
-    if PartialState().is_main_process:
-        write_json(recipe.output / "trainable.json", trainable)
-        print_trainable(trainable)
-    return model
 
 
 def print_trainable(summary: Mapping[str, Any]) -> None:

@@ -1,11 +1,14 @@
-"""What SFT and GRPO share: what is trained, how a run is launched, logged, stopped, saved and resumed.
+"""A training run from its launch to its ``result.json``: what SFT, GRPO and EchoTwin share.
 
-Both use the Transformers ``Trainer`` (TRL's trainers are subclasses of it), so everything here is either a setting of
-the model before the trainer sees it, or a trainer callback.
+All of them use the Transformers ``Trainer`` (TRL's trainers are subclasses of it). :class:`Run` checks the launch,
+claims the run folder, trains and writes the result down; :class:`PolicyRun` is one that trains the audio language model
+on shards. A run folder holds ``recipe.yaml``, ``metrics.jsonl``, ``checkpoint-N/`` and ``result.json``; of a policy
+also ``trainable.json``, ``rejects.jsonl`` and the exported ``merged/``, or ``base/`` and ``adapter/``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -13,34 +16,229 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
 
 from audio_llm import config
 from audio_llm.errors import AudioLLMError, ConfigError, PrerequisiteError, TrainingError, describe
+from audio_llm.files import write_json
+from audio_llm.model.build import load_processor
 from audio_llm.model.export import export_trained
-from audio_llm.training.callbacks import COMPLETE, complete_checkpoints
-from audio_llm.training.policy import resolve_precision
+from audio_llm.training.callbacks import (
+    COMPLETE,
+    Checkpoints,
+    MetricsFile,
+    StopOnNaN,
+    TimeBudget,
+    complete_checkpoints,
+    quiet,
+)
+from audio_llm.training.encoder_cache import open_cache
+from audio_llm.training.examples import DataRecipe, Rejects, RunSampler, open_shards
+from audio_llm.training.policy import (
+    EncoderTraining,
+    LoRARecipe,
+    ModelRecipe,
+    Precision,
+    ProjectorTraining,
+    encoder_training,
+    load_model,
+    make_trainable,
+    print_trainable,
+    resolve_precision,
+    starting_folder,
+    trainable_map,
+)
 
 STALE_MINUTES = 30  # a build takes half a minute, a few on a very busy machine
 
 
-# --------------------------------------------------------------------------------------------------------- the recipe
+@dataclass(kw_only=True)
+class RunRecipe:
+    """What every run of a Trainer is told. Its length is the smaller of `steps` and `epochs` that are given.
+
+    `resume` is ``auto`` (go on from the last complete checkpoint), ``never``, or a checkpoint's path; `processes` is
+    how many must have been launched.
+    """
+
+    output: Path
+    steps: int | None = None
+    epochs: float | None = None
+    learning_rate: float = 1e-4
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: Precision = "auto"
+    gradient_checkpointing: bool = False
+    log_steps: int = 1
+    save_steps: int | None = None
+    keep_checkpoints: int = 2
+    resume: str = "auto"
+    processes: int | None = None
+    seed: int = 0
 
 
-# ---------------------------------------------------------------------------------------------------------- the model
+@dataclass(kw_only=True)
+class PolicyRecipe(RunRecipe):
+    """What SFT and GRPO share. The run also ends after `seconds` of training, where they are given.
+
+    `encoder_cache` is a folder for what a frozen encoder makes of each clip: it then runs once per clip, not per epoch.
+    `record_order` writes down which samples every step saw.
+    """
+
+    model: ModelRecipe
+    data: DataRecipe
+    lora: LoRARecipe | None = field(default_factory=LoRARecipe)
+    encoder: EncoderTraining = "frozen"
+    projector: ProjectorTraining = "full"
+    encoder_cache: Path | None = None
+    seconds: float | None = None
+    record_order: bool = False
+    export: list[Literal["merged", "adapter"]] = field(default_factory=lambda: ["merged", "adapter"])
 
 
-def exported(recipe: Any, trainer: Any, processor: Any) -> dict[str, str]:
-    """Export in the recipe's forms, by all processes together; the folders as ``result.json`` lists them."""
-    folders = export_trained(trainer, processor, recipe.output, recipe.export)
-    return {form: str(folder) for form, folder in folders.items()}
+class Run:
+    """One run of `recipe`: ``with Run(recipe, arguments) as run``, where `arguments` are Trainer's.
+
+    The claim says what the run does: `finished` is the result of this very run where it came to its end before;
+    else `checkpoint` is where it goes on, or None. What :meth:`at_end` is given is closed with the run.
+    """
+
+    def __init__(self, recipe: RunRecipe, arguments: Any):
+        check_launch(arguments.world_size, recipe.processes)
+        self.recipe, self.arguments, self.main = recipe, arguments, arguments.process_index == 0
+        self.position: dict[str, Any] = {}
+        self.finished: dict[str, Any] | None = None
+        self.checkpoint: Path | None = None
+        self._closing = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._closing.close()
+
+    def at_end(self, close: Callable[[], Any]) -> None:
+        """Call `close` when the run is over, also after an error."""
+        self._closing.callback(close)
+
+    def claim(self, position: Mapping[str, Any]) -> None:
+        """Find what was done before, else make the run folder ready.
+
+        `position` is what decides the samples of every step: a checkpoint carries it, and a resumed run must agree
+        (:class:`ConfigError`).
+        """
+        from accelerate import PartialState
+
+        recipe, self.position = self.recipe, dict(position)
+        if recipe.resume != "never":
+            self.finished = finished(recipe, position)
+        if self.finished is not None:
+            if self.main:
+                print(f"{recipe.output}: this run was finished before; resume=never makes it again")
+            return
+        self.checkpoint = find_resume(recipe.output, recipe.resume, position)
+        PartialState().wait_for_everyone()  # all have read the run folder before the first process changes it
+        if self.main:
+            recipe.output.mkdir(parents=True, exist_ok=True)
+            (recipe.output / "result.json").unlink(missing_ok=True)
+            config.dump(recipe, recipe.output / "recipe.yaml")
+
+    def callbacks(self, samples_per_step: int, samples: int, logs: Sequence[Path] = ()) -> list[Any]:
+        """What a trainer of the run is watched by; `logs` are more JSON lines files whose lines say their step."""
+        output = self.recipe.output
+        return [
+            MetricsFile(output / "metrics.jsonl", samples_per_step, samples, logs),
+            Checkpoints(output, self.recipe.keep_checkpoints, self.position),
+            StopOnNaN(),
+        ]
+
+    def train(self, trainer: Any) -> dict[str, Any]:
+        """Train to the end of the run, and return how that went: the beginning of ``result.json``."""
+        quiet(trainer)
+        if self.main and self.checkpoint:
+            print(f"resuming from {self.checkpoint}")
+        started = time.monotonic()
+        try:
+            outcome = trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+        except AudioLLMError as error:
+            raise plain_error(error) from None
+        return {
+            "steps": trainer.state.global_step,
+            "seconds": round(time.monotonic() - started, 2),
+            "train_loss": outcome.training_loss,
+            "processes": self.arguments.world_size,
+            "position": self.position,
+        }
+
+    def finish(self, trainer: Any, result: dict[str, Any]) -> dict[str, Any]:
+        """Write ``result.json``, by which the next start knows that the run is finished; what it holds."""
+        if self.main:
+            write_json(self.recipe.output / "result.json", result)
+        return result
 
 
-# --------------------------------------------------------------------------------------------------------- the launch
+class PolicyRun(Run):
+    """A run that trains the audio language model on shards, `samples_per_step` of them at a time over all processes.
+
+    It has the starting checkpoint's `processor`, the `shards`, the `order` of their samples and the `rejects` among
+    them. `position` is what else decides the samples of a step.
+    """
+
+    recipe: PolicyRecipe
+
+    def __init__(self, recipe: PolicyRecipe, arguments: Any, samples_per_step: int, position: Mapping[str, Any]):
+        super().__init__(recipe, arguments)
+        data, self.samples_per_step = recipe.data, samples_per_step
+        self.start = starting_folder(recipe.model, recipe.output)
+        self.processor = load_processor(self.start)
+        self.shards = open_shards(data.train, self.processor, data.max_reject_share)
+        samples = len(self.shards)
+        arguments.max_steps = planned_steps(recipe, samples, samples_per_step)
+        self.order = RunSampler(self.shards, recipe.seed, arguments.max_steps * samples_per_step)
+        self.rejects = Rejects(recipe.output / "rejects.jsonl", samples, data.max_reject_share)
+        self.claim({"data": data_hash(data.train), "samples": samples, "seed": recipe.seed, **position})
+
+    def load_model(self) -> Any:
+        """The starting model, seeded, with what the recipe trains of it; ``trainable.json`` lists that."""
+        from transformers import set_seed
+
+        recipe = self.recipe
+        set_seed(recipe.seed)
+        # FSDP shards weights of one dtype only, and without LoRA every weight is trained, that is float32.
+        mixed = self.arguments.bf16 and recipe.lora is not None and not self.arguments.fsdp
+        model = load_model(self.start, recipe.model, torch.bfloat16 if mixed else torch.float32)
+        model = make_trainable(model, lora=recipe.lora, encoder=encoder_training(recipe), projector=recipe.projector)
+        if self.main:
+            summary = trainable_map(model)
+            write_json(recipe.output / "trainable.json", summary)
+            print_trainable(summary)
+        return model
+
+    def trainer_arguments(self, model: Any, logs: Sequence[Path] = ()) -> dict[str, Any]:
+        """What both trainers are given."""
+        budget = [TimeBudget(self.recipe.seconds)] if self.recipe.seconds is not None else []
+        return {
+            "model": model,
+            "args": self.arguments,
+            "order": self.order,
+            "rejects": self.rejects,
+            "cache": open_cache(self.recipe.encoder_cache, model),
+            "callbacks": [*self.callbacks(self.samples_per_step, len(self.shards), logs), *budget],
+        }
+
+    def finish(self, trainer: Any, result: dict[str, Any]) -> dict[str, Any]:
+        """Export what `trainer` has trained, in the recipe's forms, by all processes together; write the result."""
+        result = {**result, "rejects": len(self.rejects.seen)}
+        if trainer.cache is not None:
+            result["encoder_cache"] = {"hits": trainer.cache.hits, "misses": trainer.cache.misses}
+        folders = export_trained(trainer, self.processor, self.recipe.output, self.recipe.export)
+        return super().finish(trainer, result | {"exported": {form: str(folder) for form, folder in folders.items()}})
 
 
 def prepare_torch() -> None:
@@ -57,8 +255,17 @@ def prepare_torch() -> None:
         torch.set_num_threads(int(threads))
 
 
-def trainer_settings(recipe: Any) -> dict[str, Any]:
-    """What SFT and GRPO recipes have in common, in Trainer's words; ``max_steps`` is set when the data is known."""
+def _restore_numbered_cpu(storage: Any, location: Any) -> Any:
+    return storage if str(location).startswith("cpu:") else None
+
+
+def trainer_settings(recipe: RunRecipe) -> dict[str, Any]:
+    """What all recipes of runs say, in Trainer's words; ``max_steps`` is set when the data is known.
+
+    Trainer's arguments set up the process group and DeepSpeed, so that torch is made ready here, before them.
+    """
+    prepare_torch()
+    check_build_locks()
     return dict(
         output_dir=str(recipe.output),
         max_steps=1,
@@ -88,10 +295,6 @@ def data_hash(folders: Sequence[Path]) -> str:
     for folder in folders:
         sizes.update((folder / "sizes.json").read_bytes())
     return sizes.hexdigest()[:16]
-
-
-def _restore_numbered_cpu(storage: Any, location: Any) -> Any:
-    return storage if str(location).startswith("cpu:") else None
 
 
 def launched_processes(environment: Mapping[str, str] | None = None) -> tuple[int | None, str]:
@@ -146,36 +349,15 @@ def plain_error(error: AudioLLMError) -> AudioLLMError:
     return type(error)(text.splitlines()[-1].partition(": ")[2])
 
 
-# ------------------------------------------------------------------------------------------------- logging and saving
-
-
-def claim(recipe: Any, position: Mapping[str, Any]) -> tuple[dict[str, Any] | None, Path | None]:
-    """The result where this very run is finished; else the checkpoint to go on from, and the run folder made ready."""
-    from accelerate import PartialState
-
-    if recipe.resume != "never" and (done := finished(recipe.output, recipe, position)):
-        return done, None
-    checkpoint = find_resume(recipe.output, recipe.resume, position)
-    PartialState().wait_for_everyone()  # all have read the run folder before the first process changes it
-    if PartialState().is_main_process:
-        recipe.output.mkdir(parents=True, exist_ok=True)
-        (recipe.output / "result.json").unlink(missing_ok=True)
-        config.dump(recipe, recipe.output / "recipe.yaml")
-    return None, checkpoint
-
-
-def finished(folder: Path, recipe: Any, position: Mapping[str, Any]) -> dict[str, Any] | None:
+def finished(recipe: RunRecipe, position: Mapping[str, Any]) -> dict[str, Any] | None:
     """``result.json`` of a run of the same recipe on the same data that came to its end, with all that it exported."""
-    result, resolved = folder / "result.json", folder / "recipe.yaml"
+    result, resolved = recipe.output / "result.json", recipe.output / "recipe.yaml"
     if not (result.is_file() and resolved.is_file()):
         return None
     found = json.loads(result.read_text())
     then = config.stored(type(recipe), resolved)
-    same = (
-        then is not None
-        and dataclasses.replace(then, resume=recipe.resume) == recipe
-        and found.get("position") == dict(position)
-    )
+    same = then is not None and dataclasses.replace(then, resume=recipe.resume) == recipe
+    same = same and found.get("position") == dict(position)
     return found if same and all(Path(path).is_dir() for path in found.get("exported", {}).values()) else None
 
 
@@ -211,7 +393,7 @@ def find_resume(folder: Path, resume: str, position: Mapping[str, Any]) -> Path 
     return checkpoint
 
 
-def planned_steps(recipe: Any, dataset_size: int, samples_per_step: int) -> int:
+def planned_steps(recipe: PolicyRecipe, dataset_size: int, samples_per_step: int) -> int:
     """Optimizer steps of the run: the smaller of `steps` and `epochs`; with `seconds` alone, more than ever fit."""
     limits = []
     if recipe.steps is not None:

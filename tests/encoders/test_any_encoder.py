@@ -166,7 +166,8 @@ def validation_loss(folder: Path, shards: Path) -> float:
     """The loss of a checkpoint folder per supervised token, computed from its logits without the trainer."""
     processor, model = load_processor(folder), load_model(folder)
     dataset = ShardDataset([shards])
-    batch = examples.SFTCollator(processor)([dataset[i] for i in range(3)])
+    rows = [examples.encode(processor, dataset[i]) for i in range(3)]
+    batch = examples.collate(rows, processor.tokenizer)
     inputs = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
     labels = inputs.pop("labels")[:, 1:]
     with torch.inference_mode():

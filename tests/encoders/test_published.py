@@ -565,12 +565,12 @@ def test_a_model_starts_from_a_published_encoder(checkpoint, tmp_path):
 
 def test_what_is_trained_may_stand_beside_the_encoder(tmp_path):
     from audio_llm.training.policy import ModelRecipe, encoder_training
-    from audio_llm.training.sft import DataRecipe, SFTRecipe
+    from audio_llm.training.sft import SFTData, SFTRecipe
 
     def trained(beside: str | None, top: str) -> str:
         encoder = {"name": "beats", "published": "x"} | ({"train": beside} if beside else {})
         model = ModelRecipe(encoder=encoder)
-        return encoder_training(SFTRecipe(tmp_path, model, DataRecipe([tmp_path]), encoder=top))
+        return encoder_training(SFTRecipe(output=tmp_path, model=model, data=SFTData(train=[tmp_path]), encoder=top))
 
     assert [trained(None, "full"), trained("lora", "frozen"), trained("full", "full")] == ["full", "lora", "full"]
     for beside, top in (("lora", "full"), ("some", "frozen")):

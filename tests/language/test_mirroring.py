@@ -47,15 +47,15 @@ def test_every_part_of_a_sample_is_mirrored() -> None:
 def test_sft_mirrors_a_share_of_the_samples_sound_and_words(shards, checkpoint) -> None:
     from audio_llm.training import examples
 
-    dataset, collator = ShardDataset(shards()), examples.SFTCollator(load_processor(checkpoint()), "think")
-    some = examples.SupervisedDataset(dataset, collator, swap_share=0.5, seed=3)
+    dataset, processor = ShardDataset(shards()), load_processor(checkpoint())
+    some = examples.Examples(dataset, processor, swap_share=0.5, seed=3)
     assert 0 < some.swapped.sum() < len(dataset)
     for i in range(len(dataset)):
         item = dataset[i]
         if some.swapped[i]:
             item |= {"sample": mirror_sample(item["sample"]), "waveform": audio.swap_channels(item["waveform"])}
-        expected = collator.encode(item)
-        assert np.array_equal(some[i].input_ids, expected.input_ids)
+        expected = examples.encode(processor, item)
+        assert np.array_equal(some[i].ids, expected.ids)
         assert np.array_equal(some[i].input_audio, expected.input_audio)
-    answers = [collator.encode(dataset[i]).input_ids.tolist() for i in np.flatnonzero(some.swapped)]
-    assert any(some[i].input_ids.tolist() != ids for i, ids in zip(np.flatnonzero(some.swapped), answers, strict=True))
+    answers = [examples.encode(processor, dataset[i]).ids.tolist() for i in np.flatnonzero(some.swapped)]
+    assert any(some[i].ids.tolist() != ids for i, ids in zip(np.flatnonzero(some.swapped), answers, strict=True))

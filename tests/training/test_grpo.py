@@ -26,13 +26,9 @@ from trl.trainer.utils import RepeatSampler  # noqa: E402
 
 from audio_llm import config, files  # noqa: E402
 from audio_llm.errors import ConfigError, TrainingError  # noqa: E402
-from audio_llm.model.build import load_model, load_processor  # noqa: E402
+from audio_llm.model.build import load_model  # noqa: E402
 from audio_llm.training import grpo  # noqa: E402
-from audio_llm.training import policy as policy_module  # noqa: E402
-from audio_llm.training.examples import (  # noqa: E402
-    Clip,
-    open_shards,
-)
+from audio_llm.training.examples import Example  # noqa: E402
 from audio_llm.training.grpo_trainer import AudioGRPOTrainer, GroupSampler, gather_groups  # noqa: E402
 from audio_llm.training.rewards import build_rewards  # noqa: E402
 from audio_llm.training.rollouts import EngineRecipe, PolicyWeights, TransformersRollouts  # noqa: E402
@@ -81,14 +77,8 @@ def make_recipe(checkpoint, shards, output: Path, **changes: Any) -> grpo.GRPORe
 def make_trainer(recipe: grpo.GRPORecipe) -> AudioGRPOTrainer:
     """What ``grpo.run`` builds, without running it."""
     functions, weights = build_rewards(recipe.rewards)
-    arguments = grpo.training_arguments(recipe, weights)
-    arguments.max_steps = recipe.steps or 1
-    processor = load_processor(recipe.model.path)
-    shards = open_shards(recipe.data.train, processor, 0.01)
-    torch.manual_seed(recipe.seed)
-    model = policy_module.make_trainable(load_model(recipe.model.path), lora=recipe.lora)
-    recipe.output.mkdir(parents=True, exist_ok=True)
-    return grpo.build_trainer(recipe, arguments, model, processor, shards, TransformersRollouts(), functions, {})
+    run = grpo.open_run(recipe, weights)
+    return grpo.build_trainer(run, recipe, run.load_model(), TransformersRollouts(), functions)
 
 
 def rows_of(trainer: AudioGRPOTrainer, indices: list[int]) -> list[dict[str, Any]]:
@@ -201,7 +191,7 @@ def test_batch_layout(checkpoint, shards, tmp_path, changes, world, expected):
 def test_a_checkpoint_inside_a_generation_batch_is_refused(checkpoint, shards, tmp_path):
     recipe = make_recipe(checkpoint, shards, tmp_path, save_steps=3, grpo={"num_iterations": 2})
     with pytest.raises(ConfigError, match="multiple of 2"):
-        grpo.check_resumable(recipe, grpo.training_arguments(recipe, [1.0]))
+        grpo.training_arguments(recipe, [1.0])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*/grpo.yaml")), ids=lambda path: path.parent.name)
@@ -226,12 +216,12 @@ def trainer(checkpoint, shards, tmp_path_factory) -> AudioGRPOTrainer:
     return trainer
 
 
-def scored(trainer: AudioGRPOTrainer, rows: list[Clip], seed: int = 0) -> tuple[Any, Any, Any]:
+def scored(trainer: AudioGRPOTrainer, rows: list[Example], seed: int = 0) -> tuple[Any, Any, Any]:
     """Ids, mask and completion length of prompts (left padded) followed by the same random completion."""
-    longest = max(len(clip.ids) for clip in rows)
+    longest = max(len(prompt.ids) for prompt in rows)
     pad = trainer._tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (longest - len(clip.ids)) + clip.ids for clip in rows])
-    mask = torch.tensor([[0] * (longest - len(clip.ids)) + [1] * len(clip.ids) for clip in rows])
+    ids = torch.tensor([[pad] * (longest - len(prompt.ids)) + prompt.ids.tolist() for prompt in rows])
+    mask = torch.tensor([[0] * (longest - len(prompt.ids)) + [1] * len(prompt.ids) for prompt in rows])
     tail = torch.randint(10, 100, (1, 6), generator=torch.Generator().manual_seed(seed)).expand(len(rows), 6)
     return torch.cat([ids, tail], 1), torch.cat([mask, torch.ones_like(tail)], 1), 6
 
@@ -243,19 +233,19 @@ def gradient_of(trainer: AudioGRPOTrainer) -> Any:
 
 def test_audio_changes_rollout_training_and_gradient(trainer):
     """Same prompt ids, other sound: everything that is computed from the prompt must differ."""
-    a, b = trainer.clips.load(0), trainer.clips.load(1)
-    b.ids = list(a.ids)  # the fixture's questions have the same words; the order of the choices may differ
+    a, b = trainer.prompts[0], trainer.prompts[1]
+    b.ids = a.ids  # the fixture's questions have the same words; the order of the choices may differ
     outcomes = []
-    for clip in (a, b):
-        trainer._encode([clip])
-        embedded = trainer._embed([clip])[0]
+    for prompt in (a, b):
+        trainer._encode([prompt])
+        embedded = trainer._embed([prompt])[0]
         greedy = trainer.engine.generate([embedded], [1], trainer.sampling)[0][0]
-        trainer._clips = [clip] * 4
+        trainer._prompts = [prompt] * 4
         trainer.model.zero_grad()
-        logps, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, *scored(trainer, trainer._clips))
+        logps, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, *scored(trainer, trainer._prompts))
         logps.sum().backward()
         outcomes.append((embedded, logps.detach(), gradient_of(trainer), greedy))
-        trainer._clips = None
+        trainer._prompts = None
     (embedded_a, logps_a, gradient_a, _), (embedded_b, logps_b, gradient_b, _) = outcomes
     assert embedded_a.shape == embedded_b.shape and (embedded_a - embedded_b).abs().max() > 1e-3
     assert (logps_a - logps_b).abs().max() > 1e-3
@@ -264,8 +254,8 @@ def test_audio_changes_rollout_training_and_gradient(trainer):
 
 def test_rollout_probabilities_change_with_the_audio(trainer):
     """The engine's own log-probabilities of the same tokens: force the choice by sampling until both drew it."""
-    a, b = trainer.clips.load(0), trainer.clips.load(1)
-    b.ids = list(a.ids)
+    a, b = trainer.prompts[0], trainer.prompts[1]
+    b.ids = a.ids
     trainer._encode([a, b])
     embedded = trainer._embed([a, b])
     torch.manual_seed(0)
@@ -280,16 +270,16 @@ def test_rollout_probabilities_change_with_the_audio(trainer):
 
 
 def test_rows_that_share_a_clip_score_as_if_each_had_its_own(trainer):
-    """One encoding per distinct clip, spread by index, against the model called with the audio of every row."""
-    clips = [trainer.clips.load(i) for i in (0, 1, 2)]
-    rows = [clips[0], clips[2], clips[0], clips[1], clips[1]]
+    """One encoding per distinct prompt, spread by index, against the model called with the audio of every row."""
+    prompts = [trainer.prompts[i] for i in (0, 1, 2)]
+    rows = [prompts[0], prompts[2], prompts[0], prompts[1], prompts[1]]
     ids, mask, keep = scored(trainer, rows)
-    trainer._encode(clips)
-    trainer._clips = rows
+    trainer._encode(prompts)
+    trainer._prompts = rows
     with torch.no_grad():
         ours, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, keep, batch_size=2)
-        trainer._clips = None
-        longest = max(clip.input_audio.shape[-1] for clip in rows)
+        trainer._prompts = None
+        longest = max(prompt.input_audio.shape[-1] for prompt in rows)
         audio = torch.cat(
             [torch.nn.functional.pad(c.input_audio, (0, longest - c.input_audio.shape[-1])) for c in rows]
         )
@@ -305,25 +295,27 @@ def test_rows_that_share_a_clip_score_as_if_each_had_its_own(trainer):
 
 def test_rows_that_share_a_prompt_score_and_learn_as_if_each_had_its_own(trainer):
     """Keys and values of a prompt computed once per group: the same log-probabilities, entropies and gradient."""
-    clips = [trainer.clips.load(i) for i in (0, 1, 2)]
-    clips[2].ids = [20, 21, 22, *clips[2].ids]  # prompts of several lengths, so that there is padding
-    rows = [clips[1], clips[0], clips[1], clips[2], clips[0], clips[1]]
+    prompts = [trainer.prompts[i] for i in (0, 1, 2)]
+    prompts[2].ids = torch.cat(
+        [torch.tensor([20, 21, 22]), prompts[2].ids]
+    )  # prompts of several lengths, so that there is padding
+    rows = [prompts[1], prompts[0], prompts[1], prompts[2], prompts[0], prompts[1]]
     ids, mask, keep = scored(trainer, rows)
     ids[:, -keep:] = torch.randint(10, 100, (len(rows), keep), generator=torch.Generator().manual_seed(1))
     mask[2, -3:] = 0  # a shorter reply
-    trainer._encode(clips)
+    trainer._encode(prompts)
     results = []
     for shared in (True, False):
         trainer.__dict__["_shares_prompts"] = shared
         trainer.model.zero_grad()
-        trainer._clips = rows
+        trainer._prompts = rows
         logps, entropy, _ = trainer._get_per_token_logps_and_entropies(
             trainer.model, ids, mask, keep, compute_entropy=True
         )
         valid = mask[:, -keep:].bool()
         (logps[valid] * torch.linspace(-1, 1, int(valid.sum()))).sum().backward()
         results.append((logps.detach()[valid], entropy.detach()[valid], gradient_of(trainer).clone()))
-    trainer._clips = None
+    trainer._prompts = None
     del trainer.__dict__["_shares_prompts"]
     trainer.model.zero_grad()
     for ours, theirs in zip(*results, strict=True):
@@ -332,49 +324,51 @@ def test_rows_that_share_a_prompt_score_and_learn_as_if_each_had_its_own(trainer
 
 
 def test_groups_stay_together_in_micro_batches(trainer):
-    clips = [Clip({}, [number], None, None) for number in range(4)]
+    prompts = [Example({}, torch.tensor([number]), torch.tensor([-100])) for number in range(4)]
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(16, generator=generator)
-    rows = [clips[row // 4] for row in order]
+    rows = [prompts[row // 4] for row in order]
     batches = [
-        {"clips": rows[k : k + 4], "row": order[k : k + 4], "total": torch.tensor(16), "none": None}
+        {"prompts": rows[k : k + 4], "row": order[k : k + 4], "total": torch.tensor(16), "none": None}
         for k in range(0, 16, 4)
     ]
     dealt = gather_groups(batches)
-    assert all(len(set(batch["clips"])) == 1 for batch in dealt)
-    assert [batch["clips"][0] for batch in dealt] == list(dict.fromkeys(rows))
+    assert all(len(set(batch["prompts"])) == 1 for batch in dealt)
+    assert [batch["prompts"][0] for batch in dealt] == list(dict.fromkeys(rows))
     assert sorted(torch.cat([batch["row"] for batch in dealt]).tolist()) == list(range(16))
     for batch in dealt:
-        assert [clips[row // 4] for row in batch["row"]] == batch["clips"]
+        assert [prompts[row // 4] for row in batch["row"]] == batch["prompts"]
         assert batch["total"] == 16 and batch["none"] is None
 
 
 def test_scoring_without_clips_is_an_error(trainer):
-    rows = [trainer.clips.load(0)] * 2
-    with pytest.raises(TrainingError, match="a clip for every row, found none"):
+    rows = [trainer.prompts[0]] * 2
+    with pytest.raises(TrainingError, match="a prompt for every row, found none"):
         trainer._get_per_token_logps_and_entropies(trainer.model, *scored(trainer, rows))
-    trainer._clips = rows[:1]
-    with pytest.raises(TrainingError, match="a clip for every row, found 1"):
+    trainer._prompts = rows[:1]
+    with pytest.raises(TrainingError, match="a prompt for every row, found 1"):
         trainer._get_per_token_logps_and_entropies(trainer.model, *scored(trainer, rows))
-    deaf = Clip(rows[0].row, rows[0].ids, None, None)
-    trainer._clips = [deaf, deaf]
+    deaf = Example(rows[0].row, rows[0].ids, rows[0].labels)
+    trainer._prompts = [deaf, deaf]
     try:
         with pytest.raises(ValueError, match="no audio reached the model"):
             trainer._get_per_token_logps_and_entropies(trainer.model, *scored(trainer, [deaf, deaf]))
     finally:
-        trainer._clips = None
+        trainer._prompts = None
 
 
-def test_a_generation_batch_decodes_every_clip_once_and_carries_it(trainer):
-    before = trainer.clips.decoded
+def test_a_generation_batch_decodes_every_clip_once_and_carries_it(trainer, monkeypatch):
+    read = []
+    encode = trainer.prompts.encode
+    monkeypatch.setattr(trainer.prompts, "encode", lambda item: read.append(item["sample"].id) or encode(item))
     trainer.model.train()
     output = trainer._generate_and_score_completions(rows_of(trainer, [3, 4]))
-    assert trainer.clips.decoded - before == 2
-    assert len({id(clip) for clip in output["clips"]}) == 2
-    assert [clip.row["index"] for clip in output["clips"]] == [3] * 4 + [4] * 4
-    for clip, ids, mask in zip(output["clips"], output["prompt_ids"], output["prompt_mask"], strict=True):
-        assert ids[mask.bool()].tolist() == clip.ids
-    assert trainer._clips is None
+    assert len(read) == 2 and trainer._metrics["train"]["audio/decoded_clips"][-1] == 2
+    assert len({id(prompt) for prompt in output["prompts"]}) == 2
+    assert [prompt.row["index"] for prompt in output["prompts"]] == [3] * 4 + [4] * 4
+    for prompt, ids, mask in zip(output["prompts"], output["prompt_ids"], output["prompt_mask"], strict=True):
+        assert ids[mask.bool()].tolist() == prompt.ids.tolist()
+    assert trainer._prompts is None
 
 
 def test_a_broken_group_is_an_error(trainer):

@@ -14,7 +14,7 @@ from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 
 from audio_llm import config, files
-from audio_llm.errors import ConfigError, TrainingError
+from audio_llm.errors import AudioLLMError, ConfigError, PrerequisiteError, TrainingError
 from audio_llm.language import prompts
 from audio_llm.model.build import load_model, load_processor
 from audio_llm.model.export import export_weights, merge, scale_of, split_state
@@ -58,6 +58,10 @@ def items(shards):
     return [dataset[i] for i in range(6)]
 
 
+def batch_of(processor, items, **settings):
+    return examples.collate([examples.encode(processor, item, **settings) for item in items], processor.tokenizer)
+
+
 # ------------------------------------------------------------------------------------------------------- what is learnt
 
 
@@ -67,11 +71,11 @@ def test_supervised_tokens_are_the_target_text(checkpoint, items, style, family)
     processor = load_processor(checkpoint(family))
     item = items[0]
     item["sample"].thinking = "noise, ünïcode <b> & \n two lines"
-    encoded = examples.SFTCollator(processor, style).encode(item)
+    encoded = examples.encode(processor, item, style)
     supervised = encoded.labels != examples.IGNORED
     start = int(supervised.nonzero()[0])
     assert supervised[start:].all() and not supervised[:start].any()
-    assert torch.equal(encoded.input_ids[start:], encoded.labels[start:])
+    assert torch.equal(encoded.ids[start:], encoded.labels[start:])
     text = processor.tokenizer.decode(encoded.labels[start:-1])
     assert text == prompts.target_text(item["sample"], style)
     assert int(encoded.labels[-1]) == load_model(checkpoint(family)).generation_config.eos_token_id
@@ -79,11 +83,11 @@ def test_supervised_tokens_are_the_target_text(checkpoint, items, style, family)
     asked = processor(
         text=[processor.render(prompts.conversation(item["sample"]), generate=True)], audio=[[item["waveform"].samples]]
     )
-    assert torch.equal(asked["input_ids"][0], encoded.input_ids[:start])
+    assert torch.equal(asked["input_ids"][0], encoded.ids[:start])
 
 
 def test_batch_is_padded_right_with_windows_in_prompt_order(processor, items):
-    batch = examples.SFTCollator(processor, "think")(items)
+    batch = batch_of(processor, items)
     lengths = batch["attention_mask"].sum(1)
     for row, length in enumerate(lengths.tolist()):
         assert batch["attention_mask"][row, :length].all()
@@ -96,19 +100,19 @@ def test_batch_is_padded_right_with_windows_in_prompt_order(processor, items):
 
 
 def test_batch_of_one_and_of_many_have_the_same_logits(checkpoint, processor, items):
-    collator, model = examples.SFTCollator(processor, "think"), load_model(checkpoint())
+    model = load_model(checkpoint())
     keys = ("input_ids", "attention_mask", "input_audio", "audio_lengths")
     with torch.no_grad():
-        many = collator(items)
+        many = batch_of(processor, items)
         together = model(**{key: many[key] for key in keys}).logits
         for row, item in enumerate(items):
-            one = collator([item])
+            one = batch_of(processor, [item])
             alone = model(**{key: one[key] for key in keys}).logits[0]
             assert torch.allclose(together[row, : len(alone)], alone, atol=2e-4)
 
 
 def test_loss_depends_on_the_audio(checkpoint, processor, items):
-    model, batch = load_model(checkpoint()), examples.SFTCollator(processor, "think")(items)
+    model, batch = load_model(checkpoint()), batch_of(processor, items)
     inputs = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
     with torch.no_grad():
         heard = model(**inputs).loss
@@ -119,17 +123,17 @@ def test_loss_depends_on_the_audio(checkpoint, processor, items):
 
 def test_deaf_batch_is_an_error(checkpoint, items):
     processor = load_processor(checkpoint())
-    collator = examples.SFTCollator(processor, "think")
-    batch = collator(items[:2])
+    batch = batch_of(processor, items[:2])
     model = load_model(checkpoint())
     deaf = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
     with pytest.raises(ValueError, match="no audio reached the model"):
         model(**deaf)
     with pytest.raises(TrainingError, match="without listening"):
-        collator.encode({"sample": items[0]["sample"]})  # a sample with audio whose waveform did not arrive
+        # a sample with audio whose waveform did not arrive
+        examples.encode(processor, {key: value for key, value in items[0].items() if key != "waveform"})
     processor.chat_template = processor.chat_template.replace(prompts.AUDIO_TOKEN, "")
-    with pytest.raises((TrainingError, sft.AudioLLMError)):
-        collator.encode(items[0])
+    with pytest.raises(AudioLLMError):
+        examples.encode(processor, items[0])
 
 
 # ------------------------------------------------------------------------------------------------------- which samples
@@ -156,13 +160,12 @@ def test_global_order_is_the_same_in_every_layout(shards):
 
 def test_long_samples_are_rejected_by_name_and_share(checkpoint, shards, tmp_path, processor):
     dataset = ShardDataset(shards())
-    collator = examples.SFTCollator(processor, "think")
-    lengths = sorted(len(collator.encode(dataset[i]).input_ids) for i in range(len(dataset)))
-    limit = lengths[len(lengths) // 2] - 1  # some fit, some do not
-    limited = examples.SFTCollator(processor, "think", max_length=limit)
-    rows = [examples.SupervisedDataset(dataset, limited)[i] for i in range(len(dataset))]
-    too_long = [i for i in range(len(dataset)) if len(collator.encode(dataset[i]).input_ids) > limit]
-    assert too_long and all(len(row.input_ids) <= limit for row in rows)
+    of = [len(examples.encode(processor, dataset[i]).ids) for i in range(len(dataset))]
+    limit = sorted(of)[len(of) // 2] - 1  # some fit, some do not
+    limited = examples.Examples(dataset, processor, max_length=limit)
+    rows = [limited[i] for i in range(len(dataset))]
+    too_long = [i for i in range(len(dataset)) if of[i] > limit]
+    assert too_long and all(len(row.ids) <= limit for row in rows)
     named = {name.rpartition(": ")[2] for row in rows for name, _ in row.rejects}
     assert named == {dataset.load_sample(i).id for i in too_long}
     recipe = recipe_of(tmp_path / "run", checkpoint(), shards(), steps=12, data={"max_length": limit})
@@ -172,27 +175,27 @@ def test_long_samples_are_rejected_by_name_and_share(checkpoint, shards, tmp_pat
 
 
 def test_a_share_of_the_samples_is_heard_as_silence(shards, processor):
-    dataset, collator = ShardDataset(shards()), examples.SFTCollator(processor, "think")
-    heard = examples.SupervisedDataset(dataset, collator)
-    some = examples.SupervisedDataset(dataset, collator, silent_share=0.5, seed=3)
-    again = examples.SupervisedDataset(dataset, collator, silent_share=0.5, seed=3)
+    dataset = ShardDataset(shards())
+    heard = examples.Examples(dataset, processor)
+    some = examples.Examples(dataset, processor, silent_share=0.5, seed=3)
+    again = examples.Examples(dataset, processor, silent_share=0.5, seed=3)
     silent = [i for i in range(len(dataset)) if not some[i].input_audio.any()]
     assert 0 < len(silent) < len(dataset) and list(np.flatnonzero(again.silent)) == silent
     for i in range(len(dataset)):
-        assert torch.equal(some[i].input_ids, heard[i].input_ids) and torch.equal(some[i].labels, heard[i].labels)
+        assert torch.equal(some[i].ids, heard[i].ids) and torch.equal(some[i].labels, heard[i].labels)
         assert i in silent or torch.equal(some[i].input_audio, heard[i].input_audio)
 
 
 def test_all_bad_stops_at_once(shards, processor):
     with pytest.raises(TrainingError, match="in a row"):
-        examples.SupervisedDataset(ShardDataset(shards()), examples.SFTCollator(processor, "think", max_length=5))[0]
+        examples.Examples(ShardDataset(shards()), processor, max_length=5)[0]
 
 
 def test_template_must_keep_the_prompt_as_prefix(checkpoint, items):
     processor = load_processor(checkpoint())
     processor.chat_template = "{{ messages|length }}" + processor.chat_template
     with pytest.raises(TrainingError, match="prefix"):
-        examples.SFTCollator(processor, "think").encode(items[0])
+        examples.encode(processor, items[0])
 
 
 # ------------------------------------------------------------------------------------------------------- which weights
@@ -254,7 +257,7 @@ def test_live_merged_and_adapter_agree(checkpoint, processor, items, tmp_path, e
     from peft import PeftModel
 
     model = perturbed(checkpoint, encoder, stabilized, tie)
-    batch = examples.SFTCollator(processor, "think")(items)
+    batch = batch_of(processor, items)
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "input_audio", "audio_lengths")}
     with torch.no_grad():
         live = model(**inputs).logits
@@ -317,11 +320,22 @@ def test_gradient_checkpointing_and_bf16_run(checkpoint, shards, tmp_path):
     assert half["train_loss"] == pytest.approx(plain["train_loss"], rel=0.02)
 
 
-def test_finished_run_is_not_repeated(checkpoint, shards, tmp_path):
+def test_prompts_and_examples_of_one_sample_agree(processor, items):
+    """GRPO asks with the ids that SFT learns replies to, and both see the same windows."""
+    for item in items:
+        prompt, whole = (examples.encode(processor, item, reply=reply) for reply in (False, True))
+        assert torch.equal(whole.ids[: len(prompt.ids)], prompt.ids) and (prompt.labels == examples.IGNORED).all()
+        assert torch.equal(whole.input_audio, prompt.input_audio) and whole.row == prompt.row
+        assert prompt.row["sample_id"] == item["sample"].id and prompt.row["answer"] == item["sample"].answer
+
+
+def test_finished_run_is_not_repeated(checkpoint, shards, tmp_path, capsys):
     recipe = recipe_of(tmp_path, checkpoint(), shards(), steps=2, export=["merged"])
     first = sft.run(recipe)
     stamp = (tmp_path / "result.json").stat().st_mtime_ns
+    capsys.readouterr()
     assert sft.run(recipe) == json.loads(json.dumps(first))
+    assert "this run was finished before" in capsys.readouterr().out
     assert (tmp_path / "result.json").stat().st_mtime_ns == stamp
     recipe.steps = 3
     assert sft.run(recipe)["steps"] == 3
@@ -358,14 +372,10 @@ def test_evaluation_is_the_mean_over_tokens(checkpoint, shards, tmp_path, proces
     result = sft.run(
         recipe_of(tmp_path, checkpoint(), data, steps=2, data={"validation": [str(held_out)]}, export=["merged"])
     )
-    model, collator, dataset = (
-        load_model(tmp_path / "merged"),
-        examples.SFTCollator(processor, "think"),
-        ShardDataset(held_out),
-    )
+    model, dataset = load_model(tmp_path / "merged"), ShardDataset(held_out)
     total, tokens = 0.0, 0
     for i in range(len(dataset)):
-        batch = collator([dataset[i]])
+        batch = batch_of(processor, [dataset[i]])
         count = int((batch["labels"] != examples.IGNORED).sum())
         inputs = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
         with torch.no_grad():
@@ -408,7 +418,7 @@ def test_lock_of_a_killed_build_is_named(tmp_path):
     run.check_build_locks(env)
     old = time.time() - 3600
     os.utime(lock, (old, old))
-    with pytest.raises(run.PrerequisiteError, match=str(lock)):
+    with pytest.raises(PrerequisiteError, match=str(lock)):
         run.check_build_locks(env)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import sys
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,16 +26,15 @@ from transformers import Trainer, TrainingArguments
 from audio_llm import config as recipes
 from audio_llm import files
 from audio_llm.datasets import dcase_aqa
-from audio_llm.errors import AudioLLMError, ConfigError, TrainingError, describe
+from audio_llm.errors import ConfigError, TrainingError, describe
 from audio_llm.model.build import check_reloaded
 from audio_llm.model.encoder import AudioEncoder, freeze_below
 from audio_llm.model.folder import open_encoder
 from audio_llm.tasks.echotwin.data import Collator, Listener, QuestionDataset, RunDataset, accuracy
 from audio_llm.tasks.echotwin.folder import open_text, save_echotwin
 from audio_llm.tasks.echotwin.model import LETTERS, EchoTwin, EchoTwinConfig, freeze_text_pooler, lettered
-from audio_llm.training import callbacks
-from audio_llm.training import run as run_module
 from audio_llm.training.policy import Precision
+from audio_llm.training.run import Run, RunRecipe, trainer_settings
 
 
 @dataclass
@@ -50,13 +48,12 @@ class TextTower:
     heads: int = 4
 
 
-@dataclass
-class EchoTwinRecipe:
-    """Recipe of ``audio-llm train`` with ``task: echotwin``."""
+@dataclass(kw_only=True)
+class EchoTwinRecipe(RunRecipe):
+    """Recipe of ``audio-llm train`` with ``task: echotwin``; it has either `steps` or `epochs`."""
 
     verb: ClassVar[str] = "train"
     train: list[Path]  # folders or files of questions (audio_llm.datasets.dcase_aqa)
-    output: Path
     task: str = "echotwin"
     validation: Path | None = None  # scored during training; decides which weights are kept
     duplicates: Literal["keep", "drop"] = "drop"  # validation questions about a clip of the training questions
@@ -68,27 +65,18 @@ class EchoTwinRecipe:
     unfreeze: int = 0  # top layers of the audio tower that learn; its norms never do
     cache: Path | None = None  # folder for what a frozen audio tower makes of the recordings
     permute: bool = True  # the letter head sees the options in another order every time
-    steps: int | None = None  # either a number of updates ...
-    epochs: float | None = None  # ... or of passes over the questions
     batch_size: int = 32
     learning_rate: float = 1e-3  # of the head
     text_rate: float = 1e-5  # of the text tower
     audio_rate: float = 1e-6  # of the audio tower's layers that learn
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_steps: int = 0
     weight_decay: float = 0.01
     label_smoothing: float = 0.05
-    max_grad_norm: float = 1.0
     precision: Precision = "fp32"
-    gradient_checkpointing: bool = False
     log_steps: int = 20
     eval_steps: int | None = None  # updates between validations; by default once per epoch
     save_steps: int | None = 200
     keep_checkpoints: int = 1
     max_rejects: float = 0.05  # share of unusable questions beyond which the run stops
-    resume: str = "auto"
-    processes: int | None = None
-    seed: int = 0
 
     def check(self) -> None:
         """:class:`ConfigError` for values that cannot be trained with."""
@@ -322,51 +310,28 @@ def fit(recipe: EchoTwinRecipe) -> dict[str, Any]:
     ``rejects.jsonl`` and ``checkpoint-N/``. The same command goes on where a run was stopped.
     """
     recipe.check()
-    run_module.prepare_torch()
     questions = read_questions(recipe.train, recipe.audio)
     held_out = read_questions([recipe.validation], recipe.audio) if recipe.validation else None
-    arguments = training_arguments(recipe, len(questions.rows))
-    run_module.check_launch(arguments.world_size, recipe.processes)
-    position = run_position(recipe, questions, held_out)
-    done, checkpoint = run_module.claim(recipe, position)
-    if done is not None:
-        return done
-    model, tokenizer = build_model(recipe, questions.rows)
-    listener = Listener(model, recipe.cache, learning=recipe.unfreeze > 0)
-    data = open_data(recipe, questions, held_out, listener, tokenizer)
-    if arguments.process_index == 0:
-        for line in data_lines(data.counts):
-            print(line, file=sys.stderr)
-    trainer = build_trainer(recipe, arguments, model, tokenizer, data, position)
-    started = time.monotonic()
-    try:
-        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except AudioLLMError as error:
-        raise run_module.plain_error(error) from None
-    result = {
-        "steps": trainer.state.global_step,
-        "seconds": round(time.monotonic() - started, 2),
-        "train_loss": outcome.training_loss,
-        **data.counts,
-        "position": position,
-        "exported": {"model": str(recipe.output)},
-    }
-    return finish(recipe, trainer, result)
-
-
-def finish(recipe: EchoTwinRecipe, trainer: EchoTwinTrainer, result: dict[str, Any]) -> dict[str, Any]:
-    """Validate a last time where there is a validation set, else save; write ``result.json``."""
-    if trainer.validation is not None:
-        logs = [log for log in trainer.state.log_history if "eval_accuracy" in log]
-        if not logs or logs[-1]["step"] != trainer.state.global_step:
-            trainer.evaluate()
-        scores = [log["eval_accuracy"] for log in trainer.state.log_history if "eval_accuracy" in log]
-        result |= {"validation_accuracy": max(scores), "last_validation_accuracy": scores[-1]}
-    elif trainer.state.is_world_process_zero:
-        save_echotwin(recipe.output, trainer.accelerator.unwrap_model(trainer.model), trainer.tokenizer)
-    if trainer.state.is_world_process_zero:
-        files.write_json(recipe.output / "result.json", result)
-    return result
+    with Run(recipe, training_arguments(recipe, len(questions.rows))) as run:
+        run.claim(run_position(recipe, questions, held_out))
+        if run.finished is not None:
+            return run.finished
+        model, tokenizer = build_model(recipe, questions.rows)
+        listener = Listener(model, recipe.cache, learning=recipe.unfreeze > 0)
+        data = open_data(recipe, questions, held_out, listener, tokenizer)
+        if run.main:
+            print("\n".join(data_lines(data.counts)), file=sys.stderr)
+        trainer = build_trainer(run, recipe, model, tokenizer, data)
+        result = run.train(trainer) | data.counts
+        if trainer.validation is not None:
+            logs = [log for log in trainer.state.log_history if "eval_accuracy" in log]
+            if not logs or logs[-1]["step"] != result["steps"]:
+                trainer.evaluate()
+            scores = [log["eval_accuracy"] for log in trainer.state.log_history if "eval_accuracy" in log]
+            result |= {"validation_accuracy": max(scores), "last_validation_accuracy": scores[-1]}
+        elif run.main:
+            save_echotwin(recipe.output, trainer.accelerator.unwrap_model(trainer.model), tokenizer)
+        return run.finish(trainer, result | {"exported": {"model": str(recipe.output)}})
 
 
 def training_arguments(recipe: EchoTwinRecipe, questions: int) -> TrainingArguments:
@@ -376,7 +341,7 @@ def training_arguments(recipe: EchoTwinRecipe, questions: int) -> TrainingArgume
         per_device_eval_batch_size=2 * recipe.batch_size,
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
-        **run_module.trainer_settings(recipe),
+        **trainer_settings(recipe),
     )
     per_step = recipe.batch_size * arguments.world_size
     per_epoch = -(-questions // per_step)
@@ -400,20 +365,12 @@ def run_position(
     return position | {"seed": recipe.seed, "settings": settings}
 
 
-def build_trainer(
-    recipe: EchoTwinRecipe,
-    arguments: TrainingArguments,
-    model: EchoTwin,
-    tokenizer: Any,
-    data: Data,
-    position: dict[str, Any],
-) -> EchoTwinTrainer:
-    """The trainer of a run with its data, callbacks and files."""
-    train, validation = data.train, data.validation
+def build_trainer(run: Run, recipe: EchoTwinRecipe, model: EchoTwin, tokenizer: Any, data: Data) -> EchoTwinTrainer:
+    """The trainer of `run` with its data."""
+    train, validation, arguments = data.train, data.validation, run.arguments
     known = [*train.questions, *(validation.questions if validation else [])]
-    collator = Collator(model, tokenizer, max(len(row.choices) for row in known), recipe.permute)
     per_step = recipe.batch_size * arguments.world_size
-    trainer = EchoTwinTrainer(
+    return EchoTwinTrainer(
         recipe=recipe,
         tokenizer=tokenizer,
         validation=validation,
@@ -421,15 +378,9 @@ def build_trainer(
         args=arguments,
         train_dataset=RunDataset(train, arguments.max_steps * per_step, recipe.seed),
         eval_dataset=validation,
-        data_collator=collator,
-        callbacks=[
-            callbacks.MetricsFile(recipe.output / "metrics.jsonl", per_step, len(train)),
-            callbacks.Checkpoints(recipe.output, recipe.keep_checkpoints, position),
-            callbacks.StopOnNaN(),
-        ],
+        data_collator=Collator(model, tokenizer, max(len(row.choices) for row in known), recipe.permute),
+        callbacks=run.callbacks(per_step, len(train)),
     )
-    callbacks.quiet(trainer)
-    return trainer
 
 
 def data_lines(counts: Mapping[str, Any]) -> list[str]:
