@@ -63,7 +63,7 @@ def read(path: str | Path | None = None, overrides: list[str] | None = None, ver
         _override(tree, override)
     for key, values in VALUES.items():
         if isinstance(old := tree.get(key), str) and old in values:
-            _note(f"{key}: {old}", f"{key}: {values[old]}")
+            note(f"{key}: {old}", f"{key}: {values[old]}")
             tree[key] = values[old]
     if verb is not None:
         right = verb_of(tree)
@@ -84,7 +84,8 @@ def verb_of(tree: dict[str, Any]) -> str | None:
 
 
 @cache  # once for every name
-def _note(old: str, new: str) -> None:
+def note(old: str, new: str) -> None:
+    """Say, once, that recipes have `new` where one has `old`."""
     print(
         f"note: recipes say '{new}' now where this one says '{old}'; the old form is read for one more release",
         file=sys.stderr,
@@ -103,7 +104,7 @@ def _renamed(tree: dict[str, Any], known: Iterable[str], where: str) -> dict[str
         if (group in fresh and not isinstance(taken, dict)) or (taken and inside in taken):
             raise ConfigError(f"{where}: '{old}' is the old name of '{new}'; found both.")
         fresh[group] = {**(taken or {}), inside: value} if inside else value
-        _note(old, new)
+        note(old, new)
     return fresh
 
 

@@ -36,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
     if args.server_command:
         folder = policy.starting_folder(recipe.model, recipe.output)
         target = recipe.output / "rollout-model"
-        print(rollout_engines.prepare_server(folder, target, recipe.engine, recipe.lora, recipe.seed))
+        lora = recipe.lora if recipe.train.language_model == "lora" else None
+        print(rollout_engines.prepare_server(folder, target, recipe.engine, lora, recipe.seed))
         return 0
     result = grpo.run(recipe, rollout_engines.build_engine)
     if int(os.environ.get("RANK", "0")) != 0:

@@ -184,7 +184,7 @@ def export_weights(
 
     `state` is the full state dictionary of `model` (gathered, where a sharding engine holds it). ``merged``: one plain
     checkpoint. ``adapter``: ``base/`` with the trained encoder and projector, and ``adapter/`` as PEFT saves it.
-    A model without LoRA has only the plain form.
+    A model whose language model has no adapter has only the plain form.
     """
     unknown = set(forms) - set(FORMS)
     if unknown:
@@ -195,11 +195,12 @@ def export_weights(
     parts = split_state(state)
     scaling = scale_of(peft_config) if peft_config else 0.0
     config, generation = plain.config, plain.generation_config
-    if "merged" in forms or not peft_config:
+    adapted = any(module.startswith(LANGUAGE_MODEL) for module in parts.lora)
+    if "merged" in forms or not adapted:
         with atomic_folder(output / "merged") as folder:
             save_weights(config, generation, merge(parts, scaling), processor, folder)
         folders["merged"] = output / "merged"
-    if "adapter" in forms and peft_config:
+    if "adapter" in forms and adapted:
         with atomic_folder(output / "base") as folder:
             base = merge(parts, scaling, exclude=LANGUAGE_MODEL)
             save_weights(config, generation, base, processor, folder)

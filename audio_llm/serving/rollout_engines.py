@@ -38,6 +38,7 @@ from audio_llm.serving.launcher import LORA_RANKS, cpu_build, server_environment
 from audio_llm.serving.plugin import hide_llvmlite_attributes
 from audio_llm.training.rollouts import (
     FORBIDDEN_BIAS,
+    LANGUAGE_MODEL,
     Completion,
     EngineRecipe,
     PolicyWeights,
@@ -62,11 +63,12 @@ def build_engine(recipe: EngineRecipe, policy: PolicyWeights, tokenizer: Any, se
 
 def resolve_sync(mode: SyncMode, policy: PolicyWeights) -> Literal["merged", "adapter"]:
     """How the engine follows the policy. ``adapter`` needs a policy with LoRA on its language model."""
-    has_adapter = bool(getattr(policy.model, "peft_config", None))
+    has_adapter = any(LANGUAGE_MODEL in name and ".lora_A." in name for name, _ in policy.model.named_parameters())
     if mode == "auto":
         return "adapter" if torch.cuda.is_available() and has_adapter else "merged"
     if mode == "adapter" and not has_adapter:
-        raise ConfigError("engine.sync: adapter, but the recipe has no 'lora' group. Use sync: merged, or add lora.")
+        cure = "Use sync: merged, or train: {language_model: lora}."
+        raise ConfigError(describe("engine.sync: adapter", "a language model with an adapter", "none", cure))
     return mode
 
 

@@ -44,7 +44,7 @@ class EncoderCache:
         encoder = model.audio_encoder
         if any(parameter.requires_grad for parameter in encoder.parameters()):
             raise ConfigError(
-                "encoder_cache: the encoder is trained, so its tokens change; use it with encoder: frozen."
+                "encoder_cache: the encoder is trained, so its tokens change; use it with train.encoder: frozen."
             )
         if any(hasattr(parameter, "ds_id") for parameter in encoder.parameters()):
             raise ConfigError("encoder_cache: DeepSpeed ZeRO-3 partitions the encoder; use ZeRO-2 or leave it out.")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ ENCODER, PROJECTOR, LANGUAGE_MODEL = "model.audio_encoder", "model.projector", "
 
 @dataclass
 class LoRARecipe:
-    """Low-rank adapters (Hu et al. 2021) on the attention and MLP linears of the language model."""
+    """Low-rank adapters (Hu et al. 2021): in the language model on the linears of attention and MLP."""
 
     rank: int = 16
     alpha: int = 32
@@ -32,8 +32,8 @@ class LoRARecipe:
 class ModelRecipe:
     """Either `path` (a checkpoint folder) or the three parts to assemble one from.
 
-    `encoder` is ``{path: folder}`` or ``{name: beats, published: file}``; `train` in it is frozen, lora or full, and
-    `channels` what an encoder of mono hears of two channels: left, right, mean or each.
+    `encoder` is ``{path: folder}`` or ``{name: beats, published: file}``; `channels` in it is what an encoder of mono
+    hears of two channels: left, right, mean or each.
     """
 
     path: Path | None = None
@@ -43,9 +43,16 @@ class ModelRecipe:
     attention: str = "sdpa"
 
 
+@dataclass(kw_only=True)
+class TrainedParts:
+    """How each part of the model learns: not at all, by low-rank adapters, or with all its weights."""
+
+    encoder: Literal["frozen", "lora", "full"] = "frozen"
+    projector: Literal["frozen", "full"] = "full"
+    language_model: Literal["frozen", "lora", "full"] = "lora"
+
+
 Precision = Literal["auto", "fp32", "bf16"]
-EncoderTraining = Literal["frozen", "lora", "full"]
-ProjectorTraining = Literal["full", "frozen"]
 
 
 def resolve_precision(precision: Precision) -> Literal["fp32", "bf16"]:
@@ -89,23 +96,12 @@ def assemble(recipe: ModelRecipe, folder: Path) -> Path:
             path = recipe.language_model["path"]
             build_checkpoint(
                 folder,
-                encoder=open_encoder({key: value for key, value in recipe.encoder.items() if key != "train"}),
+                encoder=open_encoder(recipe.encoder),
                 language_model=AutoModelForCausalLM.from_pretrained(path),
                 tokenizer=AutoTokenizer.from_pretrained(path),
                 projector=recipe.projector,
             )
     return folder
-
-
-def encoder_training(recipe: Any) -> EncoderTraining:
-    """What a recipe trains of the encoder: its `encoder`, or `train` beside the encoder's name in `model`."""
-    beside = (recipe.model.encoder or {}).get("train")
-    if beside is None:
-        return recipe.encoder
-    if beside not in get_args(EncoderTraining) or recipe.encoder not in ("frozen", beside):
-        found = f"model.encoder.train: {beside} and encoder: {recipe.encoder}"
-        raise ConfigError(describe("training of the encoder", f"one of {', '.join(get_args(EncoderTraining))}", found))
-    return beside
 
 
 def encoder_targets(model: nn.Module) -> list[str]:
@@ -128,18 +124,19 @@ def _is_plain(convolution: nn.Conv2d) -> bool:
     return convolution.groups == 1 and convolution.dilation == (1, 1) and convolution.padding_mode == "zeros"
 
 
-def lora_config(model: nn.Module, lora: LoRARecipe, encoder: EncoderTraining, projector: ProjectorTraining) -> Any:
-    """The PEFT configuration of a run: language-model linears, the projector in full, the encoder as asked for."""
+def lora_config(model: nn.Module, train: TrainedParts, lora: LoRARecipe) -> Any:
+    """The PEFT configuration of a run: adapters where `train` says so, and what is trained in full beside them."""
     from peft import LoraConfig
 
-    targets = LORA_TARGETS
-    if encoder == "lora":
+    targets = [LORA_TARGETS] if train.language_model == "lora" else []
+    if train.encoder == "lora":
         names = encoder_targets(model)
         if not names:
-            raise ConfigError("encoder: lora, but the encoder has no layer that LoRA can wrap; use frozen or full.")
-        targets = f"{targets}|{'|'.join(re.escape(name) for name in names)}"
-    whole = [PROJECTOR] if projector == "full" else []
-    if encoder == "full":
+            cure = "Use frozen or full."
+            raise ConfigError(describe("train.encoder: lora", "a layer that LoRA can wrap", "none", cure))
+        targets += [re.escape(name) for name in names]
+    whole = [PROJECTOR] if train.projector == "full" else []
+    if train.encoder == "full":
         whole.append(ENCODER)
     return LoraConfig(
         task_type="CAUSAL_LM",
@@ -147,27 +144,33 @@ def lora_config(model: nn.Module, lora: LoRARecipe, encoder: EncoderTraining, pr
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         use_rslora=lora.rank_stabilized,
-        target_modules=targets,
+        target_modules="|".join(targets),
         modules_to_save=whole or None,
     )
 
 
-def make_trainable(
-    model: Any, *, lora: LoRARecipe | None, encoder: EncoderTraining = "frozen", projector: ProjectorTraining = "full"
-) -> Any:
-    """Set what is trained and return the model: wrapped by PEFT with `lora`, else its whole language model trains.
+def make_trainable(model: Any, train: TrainedParts | None = None, lora: LoRARecipe | None = None) -> Any:
+    """Set what is trained and return the model, wrapped by PEFT where a part has adapters (`lora` says which).
 
     Trained parameters are float32, whatever the frozen ones are: an update of 1e-5 is lost in bfloat16's 8 bits.
+    Raises :class:`ConfigError` for parts that cannot be trained together.
     """
-    if encoder == "lora" and lora is None:
-        raise ConfigError("encoder: lora needs a 'lora' group in the recipe.")
+    train = train or TrainedParts()
+    kinds = (train.encoder, train.projector, train.language_model)
+    if set(kinds) == {"frozen"}:
+        raise ConfigError(describe("train", "a part that learns", "encoder, projector and language_model frozen"))
+    if train.encoder == "lora" and train.language_model == "full":
+        found = "encoder: lora with language_model: full"
+        raise ConfigError(describe("train", "adapters for both, or none", found, "Use encoder: full or frozen."))
+    if train.language_model == "frozen":
+        model.requires_grad_(False)
     # The model itself keeps an encoder without trained parameters in evaluation mode and outside of the graph.
-    model.get_submodule(ENCODER).requires_grad_(encoder != "frozen")
-    model.get_submodule(PROJECTOR).requires_grad_(projector == "full")
-    if lora is not None:
+    model.get_submodule(ENCODER).requires_grad_(train.encoder != "frozen")
+    model.get_submodule(PROJECTOR).requires_grad_(train.projector == "full")
+    if "lora" in kinds:
         from peft import get_peft_model
 
-        model = get_peft_model(model, lora_config(model, lora, encoder, projector))
+        model = get_peft_model(model, lora_config(model, train, lora or LoRARecipe()))
     for parameter in model.parameters():
         if parameter.requires_grad and not hasattr(parameter, "ds_id"):  # DeepSpeed keeps its own float32 copies
             parameter.data = parameter.data.float()

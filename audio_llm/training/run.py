@@ -40,12 +40,10 @@ from audio_llm.training.callbacks import (
 from audio_llm.training.encoder_cache import open_cache
 from audio_llm.training.examples import DataRecipe, Rejects, RunSampler, open_shards
 from audio_llm.training.policy import (
-    EncoderTraining,
     LoRARecipe,
     ModelRecipe,
     Precision,
-    ProjectorTraining,
-    encoder_training,
+    TrainedParts,
     load_model,
     make_trainable,
     print_trainable,
@@ -93,13 +91,29 @@ class PolicyRecipe(RunRecipe):
 
     model: ModelRecipe
     data: DataRecipe
+    train: TrainedParts = field(default_factory=TrainedParts)
     lora: LoRARecipe | None = field(default_factory=LoRARecipe)
-    encoder: EncoderTraining = "frozen"
-    projector: ProjectorTraining = "full"
     encoder_cache: Path | None = None
     seconds: float | None = None
     record_order: bool = False
     export: list[Literal["merged", "adapter"]] = field(default_factory=lambda: ["merged", "adapter"])
+
+    def __post_init__(self) -> None:
+        """Read what recipes of version 0.1 say elsewhere and ``config.ALIASES`` cannot tell."""
+        if self.lora is None:
+            config.note("lora: null", "train: {language_model: full}")
+            self.lora = LoRARecipe()
+            if self.train.language_model == "lora":
+                self.train.language_model = "full"
+        if self.model.encoder and "train" in self.model.encoder:
+            encoder = dict(self.model.encoder)
+            beside = config.build(TrainedParts, {"encoder": encoder.pop("train")}, "model.encoder.train").encoder
+            if self.train.encoder not in ("frozen", beside):
+                found = f"model.encoder.train: {beside} and train.encoder: {self.train.encoder}"
+                raise ConfigError(describe("training of the encoder", "one way", found))
+            config.note("model.encoder.train", "train.encoder")
+            self.model = dataclasses.replace(self.model, encoder=encoder)
+            self.train = dataclasses.replace(self.train, encoder=beside)
 
 
 class Run:
@@ -210,10 +224,10 @@ class PolicyRun(Run):
 
         recipe = self.recipe
         set_seed(recipe.seed)
-        # FSDP shards weights of one dtype only, and without LoRA every weight is trained, that is float32.
-        mixed = self.arguments.bf16 and recipe.lora is not None and not self.arguments.fsdp
+        # FSDP shards weights of one dtype only; a language model that is trained in full is float32.
+        mixed = self.arguments.bf16 and recipe.train.language_model != "full" and not self.arguments.fsdp
         model = load_model(self.start, recipe.model, torch.bfloat16 if mixed else torch.float32)
-        model = make_trainable(model, lora=recipe.lora, encoder=encoder_training(recipe), projector=recipe.projector)
+        model = make_trainable(model, recipe.train, recipe.lora)
         if self.main:
             summary = trainable_map(model)
             write_json(recipe.output / "trainable.json", summary)

@@ -157,7 +157,7 @@ def trained(published, bursts, language_model, tmp_path_factory) -> Callable[[Ma
     def get(maker: Maker, train: str) -> tuple[Path, dict[str, Any]]:
         named, output = published(maker), tmp_path_factory.mktemp(f"{maker.__name__}-{train}") / "run"
         shards = bursts(open_encoder(named).sample_rate)
-        return output, sft.run(recipe_of(output, named | {"train": train}, language_model, shards))
+        return output, sft.run(recipe_of(output, named, language_model, shards, train={"encoder": train}))
 
     return get
 
@@ -271,7 +271,7 @@ def test_reinforcement_from_a_published_file(bursts, trained, tmp_path):
         "data": {"train": [str(shards)]},
         "rewards": {"tests.training.test_grpo:even_ids": 1.0},
         "lora": {"rank": 4, "alpha": 8},
-        "encoder": "lora",
+        "train": {"encoder": "lora"},
         "steps": 2,
         "prompts_per_step": 2,
         "group_size": 4,

@@ -548,7 +548,7 @@ def test_a_model_starts_from_a_published_encoder(checkpoint, tmp_path):
 
     assert main(["convert", "lm", str(checkpoint()), str(tmp_path / "lm")]) == 0
     beats_original(beats_state(), tmp_path / "file.pt")
-    named = {"name": "beats", "published": str(tmp_path / "file.pt"), "window_seconds": 1.0, "train": "lora"}
+    named = {"name": "beats", "published": str(tmp_path / "file.pt"), "window_seconds": 1.0}
     recipe = ModelRecipe(encoder=named, language_model={"path": str(tmp_path / "lm")})
     model = load_model(assemble(recipe, tmp_path / "start"))
     encoder = build_encoder({"name": "beats", "published": tmp_path / "file.pt", "window_seconds": 1.0})
@@ -561,18 +561,3 @@ def test_a_model_starts_from_a_published_encoder(checkpoint, tmp_path):
     for wrong in ({"name": "beats", "preset": "tiny"}, {}, None):
         with pytest.raises(ConfigError, match=r"encoder\.published"):
             assemble(ModelRecipe(encoder=wrong, language_model={"path": "lm"}), tmp_path / "other")
-
-
-def test_what_is_trained_may_stand_beside_the_encoder(tmp_path):
-    from audio_llm.training.policy import ModelRecipe, encoder_training
-    from audio_llm.training.sft import SFTData, SFTRecipe
-
-    def trained(beside: str | None, top: str) -> str:
-        encoder = {"name": "beats", "published": "x"} | ({"train": beside} if beside else {})
-        model = ModelRecipe(encoder=encoder)
-        return encoder_training(SFTRecipe(output=tmp_path, model=model, data=SFTData(train=[tmp_path]), encoder=top))
-
-    assert [trained(None, "full"), trained("lora", "frozen"), trained("full", "full")] == ["full", "lora", "full"]
-    for beside, top in (("lora", "full"), ("some", "frozen")):
-        with pytest.raises(ConfigError, match="training of the encoder"):
-            trained(beside, top)

@@ -35,9 +35,10 @@ def adapted_encoder(checkpoint: Path, folder: Path, rank: int = 4, forms: tuple[
 
     from audio_llm.model.build import load_model, load_processor
     from audio_llm.model.export import export_weights
-    from audio_llm.training.policy import LoRARecipe, make_trainable
+    from audio_llm.training.policy import LoRARecipe, TrainedParts, make_trainable
 
-    model = make_trainable(load_model(checkpoint), lora=LoRARecipe(rank=rank, alpha=2 * rank), encoder="lora")
+    train, lora = TrainedParts(encoder="lora"), LoRARecipe(rank=rank, alpha=2 * rank)
+    model = make_trainable(load_model(checkpoint), train, lora)
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -87,9 +87,8 @@ def test_damaged_files_are_computed_again(checkpoint, tmp_path, calls):
 
 def test_a_trained_encoder_and_an_unwritable_folder_are_refused(checkpoint, shards, tmp_path):
     with pytest.raises(ConfigError, match="encoder: frozen"):
-        sft.run(
-            recipe_of(tmp_path / "run", checkpoint(), shards(), encoder="full", encoder_cache=tmp_path / "c", steps=1)
-        )
+        changes = {"train": {"encoder": "full"}, "encoder_cache": tmp_path / "c", "steps": 1}
+        sft.run(recipe_of(tmp_path / "run", checkpoint(), shards(), **changes))
     model = load_model(checkpoint())
     model.requires_grad_(False)
     (tmp_path / "file").write_text("")

@@ -499,8 +499,9 @@ def test_all_losses_and_knobs(checkpoint, shards, tmp_path, name):
 @pytest.mark.slow
 def test_gradient_checkpointing_and_a_trained_encoder(checkpoint, shards, tmp_path):
     run_loss(checkpoint, shards, tmp_path / "a", {}, gradient_checkpointing=True)
-    run_loss(checkpoint, shards, tmp_path / "b", {}, encoder="full")
-    run_loss(checkpoint, shards, tmp_path / "c", {}, lora=None)
+    run_loss(checkpoint, shards, tmp_path / "b", {}, train={"encoder": "full"})
+    run_loss(checkpoint, shards, tmp_path / "c", {}, train={"language_model": "full"})
+    run_loss(checkpoint, shards, tmp_path / "d", {}, train={"language_model": "frozen"})
 
 
 # --- vLLM ----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ pytest.importorskip("peft")
 from audio_llm.errors import ConfigError, TrainingError  # noqa: E402
 from audio_llm.model.build import load_model, load_processor  # noqa: E402
 from audio_llm.model.export import language_model_weights, write_adapter, write_language_model  # noqa: E402
-from audio_llm.training.policy import LoRARecipe, make_trainable  # noqa: E402
+from audio_llm.training.policy import LoRARecipe, TrainedParts, make_trainable  # noqa: E402
 from audio_llm.training.rollouts import (  # noqa: E402
     FORBIDDEN_BIAS,
     Completion,
@@ -36,7 +36,8 @@ needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not i
 def make_policy(folder: Path, seed: int = 0, lora: bool = True) -> PolicyWeights:
     """A policy whose adapter and projector have moved away from the checkpoint."""
     torch.manual_seed(seed)
-    model = make_trainable(load_model(folder), lora=LoRARecipe(rank=4, alpha=8) if lora else None)
+    train = TrainedParts(language_model="lora" if lora else "full")
+    model = make_trainable(load_model(folder), train, LoRARecipe(rank=4, alpha=8))
     move(model, seed)
     return PolicyWeights(model)
 
@@ -271,7 +272,7 @@ def test_a_prompt_too_long_is_refused_with_both_numbers(vllm_engine):
 def test_adapter_sync_needs_an_adapter(checkpoint):
     from audio_llm.serving.rollout_engines import resolve_sync
 
-    with pytest.raises(ConfigError, match="no 'lora' group"):
+    with pytest.raises(ConfigError, match="a language model with an adapter"):
         resolve_sync("adapter", make_policy(checkpoint(), lora=False))
 
 

@@ -23,11 +23,11 @@ from audio_llm.training import callbacks, examples, policy, run, sft
 from tests.paths import ROOT
 
 
-def recipe_of(folder: Path, model: Path, train: Path, **changes) -> sft.SFTRecipe:
+def recipe_of(folder: Path, model: Path, samples: Path, **changes) -> sft.SFTRecipe:
     tree = {
         "output": str(folder),
         "model": {"path": str(model)},
-        "data": {"train": [str(train)], **changes.pop("data", {})},
+        "data": {"train": [str(samples)], **changes.pop("data", {})},
         "lora": {"rank": 4, "alpha": 8},
         "batch_size": 4,
         "learning_rate": 1e-3,
@@ -203,7 +203,9 @@ def test_template_must_keep_the_prompt_as_prefix(checkpoint, items):
 
 @pytest.mark.parametrize("encoder", ["frozen", "lora", "full"])
 def test_only_what_is_asked_for_is_trained(checkpoint, encoder):
-    model = policy.make_trainable(load_model(checkpoint()), lora=policy.LoRARecipe(rank=4), encoder=encoder)
+    model = policy.make_trainable(
+        load_model(checkpoint()), policy.TrainedParts(encoder=encoder), policy.LoRARecipe(rank=4)
+    )
     found = policy.trainable_map(model)
     parts = found["parts"]
     assert parts["projector"]["trained"] == parts["projector"]["parameters"]
@@ -225,8 +227,9 @@ def test_frozen_encoder_has_no_gradient_and_does_not_move(checkpoint, shards, tm
     assert all(torch.equal(start[name], end[name]) for name in start)
 
 
-def test_without_lora_the_whole_language_model_is_trained(checkpoint, shards, tmp_path):
-    result = sft.run(recipe_of(tmp_path, checkpoint(), shards(), steps=2, lora=None, export=["merged", "adapter"]))
+def test_the_whole_language_model_is_trained_where_the_recipe_says_so(checkpoint, shards, tmp_path):
+    train = {"language_model": "full"}
+    result = sft.run(recipe_of(tmp_path, checkpoint(), shards(), steps=2, train=train, export=["merged", "adapter"]))
     assert set(result["exported"]) == {"merged"}
     before, after = load_model(checkpoint()), load_model(tmp_path / "merged")
     moved = [
@@ -236,13 +239,30 @@ def test_without_lora_the_whole_language_model_is_trained(checkpoint, shards, tm
     assert all(moved)
 
 
+@pytest.mark.parametrize("encoder", ["frozen", "lora"])
+def test_a_frozen_language_model_does_not_move(checkpoint, shards, tmp_path, encoder):
+    train = {"language_model": "frozen", "encoder": encoder}
+    result = sft.run(recipe_of(tmp_path, checkpoint(), shards(), steps=2, train=train, export=["merged", "adapter"]))
+    assert set(result["exported"]) == {"merged"}  # there is no adapter of the language model to export
+    before, after = load_model(checkpoint()), load_model(tmp_path / "merged")
+    others = dict(after.named_parameters())
+    moved = {name.split(".")[1] for name, value in before.named_parameters() if not torch.equal(value, others[name])}
+    assert moved == {"projector"} | ({"audio_encoder"} if encoder == "lora" else set())
+
+
+def test_parts_that_cannot_be_trained_together_are_refused(checkpoint):
+    for parts in ({"projector": "frozen", "language_model": "frozen"}, {"encoder": "lora", "language_model": "full"}):
+        with pytest.raises(ConfigError, match="train: expected"):
+            policy.make_trainable(load_model(checkpoint()), policy.TrainedParts(**parts))
+
+
 # ------------------------------------------------------------------------------------------------------------- export
 
 
 def perturbed(checkpoint, encoder: str, rank_stabilized: bool = False, tie: bool = False):
     torch.manual_seed(1)
     lora = policy.LoRARecipe(rank=4, alpha=8, rank_stabilized=rank_stabilized)
-    model = policy.make_trainable(load_model(checkpoint("qwen2", 2, tie)), lora=lora, encoder=encoder)
+    model = policy.make_trainable(load_model(checkpoint("qwen2", 2, tie)), policy.TrainedParts(encoder=encoder), lora)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -441,6 +461,26 @@ def test_deepspeed_configurations_are_accepted(path):
     zero = tree["zero_optimization"]
     found = get_zero_config({"zero_optimization": {k: v for k, v in zero.items() if v != "auto"}})
     assert int(found.stage) == int(path.stem.removeprefix("zero")[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "trained"),
+    [
+        ({"encoder": "full", "projector": "frozen"}, ("full", "frozen", "lora")),
+        ({"lora": None}, ("frozen", "full", "full")),
+        ({"model": {"encoder": {"name": "beats", "train": "lora"}}}, ("lora", "full", "lora")),
+    ],
+)
+def test_old_keys_of_what_is_trained_are_read(changes, trained, capsys):
+    config.note.cache_clear()
+    tree = {"output": "run", "model": {}, "data": {"train": []}, **changes}
+    recipe = config.build(sft.SFTRecipe, tree)
+    assert tuple(vars(recipe.train).values()) == trained and recipe.lora is not None
+    assert not recipe.model.encoder or "train" not in recipe.model.encoder
+    assert "train" in capsys.readouterr().err
+    if "encoder" in changes:
+        with pytest.raises(ConfigError, match="found both"):
+            config.build(sft.SFTRecipe, tree | {"train": changes})
 
 
 @pytest.mark.parametrize(
