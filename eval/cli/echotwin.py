@@ -106,7 +106,7 @@ def run_train(args: argparse.Namespace) -> int:
             audio_rate=args.lr_audio,
             weight_decay=args.weight_decay,
             duplicates=args.duplicates,
-            max_rejects=args.max_rejects,
+            max_reject_share=args.max_rejects,
             precision="bf16" if args.amp else "fp32",
             seed=args.seed,
         )

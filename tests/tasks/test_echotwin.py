@@ -356,11 +356,11 @@ def test_too_many_unusable_questions_stop_a_run(questions: Path, tmp_path: Path)
         training.fit(recipe_of(folder, tmp_path / "run"))
     listed = {row["sample"]: row["reason"] for row in files.read_lines(tmp_path / "run" / "rejects.jsonl")}
     assert sorted(listed) == ["part2_dev_0001", "part3_dev_0002"] and "clip_2.wav" in listed["part3_dev_0002"]
-    result = training.fit(recipe_of(folder, tmp_path / "run", max_rejects=0.5, steps=1))
+    result = training.fit(recipe_of(folder, tmp_path / "run", max_reject_share=0.5, steps=1))
     assert result["questions"] == 6 and result["rejects"] == 2
     # A model that does not listen learns from the same questions.
     deaf = dataclasses.replace(OPTIONS, listen=False)
-    result = training.fit(recipe_of(folder, tmp_path / "deaf", max_rejects=0.5, steps=1, model=deaf))
+    result = training.fit(recipe_of(folder, tmp_path / "deaf", max_reject_share=0.5, steps=1, model=deaf))
     assert result["questions"] == 6 and result["rejects"] == 2
     again = files.read_lines(tmp_path / "deaf" / "rejects.jsonl")
     assert {row["sample"]: row["reason"] for row in again} == listed
@@ -388,7 +388,7 @@ def test_validation_and_evaluation_leave_out_the_same_questions(
     recipe = recipe_of(questions, tmp_path / "run", model=config, validation=dev, save_steps=None)
     with pytest.raises(TrainingError, match="unusable validation questions.*3 of 10"):
         training.fit(recipe)
-    result = training.report(dataclasses.replace(recipe, max_rejects=0.3))
+    result = training.report(dataclasses.replace(recipe, max_reject_share=0.3))
     said = capsys.readouterr().out
     assert "24 questions, 0 left out" in said
     assert "validation: 7 questions, 3 left out (" in said and "1 × answer is none of the options" in said
@@ -414,7 +414,8 @@ def test_a_question_that_is_too_long_costs_itself_in_training(tmp_path: Path, he
     folder = make_questions(tmp_path / "train", 8)
     rewrite(folder, 5, choice=["A. " + "noise " * 200, "B. rain"], answer="B. rain")
     config = dataclasses.replace(OPTIONS, head=head)
-    result = training.fit(recipe_of(folder, tmp_path / "run", model=config, max_rejects=0.2, steps=2, save_steps=None))
+    changes = {"model": config, "max_reject_share": 0.2, "steps": 2, "save_steps": None}
+    result = training.fit(recipe_of(folder, tmp_path / "run", **changes))
     assert result["questions"] == 7 and result["rejects"] == 1
     (line,) = files.read_lines(tmp_path / "run" / "rejects.jsonl")
     assert line["set"] == "training" and line["sample"].endswith("0005") and "options are never cut" in line["reason"]

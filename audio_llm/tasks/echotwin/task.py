@@ -76,7 +76,7 @@ class EchoTwinRecipe(RunRecipe):
     eval_steps: int | None = None  # updates between validations; by default once per epoch
     save_steps: int | None = 200
     keep_checkpoints: int = 1
-    max_rejects: float = 0.05  # share of unusable questions beyond which the run stops
+    max_reject_share: float = 0.05  # share of unusable questions beyond which the run stops
 
     def check(self) -> None:
         """:class:`ConfigError` for values that cannot be trained with."""
@@ -296,11 +296,12 @@ def open_data(
 def check_usable(recipe: EchoTwinRecipe, dataset: QuestionDataset, name: str) -> None:
     """:class:`TrainingError` where `dataset` has no question, or too many had to be left out."""
     total = len(dataset) + len(dataset.rejects)
-    if not len(dataset) or len(dataset.rejects) > recipe.max_rejects * total:
+    if not len(dataset) or len(dataset.rejects) > recipe.max_reject_share * total:
         sample, reason = dataset.rejects[0]
         found = f"{len(dataset.rejects)} of {total}, the first: {sample}: {reason}"
-        cure = f"See {recipe.output / 'rejects.jsonl'}; raise max_rejects where that is how the data is."
-        raise TrainingError(describe(f"unusable {name} questions", f"at most {recipe.max_rejects:.0%}", found, cure))
+        cure = f"See {recipe.output / 'rejects.jsonl'}; raise max_reject_share where that is how the data is."
+        expected = f"at most {recipe.max_reject_share:.0%}"
+        raise TrainingError(describe(f"unusable {name} questions", expected, found, cure))
 
 
 def fit(recipe: EchoTwinRecipe) -> dict[str, Any]:
@@ -356,7 +357,7 @@ def run_position(
     recipe: EchoTwinRecipe, questions: dcase_aqa.Questions, held_out: dcase_aqa.Questions | None
 ) -> dict[str, Any]:
     """What decides the weights of a run; a checkpoint carries it, and a resumed run must agree."""
-    free = {"output", "resume", "cache", "log_steps", "save_steps", "keep_checkpoints", "audio", "max_rejects"}
+    free = {"output", "resume", "cache", "log_steps", "save_steps", "keep_checkpoints", "audio", "max_reject_share"}
     tree = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in free}
     settings = hashlib.sha256(repr(sorted(tree.items())).encode()).hexdigest()[:16]
     position = {"data": questions.fingerprint[:16], "samples": len(questions.rows)}
