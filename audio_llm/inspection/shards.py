@@ -205,19 +205,19 @@ mark {{ background: #b7e4c7 }} img {{ max-width: 100% }} audio {{ width: 100% }}
 
 
 def write_page(path: Path, dataset: ShardDataset, survey: Survey, position: int, shown: Pieces | None) -> None:
-    """One self-contained HTML page: the sample to listen to and to read. Browsers play FOA as W and Y made stereo."""
+    """One self-contained HTML page: the folder, then one sample to listen to and to read."""
     waveform = dataset.load_waveform(position)
     meta = _meta(dataset, position)
     marked = ""
     if shown is not None:
         parts = (f"<mark>{html.escape(text)}</mark>" if loss else html.escape(text) for text, loss in shown)
         marked = f"<h3>Prompt and reply</h3><p>Marked text carries loss.</p><pre>{''.join(parts)}</pre>"
-    playable, heard = _playable(waveform)
+    heard = "<p>Played as cardioids to the left and the right.</p>" if waveform.layout == "foa" else ""
     image = spectrogram_png(waveform)
     page = PAGE.format(
         title=html.escape(dataset.load_sample(position).id),
-        audio=base64.b64encode(encode(limit_peak(playable), "wav")).decode(),
-        heard=f"<p>{heard}</p>" if heard else "",
+        audio=base64.b64encode(playable(waveform)).decode(),
+        heard=heard,
         figure=f'<img alt="spectrogram" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
         if image
         else "",
@@ -234,15 +234,13 @@ def _table_rows(facts: list[tuple[str, str]]) -> str:
     return "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in facts)
 
 
-def _playable(waveform: Waveform) -> tuple[Waveform, str]:
-    """What a browser can play: FOA becomes two cardioids that look to the left and to the right, (W ± Y) / 2."""
-    if waveform.layout != "foa":
-        return waveform, ""
-    omni, left_right = waveform.samples[0], waveform.samples[1]
-    pair = np.stack([omni + left_right, omni - left_right]) / 2
-    return Waveform(
-        pair, waveform.sample_rate, "stereo"
-    ), "To be heard in a browser: cardioids to the left and the right."
+def playable(waveform: Waveform) -> bytes:
+    """A WAV file that any browser plays: FOA as two cardioids that look to the left and to the right, (W ± Y) / 2."""
+    if waveform.layout == "foa":
+        omni, left_right = waveform.samples[0], waveform.samples[1]
+        pair = np.stack([omni + left_right, omni - left_right]) / 2
+        waveform = Waveform(pair, waveform.sample_rate, "stereo")
+    return encode(limit_peak(waveform), "wav")
 
 
 def spectrogram_png(waveform: Waveform) -> bytes | None:

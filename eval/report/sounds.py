@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from audio_llm.audio import Waveform, encode, limit_peak
+from audio_llm.audio import Waveform
 from audio_llm.errors import AudioLLMError
+from audio_llm.inspection.shards import playable
 from eval.benchmarks import open_benchmark
 from eval.figures import charts
 from eval.figures.runs import Run
@@ -118,15 +117,7 @@ def _truth(row: Prediction) -> str:
 
 
 def _player(waveform: Waveform) -> str:
-    return f'<audio controls preload="metadata" src="{charts.data_url("audio/wav", _playable(waveform))}"></audio>'
-
-
-def _playable(waveform: Waveform) -> bytes:
-    """WAV bytes that any browser plays: four-channel audio as the two channels of a pair of opposite cardioids."""
-    if waveform.layout == "foa":
-        w, y = waveform.samples[0], waveform.samples[1]
-        waveform = Waveform(np.stack([(w + y) / 2, (w - y) / 2]), waveform.sample_rate, "stereo")
-    return encode(limit_peak(waveform), "wav")
+    return f'<audio controls preload="metadata" src="{charts.data_url("audio/wav", playable(waveform))}"></audio>'
 
 
 # ------------------------------------------------------------------------------------------------------------ failures
