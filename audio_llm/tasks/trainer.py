@@ -39,6 +39,7 @@ from audio_llm.model.folder import CONFIG, WEIGHTS, load_encoder, load_strictly
 from audio_llm.tasks.base import EncoderRecipe, SupervisedTask, task_class
 from audio_llm.tasks.clips import Batch, BatchPlan, ClipStore, collate, spec_augment
 from audio_llm.training.callbacks import forget_after
+from audio_llm.training.policy import resolve_precision
 from audio_llm.training.run import check_launch, prepare_torch
 
 # Metrics hold what a run repeats to the digit; what the clock says stands beside them.
@@ -85,16 +86,6 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(model, avg_fn=average, use_buffers=True)
 
 
-def computes_in_bf16(precision: str) -> bool:
-    """Whether to train in bfloat16; ``auto`` asks the GPU, or the CPU for instructions that make it worth while."""
-    if precision != "auto":
-        return precision == "bf16"
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # there is no public way to ask
-    return bool(supported and supported())
-
-
 def rate_at(progress: float, recipe: EncoderRecipe) -> float:
     """Learning rate at a share of the run: linear warm-up, then half a cosine down to ``minimum_rate``."""
     if progress < recipe.warmup:
@@ -112,7 +103,7 @@ class Trainer:
         prepare_torch()
         self.recipe = recipe
         self.accelerator = Accelerator(
-            mixed_precision="bf16" if computes_in_bf16(recipe.precision) else "no",
+            mixed_precision="bf16" if resolve_precision(recipe.precision, cpu=True) == "bf16" else "no",
             cpu=not torch.cuda.is_available(),  # said aloud: without it, a launch on CPUs becomes single processes
         )
         if self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):

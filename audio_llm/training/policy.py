@@ -55,11 +55,14 @@ class TrainedParts:
 Precision = Literal["auto", "fp32", "bf16"]
 
 
-def resolve_precision(precision: Precision) -> Literal["fp32", "bf16"]:
-    """``auto`` is bf16 where the accelerator computes it natively, else fp32."""
+def resolve_precision(precision: Precision, cpu: bool = False) -> Literal["fp32", "bf16"]:
+    """``auto`` is bf16 where the GPU computes it natively, or with `cpu` a CPU alone does, else fp32."""
     if precision != "auto":
         return precision
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # there is no public way to ask
+    return "bf16" if cpu and supported and supported() else "fp32"
 
 
 def starting_folder(recipe: ModelRecipe, output: Path) -> Path:

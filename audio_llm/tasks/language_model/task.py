@@ -8,7 +8,7 @@ recipe).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +23,8 @@ from audio_llm.model.build import check_reloaded
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+Row = tuple[list[int], list[int]]  # token ids of a prompt and of its reply
 
 
 @dataclass
@@ -113,7 +115,8 @@ def described(sample: Any, style: str) -> tuple[str, str]:
     return prompt + "<|im_start|>assistant\n", target_text(sample, style) + "<|im_end|>"
 
 
-def _batches(rows: list[tuple[list[int], list[int]]], size: int, pad: int, seed: int) -> Iterator[dict[str, Any]]:
+def _batches(rows: Sequence[Row], size: int, pad: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Epoch after epoch, each in an order of its own; rows that fill no batch are left out of their epoch."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -123,22 +126,20 @@ def _batches(rows: list[tuple[list[int], list[int]]], size: int, pad: int, seed:
             yield _collate([rows[i] for i in order[start : start + size]], pad)
 
 
-def _collate(rows: list[tuple[list[int], list[int]]], pad: int) -> dict[str, Any]:
+def _collate(rows: Sequence[Row], pad: int) -> dict[str, Any]:
+    """Tensors of shape (rows, longest row), filled up on the right; the loss counts the replies alone."""
     import torch
 
-    width = max(len(prompt) + len(reply) for prompt, reply in rows)
-    ids = torch.full((len(rows), width), pad)
-    labels = torch.full((len(rows), width), -100)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for number, (prompt, reply) in enumerate(rows):
-        length = len(prompt) + len(reply)
-        ids[number, :length] = torch.tensor(prompt + reply)
-        labels[number, len(prompt) : length] = torch.tensor(reply)
-        mask[number, :length] = 1
-    return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+    def padded(lists: list[list[int]], fill: int) -> Any:
+        return torch.nn.utils.rnn.pad_sequence([torch.tensor(part) for part in lists], True, fill)
+
+    whole = [prompt + reply for prompt, reply in rows]
+    labels = [[-100] * len(prompt) + reply for prompt, reply in rows]
+    mask = [[1] * len(ids) for ids in whole]
+    return {"input_ids": padded(whole, pad), "labels": padded(labels, -100), "attention_mask": padded(mask, 0)}
 
 
-def exact_share(model: Any, rows: list[tuple[list[int], list[int]]], pad: int) -> float:
+def exact_share(model: Any, rows: Sequence[Row], pad: int) -> float:
     """Share of replies whose every token is the most likely one (teacher forced)."""
     import torch
 
@@ -166,13 +167,8 @@ def train(recipe: LanguageModelRecipe) -> Path:
         raise ConfigError(f"text {recipe.text}: expected more than {needed} lines, found {len(samples)}.")
     texts = [described(sample, recipe.style) for sample in samples]
     tokenizer = train_tokenizer((part for text in texts for part in text), recipe.vocabulary)
-    rows = [
-        (
-            tokenizer(prompt, add_special_tokens=False)["input_ids"],
-            tokenizer(reply, add_special_tokens=False)["input_ids"],
-        )
-        for prompt, reply in texts
-    ]
+    ids = [tokenizer(list(text), add_special_tokens=False)["input_ids"] for text in texts]
+    rows: list[Row] = [(prompt, reply) for prompt, reply in ids]
     held_out, rows = rows[-recipe.validation :], rows[: -recipe.validation]
     torch.manual_seed(recipe.seed)
     model = AutoModelForCausalLM.from_config(
