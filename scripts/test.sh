@@ -1,5 +1,9 @@
 #!/usr/bin/env bash
-# Lint, types and tests. Arguments go to pytest: `bash scripts/test.sh tests/test_audio.py -k resample`, `-m slow`.
+# Lint, types and tests: ruff, then mypy beside pytest, whose workers (pytest-xdist) share the files of tests among them.
+#   bash scripts/test.sh                                      what continuous integration runs
+#   bash scripts/test.sh tests/test_audio.py -k resample      arguments go to pytest
+#   bash scripts/test.sh -m slow                              the long ones, one after the other
+#   bash scripts/test.sh -n 0 ...                             all in one process, for a debugger
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
@@ -32,9 +36,20 @@ PYTHON
 }
 
 check ruff ruff check .
-check mypy mypy
-case " $* " in *slow*) command -v g++ >/dev/null && check "DeepSpeed's communicator" build_deepspeed ;; esac
-check pytest python -m pytest "$@"
+types="$(mktemp)"
+trap 'rm -f "$types"' EXIT
+mypy >"$types" 2>&1 & mypy=$!
+
+workers=(-n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder) # tests/conftest.py has the order of files
+case " $* " in
+    *slow*) # several processes each, with limits of time
+        workers=()
+        command -v g++ >/dev/null && check "DeepSpeed's communicator" build_deepspeed
+        ;;
+esac
+check pytest python -m pytest "${workers[@]}" "$@"
+check mypy wait "$mypy"
+cat "$types"
 
 printf '\ntotal %d s' $((SECONDS - started))
 if [ ${#failed[@]} -gt 0 ]; then

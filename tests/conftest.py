@@ -1,19 +1,37 @@
-"""Shared small models: real checkpoint folders with random weights, through the code that assembles big ones."""
+"""What all tests share: small models and shards, the order of the files, and the skips of what is not there.
+
+The models are real checkpoint folders with random weights, made by the code that assembles big ones. Under pytest-xdist
+the workers share them: the first that wants a folder makes it, the others wait for it.
+"""
 
 from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads of several processes starve each other
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker is one of as many as there are cores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 import pytest
+from filelock import FileLock
+
+from tests.paths import ROOT, SHARED
+
+# Files that take long, the longest first, so that no worker is left with one at the end; the others follow by name.
+LONGEST = (
+    *("serving/test_vllm_parity", "serving/test_vllm_server", "training/test_rollouts", "training/test_grpo"),
+    *("eval/test_eval", "eval/test_eval_runs", "tasks/test_seld_task", "tasks/test_classification"),
+    *("tasks/test_echotwin", "tasks/test_supervised", "training/test_sft", "training/test_distributed"),
+    *("test_scripts", "eval/test_full_report", "eval/test_spatial_sound_qa", "encoders/test_published"),
+)
 
 LAYOUT_OF = {1: "mono", 2: "binaural", 4: "foa"}
 
@@ -105,17 +123,32 @@ def make_checkpoint(
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory):
-    """``checkpoint(family="qwen2", channels=2, tie=False)`` -> folder, built once per session."""
-    built: dict[tuple, Path] = {}
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``made_once(name, make)`` -> the folder that ``make(folder)`` wrote, once per run of pytest, for all workers."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        folder = root / "made" / name
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            done = folder.with_suffix(".done")
+            if not done.exists():
+                make(folder)
+                done.touch()
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def checkpoint(made_once):
+    """``checkpoint(family="qwen2", channels=2, tie=False)`` -> folder, built once."""
 
     def get(family: str = "qwen2", channels: int = 2, tie: bool = False) -> Path:
-        key = (family, channels, tie)
-        if key not in built:
-            built[key] = make_checkpoint(
-                tmp_path_factory.mktemp("model") / f"{family}-{channels}", family, channels, tie
-            )
-        return built[key]
+        name = f"model-{family}-{channels}{'-tied' if tie else ''}"
+        return made_once(name, lambda folder: make_checkpoint(folder, family, channels, tie))
 
     return get
 
@@ -159,17 +192,26 @@ def make_shards(folder: Path, count: int = 24, channels: int = 2, seed: int = 0,
 
 
 @pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory):
-    """``shards(count=24, channels=2)`` -> shard folder, built once per session."""
-    built: dict[tuple, Path] = {}
+def shards(made_once):
+    """``shards(count=24, channels=2)`` -> shard folder, built once."""
 
     def get(count: int = 24, channels: int = 2, seed: int = 0) -> Path:
-        key = (count, channels, seed)
-        if key not in built:
-            built[key] = make_shards(tmp_path_factory.mktemp("shards") / "data", count, channels, seed)
-        return built[key]
+        return made_once(f"shards-{count}-{channels}-{seed}", lambda folder: make_shards(folder, count, channels, seed))
 
     return get
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked ``shared`` where the folder, or a file of it, is not there."""
+    for mark in item.iter_markers("shared"):
+        for path in mark.args:
+            if not (SHARED / path).exists():
+                pytest.skip(f"reads {path} of the folder 'shared', which must lie beside the checkout ({SHARED})")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {ROOT / "tests" / f"{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 def pytest_collection_finish() -> None:

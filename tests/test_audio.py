@@ -70,10 +70,10 @@ def test_perceptual_codecs_equal_soundfile(format: str, subtype: str, tmp_path: 
     assert abs(np.argmax(spectrum) * found.sample_rate / 12000 - 440) < 2
 
 
+@pytest.mark.shared("data")
 def test_decode_real_recordings() -> None:
     paths = [*sorted((SHARED / "data").rglob("*.wav"))[:3], *sorted((SHARED / "data").rglob("*.ogg"))[:2]]
-    if not paths:
-        pytest.skip("no shared recordings beside the checkout")
+    assert paths
     for path in paths:
         expected, rate = soundfile.read(path, dtype="float32", always_2d=True)
         found = audio.decode(path)

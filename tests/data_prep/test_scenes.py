@@ -442,7 +442,7 @@ def test_urbansound8k_layout_keeps_slices_of_a_recording_together(tmp_path):
     assert sum(map(len, owners)) == len(set().union(*owners)) == 32
 
 
-@pytest.mark.skipif(not (SHARED / "data" / "esc10").is_dir(), reason="the ESC-10 recordings are not on this machine")
+@pytest.mark.shared("data/esc10")
 def test_esc_folds_are_kept(tmp_path):
     library = sounds.find(SHARED / "data" / "esc10")
     assert len(library.clips) == 320 and len(library.labels) == 10

@@ -30,8 +30,6 @@ RATE = 8_000
 
 @pytest.fixture(scope="module")
 def reference():
-    if not FIXTURES.exists():
-        pytest.skip("../shared/fixtures/bat_ref.npz is not on this machine")
     return np.load(FIXTURES)
 
 
@@ -42,6 +40,7 @@ def waveform(samples: np.ndarray, rate: int) -> audio.Waveform:
 # ------------------------------------------------------------------------------------------------ the renderer
 
 
+@pytest.mark.shared("fixtures/bat_ref.npz")
 def test_renders_the_reference_exactly(reference) -> None:
     rendering = Rendering()
     first = reverberation.dry(waveform(reference["loader_a"], 32_000), rendering)
@@ -54,6 +53,7 @@ def test_renders_the_reference_exactly(reference) -> None:
     assert np.array_equal(reverberation.render(other_rate, reference["loader_r1"], rendering), reference["loader_44k"])
 
 
+@pytest.mark.shared("fixtures/bat_ref.npz")
 def test_labels_of_the_reference_geometry(reference) -> None:
     for row in reference["geometry"]:
         azimuth, elevation, distance = reverberation.place_of(tuple(row[:3]), tuple(row[3:6]))

@@ -6,7 +6,6 @@ import zlib
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from tests.paths import DATA, SHARED
@@ -21,14 +20,9 @@ def excerpt() -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def _whole() -> Any:
-    return np.load(FIXTURE)
-
-
 def whole() -> Any:
-    if not FIXTURE.exists():
-        pytest.skip("../shared/fixtures/pseld_ref.npz is not on this machine; the excerpt in tests/data is checked")
-    return _whole()
+    """All arrays of the reference, for tests marked as in need of them; the excerpt is checked everywhere."""
+    return np.load(FIXTURE)
 
 
 def seeded(key: str, shape: list[int]) -> torch.Tensor:

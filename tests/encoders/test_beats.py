@@ -61,12 +61,7 @@ def head() -> TokenMeanHead:
 
 @pytest.fixture(scope="module")
 def reference():
-    path = FIXTURES / "beats_ref.npz"
-    if not path.exists():
-        pytest.skip(
-            "../shared/fixtures/beats_ref.npz is not on this machine; the excerpt in tests/data is checked instead"
-        )
-    return np.load(path)
+    return np.load(FIXTURES / "beats_ref.npz")
 
 
 def with_published_masks(encoder: BEATs) -> BEATs:
@@ -95,6 +90,7 @@ def test_excerpt_of_the_reference(tiny, head):
     assert mask.all() and np.array_equal(padded[0].numpy(), excerpt["mask"])
 
 
+@pytest.mark.shared("fixtures/beats_ref.npz")
 @torch.inference_mode()
 def test_every_array_of_the_reference(tiny, head, reference):
     waveform, whole = torch.from_numpy(reference["wav"])[:, None], torch.tensor([48000, 48000])
@@ -109,6 +105,7 @@ def test_every_array_of_the_reference(tiny, head, reference):
     close(head(tokens, mask).sigmoid(), reference["ft_probs_masked"], TOKEN_TOLERANCE)
 
 
+@pytest.mark.shared("fixtures/beats_ref.npz")
 @torch.inference_mode()
 def test_base_model_of_the_reference(reference):
     encoder = seeded_fill(BEATs(BEATsConfig(window_seconds=3.0)))
@@ -116,6 +113,7 @@ def test_base_model_of_the_reference(reference):
     close(tokens, reference["base_tokens"], TOKEN_TOLERANCE)
 
 
+@pytest.mark.shared("fixtures/beats_ref.npz")
 def test_tiny_file_of_the_reference_loads_strictly(reference):
     published = BEATs.load_published(FIXTURES / "beats_tiny.pt", window_seconds=3.0)
     assert not published.heads and published.encoder.config == TINY

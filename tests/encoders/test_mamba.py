@@ -175,6 +175,7 @@ def test_excerpt_of_the_reference(name):
     check_decoder(str(excerpt()[f"{name}/keys"]), excerpt()["x"], excerpt()[f"{name}/y"])
 
 
+@pytest.mark.shared("fixtures/pseld_ref.npz")
 @pytest.mark.parametrize("length", ["", "100"])
 @pytest.mark.parametrize("name", PUBLISHED)
 @torch.inference_mode()
@@ -189,6 +190,7 @@ def test_the_reference_lies_as_near_to_double_precision_as_we_do(name, length):
     assert reference.max() <= 3 * own.max() < 2e-3 and reference.median() <= 1.5 * own.median() < 1e-5
 
 
+@pytest.mark.shared("fixtures/pseld_ref.npz")
 @pytest.mark.parametrize("length", ["", "100"])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_decoders_of_the_reference(name, length):
@@ -214,6 +216,7 @@ def test_each_published_switch_matters(name, changes):
     assert bad.max() > 20 * good.max() and bad.median() > 100 * good.median()
 
 
+@pytest.mark.shared("fixtures/pseld_ref.npz")
 @torch.inference_mode()
 def test_the_published_rows_blur_longer_sequences():
     """Resampling 31 steps to 251 rows and back changes nothing; 100 steps are blurred, as in the reference."""

@@ -41,6 +41,7 @@ def test_planes_of_the_excerpt():
     np.testing.assert_allclose(planes, excerpt()["planes"], rtol=0, atol=5e-6)
 
 
+@pytest.mark.shared("fixtures/pseld_ref.npz")
 @pytest.mark.parametrize("clip", ["mix", "hardleft"])
 def test_planes_of_the_reference(clip):
     audio = whole()[f"pfoa/{clip}/audio"]
@@ -125,6 +126,7 @@ def test_parameter_counts_of_pseldnets(name, count):
     assert sum(parameter.numel() for parameter in network.parameters()) == count
 
 
+@pytest.mark.shared("fixtures/pseld_ref.npz")
 @pytest.mark.parametrize("name", ["HTSAT", "CNN14_BiMambaAC", *LARGE])
 @torch.inference_mode()
 def test_networks_of_the_reference(name, tmp_path):
@@ -151,6 +153,7 @@ def test_networks_of_the_reference(name, tmp_path):
     assert published.facts["labels"] == list(CLASSES)
 
 
+@pytest.mark.shared("fixtures/pseld_ref.npz")
 @pytest.mark.parametrize("name", ["macro", "macro_inf", "macro_dist", "macro_on"])
 def test_scores_by_class_of_the_official_baseline(name):
     criteria, average = SETTINGS[name]
@@ -213,6 +216,7 @@ def published_htsat(classes: int, elements: int, **fields) -> dict[str, torch.Te
     return state
 
 
+@pytest.mark.shared("fixtures/pseld_ref.npz")
 def test_the_conformer_has_the_published_keys():
     shapes = {f"decoder.{key}": shape for key, shape in conformer_shapes(2048, heads=8).items()}
     keys = json.loads(str(whole()["models/CNN14_Conformer/keys"])).items()

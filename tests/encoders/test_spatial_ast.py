@@ -53,12 +53,7 @@ def published() -> SpatialAST:
 
 @pytest.fixture(scope="module")
 def reference():
-    path = FIXTURES / "bat_ref.npz"
-    if not path.exists():
-        pytest.skip(
-            "../shared/fixtures/bat_ref.npz is not on this machine; the excerpt in tests/data is checked instead"
-        )
-    return np.load(path)
+    return np.load(FIXTURES / "bat_ref.npz")
 
 
 def close(found: torch.Tensor, expected: np.ndarray, tolerance: float) -> None:
@@ -77,6 +72,7 @@ def test_excerpt_of_the_reference(published):
     assert tokens.shape == (1, 515, 768) and mask.all()
 
 
+@pytest.mark.shared("fixtures/bat_ref.npz")
 def test_every_stage_of_the_reference(published, reference):
     waveform = torch.from_numpy(reference["wav"])
     with torch.inference_mode():
@@ -95,6 +91,7 @@ def test_every_stage_of_the_reference(published, reference):
     close(tokens, reference["tokens"], 5e-5)
 
 
+@pytest.mark.shared("fixtures/bat_ref.npz")
 def test_heads_of_the_reference(reference):
     heads = SpatialHeads(768).eval()
     with torch.no_grad():
@@ -104,6 +101,7 @@ def test_heads_of_the_reference(reference):
         close(found, reference[name], 5e-5)
 
 
+@pytest.mark.shared("fixtures/bat_ref.npz")
 def test_training_path_of_the_reference(published, reference):
     """Dry sound and impulse response come apart there: convolved in full, cut to the length of the sound."""
     dry, response = (torch.from_numpy(reference[name]) for name in ("wav", "train_rir"))
@@ -117,6 +115,7 @@ def test_training_path_of_the_reference(published, reference):
         close(found, reference[name], 5e-5)
 
 
+@pytest.mark.shared("fixtures/bat_ref.npz")
 def test_short_clip_is_stretched_on_request_only(published, reference):
     half, length = torch.from_numpy(reference["wav"][:, :, :160000]), torch.tensor([160000])
     stretching = copy.copy(published)  # the same weights
@@ -142,11 +141,9 @@ def published_state(size: dict, classes: int = 355) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.shared("fixtures/bat_ref_keys.json")
 def test_keys_shapes_and_size_are_the_published_ones():
-    path = FIXTURES / "bat_ref_keys.json"
-    if not path.exists():
-        pytest.skip("../shared/fixtures/bat_ref_keys.json is not on this machine")
-    tables = json.loads(path.read_text())
+    tables = json.loads((FIXTURES / "bat_ref_keys.json").read_text())
     state = published_state({})
     found = {key: [list(value.shape), str(value.dtype).removeprefix("torch.")] for key, value in state.items()}
     assert found == tables["encoder_full"]
@@ -158,6 +155,7 @@ def test_keys_shapes_and_size_are_the_published_ones():
     assert sum(parameter.numel() for parameter in learnt) == 85_963_194
 
 
+@pytest.mark.shared("fixtures/bat_ref.npz")
 def test_trunk_alone_leaves_out_the_heads(published, reference):
     """What the reference's trunk lacked of the whole file, and did not know: all heads but the one called so."""
     assert not len(reference["encoder_missing"])
@@ -167,6 +165,7 @@ def test_trunk_alone_leaves_out_the_heads(published, reference):
     assert set(map(str, reference["encoder_unexpected"])) == heads - {"head.weight", "head.bias"}
 
 
+@pytest.mark.shared("fixtures/bat_ref.npz")
 def test_transform_of_the_reference(reference):
     """Frames 40 to 55 of its convolution with windowed sines, which meet the first sound; to that one's rounding."""
     spectrum = stft(torch.from_numpy(reference["wav"]), 1024, 320)
@@ -316,9 +315,8 @@ def test_features_stay_float32_under_autocast_and_in_bfloat16():
         assert (rough.float() - plain).norm() < 0.05 * plain.norm()
 
 
+@pytest.mark.shared("fixtures/fill_weights.py")
 def test_own_filling_is_that_of_the_fixtures():
-    if not (FIXTURES / "fill_weights.py").exists():
-        pytest.skip("../shared/fixtures is not on this machine")
     sys.path.insert(0, str(FIXTURES))
     try:
         from fill_weights import fill

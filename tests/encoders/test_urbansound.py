@@ -75,10 +75,9 @@ def test_excerpt_of_the_reference(published):
     assert np.abs(logits - reference["logits"]).max() < 1e-3
 
 
+@pytest.mark.shared("fixtures/urbansound_ref.npz")
 @pytest.mark.parametrize("number", range(4))
 def test_every_array_of_the_reference(published, number):
-    if not FIXTURE.exists():
-        pytest.skip("../shared/fixtures/urbansound_ref.npz is not on this machine; the excerpt is checked instead")
     encoder, head, _ = published
     reference = np.load(FIXTURE)
     pcm, rate = reference[f"{number}/pcm"], int(reference[f"{number}/sr"])

@@ -160,7 +160,7 @@ def test_dcase_submission_is_written_and_valid(dcase: Path, capsys: pytest.Captu
 # ------------------------------------------------------------------------------------------------ zero-shot folders
 
 
-@pytest.mark.skipif(not ESC10.exists(), reason="no ESC-10 here")
+@pytest.mark.shared("data/esc10")
 def test_a_corpus_becomes_questions_by_its_official_folds() -> None:
     found = open_benchmark("zero_shot", ESC10)
     one = open_benchmark("zero_shot", ESC10, folds="2")

@@ -16,7 +16,7 @@ from tests.paths import SHARED
 
 CASES = SHARED / "fixtures" / "mmau_cases.json"
 MINI = SHARED / "data" / "mmau" / "mmau-test-mini.json"
-needs_cases = pytest.mark.skipif(not (CASES.is_file() and MINI.is_file()), reason="needs ../shared/fixtures, data/mmau")
+needs_cases = pytest.mark.shared("fixtures/mmau_cases.json", "data/mmau/mmau-test-mini.json")
 
 
 @pytest.fixture(scope="module")

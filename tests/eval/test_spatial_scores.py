@@ -115,9 +115,8 @@ def test_intervals_hold_the_value_and_shrink_with_the_clips() -> None:
     assert widths[2] < widths[1] / 2  # a quarter, by the square root of 16
 
 
+@pytest.mark.shared("fixtures/bat_ref.npz")
 def test_angles_of_the_reference() -> None:
-    if not FIXTURES.exists():
-        pytest.skip("../shared/fixtures/bat_ref.npz is not on this machine")
     reference = np.load(FIXTURES)
     rows = list(zip(*reference["ang_in"].tolist(), reference["ang_out"].tolist(), strict=True))
 

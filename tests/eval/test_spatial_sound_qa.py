@@ -93,7 +93,7 @@ def test_all_types_open_and_are_heard(folder: Path) -> None:
     assert not single.samples[:, 8299:].any()
 
 
-@pytest.mark.skipif(not FIXTURES.exists(), reason="the published code's outputs are not here")
+@pytest.mark.shared("fixtures/bat_ref.npz")
 def test_rendering_is_the_published_one_to_the_sample(folder: Path) -> None:
     reference = np.load(FIXTURES)
     for name, clip, response in (("Ya", "loader_a", "loader_r1"), ("Yb", "loader_b", "loader_r2")):

@@ -89,8 +89,6 @@ def test_a_label_beyond_the_options_is_no_answer(label: str) -> None:
 def mmau() -> list[tuple[list[str], int, int]]:
     """Choices, place of the gold answer and of a wrong one, of the 1,000 questions of MMAU test-mini."""
     path = SHARED / "data/mmau/mmau-test-mini.json"
-    if not path.is_file():
-        pytest.skip("needs ../shared/data/mmau")
     found = []
     for item in json.loads(path.read_text()):
         gold = item["choices"].index(item["answer"])
@@ -140,6 +138,7 @@ def filled(form: str, choices: list[str], gold: int, wrong: int) -> str:
     return form.format(g=choices[gold], w=choices[wrong], **letters)
 
 
+@pytest.mark.shared("data/mmau/mmau-test-mini.json")
 @pytest.mark.parametrize("form", [*RIGHT, "upper", "lower"])
 def test_every_way_of_giving_the_right_answer_counts_on_mmau(mmau, form: str) -> None:
     for choices, gold, wrong in mmau:
@@ -149,6 +148,7 @@ def test_every_way_of_giving_the_right_answer_counts_on_mmau(mmau, form: str) ->
         assert choice is not None and choices[choice] == choices[gold], (text, choices)
 
 
+@pytest.mark.shared("data/mmau/mmau-test-mini.json")
 @pytest.mark.parametrize("form", ["{G}", "{G}.", "<answer>{G}</answer>"])
 def test_a_bare_letter_is_a_label_unless_it_is_itself_an_option(mmau, form: str) -> None:
     """Where "C" is both the label of the third option and the text of another one, the text is meant."""
@@ -162,6 +162,7 @@ def test_a_bare_letter_is_a_label_unless_it_is_itself_an_option(mmau, form: str)
     assert both == 2
 
 
+@pytest.mark.shared("data/mmau/mmau-test-mini.json")
 @pytest.mark.parametrize("form", ["{G}", "{G}.", "({G})", "<answer>{G}</answer>", "Answer: {G}", "{G}. {g}", "{g}"])
 def test_where_letters_were_asked_for_every_letter_is_one_on_mmau(mmau, form: str) -> None:
     for choices, gold, wrong in mmau:
@@ -179,6 +180,7 @@ def test_a_letter_beyond_the_labels_is_an_option_text_even_where_letters_were_as
     assert resolve_option("F", chords, "letter").problem == "letter F beyond the 4 options"
 
 
+@pytest.mark.shared("data/mmau/mmau-test-mini.json")
 @pytest.mark.parametrize("form", WRONG)
 def test_contradictions_denials_and_silence_earn_nothing_on_mmau(mmau, form: str) -> None:
     for choices, gold, wrong in mmau:
@@ -187,6 +189,7 @@ def test_contradictions_denials_and_silence_earn_nothing_on_mmau(mmau, form: str
         assert choice is None or choices[choice] != choices[gold], (text, choices)
 
 
+@pytest.mark.shared("data/mmau/mmau-test-mini.json")
 @pytest.mark.parametrize(
     "form",
     [
@@ -221,6 +224,7 @@ def test_letters_that_are_denied_are_none(text: str, letter: str | None) -> None
     )
 
 
+@pytest.mark.shared("data/mmau/mmau-test-mini.json")
 def test_options_that_are_single_letters_are_never_eaten(mmau) -> None:
     letters = 0
     for choices, _, _ in mmau:

@@ -24,7 +24,7 @@ def ask(processor, audios: int, question: str = "Which sound?") -> str:
     return processor.render([{"role": "user", "content": content}], generate=True)
 
 
-@pytest.mark.skipif(not (SHARED / "fixtures/bat_ref.npz").exists(), reason="needs ../shared/fixtures")
+@pytest.mark.shared("fixtures/bat_ref.npz")
 def test_projector_reproduces_the_published_one() -> None:
     import runpy
 

@@ -128,9 +128,8 @@ def test_official_folds_of_both_layouts(corpus, tmp_path):
         sounds.official_folds(sounds.find(tmp_path))
 
 
+@pytest.mark.shared("data/esc10")
 def test_esc10_has_no_recording_in_two_folds():
-    if not (SHARED / "data" / "esc10").is_dir():
-        pytest.skip("../shared/data/esc10 is not on this machine")
     found = sounds.official_folds(sounds.find(SHARED / "data" / "esc10"))
     recordings = [{clip.recording for clip in part} for part in found.values()]
     assert [len(part) for part in found.values()] == [80] * 4

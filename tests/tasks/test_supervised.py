@@ -54,10 +54,9 @@ def test_azimuth_classes_turn_from_front_left_to_right_front():
     assert all(heads.azimuth_class(heads.class_azimuth(index)) == index for index in range(360))
 
 
+@pytest.mark.shared("fixtures/bat_ref.npz")
 def test_classes_of_the_reference_geometry():
     """Reference columns: sensor xyz, source xyz (x right, y up, −z front), distance, azimuth and elevation class."""
-    if not FIXTURES.exists():
-        pytest.skip("../shared/fixtures/bat_ref.npz is not on this machine")
     for row in np.load(FIXTURES)["geometry"]:
         right, up, back = row[3:6] - row[:3]
         azimuth = math.degrees(math.atan2(-right, -back))
@@ -69,9 +68,8 @@ def test_classes_of_the_reference_geometry():
         assert found == tuple(row[6:].astype(int))
 
 
+@pytest.mark.shared("fixtures/bat_ref.npz")
 def test_great_circle_of_the_reference():
-    if not FIXTURES.exists():
-        pytest.skip("../shared/fixtures/bat_ref.npz is not on this machine")
     reference = np.load(FIXTURES)
     rows = reference["ang_in"]
 
