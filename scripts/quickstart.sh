@@ -165,7 +165,8 @@ write_report() { # exit code 1 is a limit that was not met: it is printed below,
     [ -n "$SOUNDS" ] || limits=(--check "$RECIPES/expect.yaml")
     audio-llm report "before SFT=$OUT/eval/start" "SFT=$OUT/eval/sft" "more SFT=$OUT/eval/more_sft" \
         "GRPO=$OUT/eval/grpo" --out "$OUT/report.html" --title Quickstart "${limits[@]}" \
-        --training "encoder=$OUT/encoder" "SFT=$OUT/sft" "more SFT=$OUT/more_sft" "GRPO=$OUT/grpo" || [ $? -eq 1 ]
+        --training "encoder=$OUT/encoder" "language model=$OUT/language_model" "SFT=$OUT/sft" \
+        "more SFT=$OUT/more_sft" "GRPO=$OUT/grpo" || [ $? -eq 1 ]
 }
 stage report - "$RECIPES/expect.yaml,eval_start,eval_sft,eval_grpo,eval_more_sft,eval" write_report
 

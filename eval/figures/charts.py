@@ -46,6 +46,7 @@ def colour(index: int) -> str:
 def bars(groups: Sequence[tuple[str, float, Sequence[Bar]]], *, label: str, width: int = 980, left: int = 210) -> str:
     """Horizontal bars in groups ``(name, chance, bars)``: one bar a run with its interval, one mark for chance."""
     right, thick, gap, pad = 60, 13, 3, 16
+    left = max(left, *(round(6.4 * len(name)) + 18 for name, _, _ in groups), 0)
     scale = float(width - left - right)
     parts, y = [], 8.0
     height = sum(len(entries) * (thick + gap) + pad for _, _, entries in groups) + 34
@@ -56,14 +57,14 @@ def bars(groups: Sequence[tuple[str, float, Sequence[Bar]]], *, label: str, widt
     for name, chance, entries in groups:
         block = len(entries) * (thick + gap)
         parts.append(_text(left - 12, y + block / 2 + 3, name, "label", "end"))
-        for index, bar in enumerate(entries):
-            parts.append(_one_bar(bar, index, left, y + index * (thick + gap), scale, thick))
-        if math.isfinite(chance):
+        if math.isfinite(chance):  # below the bars' labels, which have a background
             x = left + scale * chance
             parts.append(
                 f'<line class="chance" x1="{x:.1f}" y1="{y - 4:.1f}" x2="{x:.1f}" y2="{y + block + 1:.1f}">'
                 f"<title>chance {100 * chance:.1f} %</title></line>"
             )
+        for index, bar in enumerate(entries):
+            parts.append(_one_bar(bar, index, left, y + index * (thick + gap), scale, thick))
         y += block + pad
     return _svg(width, int(height), "".join(parts), label)
 
@@ -73,56 +74,71 @@ def _one_bar(bar: Bar, index: int, left: float, y: float, scale: float, thick: i
         return ""
     middle = y + thick / 2
     tip = f"{bar.label}: {100 * bar.value:.1f} % [{100 * bar.low:.1f}, {100 * bar.high:.1f}], {bar.n} questions"
+    ends = f'x1="{left + scale * bar.low:.1f}" y1="{middle:.1f}" x2="{left + scale * bar.high:.1f}" y2="{middle:.1f}"'
+    where = left + scale * max(bar.value, bar.high) + 27  # two digits and a gap beyond the whisker's end
     return (
         f'<g><title>{escape(tip)}</title><rect x="{left}" y="{y:.1f}" width="{max(1.0, scale * bar.value):.1f}" '
         f'height="{thick}" rx="2" fill="{colour(index)}"/>'
-        f'<line class="whisker" x1="{left + scale * bar.low:.1f}" y1="{middle:.1f}" '
-        f'x2="{left + scale * bar.high:.1f}" y2="{middle:.1f}"/>'
-        + _text(left + scale * max(bar.value, bar.high) + 5, middle + 4, f"{100 * bar.value:.0f}", "value", "start")
+        f'<line class="halo" {ends}/><line class="whisker" {ends}/>'
+        + _text(where, middle + 4, f"{100 * bar.value:.0f}", "value", "end")
         + "</g>"
     )
 
 
 def lines(
-    title: str, series: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, width: int = 330, height: int = 190
+    title: str,
+    xs: Sequence[float],
+    ys: Sequence[float],
+    *,
+    series: int = 0,
+    log: bool = False,
+    limit: float | None = None,
+    width: int = 330,
+    height: int = 190,
 ) -> str:
-    """Curves ``(name, x, y)`` over steps: the values as measured, faint, and a running mean, strong."""
-    clean = [(name, *_finite(xs, ys)) for name, xs, ys in series]
-    clean = [(name, xs, ys) for name, xs, ys in clean if len(xs)]
-    if not clean:
+    """A curve over steps: the values as measured, faint, and a running mean, strong, in the colour of `series`; with
+    `log` on an axis of powers of ten (values of 0 and less are left out), with `limit` and its line."""
+    xs, ys = _finite(xs, ys, positive=log)
+    if not xs:
         return ""
     left, right, top, bottom = 46, 12, 26, 24
-    x_high = max(max(xs) for _, xs, _ in clean) or 1
-    x_low = min(min(xs) for _, xs, _ in clean)
-    ticks = nice_ticks(min(min(ys) for _, _, ys in clean), max(max(ys) for _, _, ys in clean))
+    x_low, x_high = min(xs), max(xs) or 1
+    height_of = math.log10 if log else float
+    shown = [height_of(y) for y in (*ys, *([limit] if limit else []))]
+    ticks = [float(e) for e in range(math.floor(min(shown)), math.ceil(max(shown)) + 1)] if log else []
+    ticks = ticks if len(ticks) > 1 else nice_ticks(min(shown), max(shown))
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_low) / ((x_high - x_low) or 1)
-        up = (y - ticks[0]) / (ticks[-1] - ticks[0])
+        up = (height_of(y) - ticks[0]) / (ticks[-1] - ticks[0])
         return left + across * (width - left - right), height - bottom - up * (height - top - bottom)
 
-    parts = [_text(left, 15, title, "chart-title", "start")]
+    def across(css: str, y: float) -> str:
+        return f'<line class="{css}" x1="{left}" y1="{y:.1f}" x2="{width - right}" y2="{y:.1f}"/>'
+
+    parts = [_text(4, 15, title, "chart-title", "start")]
     for tick in ticks:
-        _, y = place(x_low, tick)
-        parts.append(f'<line class="grid" x1="{left}" y1="{y:.1f}" x2="{width - right}" y2="{y:.1f}"/>')
-        parts.append(_text(left - 6, y + 4, f"{tick:g}", "axis", "end"))
+        value = 10**tick if log else tick
+        _, y = place(x_low, value)
+        parts += [across("grid", y), _text(left - 6, y + 4, f"{value:g}", "axis", "end")]
     parts.append(_text(left, height - 8, f"{x_low:g}", "axis", "start"))
     parts.append(_text(width - right, height - 8, f"step {x_high:g}", "axis", "end"))
-    for index, (name, xs, ys) in enumerate(clean):
-        smooth = running_mean(ys)
-        tip = f"{name}: last {ys[-1]:.4g}, mean of the last steps {smooth[-1]:.4g}"
-        for css, values in (("raw", ys), ("curve", smooth)):
-            points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*pair) for pair in zip(xs, values, strict=True)))
-            parts.append(
-                f'<polyline class="{css}" stroke="{colour(index)}" points="{points}"><title>{escape(tip)}</title>'
-                "</polyline>"
-            )
+    if limit:
+        _, y = place(x_low, limit)
+        parts += [across("limit", y), _text(width - right, y + 13, f"limit {limit:g}", "axis", "end")]
+    smooth = running_mean(ys)
+    tip = f"{title}: last {ys[-1]:.4g}, mean of the last steps {smooth[-1]:.4g}"
+    for css, values in (("raw", ys), ("curve", smooth)):
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*pair) for pair in zip(xs, values, strict=True)))
+        stroke = f'class="{css}" stroke="{colour(series)}"'
+        parts.append(f'<polyline {stroke} points="{points}"><title>{escape(tip)}</title></polyline>')
     return _svg(width, height, "".join(parts), title)
 
 
 def confusion(labels: Sequence[str], counts: np.ndarray, *, cell: int = 58) -> str:
-    """`counts` (true, answered) as a map: each row is the share of that true answer; the diagonal is right."""
-    left, top = 116, 46
+    """`counts` (true, answered) as a map: a row holds the shares of one true answer, with its count beside it; the
+    diagonal is right."""
+    left, top = 136, 46
     columns, rows = counts.shape[1], counts.shape[0]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     parts = [_text(left + columns * cell / 2, 16, "answered", "axis", "middle")]
@@ -130,6 +146,8 @@ def confusion(labels: Sequence[str], counts: np.ndarray, *, cell: int = 58) -> s
         parts.append(_text(left + (index + 0.5) * cell, 36, name, "label", "middle"))
         if index < rows:
             parts.append(_text(left - 10, top + (index + 0.5) * cell + 4, name, "label", "end"))
+            count = f"{int(counts[index].sum())} asked"
+            parts.append(_text(left - 10, top + (index + 0.5) * cell + 18, count, "axis", "end"))
     for row in range(rows):
         for column in range(columns):
             share, x, y = float(shares[row, column]), left + column * cell, top + row * cell
@@ -200,6 +218,21 @@ def spectrogram(samples: np.ndarray, sample_rate: int, *, width: int = 360, heig
     return data_url("image/png", png(_colours(stacked)))
 
 
+def spectrogram_with_axes(samples: np.ndarray, sample_rate: int, channels: Sequence[str], *, width: int = 360) -> str:
+    """:func:`spectrogram` with seconds along it, and for each of `channels` its name and its frequencies in Hz."""
+    panel, left, bottom = 84, 62, 18
+    height, seconds = panel * len(channels), samples.shape[1] / sample_rate
+    url = spectrogram(samples, sample_rate, width=width, height=panel)
+    parts = [f'<image x="{left}" y="4" width="{width}" height="{height}" preserveAspectRatio="none" href="{url}"/>']
+    for index, name in enumerate(channels):
+        top = 4 + index * panel
+        for y, text in ((top + 10, f"{sample_rate // 2} Hz"), (top + panel / 2 + 4, name), (top + panel - 3, "0 Hz")):
+            parts.append(_text(left - 5, y, text, "label" if text == name else "axis", "end"))
+    for x, text, anchor in ((left, "0 s", "start"), (left + width, f"{seconds:.1f} s", "end")):
+        parts.append(_text(x, height + bottom, text, "axis", anchor))
+    return _svg(left + width + 4, height + bottom + 6, "".join(parts), f"spectrogram: {', '.join(channels)}")
+
+
 def _colours(levels: np.ndarray) -> np.ndarray:
     """(rows, columns) in [0, 1] → (rows, columns, 3) uint8 along ``SPECTROGRAM_COLOURS``."""
     stops = np.linspace(0, 1, len(SPECTROGRAM_COLOURS))
@@ -251,8 +284,9 @@ def legend(names: Sequence[str], tick: str = "chance") -> str:
     return f'<div class="legend">{"".join(entries)}<span class="key"><i class="tick"></i>{escape(tick)}</span></div>'
 
 
-def _finite(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
+def _finite(xs: Sequence[float], ys: Sequence[float], *, positive: bool) -> tuple[list[float], list[float]]:
     pairs = [(float(x), float(y)) for x, y in zip(xs, ys, strict=True) if math.isfinite(x) and math.isfinite(y)]
+    pairs = [(x, y) for x, y in pairs if y > 0 or not positive]
     return [x for x, _ in pairs], [y for _, y in pairs]
 
 

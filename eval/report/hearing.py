@@ -14,7 +14,7 @@ from eval.figures import charts
 from eval.figures.estimates import Estimate, wilson
 from eval.figures.runs import Run
 from eval.figures.scores import Cell, by, summarise
-from eval.report.markup import accuracy, escape, estimate, note, percent, signed, table, won_and_lost
+from eval.report.markup import accuracy, escape, estimate, kind_of, note, percent, signed, table, won_and_lost
 from eval.scorers.open_answers import answer_kind
 
 DIRECTIONS = ("front", "left", "behind", "right")
@@ -64,7 +64,7 @@ def _guessed_bars(run: Run) -> str:
         return ""
     cells = {label: by(scored, "question_type") for label, scored in ways.items()}
     groups = [
-        (kind, cell.chance, [charts.Bar.of(label, _accuracy_of(cells[label].get(kind))) for label in ways])
+        (kind_of(kind), cell.chance, [charts.Bar.of(label, _accuracy_of(cells[label].get(kind))) for label in ways])
         for kind, cell in cells["true sound"].items()
         if cell.accuracy.n
     ]
@@ -135,9 +135,10 @@ def positions(run: Run) -> str:
     if not groups:
         return ""
     worst = max(float(np.abs(found[0] - found[1]).max()) / read[size] for size, found in counts.items() if read[size])
+    shuffled = " (options in other orders included)" if "shuffled_options" in run.passes else ""
     text = (
         "How often each place of the list was answered, and how often the right option stood there, over "
-        f"{sum(read.values())} answers (options in other orders included). The largest gap is {100 * worst:.1f} "
+        f"{sum(read.values())} answers{shuffled}. The largest gap is {100 * worst:.1f} "
         "points; a model without a habit of place has none beyond the intervals."
     )
     names = ["answered", "right option"]
@@ -153,28 +154,29 @@ def directions(run: Run) -> str:
     wedges = _wedges(run)
     if not maps:
         return ""
-    figures = "".join(
-        f"<figure><figcaption>{escape(name)} <small>{count} questions</small></figcaption>{drawing}</figure>"
-        for name, count, drawing in maps
-    )
     compass = f"<figure><figcaption>right answers by azimuth</figcaption>{charts.compass(wedges)}</figure>"
-    text = "Percent of each true direction (a row is a true one, a column an answered one)." + (
+    text = (
+        "Percent of each true direction (a row is a true one, with how often it was asked; a column an answered one). "
+        "<b>Chance</b>: one over the number of choices, and without choices the most frequent direction said always."
+    ) + (
         " The compass: the share of right answers by where a single sound truly was, seen from above." if wedges else ""
     )
-    return f'<div class="pair">{figures}{compass if wedges else ""}</div>{note(text)}'
+    return f'<div class="pair">{"".join(maps)}{compass if wedges else ""}</div>{note(text)}'
 
 
-def _word_maps(run: Run) -> list[tuple[str, int, str]]:
+def _word_maps(run: Run) -> list[str]:
     """Questions whose answer is one word of ``DIRECTIONS``, kinds with other choices apart."""
     pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    chance: dict[str, list[float]] = defaultdict(list)
     for entry in run.main:
         gold = entry.row.gold.casefold()
         if entry.score is not None and gold in DIRECTIONS:
             pairs[entry.row.question_type].append((gold, (entry.score.answer or UNREAD).casefold()))
-    return [(kind, len(found), _map(DIRECTIONS, found)) for kind, found in pairs.items()]
+            chance[entry.row.question_type].append(1 / max(len(entry.row.choices), 1))
+    return [_map(kind_of(kind), DIRECTIONS, found, float(np.mean(chance[kind]))) for kind, found in pairs.items()]
 
 
-def _axis_maps(run: Run) -> list[tuple[str, int, str]]:
+def _axis_maps(run: Run) -> list[str]:
     """Answers of several direction words ("left, front, above; 2m"), axis by axis."""
     pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for row in run.passes.get(run.answers, []):
@@ -185,19 +187,25 @@ def _axis_maps(run: Run) -> list[tuple[str, int, str]]:
             for axis, word in gold.items():
                 pairs[axis].append((word, said.get(axis, UNREAD)))
     words = {"/".join(axis): axis for axis in AXES}
-    return [(axis, len(pairs[axis]), _map(words[axis], pairs[axis])) for axis in words if pairs[axis]]
+    return [_map(axis, words[axis], pairs[axis]) for axis in words if pairs[axis]]
 
 
-def _map(words: Sequence[str], pairs: Sequence[tuple[str, str]]) -> str:
-    """The confusion map of (true, answered) `pairs`; words that neither occur nor are answered are left out."""
+def _map(title: str, words: Sequence[str], pairs: Sequence[tuple[str, str]], chance: float | None = None) -> str:
+    """The confusion map of (true, answered) `pairs`; words that neither occur nor are answered are left out. `chance`:
+    by default that of the most frequent true word."""
     labels = [*words, UNREAD]
     counts = np.zeros((len(words), len(labels)))
     for gold, said in pairs:
         counts[words.index(gold), labels.index(said) if said in labels else -1] += 1
+    chance = counts.sum(axis=1).max() / len(pairs) if chance is None else chance
+    right = wilson(int(np.trace(counts[:, : len(words)])), len(pairs))
+    verdict = "" if right.low > chance else ", not beyond chance"
     present = [index for index in range(len(words)) if counts[index].sum() or counts[:, index].sum()]
     unread = [len(words)] if counts[:, -1].sum() else []
     order = present + unread
-    return charts.confusion([labels[index] for index in order], counts[np.ix_(present, order)])
+    drawing = charts.confusion([labels[index] for index in order], counts[np.ix_(present, order)])
+    figures = f"{len(pairs)} questions, {percent(right.value)} right, chance {percent(chance)}{verdict}"
+    return f"<figure><figcaption>{escape(title)} <small>{figures}</small></figcaption>{drawing}</figure>"
 
 
 def _wedges(run: Run) -> list[tuple[float, float, float, int]]:

@@ -10,6 +10,24 @@ from typing import Any
 from eval.figures.estimates import Estimate, McNemar
 from eval.figures.scores import Cell
 
+# SpatialSoundQA's types of question in words.
+KINDS = {
+    "CLASSIFICATION": "which sounds",
+    "DOA": "where and how far",
+    "MIXUP_SINGLE_CLASSIFICATION": "which of two sounds is there",
+    "MIXUP_SINGLE_DOA": "where one of two is",
+    "MIXUP_DIRECTION": "is one on that side of the other",
+    "MIXUP_DISTANCE_BOTH": "is one nearer than the other",
+    "MIXUP_NONBINARY_DISTANCE": "how far apart two are",
+    "MIXUP_NONBINARY_SOURCE": "which is on that side of the other",
+    "MIXUP_NONBINARY_DIRECTION": "on which side of the other",
+}
+
+
+def kind_of(name: str) -> str:
+    """A type of question, in words where the benchmark has it in capitals alone."""
+    return f"{KINDS[name.upper()]} ({name})" if name.upper() in KINDS else name
+
 
 def escape(text: Any) -> str:
     """Whatever a model or a data file says is text, never markup."""

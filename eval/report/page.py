@@ -32,19 +32,23 @@ def build(
         ("Does it listen? Controls", hearing.controls(runs)),
         (f"Places of the options: {last.name}", hearing.positions(last)),
         (f"Directions: {last.name}", hearing.directions(last)),
-        ("Learning", learning(training)),
+        ("Learning", learning(training, [run.name for run in runs])),
         (f"Listen: {last.name}", heard),
         (f"What went wrong: {last.name}", failed),
         ("How these numbers were made", manifests(runs)),
     ]
-    body = "".join(f"<section><h2>{escape(name)}</h2>{text}</section>" for name, text in sections if text)
+    shown = [(f"part-{number}", name, text) for number, (name, text) in enumerate(sections, start=1) if text]
+    links = "".join(f'<a href="#{place}">{escape(name)}</a>' for place, name, _ in shown)
+    body = "".join(f'<section id="{place}"><h2>{escape(name)}</h2>{text}</section>' for place, name, text in shown)
     style = files(__package__).joinpath("report.css").read_text(encoding="utf-8")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{style}</style></head><body><main>'
-        f"<header><h1>{escape(title)}</h1><p>{escape(_subtitle(runs))}</p></header>{results.tiles(runs)}{body}"
+        f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{style}</style></head>'
+        f'<body><nav aria-label="Contents">{links}</nav><main>'
+        f"<header><h1>{escape(title)}</h1><p>{escape(_subtitle(runs))}</p></header>"
+        f"{results.tiles(runs)}{results.more_sft(runs)}{body}"
         "</main></body></html>\n"
     )
 

@@ -10,8 +10,8 @@ from eval.figures import charts
 from eval.figures.estimates import Estimate
 from eval.figures.expectations import Finding
 from eval.figures.runs import Run
-from eval.figures.scores import Cell, by, compare, grouped
-from eval.report.markup import accuracy, escape, estimate, note, percent, signed, table, won_and_lost
+from eval.figures.scores import Cell, by, compare, grouped, item_values, summarise
+from eval.report.markup import accuracy, escape, estimate, kind_of, note, percent, signed, table, won_and_lost
 from eval.scorers.base import Bounding
 
 MOST_BARS = 24  # groups of one chart
@@ -45,7 +45,7 @@ def tiles(runs: Sequence[Run]) -> str:
         entries.append((percent(silent.accuracy.value), "right in silence", f"chance {percent(silent.chance)}"))
     if last.flips is not None and last.flips.share.n:
         share = last.flips.share
-        entries.append((percent(share.value), "follow swapped ears", f"of {share.n} right left/right answers"))
+        entries.append((percent(share.value), "follow swapped channels", f"of {share.n} right left/right answers"))
     if last.permutations is not None:
         stable = last.permutations.all_k
         entries.append(
@@ -56,6 +56,30 @@ def tiles(runs: Sequence[Run]) -> str:
         for value, label, small in entries
     )
     return f'<div class="tiles">{cards}</div>'
+
+
+def more_sft(runs: Sequence[Run]) -> str:
+    """What a run named "more SFT", the control of GRPO that spends the same time on SFT, reached compared with the run
+    named "GRPO", in a sentence; nothing where there are no such two runs."""
+    named = {run.name.casefold().replace("_", " "): run for run in runs}
+    control, grpo = named.get("more sft"), named.get("grpo")
+    if control is None or grpo is None:
+        return ""
+    first, second = grpo.scored(grpo.answers, control.headline), control.main
+    common = item_values(first).keys() & item_values(second).keys()
+    if not common:
+        return ""
+    found = compare(first, second).difference
+    reward, more = (
+        percent(summarise(entry for entry in scored if entry.row.id in common).accuracy.value)
+        for scored in (first, second)
+    )
+    ahead = "is ahead" if found.low > 0 else "is behind" if found.high < 0 else "is neither ahead nor behind"
+    points = f"{100 * found.value:+.1f} points, 95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f}"
+    return (
+        f'<p class="lead">More SFT for the same time reached <b>{more}</b>, GRPO <b>{reward}</b>: '
+        f"on the same questions more SFT {ahead} ({points}).</p>"
+    )
 
 
 def headline(runs: Sequence[Run]) -> str:
@@ -181,14 +205,14 @@ def _bars(runs: Sequence[Run], cells: Sequence[dict[str, Cell]], label: str, **s
     for name in names:
         found = [part.get(name) for part in cells]
         bars = [charts.Bar.of(run.name, cell.accuracy if cell else None) for run, cell in zip(runs, found, strict=True)]
-        groups.append((name, next(cell.chance for cell in found if cell), bars))
+        groups.append((kind_of(name), next(cell.chance for cell in found if cell), bars))
     return charts.bars(groups, label=label, **size)
 
 
 def _parts_table(run: Run) -> str:
     """Direction axes and distance of composite answers."""
     rows = [
-        [escape(kind), escape(part), estimate(value), str(value.n)]
+        [escape(kind_of(kind)), escape(part), estimate(value), str(value.n)]
         for kind, cell in run.summary.by_type.items()
         for part, value in cell.parts.items()
     ]

@@ -13,14 +13,14 @@ from eval.figures import charts
 from eval.figures.runs import Run
 from eval.figures.scores import Scored
 from eval.predictions import Prediction
-from eval.report.markup import escape, note, table
+from eval.report.markup import escape, kind_of, note, table
 from eval.scorers.base import Score
 
 CLIPS, FAILURES = 12, 40
 HEARD = 8  # of the failures, how many can be listened to in their table (a clip is a few hundred kilobytes of the page)
 NOT_ASKED = 10  # questions without an answer that are listed
 
-EARS = {"binaural": "left ear above, right ear below", "stereo": "left above, right below", "foa": "W, Y, Z, X"}
+CHANNELS = {"binaural": ("left", "right"), "stereo": ("left", "right"), "foa": ("W", "Y", "Z", "X")}
 
 
 def listening(run: Run) -> tuple[str, str]:
@@ -81,13 +81,12 @@ def choose_clips(scored: Sequence[Scored]) -> list[Scored]:
 
 
 def _clip_card(row: Prediction, found: Score, waveform: Waveform) -> str:
-    picture = charts.spectrogram(waveform.samples, waveform.sample_rate)
-    label = EARS.get(waveform.layout, "mono")
+    channels = CHANNELS.get(waveform.layout, ("mono",))
+    picture = charts.spectrogram_with_axes(waveform.samples, waveform.sample_rate, channels)
     verdict = "right" if found.value == 1 else "wrong"
     return (
-        f'<article class="clip {verdict}"><img src="{picture}" alt="spectrogram, {label}" '
-        f'title="{label}">{_player(waveform)}'
-        f'<p class="kind">{escape(row.question_type)}{_truth(row)}</p>{_exchange(row, found)}</article>'
+        f'<article class="clip {verdict}">{picture}{_player(waveform)}'
+        f'<p class="kind">{escape(kind_of(row.question_type))}{_truth(row)}</p>{_exchange(row, found)}</article>'
     )
 
 
@@ -108,12 +107,20 @@ def _exchange(row: Prediction, found: Score) -> str:
 
 def _truth(row: Prediction) -> str:
     places = [
-        f"{event['label']} at {event['azimuth']:.0f}°"
+        f"{event['label']} at {event['azimuth']:.0f}°{side_of(event['azimuth'])}"
         + (f", {event['distance']:.1f} m" if event.get("distance") else "")
         for event in row.events
         if event.get("label") and event.get("azimuth") is not None
     ]
     return f" <small>{escape('; '.join(places))}</small>" if places else ""
+
+
+def side_of(azimuth: float) -> str:
+    """Where an azimuth (degrees, 90 to the left) is, in words in parentheses."""
+    turned = (round(azimuth) + 180) % 360 - 180
+    words = ["left" if turned > 0 else "right"] if turned % 180 else []
+    words += ["behind"] if abs(turned) > 90 else ["front"] if not turned else []
+    return f" ({', '.join(words)})"
 
 
 def _player(waveform: Waveform) -> str:

@@ -29,7 +29,9 @@ from eval.figures import charts
 from eval.figures import runs as stored
 from eval.figures.expectations import read_expectations, verify
 from eval.predictions import Prediction, PredictionWriter
-from eval.report.sounds import CLIPS
+from eval.report import results
+from eval.report.learning import learning
+from eval.report.sounds import CLIPS, side_of
 from tests.paths import ROOT
 from tests.servers import serving
 
@@ -115,7 +117,10 @@ def page(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tup
 def test_page_is_whole_in_itself(page: tuple[Path, Page]) -> None:
     path, parsed = page
     assert parsed.open == []
-    assert parsed.sources and all(source.startswith("data:") for source in parsed.sources)
+    links = [source for source in parsed.sources if source.startswith("#")]
+    assert len(links) > 5 and all(f'<section id="{link[1:]}">' in path.read_text(encoding="utf-8") for link in links)
+    outside = set(parsed.sources) - set(links)
+    assert outside and all(source.startswith("data:") for source in outside)
     assert not re.search(r"https?://|@import|<script", path.read_text(encoding="utf-8"))
     assert "<b>loud</b>" not in path.read_text(encoding="utf-8")  # what a model says is text, never markup
 
@@ -309,6 +314,55 @@ def test_bad_limits_are_refused(tmp_path: Path) -> None:
 def test_our_recipe_of_limits_is_valid() -> None:
     checks = read_expectations(ROOT / "recipes" / "quickstart" / "expect.yaml").checks
     assert {check.run for check in checks} == {"SFT", "GRPO"}
+
+
+def test_the_page_says_what_more_sft_reached(runs: dict[str, Path]) -> None:
+    def said(*arguments: str) -> str:
+        return re.sub(r"<[^>]+>", "", results.more_sft(stored.load_named(arguments)))
+
+    weak, good = runs["weak"], runs["good"]
+    right = stored.load(weak).summary.main.accuracy.value
+    assert f"More SFT for the same time reached 100.0 %, GRPO {100 * right:.1f} %" in said(
+        f"more SFT={good}", f"GRPO={weak}"
+    )
+    assert "more SFT is ahead (+" in said(f"more SFT={good}", f"GRPO={weak}")
+    assert "more SFT is behind (-" in said(f"more_sft={weak}", f"grpo={good}")
+    assert "neither ahead nor behind (+0.0 points" in said(f"more SFT={good}", f"GRPO={good}")
+    assert said(str(weak), f"GRPO={good}") == ""
+
+
+@pytest.mark.parametrize(
+    ("azimuth", "words"),
+    [
+        (-31, "right"),
+        (31, "left"),
+        (0, "front"),
+        (180, "behind"),
+        (-180, "behind"),
+        (100, "left, behind"),
+        (270, "right"),
+    ],
+)
+def test_an_azimuth_has_its_side_in_words(azimuth: float, words: str) -> None:
+    assert side_of(azimuth) == f" ({words})"
+
+
+def test_parity_has_an_axis_of_powers_of_ten_and_its_limit(runs: dict[str, Path], tmp_path: Path) -> None:
+    values = [1e-6, 3e-5, 2e-6]
+    lines = [json.dumps({"step": n, "parity/max_abs_logp_difference": value}) for n, value in enumerate(values)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "recipe.yaml").write_text("parity_bound: 0.001\n")
+    drawn = learning([f"GRPO={tmp_path}"])
+    assert "limit 0.001" in drawn and "GRPO: largest |Δ log p|" in drawn
+    assert re.findall(r'class="axis"[^>]*>([^<]*e-0\d|0\.0+1)<', drawn) == ["1e-06", "1e-05", "0.0001", "0.001"]
+
+
+def test_a_value_stands_beyond_the_whisker_and_the_chance_line() -> None:
+    bar = charts.Bar("run", 0.26, 0.2, 0.33, 100)
+    drawn = charts.bars([("distance", 0.34, [bar])], label="x")
+    end = float(re.search(r'class="whisker"[^>]* x2="([\d.]+)"', drawn)[1])
+    value = re.search(r'class="value" x="([\d.]+)"[^>]*text-anchor="end">26<', drawn)
+    assert float(value[1]) - 14 > end and drawn.index('class="chance"') < drawn.index('class="value"')
 
 
 def test_png_is_a_png() -> None:
