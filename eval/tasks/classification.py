@@ -101,6 +101,7 @@ def draw_confusion(scores: Mapping[str, Any], path: str | Path, title: str) -> N
     """The confusion matrix as a picture, rows in percent of their class; the format is the path's suffix."""
     require_drawing()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
     counts, labels = np.array(scores["confusion"]), scores["labels"]
@@ -109,12 +110,14 @@ def draw_confusion(scores: Mapping[str, Any], path: str | Path, title: str) -> N
     figure = Figure(figsize=(side, side), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    colours = LinearSegmentedColormap.from_list("report", ["#fbfbfa", "#0072b2"])  # the report's page and first series
+    axes.imshow(shares, cmap=colours, vmin=0.0, vmax=1.0)
     axes.set_xticks(range(len(labels)), labels, rotation=90)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_xlabel("answer")
     axes.set_ylabel("truth")
-    axes.set_title(title)
+    axes.set_title(f"{title}\n{counts.sum()} clips, chance {100 / len(labels):.1f} %, rows in percent")
+    axes.spines[:].set_visible(False)
     if len(labels) <= 20:  # beyond that the numbers are smaller than the eye
         for row, column in zip(*np.nonzero(counts), strict=True):
             colour = "white" if shares[row, column] > 0.5 else "black"

@@ -122,7 +122,7 @@ class CrossValidation:
         write_json(output / predict.FOLDS, {"members": members})
         write_json(output / SCORES, scores)
         write_atomically(output / TABLE, classification.table(scores) + "\n")
-        title = f"{self.library.dataset}: {classification.headline(scores)}"
+        title = f"{self.recipe.sounds.name}: {classification.headline(scores)}"
         classification.draw_confusion(scores, output / PICTURE, title)
         return scores
 
