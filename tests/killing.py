@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 
 from audio_llm import config as recipes
-from audio_llm.tasks import base, trainer
+from audio_llm.tasks import trainer
+from audio_llm.tasks.base import TaskRecipe
 
 
-def train_and_kill(recipe: base.EncoderRecipe, first: int, last: int) -> None:
+def train_and_kill(recipe: TaskRecipe, first: int, last: int) -> None:
     """Train by `recipe` and SIGKILL it once its metrics have a drawn number of lines, from `first` to `last`.
 
     What it leaves is half a run: a checkpoint that it can go on from, and no summary. `first` has to be beyond the

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 HELP = "classify sound files of any length, or find the events in them"
+_SUFFIXES = {"csv": ".csv", "json": ".json"}  # of --out; everything else is text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,9 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="wav, flac, ogg, mp3 or opus")
     parser.add_argument(
         "--format",
-        choices=("table", "json", "block", "csv"),
         default="table",
-        help="json: one line per file; csv: events every 100 ms as DCASE has them (default: table)",
+        help="table, json (one line per file), block (of classes, as the UrbanSound8K project prints them) or csv "
+        "(events every 100 ms as DCASE has them); default: table",
     )
     parser.add_argument("--hop", type=float, metavar="SECONDS", help="from window to window (default: the window)")
     parser.add_argument(
@@ -31,68 +33,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a folder of folds: the model tested on fold N (default: all of them)",
     )
     parser.add_argument("--threshold", type=float, help="of events: when one counts as heard (default: as trained)")
-    parser.add_argument("--out", metavar="FOLDER", help="of events: a .csv or .json for each file, instead of printing")
+    parser.add_argument("--out", metavar="FOLDER", help="a file for each sound file, instead of printing")
+
+
+OPTIONS = ("hop", "channels", "fold", "threshold")
 
 
 def run(args: argparse.Namespace) -> int:
     """2 when a file could not be heard: it is named, and the others are still done."""
-    from audio_llm.errors import AudioLLMError
-    from audio_llm.tasks.seld import predict
+    from audio_llm.errors import AudioLLMError, one_line
+    from audio_llm.files import write_atomically
 
-    heard = _events(args) if predict.finds_events(args.model) else _classes(args)
+    task, options = _task(args), {name: getattr(args, name) for name in OPTIONS if _given(args, name)}
+    suffix = _SUFFIXES.get(args.format, ".txt")
+    paths = {file: Path(args.out) / f"{Path(file).stem}{suffix}" for file in args.files} if args.out else {}
+    _refuse_doubles(paths)
+    predict = task.predictor(Path(args.model), options)
     failed = 0
     for file in args.files:
         try:
-            print(heard(file))
+            text = predict(file, args.format)
         except AudioLLMError as error:
             failed += 1
             print(f"audio-llm predict: error: {error}", file=sys.stderr)
+            continue
+        if file in paths:
+            paths[file].parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(paths[file], text + "\n")
+        print(one_line(f"{file}: {paths[file]}") if file in paths else text)
     return 2 if failed else 0
 
 
-def _classes(args: argparse.Namespace) -> Callable[[str], str]:
-    from audio_llm.tasks.classification import predict
+def _task(args: argparse.Namespace) -> Any:
+    """The task that recognises the model and has what was asked for."""
+    from audio_llm.errors import CheckpointError, ConfigError, describe
+    from audio_llm.tasks.base import TASKS, find_task
 
-    _refuse(args, "threshold", "out", format="csv", model="a network that finds events")
-    classifier = predict.load(args.model, args.channels, args.fold)
+    able = [task for task in TASKS.values() if task.formats]
+    task = find_task(args.model)
+    if task is None or not task.formats:
+        expected = "; ".join(dict.fromkeys(task.models for task in able))
+        found = f"one of task {task.name}" if task else "none of them" if Path(args.model).exists() else "nothing"
+        raise CheckpointError(describe(f"model {args.model}", expected, found))
+    asked = {f"--{name}": [other for other in able if name in other.options] for name in OPTIONS if _given(args, name)}
+    asked[f"--format {args.format}"] = [other for other in able if args.format in other.formats]
+    for flag, takers in asked.items():
+        if task not in takers:
+            names = " or ".join(other.name for other in takers) or "none"
+            found = f"one of {task.name}, whose formats are {', '.join(task.formats)}"
+            raise ConfigError(describe(flag, f"a model of task {names}", found))
+    return task
 
-    def heard(file: str) -> str:
-        prediction = predict.predict_file(classifier, file, args.hop)
-        if args.format == "json":
-            return predict.as_json(file, prediction)
-        if args.format == "block":
-            return predict.as_block(prediction)
-        return predict.as_table(file, prediction)
 
-    return heard
-
-
-def _events(args: argparse.Namespace) -> Callable[[str], str]:
-    from audio_llm import files
-    from audio_llm.datasets import seld_tables
-    from audio_llm.errors import one_line
-    from audio_llm.tasks.seld import predict, tracks
-
-    _refuse(args, "hop", "channels", "fold", format="block", model="a classifier")
-    suffix = {"csv": ".csv", "json": ".json"}.get(args.format, ".txt")
-    paths = {file: Path(args.out) / f"{Path(file).stem}{suffix}" for file in args.files} if args.out else {}
-    _refuse_doubles(paths)
-    locator = predict.load(args.model, args.threshold)
-
-    def heard(file: str) -> str:
-        found = predict.locate_file(locator, file)
-        events = tracks.join_events(found, locator.labels)
-        if args.format == "csv":
-            text = seld_tables.format_rows(found.rows()).rstrip("\n")
-        else:
-            text = (predict.as_json if args.format == "json" else predict.as_table)(file, events)
-        if not args.out:
-            return text
-        paths[file].parent.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(paths[file], text + "\n")
-        return one_line(f"{file}: {paths[file]}")
-
-    return heard
+def _given(args: argparse.Namespace, name: str) -> bool:
+    return getattr(args, name) is not None
 
 
 def _refuse_doubles(paths: Mapping[str, Path]) -> None:
@@ -105,13 +99,3 @@ def _refuse_doubles(paths: Mapping[str, Path]) -> None:
         if other != file:
             found = f"'{other}' and '{file}' for {path}"
             raise ConfigError(describe("--out", "files of different names", found, "Give them in separate calls."))
-
-
-def _refuse(args: argparse.Namespace, *options: str, format: str, model: str) -> None:
-    from audio_llm.errors import ConfigError
-
-    for option in options:
-        if getattr(args, option) is not None:
-            raise ConfigError(f"--{option}: for {model}, which this is not.")
-    if args.format == format:
-        raise ConfigError(f"--format {format}: for {model}, which this is not.")

@@ -51,6 +51,8 @@ class Clip:
 class SELDFolder:
     """Clips as samples whose events are runs of equal rows; what training reads beside shards and sound folders."""
 
+    annotates_all = True  # a clip without events is silent
+
     def __init__(self, clips: Sequence[Clip], labels: Sequence[str]) -> None:
         self.clips, self.labels, self.dataset = list(clips), list(labels), DATASET
 
@@ -120,9 +122,20 @@ def check_folds(folds: Sequence[str]) -> None:
             raise ConfigError(describe("train_folds, validation_folds", expected, f"'{name}'", cure))
 
 
-def is_seld_folder(folder: str | Path) -> bool:
+def recognises(folder: str | Path) -> bool:
     """Whether `folder` has the layout of the challenge."""
     return any((Path(folder) / name).is_dir() for name in (AUDIO, EVALUATION))
+
+
+def open_clips(
+    folder: str | Path, folds: Sequence[str] | None = None, without: Sequence[str] = (), use_test_fold: bool = False
+) -> SELDFolder:
+    """The development clips of some folds or rooms. Raises :class:`ConfigError` where none are named."""
+    if folds is None:
+        raise ConfigError(describe(f"stereo SELD {folder}", "which folds to train on", "no train_folds"))
+    if not use_test_fold:
+        check_folds(folds)
+    return find(folder).select(folds, without)
 
 
 def read_labels(folder: str | Path) -> list[str]:

@@ -59,7 +59,7 @@ class Library:
 # ------------------------------------------------------------------------------------------------ finding clips
 
 
-def is_sound_folder(folder: str | Path) -> bool:
+def recognises(folder: str | Path) -> bool:
     """Whether there is anything :func:`find` would list."""
     root = Path(folder)
     metadata = (root / "meta" / "esc50.csv", root / "metadata" / "UrbanSound8K.csv")
@@ -209,6 +209,20 @@ def _check_names(library: Library) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ clips as samples
+
+
+def open_clips(
+    folder: str | Path, folds: Sequence[str] | None = None, without: Sequence[str] = (), use_test_fold: bool = False
+) -> SoundFolder:
+    """The clips of a sound folder; of its official `folds` those that are named. None of these is a fixed test fold."""
+    library = find(folder)
+    if folds is None:
+        return SoundFolder(library.clips, library.dataset)
+    official = official_folds(library)
+    for fold in folds:
+        if fold not in official:
+            raise ConfigError(describe(f"folds of {folder}", ", ".join(official), f"'{fold}'"))
+    return SoundFolder([clip for fold in folds if fold not in without for clip in official[fold]], library.dataset)
 
 
 class SoundFolder:

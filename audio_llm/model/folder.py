@@ -68,14 +68,29 @@ def open_encoder(config: Mapping[str, Any]) -> AudioEncoder:
 
 
 def load_encoder(folder: str | Path) -> AudioEncoder:
-    """The encoder of a folder written by :func:`save_encoder`, in evaluation mode. Strict: every key must fit."""
-    config, state = _read(Path(folder))
+    """The encoder of a folder written by :func:`save_parts`, in evaluation mode. Strict: every key must fit."""
+    config, state = read_parts(folder)
     try:
         encoder = build_encoder(config["encoder"])
     except ConfigError as error:
         raise CheckpointError(f"encoder folder {folder}: {error}") from error
     load_strictly(encoder, part_of(state, "encoder"), f"{folder}/{WEIGHTS}")
     return encoder.eval()
+
+
+def read_facts(folder: str | Path) -> dict[str, Any]:
+    """What ``config.json`` of a model's folder says; empty where there is none.
+
+    Raises :class:`CheckpointError` for one that is no mapping.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(describe(str(path), "JSON", f"{type(error).__name__}: {error}")) from error
+    if not isinstance(facts, dict):
+        raise CheckpointError(describe(str(path), "a mapping", type(facts).__name__))
+    return facts
 
 
 def part_of(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -111,10 +126,12 @@ def _unfit(wanted: Tensor, value: Tensor) -> str | None:
     return None
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_parts(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """``config.json`` and all tensors of an encoder folder. Raises :class:`CheckpointError` for what cannot be read."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             cure = "Train one with 'audio-llm train recipes/quickstart/encoder.yaml' or convert a published checkpoint."

@@ -1,89 +1,154 @@
-"""What an encoder is trained on: the interface between the trainer and its tasks, and their registry."""
+"""The contract of a task: what an encoder (or a small model) is trained on, and what its folders are good for.
+
+A task is registered by an entry point of the group ``audio_llm.tasks``, which names an instance of :class:`Task`.
+``audio-llm train`` finds it by the key ``task`` of a recipe, ``predict`` and ``eval`` by the folder or file that it
+recognises. How its models are scored is told by ``eval.tasks.<name>``, or by ``evaluate`` in the task's own module.
+
+Nothing here imports torch, so that a recipe is checked before anything heavy is loaded.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from torch import Tensor, nn
-
+from audio_llm import config
 from audio_llm.datasets.sounds import Channels
-from audio_llm.errors import ConfigError, describe, nearest
-from audio_llm.model.encoder import AudioEncoder
-from audio_llm.tasks.clips import Augmentation, Batch
-from audio_llm.tasks.spatial.heads import LossWeights
+from audio_llm.errors import ConfigError, describe
+from audio_llm.registry import Registry
 
-# Named by module and class, as encoders are.
-TASKS: dict[str, str] = {
-    "spatial": "audio_llm.tasks.spatial.task:Localisation",
-    "classification": "audio_llm.tasks.classification.task:Classification",
-    "tagging": "audio_llm.tasks.classification.task:Tagging",
-    "seld": "audio_llm.tasks.seld.task:Localisation",
-}
+if TYPE_CHECKING:
+    from audio_llm.model.encoder import AudioEncoder
+
+TASKS = Registry("tasks", "task")
+LONGEST = 24 * 3600.0  # seconds of a file in `audio-llm predict`: it is decoded whole, and a day is what memory holds
 
 
-class SupervisedTask(nn.Module):
-    """Encoder and heads as one module, so that data-parallel training sees a single forward.
+class Task:
+    """One task; what it does not offer stays as it is here."""
 
-    A child is built from (encoder, labels, recipe). What :meth:`targets` gives are tuples of tensors on the CPU; the
-    trainer moves them and hands them to :meth:`forward` and :meth:`observe`.
+    name: ClassVar[str]
+    models: ClassVar[str] = ""  # what it recognises, in words
+    formats: ClassVar[tuple[str, ...]] = ()  # of `audio-llm predict`, the first is the default; none: no predictions
+    options: ClassVar[tuple[str, ...]] = ()  # of `audio-llm predict`: threshold, hop, ...
+
+    @property
+    def recipe(self) -> type:
+        """The dataclass of its recipes; ``check()`` raises :class:`ConfigError` for what cannot be trained with."""
+        raise NotImplementedError
+
+    def train(self, recipe: Any) -> None:
+        """``audio-llm train``: train by a checked recipe, and say on the output what came of it."""
+        raise NotImplementedError
+
+    def recognises(self, path: Path) -> bool:
+        """Whether the model in a folder, or in a published file, is one of this task."""
+        return False
+
+    def predictor(self, path: Path, options: Mapping[str, Any]) -> Callable[[str, str], str]:
+        """Load a model; what it gives makes text of a sound file, in one of :attr:`formats`.
+
+        `options` are those of :attr:`options` that were asked for. Loading raises :class:`CheckpointError` and
+        :class:`ConfigError`, a file that cannot be used :class:`AudioError`.
+        """
+        raise NotImplementedError
+
+
+class EncoderTask(Task):
+    """A task that trains an encoder with heads, in the loop of :mod:`audio_llm.tasks.trainer`."""
+
+    recipe: ClassVar[type[TaskRecipe]]
+
+    def module(self, encoder: AudioEncoder, labels: Sequence[str], recipe: Any) -> Any:
+        """A :class:`audio_llm.tasks.supervised.SupervisedTask`: encoder and heads for the classes `labels`."""
+        raise NotImplementedError
+
+
+def find_task(path: str | Path) -> Task | None:
+    """The registered task that recognises the model at `path`; None where none does."""
+    return next((task for task in TASKS.values() if task.recognises(Path(path))), None)
+
+
+def load_recipe(path: str | Path | None, overrides: list[str] | None = None) -> tuple[Task, Any]:
+    """The task of a recipe of ``audio-llm train``, and its dataclass, checked. Raises :class:`ConfigError`."""
+    tree = config.read(path, overrides, "train")
+    if tree.get("task") is None:
+        raise ConfigError(describe(f"recipe {path}", f"task: {' or '.join(TASKS)}", "none"))
+    task = TASKS.find(tree["task"])
+    recipe = build_recipe(task, tree, str(path) if path else "overrides")
+    recipe.check()
+    return task, recipe
+
+
+def build_recipe(task: Task, tree: Mapping[str, Any], where: str) -> Any:
+    """The recipe of `task` from a plain mapping.
+
+    A key of another task is a :class:`ConfigError` that names it, unless it says no more than that task's default:
+    version 0.1 wrote the keys of all tasks into the ``recipe.yaml`` of a run.
     """
-
-    clip_level: ClassVar[bool] = False  # labels hold for the whole clip: it may be rolled in time and mixed with others
-    places: ClassVar[bool] = False  # nothing is learnt from events without an azimuth and a distance
-
-    def __init__(self, encoder: AudioEncoder, labels: Sequence[str], recipe: EncoderRecipe) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.labels = {name: index for index, name in enumerate(labels)}
-
-    def targets(self, batch: Batch) -> tuple[Any, ...]:
-        """Named tuples of tensors for one batch."""
-        raise NotImplementedError
-
-    def forward(self, waveform: Tensor, lengths: Tensor, *targets: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and its detached parts for the log."""
-        raise NotImplementedError
-
-    def observe(self, waveform: Tensor, lengths: Tensor, targets: tuple[Any, ...], batch: Batch) -> Any:
-        """What one validation batch contributes, as a named tuple of plain arrays that processes can exchange."""
-        raise NotImplementedError
-
-    def summarise(self, parts: Sequence[Any]) -> dict[str, Any]:
-        """Scores of all batches; ``score`` decides which weights are kept (higher is better)."""
-        raise NotImplementedError
-
-    def save(self, folder: Path) -> None:
-        """Write the encoder folder."""
-        raise NotImplementedError
+    known, kept = {field.name for field in dataclasses.fields(task.recipe)}, dict(tree)
+    for key in sorted(set(tree) - known):
+        for other in TASKS.values():
+            if not isinstance(other, EncoderTask):
+                continue
+            field = {field.name: field for field in dataclasses.fields(other.recipe)}.get(key)
+            if field is None:
+                continue
+            if tree[key] != _default(field):
+                raise ConfigError(describe(f"{where}: {key}", f"keys of task {task.name}", f"one of {other.name}"))
+            del kept[key]
+            break
+    return config.build(task.recipe, kept, where)
 
 
-def task_class(name: str) -> type[SupervisedTask]:
-    """The class registered under `name`."""
-    module, _, attribute = TASKS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+def _default(field: dataclasses.Field) -> Any:
+    """As a recipe's file writes it."""
+    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass
-class EncoderRecipe:
-    """Recipe of ``audio-llm train`` with ``task: spatial``, ``classification``, ``tagging`` or ``seld``."""
+class Augmentation:
+    """Switches; zero or false is off. All draws depend on (seed, step, rank) only."""
+
+    swap: bool = True  # mirror left and right with probability 1/2, azimuths with it
+    gain_db: float = 6.0  # uniform in ± this
+    shift_seconds: float = 0.0  # uniform in ± this, as far as no event leaves the window
+    frequency_mask: int = 0  # SpecAugment: widest mask in mel bands ...
+    time_mask: int = 0  # ... and in frames
+    masks: int = 1  # of each kind
+    overlay: float = 0.0  # share of clips that are heard together with another of the batch, events and all
+    # Where labels hold for the whole clip (classification, tagging):
+    roll_seconds: float = 0.0  # uniform in ± this, around the clip's end: what leaves it comes in again
+    speed: float = 0.0  # played faster or slower by up to this share, and so higher or lower
+    mixup: float = 0.0  # Beta(this, this) shares of two clips, brought to one level first (Tokozume et al. 2018)
+
+    @property
+    def clip_level(self) -> bool:
+        """Whether something is on that only labels of the whole clip survive."""
+        return any((self.roll_seconds, self.speed, self.mixup))
+
+
+@dataclasses.dataclass
+class TaskRecipe:
+    """What the recipes of all tasks that train an encoder share; a task adds the keys that only it knows."""
 
     verb: ClassVar[str] = "train"
-    train: list[Path]  # shard folders whose samples have events, one labelled sound folder, or one of stereo SELD
+    clip_level: ClassVar[bool] = False  # labels hold for the whole clip: it may be rolled in time and mixed with others
+    places: ClassVar[bool] = False  # nothing is learnt from events without an azimuth and a distance
+
+    train: list[Path]  # shard folders whose samples have events, or one folder of another data set
     output: Path
     validation: Path | None = None  # folder of unseen recordings (and rooms); decides which weights are kept
-    task: str = "spatial"
-    train_folds: list[int | str] | None = None  # of a sound folder: its official folds to train on
+    task: str = ""
+    train_folds: list[int | str] | None = None  # of a data set with folds: those to train on
     validation_folds: list[int | str] | None = None  # ... and to validate on, of the folder in `train`
     # Of a SELD folder folds (fold3) or rooms (fold3_room4); rooms that are validated on are not trained on.
     use_test_fold: bool = False  # ... and fold4 may be among them: for a submission that nothing is left to score
     channels: Channels = "refuse"  # what becomes of several channels where the encoder wants one
     encoder: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "spatial_ast", "preset": "tiny"})
-    # of classification and tagging: name, dropout; of seld: elements, frames
-    head: dict[str, Any] = dataclasses.field(default_factory=dict)
     init: Path | None = None  # encoder folder to start from; its configuration replaces `encoder`
     unfreeze: int | None = None  # top layers of the encoder that learn; 0: none, the heads alone; by default all
     labels: list[str] | None = None  # classes in order; by default the sorted labels of the training events
@@ -95,14 +160,11 @@ class EncoderRecipe:
     warmup: float = 0.05  # share of the run
     weight_decay: float = 0.01
     layer_decay: float = 1.0  # learning rate factor per layer from the top (0.75 when fine-tuning a published model)
-    label_smoothing: float = 0.0  # of classification and tagging
-    distance_weight: float = 1.0  # of seld: metres in the loss (1: as published)
     ema: float = 0.0  # decay of a moving average of the weights, which is then what is validated and kept
     clip_norm: float = 1.0
     precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the processor computes in it
     channels_last: bool = False  # memory layout of convolutions; with bf16 on a CPU a third faster
     gradient_checkpointing: bool = False
-    weights: LossWeights = dataclasses.field(default_factory=lambda: LossWeights(azimuth_smoothing=8.0))
     augment: Augmentation = dataclasses.field(default_factory=Augmentation)
     seed: int = 0
     log_every: int = 20
@@ -117,9 +179,6 @@ class EncoderRecipe:
 
     def check(self) -> None:
         """:class:`ConfigError` for values that cannot be trained with."""
-        if self.task not in TASKS:
-            found = f"'{self.task}'{nearest(self.task, TASKS)}"
-            raise ConfigError(describe("task", f"one of {', '.join(TASKS)}", found))
         if "path" in self.encoder:
             cure = f"To go on from a folder: init: {self.encoder['path']}."
             raise ConfigError(describe("encoder", "'name', and 'published' for published weights", "'path'", cure))
@@ -131,7 +190,7 @@ class EncoderRecipe:
         if both or bool(self.validation_folds) > bool(self.train_folds):
             found = f"fold {both[0]} in both" if both else "validation_folds alone"
             raise ConfigError(describe("recipe", "train_folds and validation_folds that share none", found))
-        if self.augment.clip_level and not task_class(self.task).clip_level:
+        if self.augment.clip_level and not self.clip_level:
             found = f"task: {self.task}"
             raise ConfigError(describe("augment.roll_seconds, speed, mixup", "labels of whole clips", found))
         if (self.steps is None) == (self.seconds is None):

@@ -1,7 +1,6 @@
 """Clips with events for supervised training: windows of the encoder, kept in memory when small, and augmented.
 
-They come from shard folders, from a labelled sound folder, whose clips have one event each (their class), or from a
-folder of DCASE 2025 task 3, whose clips have a table of events.
+They come from shard folders, or from a folder of another data set (:func:`audio_llm.datasets.open_source`).
 """
 
 from __future__ import annotations
@@ -12,43 +11,21 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from audio_llm import audio
-from audio_llm.datasets import dcase_seld, sounds
-from audio_llm.errors import AudioLLMError, ConfigError, TrainingError, describe
+from audio_llm.datasets import open_source, sounds
+from audio_llm.errors import AudioLLMError, TrainingError, describe
 from audio_llm.language.mirroring import mirror_events
 from audio_llm.model.encoder import AudioEncoder
-from audio_llm.shards.reader import ShardDataset
-from audio_llm.shards.schema import Event, Sample
+from audio_llm.shards.schema import Event
+from audio_llm.tasks.base import Augmentation
 
 _INT16 = 32767.0
-
-
-@dataclasses.dataclass
-class Augmentation:
-    """Switches; zero or false is off. All draws depend on (seed, step, rank) only."""
-
-    swap: bool = True  # mirror left and right with probability 1/2, azimuths with it
-    gain_db: float = 6.0  # uniform in ± this
-    shift_seconds: float = 0.0  # uniform in ± this, as far as no event leaves the window
-    frequency_mask: int = 0  # SpecAugment: widest mask in mel bands ...
-    time_mask: int = 0  # ... and in frames
-    masks: int = 1  # of each kind
-    overlay: float = 0.0  # share of clips that are heard together with another of the batch, events and all
-    # Where labels hold for the whole clip (classification, tagging):
-    roll_seconds: float = 0.0  # uniform in ± this, around the clip's end: what leaves it comes in again
-    speed: float = 0.0  # played faster or slower by up to this share, and so higher or lower
-    mixup: float = 0.0  # Beta(this, this) shares of two clips, brought to one level first (Tokozume et al. 2018)
-
-    @property
-    def clip_level(self) -> bool:
-        """Whether something is on that only labels of the whole clip survive."""
-        return any((self.roll_seconds, self.speed, self.mixup))
 
 
 class Clip(NamedTuple):
@@ -77,48 +54,8 @@ class Batch(NamedTuple):
     mix: Mix | None = None
 
 
-class ClipSource(Protocol):
-    """What a store reads: `ShardDataset`, `SoundFolder`, `SELDFolder`. `fingerprint` changes with the data."""
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def __len__(self) -> int: ...
-    def load_sample(self, number: int, /) -> Sample: ...
-    def load_waveform(self, number: int, /) -> audio.Waveform: ...
-
-
-def open_source(folders: Sequence[Path], folds: Sequence[str] | None = None, without: Sequence[str] = ()) -> ClipSource:
-    """Shard folders, one labelled sound folder (of which only the clips in the official `folds`, if given), or one of
-    stereo SELD (of which only the folds or rooms in `folds`, less those in `without`)."""
-    if any(dcase_seld.is_seld_folder(folder) for folder in folders):
-        if len(folders) > 1 or folds is None:
-            found = f"{len(folders)} folders" if len(folders) > 1 else "no train_folds"
-            raise ConfigError(describe("train", "one folder of stereo SELD, and which folds to train on", found))
-        return dcase_seld.find(folders[0]).select(folds, without)
-    if absent := [folder for folder in folders if not folder.is_dir()]:
-        raise ConfigError(describe(f"data {absent[0]}", "a folder of shards or sounds", "no such folder"))
-    labelled = [folder for folder in folders if sounds.is_sound_folder(folder)]
-    if not labelled:
-        if folds is not None:
-            found = ", ".join(str(folder) for folder in folders)
-            raise ConfigError(describe("folds", "a labelled sound folder", found, "Shards have no folds."))
-        return ShardDataset(list(folders))
-    if len(folders) > 1:
-        raise ConfigError(describe("train", "shard folders or one labelled sound folder", f"{len(folders)} folders"))
-    library = sounds.find(labelled[0])
-    clips = library.clips
-    if folds is not None:
-        official = sounds.official_folds(library)
-        unknown = [fold for fold in folds if fold not in official]
-        if unknown:
-            raise ConfigError(describe(f"folds of {labelled[0]}", ", ".join(official), f"'{unknown[0]}'"))
-        clips = [clip for fold in folds for clip in official[fold]]
-    return sounds.SoundFolder(clips, library.dataset)
-
-
 class ClipStore:
-    """Random access to the windows of all samples of some shard folders, or of the clips of a sound folder.
+    """Random access to the windows of all samples of shard folders, or of a folder of another data set.
 
     Samples are decoded once and kept as 16-bit integers if that takes at most `memory_gib`, else at every access.
     A clip longer than the window is cut into windows from its start; the last one is shorter, or with `whole` (labels
@@ -134,12 +71,13 @@ class ClipStore:
         *,
         folds: Sequence[str] | None = None,
         without: Sequence[str] = (),
+        use_test_fold: bool = False,
         channels: sounds.Channels = "refuse",
         whole: bool = False,
         memory_gib: float = 2.0,
         max_rejects: float = 0.02,
     ) -> None:
-        self.dataset = open_source(folders, folds, without)
+        self.dataset = open_source(folders, folds, without, use_test_fold)
         self.name = ", ".join(str(folder) for folder in folders) + (f" folds {', '.join(folds)}" if folds else "")
         self.rule, self.whole = channels, whole
         self.sample_rate, self.layouts = encoder.sample_rate, encoder.layouts
@@ -177,8 +115,7 @@ class ClipStore:
     @property
     def class_names(self) -> list[str]:
         """Classes in the order of the data's own numbers, where it has them; else the sorted labels of its events."""
-        known = self.dataset.labels if isinstance(self.dataset, dcase_seld.SELDFolder) else None
-        return known or sorted(self.labels)
+        return getattr(self.dataset, "labels", None) or sorted(self.labels)
 
     def __getitem__(self, number: int) -> Clip:
         sample, window, events = self._index[number]
@@ -194,8 +131,8 @@ class ClipStore:
         except AudioLLMError as error:
             self.rejects.append({"sample": str(number), "reason": str(error)})
             return
-        silent = isinstance(self.dataset, dcase_seld.SELDFolder)  # every sound is annotated: no events, no sound
-        if sample.audio is None or not (sample.events or silent):
+        silence = getattr(self.dataset, "annotates_all", False)  # no events, no sound
+        if sample.audio is None or not (sample.events or silence):
             self.rejects.append({"sample": sample.id, "reason": _NO_EVENTS})
             return
         seconds = self.window / self.sample_rate

@@ -1,8 +1,16 @@
-"""Figures that several tasks share."""
+"""Angles and figures that several tasks share."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+
+
+def unit_vector(azimuth: float, elevation: float) -> tuple[float, float, float]:
+    """(x front, y left, z up) of a direction in degrees."""
+    a, e = math.radians(azimuth), math.radians(elevation)
+    return math.cos(a) * math.cos(e), math.sin(a) * math.cos(e), math.sin(e)
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:

@@ -30,14 +30,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from audio_llm import config as recipes
-from audio_llm.datasets import dcase_seld
 from audio_llm.encoders.published import read_json
 from audio_llm.errors import CheckpointError, ConfigError, TrainingError, describe, require
 from audio_llm.files import append_line, atomic_file, content_hash, write_json, write_lines
 from audio_llm.model.encoder import AudioEncoder, build_encoder, freeze_below
 from audio_llm.model.folder import CONFIG, WEIGHTS, load_encoder, load_strictly
-from audio_llm.tasks.base import EncoderRecipe, SupervisedTask, task_class
+from audio_llm.tasks.base import TASKS, TaskRecipe
 from audio_llm.tasks.clips import Batch, BatchPlan, ClipStore, collate, spec_augment
+from audio_llm.tasks.supervised import SupervisedTask
 from audio_llm.training.callbacks import forget_after
 from audio_llm.training.policy import resolve_precision
 from audio_llm.training.run import check_launch, prepare_torch
@@ -56,7 +56,7 @@ def layer_of(name: str, prefixes: list[str]) -> int:
     return next((number for number, prefix in enumerate(prefixes, 1) if inner.startswith(prefix)), 0)
 
 
-def parameter_groups(model: SupervisedTask, recipe: EncoderRecipe) -> list[dict[str, Any]]:
+def parameter_groups(model: SupervisedTask, recipe: TaskRecipe) -> list[dict[str, Any]]:
     """AdamW groups: vectors, positions and cls tokens are not decayed; deeper layers may learn faster."""
     prefixes = model.encoder.layer_prefixes
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
@@ -86,7 +86,7 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(model, avg_fn=average, use_buffers=True)
 
 
-def rate_at(progress: float, recipe: EncoderRecipe) -> float:
+def rate_at(progress: float, recipe: TaskRecipe) -> float:
     """Learning rate at a share of the run: linear warm-up, then half a cosine down to ``minimum_rate``."""
     if progress < recipe.warmup:
         return recipe.learning_rate * max(progress / recipe.warmup, 1e-3)
@@ -98,7 +98,7 @@ def rate_at(progress: float, recipe: EncoderRecipe) -> float:
 class Trainer:
     """One run. `fit` trains and validates; the folder then holds the best encoder, its heads and the metrics."""
 
-    def __init__(self, recipe: EncoderRecipe) -> None:
+    def __init__(self, recipe: TaskRecipe) -> None:
         recipe.check()
         prepare_torch()
         self.recipe = recipe
@@ -131,9 +131,9 @@ class Trainer:
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
         )
-        self.raw = task_class(recipe.task)(encoder, names, recipe)
+        self.raw: SupervisedTask = TASKS.find(recipe.task).module(encoder, names, recipe)
         if recipe.channels_last:
-            self.raw.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.raw.to(memory_format=torch.channels_last)
         self.still = [] if recipe.unfreeze is None else freeze_below(encoder, recipe.unfreeze)
         optimizer = torch.optim.AdamW(parameter_groups(self.raw, recipe), lr=recipe.learning_rate)
         self.model, self.optimizer = self.accelerator.prepare(self.raw, optimizer)
@@ -166,16 +166,14 @@ class Trainer:
         without: list[int | str] | None = None,
     ) -> ClipStore:
         recipe = self.recipe
-        names = None if folds is None else [str(fold) for fold in folds]
-        if names and not recipe.use_test_fold and any(dcase_seld.is_seld_folder(folder) for folder in folders):
-            dcase_seld.check_folds(names)
         return ClipStore(
             folders,
             encoder,
-            folds=names,
+            folds=None if folds is None else [str(fold) for fold in folds],
             without=[str(fold) for fold in without or ()],
+            use_test_fold=recipe.use_test_fold,
             channels=recipe.channels,
-            whole=task_class(recipe.task).clip_level,
+            whole=recipe.clip_level,
             memory_gib=recipe.memory_gib,
             max_rejects=recipe.max_rejects,
         )
@@ -183,7 +181,7 @@ class Trainer:
     def _check_events(self) -> None:
         """Raise :class:`TrainingError` where no event has what the task learns, or one an unknown label."""
         for store in filter(None, (self.store, self.validation)):
-            if task_class(self.recipe.task).places and not store.placed:
+            if self.recipe.places and not store.placed:
                 cure = "Labelled sounds have none: make clips of them with audio-llm prep recipes/seld/clips.yaml."
                 expected = "events with an azimuth and a distance"
                 raise TrainingError(describe(f"{store.name}, task {self.recipe.task}", expected, "none", cure))
@@ -404,9 +402,8 @@ class Trainer:
         return kept
 
 
-def run(config_path: str | Path | None, overrides: list[str] | None = None) -> dict[str, Any]:
-    """Train by a recipe file and ``key=value`` overrides; returns the scores of the kept weights."""
-    recipe = recipes.load(EncoderRecipe, config_path, overrides)
+def train(recipe: TaskRecipe) -> dict[str, Any]:
+    """Train by a recipe and print the scores of the kept weights; returns them."""
     trainer = Trainer(recipe)
     if trainer.main:
         clips, rejects = len(trainer.store), len(trainer.store.rejects)

@@ -68,19 +68,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from audio_llm.errors import ConfigError
+    from eval.cli.options import key_values, scorer_settings, share
+    from eval.tasks import Options, evaluator
+
     if args.batch_size is not None:
         at_least(1, "--batch-size", args.batch_size)
-    if Path(args.model).is_dir():
-        from audio_llm.tasks.seld.predict import finds_events
-        from eval.tasks import seld_run, spatial
-
-        if finds_events(args.model) or seld_run.is_table_folder(args.model):
-            return _seld(args)
-        if spatial.is_encoder_folder(args.model):
-            return _spatial(args)
+    if Path(args.model).is_dir() and (evaluate := evaluator(args.model)):
+        if args.full:
+            raise ConfigError("--full: expected a model that answers questions, found a folder of another task.")
+        pairs = key_values("--option", args.option) | ({"labels": args.labels} if args.labels else {})
+        options = Options(pairs, args.batch_size, args.overwrite, args.quiet)
+        print(evaluate(args.model, args.data, Path(args.out), options))
+        return 0
     from audio_llm.answering.engines import find_engine, open_engine
     from eval import predictions, runner
-    from eval.cli.options import key_values, scorer_settings, share
     from eval.controls import parse_controls
     from eval.figures.runs import Run, scorers_for
     from eval.figures.tables import print_run, write_scores
@@ -142,63 +144,6 @@ def run(args: argparse.Namespace) -> int:
         from eval.report import page
 
         page.write(out / page.FILE_NAME, [scored])
-    return 0
-
-
-def _spatial(args: argparse.Namespace) -> int:
-    """Spatial-AST's own task: the heads of an encoder folder."""
-    import hashlib
-    from pathlib import Path
-
-    import torch
-
-    from audio_llm.errors import ConfigError
-    from audio_llm.model.folder import WEIGHTS
-    from eval.tasks import spatial
-
-    if args.full:
-        raise ConfigError("--full: expected a model that answers questions, found an encoder folder.")
-    out = Path(args.out)
-    network = spatial.load(args.model, args.labels)
-    if args.overwrite:
-        for name in (spatial.PREDICTIONS, spatial.RUN, spatial.SCORES):
-            (out / name).unlink(missing_ok=True)
-    for module in (network.encoder, network.heads):
-        module.to("cuda" if torch.cuda.is_available() else "cpu")
-    with open(Path(args.model) / WEIGHTS, "rb") as stream:
-        facts = {"model": Path(args.model).name, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-    scores = spatial.evaluate(network, args.data, out, facts, batch_size=args.batch_size or 16)
-    print(spatial.table(scores))
-    if scores["errors"]:
-        print(f"{scores['errors']} clips could not be heard, see {out / spatial.PREDICTIONS}", file=sys.stderr)
-    return 0
-
-
-def _seld(args: argparse.Namespace) -> int:
-    """Sound events in time: the head of an encoder folder, or a folder of tables that any system predicted."""
-    from pathlib import Path
-
-    from eval.cli.options import key_values
-    from eval.tasks import seld_run
-
-    if len(args.data) > 1:
-        from audio_llm.errors import ConfigError, describe
-
-        raise ConfigError(describe("data", "one folder of stereo SELD, or of tables", f"{len(args.data)}"))
-    data, out = args.data[0], Path(args.out)
-    settings = seld_run.parse_settings(key_values("--option", args.option))
-    if seld_run.is_table_folder(args.model):
-        print(seld_run.score(args.model, data, settings, out))
-        return 0
-    if args.overwrite:
-        seld_run.clean(out)
-    clips, rejects = seld_run.hear(args.model, data, out, settings, progress=not args.quiet)
-    if rejects:
-        print(f"{len(rejects)} of {len(clips)} clips could not be heard, see {out / seld_run.REJECTS}", file=sys.stderr)
-    if settings.part == "evaluation":
-        print(f"{seld_run.submit(clips, out)} events of {len(clips)} clips: {out / seld_run.SUBMISSION}")
-    else:
-        print(seld_run.score(out / seld_run.PREDICTIONS, data, settings, out))
     return 0
 
 

@@ -13,7 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from eval.tasks import classification, folds
+    from eval.tasks import classification
+    from eval.tasks import classification_folds as folds
 
     scores, recipe = folds.run(args.recipe, args.overrides)
     print(f"\n{classification.table(scores)}\n")

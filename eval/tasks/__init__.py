@@ -1,1 +1,45 @@
-"""Scores of the tasks: one file a task."""
+"""How models of a task are scored: ``eval.tasks.<name>`` for every task of :mod:`audio_llm.tasks` that is.
+
+Such a module has ``evaluate(model, data, out, options) -> str``: it scores the model in a folder on the paths `data`,
+leaves predictions and figures in the folder `out`, and returns what a person reads. ``options`` is an :class:`Options`.
+With ``recognises(path) -> bool`` it takes other folders than its task does. A task from outside this repository has
+both in the module that registers it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+from audio_llm.tasks.base import TASKS
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``audio-llm eval`` was asked for beside model, data and OUT."""
+
+    pairs: Mapping[str, str] = field(default_factory=dict)  # of --option KEY=VALUE
+    batch_size: int | None = None
+    overwrite: bool = False  # drop what an earlier run left in OUT
+    quiet: bool = False  # no progress bar
+
+
+def evaluator(path: str | Path) -> Callable[..., str] | None:
+    """``evaluate`` of the task whose model, or whose predictions, lie in a folder; None where no task's do."""
+    for name, task in TASKS.items():
+        module = _module(name)
+        recognises = getattr(module, "recognises", task.recognises)
+        if hasattr(module, "evaluate") and recognises(Path(path)):
+            return module.evaluate
+    return None
+
+
+def _module(name: str) -> ModuleType:
+    if importlib.util.find_spec(f"{__name__}.{name}"):
+        return importlib.import_module(f"{__name__}.{name}")
+    return sys.modules[type(TASKS[name]).__module__]

@@ -1,193 +1,322 @@
-"""The metric of DCASE 2025 task 3: F-score, direction, distance and relative distance errors of matched events.
+"""Stereo SELD from a folder of clips to a table of results: predictions as CSV files, official scores, a submission.
 
-Per frame and class, references and predictions are matched by the least total angle between folded azimuths (Politis et
-al. 2025; F20°/1: right within 20 degrees and a relative distance error of 1). Everything a file contributes is a sum,
-so that scores of any set of files, leave-one-out included, cost one subtraction: `file_counts` gives the sums,
-`scores_of` the scores (both in :mod:`audio_llm.tasks.seld.scores`), :func:`jackknife` their intervals.
-
-``strict=False`` is the official implementation bit for bit. That one scores neither the last annotated frame of a file
-nor anything after it, nothing in a file without references, and no file whose prediction is missing; ``strict=True``
-scores all of these.
+A run folder holds ``predictions/NAME.csv`` (one per clip, written one by one: a run that was stopped goes on),
+``rejects.jsonl``, ``run.json`` (the model, the data and what was asked) and ``scores.json``. Scores are always made
+anew from the predictions; tables of other people's systems are scored the same way (:func:`score`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from audio_llm.datasets.seld_tables import FRAME_SECONDS, fold_azimuth, read_rows, write_rows
-from audio_llm.encoders.seld_head import CLASSES
-from audio_llm.errors import ConfigError, ShardError, describe, nearest
-from audio_llm.tasks.seld.scores import (
-    GRID,
-    SCORES,
-    SUMS,
-    Average,
-    Criteria,
-    Scores,
-    file_counts,
-    scores_of,
-    tune_thresholds,
-)
+from audio_llm import config as recipes
+from audio_llm.datasets import dcase_seld, seld_tables
+from audio_llm.errors import AudioLLMError, ConfigError, describe, nearest
+from audio_llm.files import write_json, write_lines
+from audio_llm.model.folder import CONFIG, WEIGHTS
+from audio_llm.tasks.seld.predict import load, locate_file
+from audio_llm.tasks.seld.predict import recognises as is_model
+from audio_llm.tasks.seld.scores import SCORES, Average, Criteria
+from eval.benchmarks.base import one_of
+from eval.tasks import Options
+from eval.tasks.seld_metric import Evaluation, Groups, read_folder, score_tables, write_submission
 
-__all__ = [
-    "GRID", "SCORES", "SUMS", "Average", "Criteria", "Evaluation", "Groups", "Interval", "Scores", "evaluate",
-    "file_counts", "jackknife", "jackknife_interval", "read_folder", "recording_of", "room_of", "scores_of",
-    "tune_thresholds", "write_submission",
-]  # fmt: skip
-
-
-Groups = Literal["recordings", "rooms", "clips"]
-
-
-class Interval(NamedTuple):
-    """Jackknife estimates: each array of the shape of what was estimated."""
-
-    estimate: np.ndarray
-    bias: np.ndarray
-    standard_error: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-
-def jackknife(
-    sums: np.ndarray, groups: Sequence[str] | None = None, average: Average = "macro", confidence: float = 0.95
-) -> tuple[Interval, Interval]:
-    """Intervals of the five scores and of the classwise ones from the sums of files ``(files, 9, classes)``.
-
-    Leaves out one file at a time, or all files of one of `groups` (one name per file): windows of one recording are not
-    independent, and leaving out single windows makes intervals too narrow (see :attr:`Evaluation.independent`). Needs
-    two.
-    """
-    if groups is not None:
-        names, index = np.unique(list(groups), return_inverse=True)
-        pooled = np.zeros((len(names), *sums.shape[1:]))
-        np.add.at(pooled, index, sums)
-        sums = pooled
-    if len(sums) < 2:
-        raise ConfigError(describe("jackknife", "at least two files or groups", str(len(sums))))
-    total = sums.sum(axis=0)
-    whole, without = scores_of(total, average), scores_of(total - sums, average)
-    return (
-        jackknife_interval(whole.values, without.values, confidence),
-        jackknife_interval(whole.classwise, without.classwise, confidence),
-    )
-
-
-def jackknife_interval(whole: np.ndarray, without: np.ndarray, confidence: float = 0.95) -> Interval:
-    """Jackknife (Efron & Tibshirani 1993, ch. 11) from a statistic and its leave-one-out values ``(n, ...)``."""
-    from scipy.stats import t
-
-    count = len(without)
-    mean = without.mean(axis=0)
-    bias = (count - 1) * (mean - whole)
-    error = np.sqrt((count - 1) * np.square(without - mean).mean(axis=0))
-    estimate = np.asarray(whole - bias)
-    margin = t.ppf(0.5 + confidence / 2, count - 1) * error
-    return Interval(estimate, bias, error, estimate - margin, estimate + margin)
-
-
-# --------------------------------------------------------------------------------------------------------------- files
-
-
-def recording_of(name: str) -> str:
-    """The recording a clip was cut from: ``fold4_room8_mix003_deg120_start0042.wav`` → ``fold4_room8_mix003``."""
-    match = re.match(r"(.*?fold\d+_room\d+_mix\d+)", Path(name).name)
-    return match[1] if match else Path(name).stem
-
-
-def room_of(name: str) -> str:
-    """The room a clip was recorded in: ``fold4_room8_mix003_deg120_start0042.wav`` → ``fold4_room8``."""
-    match = re.match(r"(.*?fold\d+_room\d+)", Path(name).name)
-    return match[1] if match else Path(name).stem
-
-
-_GROUP_OF: dict[str, Callable[[str], str]] = {"recordings": recording_of, "rooms": room_of, "clips": str}
+PREDICTIONS, SUBMISSION, RUN, RESULT, REJECTS = "predictions", "submission", "run.json", "scores.json", "rejects.jsonl"
+RECIPE = "recipe.yaml"  # what training leaves in a model's folder
+_SWITCHES = {"true": True, "false": False}
+_CHOICES = {"part": ("development", "evaluation"), "average": ("macro", "micro"), "intervals": get_args(Groups)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """The sums of every scored file, by which all scores are made."""
+class Settings:
+    """What is heard, when it counts as heard, and how it is scored. The defaults are the challenge's."""
 
-    names: list[str]
-    sums: np.ndarray  # (files, 9, classes)
-    missing: list[str]  # references without a prediction: left out, or with `strict` counted as all missed
-
-    def scores(self, average: Average = "macro") -> Scores:
-        return scores_of(self.sums.sum(axis=0), average)
-
-    def groups(self, over: Groups) -> list[str]:
-        """The recording or the room of every file, or the file itself."""
-        return [_GROUP_OF[over](name) for name in self.names]
-
-    @property
-    def independent(self) -> Groups:
-        """The smallest groups that names tell of: recordings, rooms where no two clips are of one recording, or clips.
-
-        The second are scenes made one by one (``audio-llm prep``): those of a room share its echoes and its sounds.
-        """
-        names: tuple[Groups, ...] = ("recordings", "rooms")
-        return next((over for over in names if len(set(self.groups(over))) < len(self.names)), "clips")
-
-    def intervals(self, average: Average = "macro", over: Groups | None = None) -> tuple[Interval, Interval]:
-        """:func:`jackknife` over recordings, rooms or clips; by default over those that are :attr:`independent`."""
-        return jackknife(self.sums, self.groups(over or self.independent), average)
+    part: Literal["development", "evaluation"] = "development"  # evaluation: tables are hidden, a submission is written
+    folds: tuple[str, ...] = (dcase_seld.TEST_FOLD,)  # or rooms, of the development set
+    threshold: float | None = None  # None: the model's own, one per class, found on its validation clips
+    criteria: Criteria = dataclasses.field(default_factory=Criteria)
+    average: Average = "macro"
+    strict: bool = False
+    intervals: Groups | None = (
+        None  # jackknife over these; None: over recordings, where names tell them, else over rooms
+    )
+    seen: bool = False  # hear what trained the model or was chosen on as well, and say so
 
 
-def evaluate(
-    reference: Mapping[str, np.ndarray],
-    predicted: Mapping[str, np.ndarray],
-    criteria: Criteria | None = None,
-    strict: bool = False,
-    num_classes: int = len(CLASSES),
-) -> Evaluation:
-    """Score tables by name. Raises :class:`ShardError` for a prediction without a reference, or when there are none."""
-    for name in predicted:
-        if name not in reference:
-            raise ShardError(f"prediction {name}: there is no reference of that name{nearest(name, reference)}.")
-    missing = sorted(set(reference) - set(predicted))
-    names = sorted(reference) if strict else sorted(predicted)
-    if not names:
-        raise ShardError(describe("predictions", "at least one file", "none"))
-    nothing = np.zeros((0, 6))
-    sums = [file_counts(reference[name], predicted.get(name, nothing), criteria, strict, num_classes) for name in names]
-    return Evaluation(names, np.stack(sums), missing)
+def parse_settings(options: Mapping[str, str]) -> Settings:
+    """Of ``--option KEY=VALUE``. Raises :class:`ConfigError` for unknown keys and values."""
+    criteria = {field.name: field for field in dataclasses.fields(Criteria)}
+    known = ("part", "folds", "threshold", "average", "strict", "intervals", "seen", *criteria)
+    values: dict[str, Any] = {}
+    places: dict[str, Any] = {}
+    for key, text in options.items():
+        if key not in known:
+            raise ConfigError(describe("--option", ", ".join(known), f"'{key}'{nearest(key, known)}"))
+        if key == "folds":
+            values[key] = tuple(text.split(","))
+        elif key in _CHOICES:
+            values[key] = one_of(options, key, _CHOICES[key])
+        elif key in ("strict", "seen", "onscreen"):
+            (places if key == "onscreen" else values)[key] = _SWITCHES[one_of(options, key, tuple(_SWITCHES))]
+        elif key == "threshold":
+            values["threshold"] = _number(key, text)
+        else:
+            places[key] = _number(key, text)
+    return Settings(**values, criteria=Criteria(**places))
 
 
-def read_folder(folder: str | Path) -> dict[str, np.ndarray]:
-    """All CSV tables below a folder, by file name. Raises :class:`ShardError` when there are none, or two of a name."""
-    tables: dict[str, np.ndarray] = {}
-    for path in sorted(Path(folder).rglob("*.csv")):
-        if path.name in tables:
-            raise ShardError(describe(f"folder {folder}", "one table of each name", f"two of {path.name}"))
-        tables[path.name] = read_rows(path)
-    if not tables:
-        raise ShardError(describe(f"folder {folder}", "CSV tables", "none"))
-    return tables
+def _number(key: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value > 0:
+        raise ConfigError(describe(f"--option {key}", "a number above 0", f"'{text}'"))
+    return value
 
 
-def write_submission(folder: str | Path, tables: Mapping[str, np.ndarray], names: Sequence[str]) -> int:
-    """Tables as one CSV per clip of the evaluation set, for every one of `names`. Returns the number of events.
+def recognises(path: Path) -> bool:
+    """Whether `path` is a model of events in time, or a folder of tables that any system predicted."""
+    return is_model(path) or is_table_folder(path)
 
-    Raises :class:`ShardError` where a clip was not predicted, an azimuth cannot come from stereo once it is folded, or
-    a frame lies beyond 5 s.
+
+def is_table_folder(folder: str | Path) -> bool:
+    """Whether `folder` has predictions as CSV tables and is no model."""
+    return Path(folder).is_dir() and not (Path(folder) / CONFIG).is_file() and any(Path(folder).rglob("*.csv"))
+
+
+def evaluate(model: str | Path, data: Sequence[str], out: Path, options: Options) -> str:
+    """Hear the clips of a folder of stereo SELD and score them (or write a submission), or score a folder of tables."""
+    if len(data) > 1:
+        raise ConfigError(describe("data", "one folder of stereo SELD, or of tables", f"{len(data)}"))
+    settings = parse_settings(options.pairs)
+    if is_table_folder(model):
+        return score(model, data[0], settings, out)
+    if options.overwrite:
+        clean(out)
+    clips, rejects = hear(model, data[0], out, settings, progress=not options.quiet)
+    if rejects:
+        print(f"{len(rejects)} of {len(clips)} clips could not be heard, see {out / REJECTS}", file=sys.stderr)
+    if settings.part == "evaluation":
+        return f"{submit(clips, out)} events of {len(clips)} clips: {out / SUBMISSION}"
+    return score(out / PREDICTIONS, data[0], settings, out)
+
+
+# ------------------------------------------------------------------------------------------------- hearing
+
+
+def choose(data: str | Path, settings: Settings) -> dcase_seld.SELDFolder:
+    """The clips that are asked for."""
+    if settings.part == "evaluation":
+        return dcase_seld.find_evaluation(data)
+    return dcase_seld.find(data).select(settings.folds)
+
+
+def hear(
+    model: str | Path,
+    data: str | Path,
+    out: Path,
+    settings: Settings,
+    *,
+    progress: bool = True,
+) -> tuple[dcase_seld.SELDFolder, list[dict[str, str]]]:
+    """Predict what is not predicted yet; returns the clips and those that could not be heard, with the reason.
+
+    Raises :class:`ConfigError` when `out` has predictions of another model, other clips or another threshold, and for
+    folds that the model saw in training, unless the settings allow it.
     """
-    frames = round(5.0 / FRAME_SECONDS)
-    absent = [name for name in names if name not in tables]
-    if absent:
-        raise ShardError(describe("submission", f"predictions for {len(names)} clips", f"none for {absent[0]}"))
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    total = 0
-    for name in names:
-        rows = tables[name].copy()
-        if len(rows) and rows[:, 0].max() >= frames:
-            raise ShardError(describe(f"submission, {name}", f"frames 0 to {frames - 1}", str(int(rows[:, 0].max()))))
-        rows[:, 3] = np.round(fold_azimuth(rows[:, 3]))
-        write_rows(Path(folder) / f"{Path(name).stem}.csv", rows)
-        total += len(rows)
-    return total
+    from tqdm import tqdm
+
+    locator = load(model, settings.threshold)
+    clips = choose(data, settings)
+    if clips.labels != locator.labels:
+        found = f"{len(clips.labels)} ({', '.join(clips.labels[:3])}, …)"
+        raise ConfigError(describe(f"classes of {data}", f"the model's {len(locator.labels)}", found))
+    seen = seen_in_training(model, clips)
+    if seen and not settings.seen:
+        cure = "Name other folds, or add --option seen=true, and the scores will say so."
+        expected = "clips that the model was neither trained nor chosen on"
+        raise ConfigError(describe(f"folds of {data}", expected, ", ".join(seen), cure))
+    claim(model, clips, out, locator.thresholds, seen)
+    rejects = []
+    for clip in tqdm(clips.clips, desc="clips", leave=False, mininterval=1.0, disable=not progress):
+        path = out / PREDICTIONS / f"{clip.name}.csv"
+        if path.is_file():
+            continue
+        try:
+            rows = locate_file(locator, clip.path).rows()
+        except AudioLLMError as error:
+            rejects.append({"item": clip.name, "reason": str(error)})
+            continue
+        seld_tables.write_rows(path, rows)
+    write_lines(out / REJECTS, rejects)
+    return clips, rejects
+
+
+def seen_in_training(model: str | Path, clips: dcase_seld.SELDFolder) -> list[str]:
+    """Which rooms of `clips` trained the model or decided what was kept of it, by the recipes that runs leave behind.
+
+    The recipe of a model that training started from (``init``) counts too. Nothing is known of a model without one.
+    """
+    names: set[str] = set()
+    folder: Path | None = Path(model)
+    visited: set[Path] = set()
+    while folder is not None and folder.resolve() not in visited and (folder / RECIPE).is_file():
+        visited.add(folder.resolve())
+        tree = recipes.read(folder / RECIPE)
+        names |= {str(name) for key in ("train_folds", "validation_folds") for name in tree.get(key) or ()}
+        folder = Path(tree["init"]) if tree.get("init") else None
+    return sorted({clip.room for clip in clips.clips if {clip.room, clip.fold} & names})
+
+
+def claim(model: str | Path, clips: dcase_seld.SELDFolder, out: Path, threshold: Any, seen: Sequence[str] = ()) -> None:
+    """Write ``run.json``, or see that it says the same as an earlier run's."""
+    with open(Path(model) / WEIGHTS, "rb") as stream:
+        weights = hashlib.file_digest(stream, "sha256").hexdigest()
+    names = "\n".join(f"{clip.name} {clip.path.stat().st_size}" for clip in clips.clips)
+    claimed = {
+        "model": Path(model).name,
+        "sha256": weights,
+        "clips": len(clips),
+        "data": hashlib.sha256(names.encode()).hexdigest(),
+        "threshold": threshold,
+        **({"seen": list(seen)} if seen else {}),
+    }
+    path = out / RUN
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != claimed:
+        cure = "Add --overwrite, or choose another folder."
+        raise ConfigError(describe(str(out), "predictions of this model on these clips", "another run's", cure))
+    (out / PREDICTIONS).mkdir(parents=True, exist_ok=True)
+    write_json(path, claimed)
+
+
+def clean(out: Path) -> None:
+    """Remove an earlier run's files from `out`."""
+    for folder in (PREDICTIONS, SUBMISSION):
+        for path in (out / folder).glob("*.csv"):
+            path.unlink()
+    for name in (RUN, RESULT, REJECTS):
+        (out / name).unlink(missing_ok=True)
+
+
+def submit(clips: dcase_seld.SELDFolder, out: Path) -> int:
+    """``submission/NAME.csv`` for every clip of the evaluation set, as the challenge takes them; returns the events."""
+    names = [f"{clip.name}.csv" for clip in clips.clips]
+    return write_submission(out / SUBMISSION, read_folder(out / PREDICTIONS), names)
+
+
+# ------------------------------------------------------------------------------------------------- scores
+
+
+def references(data: str | Path, settings: Settings) -> tuple[dict[str, np.ndarray], list[str]]:
+    """True tables by file name and the names of classes: of a corpus's folds, or of any folder of tables."""
+    if dcase_seld.recognises(data):
+        clips = choose(data, settings)
+        return {f"{clip.name}.csv": clips.rows(number) for number, clip in enumerate(clips.clips)}, clips.labels
+    return read_folder(data), dcase_seld.read_labels(data)
+
+
+def score(predictions: str | Path, data: str | Path, settings: Settings, out: Path) -> str:
+    """Score tables, write ``scores.json`` and return the result as text, the metric's arguments included."""
+    tables, labels = references(data, settings)
+    result = score_tables(tables, read_folder(predictions), settings.criteria, settings.strict, len(labels))
+    report = as_tree(result, labels, settings, _seen_by(Path(predictions)))
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / RESULT, report)
+    return as_text(report)
+
+
+def _seen_by(predictions: Path) -> list[str]:
+    """The rooms that the model of these predictions had seen, as ``run.json`` in their folder or above says."""
+    for folder in (predictions, predictions.parent):
+        if (folder / RUN).is_file():
+            try:
+                return list(json.loads((folder / RUN).read_text(encoding="utf-8")).get("seen", []))
+            except (ValueError, AttributeError, TypeError):
+                return []  # another program's file of that name
+    return []
+
+
+def as_tree(result: Evaluation, labels: Sequence[str], settings: Settings, seen: Sequence[str] = ()) -> dict[str, Any]:
+    """Arguments and scores for JSON; intervals are jackknife ones over recordings or rooms, where there are two."""
+    scores = result.scores(settings.average)
+    tree: dict[str, Any] = {
+        "metric": {
+            **{name: _plain(value) for name, value in dataclasses.asdict(settings.criteria).items()},
+            "average": settings.average,
+            "strict": settings.strict,
+            "files": len(result.names),
+            "missing": len(result.missing),
+            "classes": len(labels),
+            **({"seen": list(seen)} if seen else {}),
+        },
+        "scores": {name: _plain(value) for name, value in scores.table().items()},
+    }
+    if len(result.names) > 1:
+        tree["intervals"] = _intervals(result, settings)
+    tree["classes"] = {
+        label: {name: _plain(value) for name, value in zip(SCORES, values, strict=True)}
+        for label, values in zip(labels, scores.classwise.T.tolist(), strict=True)
+    }
+    return tree
+
+
+def _intervals(result: Evaluation, settings: Settings) -> dict[str, Any]:
+    over = settings.intervals or result.independent
+    try:
+        whole, _ = result.intervals(settings.average, over)
+    except ConfigError:  # all of one recording
+        return {}
+    pairs = zip(SCORES, whole.low.tolist(), whole.high.tolist(), strict=True)
+    facts = {"over": over, "groups": len(set(result.groups(over)))}
+    return facts | {name: [_plain(low), _plain(high)] for name, low, high in pairs}
+
+
+def _plain(value: float) -> float | None:
+    """For JSON, which has neither NaN nor infinity."""
+    return value if math.isfinite(value) else None
+
+
+_COLUMNS: dict[str, tuple[str, float, str]] = {  # what it is called, factor, unit
+    "f_score": ("F ↑", 100, " %"),
+    "doa_error": ("DOA error ↓", 1, "°"),
+    "distance_error": ("distance error ↓", 0.01, " m"),
+    "relative_distance_error": ("relative distance error ↓", 100, " %"),
+}
+
+
+def _shown(name: str, value: float | None) -> str:
+    return "–" if value is None else f"{value * _COLUMNS[name][1]:.2f}{_COLUMNS[name][2]}"
+
+
+def as_text(tree: Mapping[str, Any]) -> str:
+    """Markdown: the metric's arguments, the scores with their intervals, and those of every class."""
+    metric, intervals = tree["metric"], tree.get("intervals") or {}
+    over = f" (jackknife over {intervals['groups']} {intervals['over']})" if intervals else ""
+    lines = [
+        f"F{metric['degrees']:g}°/{metric['relative_distance']:g}, {metric['average']} over {metric['classes']} "
+        f"classes, {metric['files']} files ({metric['missing']} missing), "
+        + ("every frame and file" if metric["strict"] else "frames and files as the official metric counts them"),
+        *([f"seen in training or by what was chosen: {', '.join(metric['seen'])}"] if "seen" in metric else []),
+        "",
+        f"| score | value | 95 %{over} |",
+        "|---|---|---|",
+    ]
+    for name, (title, _, _) in _COLUMNS.items():
+        low, high = intervals.get(name, (None, None))
+        lines.append(
+            f"| {title} | {_shown(name, tree['scores'][name])} | {_shown(name, low)} to {_shown(name, high)} |"
+        )
+    lines += ["", "| class | " + " | ".join(title for title, _, _ in _COLUMNS.values()) + " |", "|---|---|---|---|---|"]
+    for label, values in tree["classes"].items():
+        lines.append(f"| {label} | " + " | ".join(_shown(name, values[name]) for name in _COLUMNS) + " |")
+    return "\n".join(lines)

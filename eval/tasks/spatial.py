@@ -7,8 +7,10 @@ than one class of 0.5 m off). Places count for clips whose sounds come from one;
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,18 +26,17 @@ from audio_llm.model.encoder import AudioEncoder
 from audio_llm.model.folder import WEIGHTS, load_encoder
 from audio_llm.shards.reader import ShardDataset
 from audio_llm.shards.schema import Event
-from audio_llm.tasks.folder import load_spatial
-from audio_llm.tasks.scores import average_precision, great_circle
+from audio_llm.tasks.scores import average_precision, great_circle, unit_vector
 from audio_llm.tasks.spatial.heads import (
     DISTANCE_STEP,
     azimuth_class,
     class_azimuth,
     distance_class,
     elevation_class,
-    unit_vector,
 )
-from audio_llm.tasks.spatial.task import ER_DEGREES
+from audio_llm.tasks.spatial.task import ER_DEGREES, load_spatial
 from eval.figures.estimates import Estimate, bootstrap_mean, proportion
+from eval.tasks import Options
 
 PREDICTIONS, RUN, SCORES = "predictions.jsonl", "run.json", "scores.json"
 RESAMPLES = 200  # of mean_ap: each one sorts nothing anew, but there are hundreds of classes
@@ -69,11 +70,6 @@ def load(folder: str | Path, labels: str | Path | None = None) -> Network:
 
 
 # ------------------------------------------------------------------------------------------------ predictions
-
-
-def is_encoder_folder(path: str | Path) -> bool:
-    """Whether `path` was written by ``audio-llm train`` or ``convert`` for an encoder."""
-    return (Path(path) / WEIGHTS).is_file()
 
 
 def predict(network: Network, dataset: ShardDataset, batch_size: int, skip: set[str]) -> Iterator[dict[str, Any]]:
@@ -141,7 +137,27 @@ def _answer(network: Network, waiting: Sequence[tuple[dict[str, Any], np.ndarray
         }
 
 
-def evaluate(
+def evaluate(model: str | Path, data: Sequence[str], out: Path, options: Options) -> str:
+    """Score the heads of an encoder folder on shards; ``--option labels=FILE`` names the classes (:func:`load`)."""
+    import torch
+
+    if unknown := sorted(set(options.pairs) - {"labels"}):
+        raise ConfigError(describe("--option", "labels=FILE", f"'{unknown[0]}'"))
+    network = load(model, options.pairs.get("labels"))
+    if options.overwrite:
+        for name in (PREDICTIONS, RUN, SCORES):
+            (out / name).unlink(missing_ok=True)
+    for module in (network.encoder, network.heads):
+        module.to("cuda" if torch.cuda.is_available() else "cpu")
+    with open(Path(model) / WEIGHTS, "rb") as stream:
+        facts = {"model": Path(model).name, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+    scores = answer(network, data, out, facts, batch_size=options.batch_size or 16)
+    if scores["errors"]:
+        print(f"{scores['errors']} clips could not be heard, see {out / PREDICTIONS}", file=sys.stderr)
+    return table(scores)
+
+
+def answer(
     network: Network, folders: Sequence[str | Path], out: Path, facts: Mapping[str, Any], *, batch_size: int = 16
 ) -> dict[str, Any]:
     """Answer what is not answered yet in ``out/predictions.jsonl``, then score the file into ``scores.json``.
@@ -176,8 +192,6 @@ def _plain(found: Estimate | int) -> Any:
 
 def _fingerprint(folder: Path) -> str:
     """SHA-256 of ``sizes.json``, which has those of the shards."""
-    import hashlib
-
     return hashlib.sha256((folder / "sizes.json").read_bytes()).hexdigest()
 
 

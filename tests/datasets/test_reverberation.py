@@ -412,11 +412,11 @@ def test_validation_holds_recordings_and_scenes_of_the_training_part_back(tmp_pa
 
 
 def test_the_spatial_recipes_keep_weights_by_a_validation_that_is_not_the_test() -> None:
-    from audio_llm.tasks.base import EncoderRecipe
+    from audio_llm.tasks.spatial import SpatialRecipe
 
     folder = ROOT / "recipes" / "spatial"
     parts = config.load(spatial.ReverbConfig, folder / "audioset.yaml").parts
-    made = config.load(EncoderRecipe, folder / "encoder.yaml")
+    made = config.load(SpatialRecipe, folder / "encoder.yaml")
     assert parts["validation"].metadata == parts["train"].metadata != parts["test"].metadata
     for key in ("recordings", "scenes"):
         assert getattr(parts["train"], key)[1] == getattr(parts["validation"], key)[0]

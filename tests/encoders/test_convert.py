@@ -67,12 +67,13 @@ def test_building_keeps_both_parts(checkpoint, tmp_path: Path) -> None:
 
     from audio_llm.encoders.heads import SpatialHeads
     from audio_llm.model.build import load_model
-    from audio_llm.tasks.folder import save_encoder
+    from audio_llm.model.folder import save_parts
     from audio_llm.tasks.spatial.heads import EventHead
 
     encoder = load_model(checkpoint()).model.audio_encoder
     width = encoder.hidden_size
-    save_encoder(tmp_path / "encoder", encoder, SpatialHeads(width, 2), EventHead(width, 2), ["bell", "dog"])
+    heads = {"spatial": SpatialHeads(width, 2), "events": EventHead(width, 2)}
+    save_parts(tmp_path / "encoder", encoder, heads, {"labels": ["bell", "dog"]})
     assert main(["convert", "lm", str(checkpoint()), str(tmp_path / "lm")]) == 0
     out = tmp_path / "model"
     parts = ["--encoder", str(tmp_path / "encoder"), "--language-model", str(tmp_path / "lm")]

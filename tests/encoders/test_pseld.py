@@ -14,7 +14,7 @@ from audio_llm.encoders.sequence import DecoderConfig
 from audio_llm.errors import AudioError, CheckpointError, ConfigError
 from audio_llm.model.encoder import build_encoder, encoder_config
 from audio_llm.model.folder import load_encoder, save_parts
-from eval.tasks.seld import evaluate
+from eval.tasks.seld_metric import score_tables
 from tests.encoders.pseld_tools import excerpt, published_state, whole
 from tests.encoders.test_mamba import check_rounding, rounding
 from tests.tasks.test_seld import SETTINGS, tables
@@ -157,7 +157,7 @@ def test_networks_of_the_reference(name, tmp_path):
 @pytest.mark.parametrize("name", ["macro", "macro_inf", "macro_dist", "macro_on"])
 def test_scores_by_class_of_the_official_baseline(name):
     criteria, average = SETTINGS[name]
-    found = evaluate(tables("gt"), tables("pred"), criteria).scores(average).classwise
+    found = score_tables(tables("gt"), tables("pred"), criteria).scores(average).classwise
     np.testing.assert_allclose(found, whole()[f"metrics/baseline/{name}/classwise"], rtol=0, atol=1e-12)
 
 

@@ -28,7 +28,7 @@ from audio_llm.encoders.published import read_published, rename, signs_in, state
 from audio_llm.errors import CheckpointError, ConfigError
 from audio_llm.model.encoder import ENCODERS, build_encoder
 from audio_llm.model.folder import load_encoder, open_encoder
-from audio_llm.tasks.folder import load_classifier
+from audio_llm.tasks.classification.task import load_classifier
 from tests.encoders.test_pseld import NARROW, SMALL_HTSAT, published_cnn14, published_htsat, wrapped
 from tests.encoders.test_spatial_ast import published_state as spatial_state
 from tests.encoders.test_whisper_encoder import original_state, transformers_whisper

@@ -22,7 +22,6 @@ from audio_llm.model.folder import save_parts
 from audio_llm.shards import Event, Sample
 from audio_llm.shards.reader import ShardDataset
 from audio_llm.shards.writer import ShardWriter
-from audio_llm.tasks.folder import save_encoder
 from audio_llm.tasks.spatial import heads, task
 from eval.tasks import spatial
 from tests.paths import SHARED
@@ -145,7 +144,8 @@ def network(tmp_path_factory) -> Path:
         for parameter in spatial_heads.parameters():
             parameter.normal_()
     folder = tmp_path_factory.mktemp("encoder") / "net"
-    return save_encoder(folder, encoder, spatial_heads, heads.EventHead(encoder.hidden_size, len(LABELS)), LABELS)
+    parts = {"spatial": spatial_heads, "events": heads.EventHead(encoder.hidden_size, len(LABELS))}
+    return save_parts(folder, encoder, parts, {"labels": LABELS})  # as version 0.1 wrote it, without the task
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def shards(tmp_path_factory) -> Path:
 
 def test_scores_are_those_of_training(network: Path, shards: Path, tmp_path: Path) -> None:
     """The trainer's own validation computes the same scores from tensors, without the file of answers."""
-    found = spatial.evaluate(spatial.load(network), [shards], tmp_path / "run", {}, batch_size=3)
+    found = spatial.answer(spatial.load(network), [shards], tmp_path / "run", {}, batch_size=3)
     loaded, dataset = spatial.load(network), ShardDataset(shards)
     items = [dataset[index] for index in range(len(dataset))]
     events = [item["sample"].events for item in items]
@@ -219,7 +219,7 @@ def test_clips_that_cannot_be_heard_are_lines_with_an_error(network: Path, tmp_p
             "good": Waveform(noise[:, :8000], 16_000, "binaural"),
         }.items():
             writer.write(Sample(name, "localisation", events=[Event("dog", azimuth=3.0)]), waveform)
-    found = spatial.evaluate(spatial.load(network), [tmp_path / "shards"], tmp_path / "run", {})
+    found = spatial.answer(spatial.load(network), [tmp_path / "shards"], tmp_path / "run", {})
     assert (found["clips"], found["errors"], found["er20"].n) == (1, 3, 0)
     lines = {line["id"]: line for line in spatial.read_lines(tmp_path / "run" / spatial.PREDICTIONS)}
     assert (

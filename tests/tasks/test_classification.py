@@ -29,14 +29,14 @@ from audio_llm.model.encoder import build_encoder
 from audio_llm.model.folder import save_parts
 from audio_llm.shards.schema import AudioInfo, Event, Sample, Source
 from audio_llm.shards.writer import ShardWriter
-from audio_llm.tasks import base as base_module
 from audio_llm.tasks import clips
 from audio_llm.tasks import trainer as trainer_module
-from audio_llm.tasks.classification import predict
+from audio_llm.tasks.classification import ClassificationRecipe, predict
 from audio_llm.tasks.classification import task as task_module
-from audio_llm.tasks.folder import load_classifier
+from audio_llm.tasks.classification.task import load_classifier
+from audio_llm.tasks.spatial import SpatialRecipe
 from eval.tasks import classification as scoring
-from eval.tasks import folds
+from eval.tasks import classification_folds as folds
 from tests.paths import SHARED
 
 ENCODER = {"name": "urbansound_cnn", "preset": "tiny", "window_seconds": 0.5}
@@ -93,11 +93,11 @@ def corpus(tmp_path_factory):
     return write_esc50(tmp_path_factory.mktemp("corpus") / "esc")
 
 
-def recipe(corpus, output: Path, **changes) -> base_module.EncoderRecipe:
+def recipe(corpus, output: Path, **changes) -> ClassificationRecipe:
     values = {"task": "classification", "train": [corpus], "train_folds": [1, 2], "validation_folds": [3]}
     values |= {"output": output, "encoder": ENCODER, "steps": 30, "batch_size": 12, "learning_rate": 5e-3}
     values |= {"log_every": 1, "save_every": 4, "augment": clips.Augmentation(), "tensorboard": False}
-    return base_module.EncoderRecipe(**{**values, **changes})
+    return ClassificationRecipe(**{**values, **changes})
 
 
 # -------------------------------------------------------------------------------------------------- official folds
@@ -420,8 +420,7 @@ def test_mixing_has_the_stated_shares_at_one_level():
             assert spectrum[100 * (row + 1)] == pytest.approx(level * share, abs=1e-3 * level)
             assert spectrum[100 * (partner + 1)] == pytest.approx(level * (1 - share), abs=1e-3 * level)
     labels = [str(k) for k in range(4)]
-    settings = dataclasses.replace(recipe(None, Path(".")), task="tagging")
-    task = task_module.Tagging(build_encoder(ENCODER), labels, settings)
+    task = task_module.TaggingTask(build_encoder(ENCODER), labels, {})
     shares = task.targets(batch)[0].shares
     torch.testing.assert_close(shares.sum(dim=1), torch.ones(4))
     assert all(shares[k, k] >= mix.share[k] - 1e-6 for k in range(4))
@@ -437,7 +436,7 @@ def test_speed_moves_the_pitch_and_rolling_keeps_every_sample():
     rolled = clips.augment(clips.Clip(noise, []), switches, np.random.default_rng(1), RATE).samples
     assert not np.array_equal(rolled, noise) and np.array_equal(np.sort(rolled), np.sort(noise))
     with pytest.raises(ConfigError, match="expected labels of whole clips"):
-        dataclasses.replace(recipe(None, Path("."), steps=1), task="encoder", augment=switches).check()
+        SpatialRecipe(train=[Path(".")], output=Path("."), steps=1, augment=switches).check()
 
 
 def test_long_clips_of_one_label_have_windows_of_one_length(tmp_path):

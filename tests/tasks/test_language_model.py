@@ -9,12 +9,12 @@ import pytest
 from audio_llm.errors import CheckpointError, ConfigError
 from audio_llm.language.replies import read_reply
 from audio_llm.model.build import check_reloaded
+from audio_llm.tasks.base import load_recipe
 from audio_llm.tasks.language_model.task import (
     LanguageModelRecipe,
     ModelSize,
     described,
     read_text,
-    run,
     train,
     train_tokenizer,
 )
@@ -74,9 +74,11 @@ def test_a_text_that_is_missing_or_too_short_is_named(tmp_path) -> None:
         train(LanguageModelRecipe(text=tmp_path / "none.jsonl", output=tmp_path / "lm"))
     with pytest.raises(ConfigError, match="more than 288 lines, found 20"):
         train(LanguageModelRecipe(text=write_text(tmp_path / "short.jsonl", 20), output=tmp_path / "lm"))
-    (tmp_path / "recipe.yaml").write_text(f"text: {tmp_path}/short.jsonl\noutput: {tmp_path}/lm\nstepz: 3\n")
+    (tmp_path / "recipe.yaml").write_text(
+        f"task: language_model\ntext: {tmp_path}/short.jsonl\noutput: {tmp_path}/lm\nstepz: 3\n"
+    )
     with pytest.raises(ConfigError, match="did you mean 'steps'"):
-        run(tmp_path / "recipe.yaml")
+        load_recipe(tmp_path / "recipe.yaml")
 
 
 def test_a_tokenizer_that_changes_when_it_is_read_back_is_refused(tmp_path) -> None:

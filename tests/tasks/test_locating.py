@@ -119,7 +119,11 @@ def test_an_event_as_a_person_reads_it():
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--format", "block"], "a classifier"), (["--hop", "1"], "a classifier"), (["--channels", "mean"], "--channels")],
+    [
+        (["--format", "block"], "of task classification"),
+        (["--hop", "1"], "--hop"),
+        (["--channels", "mean"], "--channels"),
+    ],
 )
 def test_options_of_classifiers_are_refused(folder, file, arguments, said, capsys):
     assert main(["predict", str(folder), str(file), *arguments]) == 2

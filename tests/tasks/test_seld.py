@@ -16,17 +16,14 @@ from audio_llm.errors import AudioLLMError, ShardError
 from audio_llm.model.encoder import build_encoder
 from audio_llm.shards.schema import Event
 from audio_llm.tasks.seld import tracks
-from eval.tasks.seld import (
-    Criteria,
+from audio_llm.tasks.seld.scores import Criteria, file_counts, scores_of, tune_thresholds
+from eval.tasks.seld_metric import (
     Evaluation,
-    evaluate,
-    file_counts,
     jackknife,
     jackknife_interval,
     read_folder,
     recording_of,
-    scores_of,
-    tune_thresholds,
+    score_tables,
     write_submission,
 )
 from tests.encoders.pseld_tools import excerpt, whole
@@ -47,7 +44,6 @@ def test_labels_of_the_excerpt():
 def test_labels_of_the_reference(number):
     rows = whole()[f"labels/{number}/rows"]
     np.testing.assert_array_equal(tracks.adpit_labels(rows), whole()[f"labels/{number}/adpit"])
-    np.testing.assert_array_equal(tracks.accdoa_labels(rows).reshape(50, 65), whole()[f"labels/{number}/single"])
 
 
 @pytest.mark.parametrize("frames", ["T50", "T49"])
@@ -275,7 +271,7 @@ def tables(kind: str) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_scores_of_the_reference(name):
     criteria, average = SETTINGS[name]
-    scores = evaluate(tables("gt"), tables("pred"), criteria).scores(average)
+    scores = score_tables(tables("gt"), tables("pred"), criteria).scores(average)
     np.testing.assert_allclose(scores.values, excerpt()[f"metrics/pseld/{name}/scores"], rtol=0, atol=1e-12)
     classwise = excerpt()[f"metrics/pseld/{name}/classwise"]
     if classwise.size:
@@ -286,7 +282,7 @@ def test_scores_of_the_reference(name):
 def test_scores_of_the_official_baseline(name):
     """Its own arrays, beside those of the first reference."""
     criteria, average = SETTINGS[name]
-    scores = evaluate(tables("gt"), tables("pred"), criteria).scores(average)
+    scores = score_tables(tables("gt"), tables("pred"), criteria).scores(average)
     np.testing.assert_allclose(scores.values, whole()[f"metrics/baseline/{name}/scores"], rtol=0, atol=1e-12)
 
 
@@ -301,7 +297,7 @@ def test_strict_mode_scores_what_the_official_one_skips():
     right, wrong = [49, 0, 0, 10, 100, 0], [49, 0, 0, 80, 100, 0]
     reference = {"a": np.array([right]), "b": np.zeros((0, 6)), "c": np.array([[0, 0, 0, 0, 100, 0], right])}
     predicted = {"a": np.array([wrong]), "b": np.array([right])}
-    official, strict = evaluate(reference, predicted), evaluate(reference, predicted, strict=True)
+    official, strict = score_tables(reference, predicted), score_tables(reference, predicted, strict=True)
     assert official.sums.sum() == 0 and official.missing == ["c"]
     counts = dict(zip(("right", "extra", "missed", "misplaced"), strict.sums.sum(axis=0)[:4, 0], strict=True))
     assert counts == {"right": 0, "extra": 1, "missed": 2, "misplaced": 1}
@@ -377,7 +373,7 @@ def test_thresholds_are_tuned_class_by_class():
     thresholds, f_scores = tune_thresholds(outputs, reference, strict=True)
     assert thresholds[1] <= 0.3 and thresholds[2] == 0.5 and f_scores[1] == pytest.approx(1)
     default = {name: tracks.decode(output).rows() for name, output in outputs.items()}
-    assert evaluate(reference, default, num_classes=3).scores().classwise[0, 1] == 0
+    assert score_tables(reference, default, num_classes=3).scores().classwise[0, 1] == 0
 
 
 def test_submission_has_a_file_for_every_clip(tmp_path):
@@ -395,6 +391,6 @@ def test_submission_has_a_file_for_every_clip(tmp_path):
 def test_unknown_predictions_and_classes_are_named():
     rows = np.array([[0, 13, 0, 0, 100, 0]], dtype=float)
     with pytest.raises(ShardError, match="fold4_b"):
-        evaluate({"fold4_a.csv": rows}, {"fold4_b.csv": rows})
+        score_tables({"fold4_a.csv": rows}, {"fold4_b.csv": rows})
     with pytest.raises(ShardError, match="class 13"):
-        evaluate({"a": rows}, {"a": rows})
+        score_tables({"a": rows}, {"a": rows})

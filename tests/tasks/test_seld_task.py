@@ -13,10 +13,11 @@ from audio_llm import config as recipes
 from audio_llm.cli import main
 from audio_llm.datasets import dcase_seld, seld_tables
 from audio_llm.errors import AudioLLMError, CheckpointError, ConfigError
-from audio_llm.tasks import base, clips
+from audio_llm.tasks import clips
 from audio_llm.tasks import trainer as trainer_module
-from audio_llm.tasks.folder import load_seld
-from eval.tasks import seld_run
+from audio_llm.tasks.seld import SELDRecipe
+from audio_llm.tasks.seld.task import load_seld
+from eval.tasks import seld as seld_run
 from tests.killing import assert_same_run, train_and_kill
 
 RATE, SECONDS = 8000, 1.0
@@ -73,13 +74,13 @@ def corpus(tmp_path_factory) -> Path:
     return root
 
 
-def recipe(corpus: Path, output: Path, **values) -> base.EncoderRecipe:
+def recipe(corpus: Path, output: Path, **values) -> SELDRecipe:
     tree = {
         "task": "seld", "train": [str(corpus)], "output": str(output), "train_folds": ["fold3"],
         "validation_folds": ["fold3_room2"], "encoder": ENCODER, "steps": 4, "batch_size": 8, "log_every": 1,
         "save_every": 2, "tensorboard": False, "learning_rate": 3e-3, **values,
     }  # fmt: skip
-    return recipes.build(base.EncoderRecipe, tree)
+    return recipes.build(SELDRecipe, tree)
 
 
 @pytest.fixture(scope="module")
@@ -298,4 +299,4 @@ def test_what_does_not_fit_is_one_sentence(corpus, trained, tmp_path):
         trainer_module.Trainer(recipe(tmp_path / "sounds", tmp_path / "run", train_folds=None, validation_folds=None))
     with pytest.raises(CheckpointError):
         load_seld(tmp_path)
-    assert dcase_seld.is_seld_folder(corpus)
+    assert dcase_seld.recognises(corpus)

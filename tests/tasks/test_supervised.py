@@ -12,19 +12,21 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 
 from audio_llm.audio import Waveform
 from audio_llm.cli import main
 from audio_llm.encoders import heads as published_heads
 from audio_llm.errors import CheckpointError, ConfigError, TrainingError
-from audio_llm.model.folder import load_encoder
+from audio_llm.model.folder import load_encoder, read_facts
 from audio_llm.shards.schema import AudioInfo, Event, Sample, Source
 from audio_llm.shards.writer import ShardWriter
-from audio_llm.tasks import base, clips, trainer
+from audio_llm.tasks import clips, trainer
 from audio_llm.tasks import scores as scores_module
-from audio_llm.tasks.folder import load_heads
-from audio_llm.tasks.spatial import heads, task
+from audio_llm.tasks.spatial import SpatialRecipe, heads, task
+from audio_llm.tasks.spatial.task import SpatialTask
+from audio_llm.tasks.spatial.weights import LossWeights
 from tests.killing import assert_same_run, train_and_kill
 from tests.paths import ROOT, SHARED
 
@@ -200,10 +202,10 @@ def scenes(tmp_path_factory):
     return write_scenes(folder / "train", 96, seed=1), write_scenes(folder / "validation", 40, seed=2)
 
 
-def recipe(scenes, output: Path, **changes) -> base.EncoderRecipe:
+def recipe(scenes, output: Path, **changes) -> SpatialRecipe:
     values = {"train": [scenes[0]], "validation": scenes[1], "output": output, "encoder": ENCODER, "steps": 12}
     values |= {"batch_size": 16, "learning_rate": 3e-3, "log_every": 1, "save_every": 4}
-    return base.EncoderRecipe(**{**values, **changes})
+    return SpatialRecipe(**{**values, **changes})
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -217,7 +219,10 @@ def losses(folder: Path) -> list[float]:
 def test_it_learns_what_and_where(scenes, tmp_path):
     scores = trainer.Trainer(recipe(scenes, tmp_path, steps=70)).fit()
     assert scores["event_class_accuracy"] > 0.9 and scores["event_left_right"] > 0.9 and scores["frame_f1"] > 0.8
-    encoder, (spatial, events, labels) = load_encoder(tmp_path), load_heads(tmp_path)
+    encoder, labels = load_encoder(tmp_path), read_facts(tmp_path)["labels"]
+    task = SpatialTask(encoder, labels, LossWeights()).eval()
+    task.load_state_dict(load_file(tmp_path / "encoder.safetensors"))
+    spatial, events = task.spatial, task.events
     assert labels == ["beep", "hiss"] and not encoder.training
     store = clips.ClipStore([scenes[1]], encoder)
     batch = clips.collate([store[number] for number in range(len(store))], 2, SAMPLES)
@@ -345,7 +350,8 @@ def test_command_line(scenes, tmp_path, capsys):
     assert (tmp_path / "run" / "encoder.safetensors").is_file() and (tmp_path / "run" / "recipe.yaml").is_file()
     for overrides, message in (
         (["batchsize=8"], "unknown key 'batchsize' (did you mean 'batch_size'?)"),
-        (["task=encodr"], "did you mean 'encoder'"),
+        (["task=spacial"], "did you mean 'spatial'"),
+        (["distance_weight=0.5"], "distance_weight: expected keys of task spatial, found one of seld"),
         (["seconds=5"], "either 'steps' or 'seconds'"),
     ):
         assert main(["train", str(path), *overrides]) == 2
@@ -365,7 +371,7 @@ def test_damaged_folder_is_one_clear_message(scenes, tmp_path):
 
 def test_recipes_load():
     for path in sorted((ROOT / "recipes").glob("*/encoder.yaml")):
-        loaded = trainer.recipes.load(base.EncoderRecipe, path)
+        loaded = trainer.recipes.load(SpatialRecipe, path)
         loaded.check()
         trainer.build_encoder({**loaded.encoder, "depth": 1})
 
@@ -384,7 +390,7 @@ def test_two_processes_have_the_curve_of_one(scenes, tmp_path):
     # Batch statistics are each process's own, hence not to the last digit.
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=0.02)
     alone = trainer.Trainer(recipe(scenes, tmp_path / "again", init=tmp_path / "two"))
-    alone.raw.spatial, alone.raw.events, _ = load_heads(tmp_path / "two")
+    alone.raw.load_state_dict(load_file(tmp_path / "two" / "encoder.safetensors"))
     found = metrics(tmp_path / "two")[-1]
     for name, value in alone.evaluate().items():  # of all clips, gathered from both processes
         assert found[f"validation_{name}"] == pytest.approx(value, abs=1e-4), name

@@ -21,13 +21,14 @@ from audio_llm import audio
 from audio_llm.datasets.sounds import Channels, as_asked
 from audio_llm.errors import AudioError, CheckpointError, ConfigError, describe, one_line
 from audio_llm.model.encoder import AudioEncoder
-from audio_llm.model.folder import CONFIG
-from audio_llm.tasks.folder import load_classifier
+from audio_llm.model.folder import CONFIG, read_facts
+from audio_llm.tasks.base import LONGEST
+from audio_llm.tasks.classification.task import load_classifier
+from audio_llm.tasks.folder import load_published, published_name
 
 FOLDS = "folds.json"  # in a folder that `audio-llm folds` wrote: {"members": [encoder folders]}
 FOLD_FILE = "model_fold_{}_best.safetensors"  # what the UrbanSound8K project calls the model tested on a fold
-FORMATS = ("table", "json", "block")
-LONGEST = 24 * 3600.0  # seconds; a file is decoded whole, so a day of it is what memory holds
+_PUBLISHED = ("beats", "urbansound_cnn")  # encoders of which there are published classifiers
 
 
 @dataclass
@@ -124,6 +125,16 @@ def window_places(length: int, window: int, hop: int) -> list[tuple[int, int]]:
     return [(start, start + window) for start in starts]
 
 
+def recognises(path: Path) -> bool:
+    """Whether `path` is a folder of training or of folds, or a published file; one that names no task classifies."""
+    if path.is_file():
+        return published_name(path) in _PUBLISHED
+    facts = read_facts(path)
+    if not facts:
+        return bool(_folds(path))
+    return facts.get("task") == "classification" or ("head" in facts and facts.get("task") != "tagging")
+
+
 def load(path: str | Path, channels: Channels | None = None, fold: str | None = None) -> Classifier:
     """A classifier from what `path` is; `channels` replaces what the model was trained with.
 
@@ -170,12 +181,7 @@ def _open(path: Path) -> tuple[AudioEncoder, nn.Module, dict[str, Any]]:
     """Encoder, classifier and facts of an encoder folder or of a published file."""
     if not path.is_file():
         return _load_folder(path)
-    from audio_llm.encoders.conversion import open_published
-
-    published = open_published(path)
-    if "head" not in published.heads or "labels" not in published.facts:
-        cure = "Train one on it: audio-llm train with task: classification."
-        raise CheckpointError(describe(f"checkpoint {path}", "a classifier beside the encoder", "none", cure))
+    published = load_published(path, "head", "classification")
     return published.encoder, published.heads["head"], published.facts
 
 
@@ -214,6 +220,13 @@ def predict_file(classifier: Classifier, path: str | Path, hop_seconds: float | 
 
 
 # ------------------------------------------------------------------------------------------------------ as text
+
+
+def as_text(path: str, prediction: Prediction, form: str) -> str:
+    """A prediction as ``table``, ``json`` (one line) or ``block``."""
+    if form == "block":
+        return as_block(prediction)
+    return as_json(path, prediction) if form == "json" else as_table(path, prediction)
 
 
 def as_json(path: str, prediction: Prediction) -> str:

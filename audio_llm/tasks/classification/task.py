@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from audio_llm.datasets.sounds import Channels
 from audio_llm.encoders.heads import build_classifier
-from audio_llm.errors import TrainingError, describe
+from audio_llm.errors import CheckpointError, ConfigError, TrainingError, describe
 from audio_llm.model.encoder import AudioEncoder
-from audio_llm.model.folder import save_parts
-from audio_llm.tasks.base import SupervisedTask
+from audio_llm.model.folder import WEIGHTS, load_encoder, load_strictly, part_of, read_parts, save_parts
 from audio_llm.tasks.clips import Batch
 from audio_llm.tasks.scores import average_precision
-
-if TYPE_CHECKING:
-    from audio_llm.tasks.base import EncoderRecipe
+from audio_llm.tasks.supervised import SupervisedTask
 
 
 class ClassTargets(NamedTuple):
@@ -36,17 +34,23 @@ class ClassObservations(NamedTuple):
     targets: np.ndarray  # (windows, classes)
 
 
-class Tagging(SupervisedTask):
+class TaggingTask(SupervisedTask):
     """Binary cross-entropy for every class by itself."""
 
     name = "tagging"
-    clip_level = True
 
-    def __init__(self, encoder: AudioEncoder, labels: Sequence[str], recipe: EncoderRecipe) -> None:
-        super().__init__(encoder, labels, recipe)
-        self.head_config, self.channels = dict(recipe.head), recipe.channels
-        self.smoothing = recipe.label_smoothing
-        self.head = build_classifier(recipe.head, encoder, len(labels))
+    def __init__(
+        self,
+        encoder: AudioEncoder,
+        labels: Sequence[str],
+        head: Mapping[str, Any],
+        *,
+        smoothing: float = 0.0,
+        channels: Channels = "refuse",
+    ) -> None:
+        super().__init__(encoder, labels)
+        self.head_config, self.smoothing, self.channels = dict(head), smoothing, channels
+        self.head = build_classifier(self.head_config, encoder, len(labels))
 
     def targets(self, batch: Batch) -> tuple[ClassTargets]:
         shares = torch.zeros(len(batch.events), len(self.labels))
@@ -88,7 +92,7 @@ class Tagging(SupervisedTask):
         save_parts(folder, self.encoder, {"head": self.head}, facts)
 
 
-class Classification(Tagging):
+class ClassificationTask(TaggingTask):
     """Cross-entropy over classes that exclude each other."""
 
     name = "classification"
@@ -110,6 +114,21 @@ class Classification(Tagging):
     def summarise(self, parts: Sequence[ClassObservations]) -> dict[str, Any]:
         _, probabilities, targets = by_clip(parts)
         return class_scores(probabilities, targets.argmax(axis=1))
+
+
+def load_classifier(folder: str | Path) -> tuple[AudioEncoder, nn.Module, dict[str, Any]]:
+    """Encoder and classifier of a folder written by classification or tagging (evaluation mode), and its config."""
+    config, state = read_parts(folder)
+    if not {"head", "labels"} <= set(config) or config.get("task") not in ("classification", "tagging"):
+        cure = "Train one with 'audio-llm train' and task: classification or tagging."
+        raise CheckpointError(describe(f"encoder folder {folder}", "a classifier beside the encoder", "none", cure))
+    encoder = load_encoder(folder)
+    try:
+        head = build_classifier(config["head"], encoder, len(config["labels"]))
+    except ConfigError as error:
+        raise CheckpointError(f"encoder folder {folder}: {error}") from error
+    load_strictly(head, part_of(state, "head"), f"{folder}/{WEIGHTS}")
+    return encoder, head.eval(), config
 
 
 def by_clip(parts: Sequence[ClassObservations]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

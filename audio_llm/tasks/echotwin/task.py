@@ -23,7 +23,6 @@ from torch import nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainingArguments
 
-from audio_llm import config as recipes
 from audio_llm import files
 from audio_llm.datasets import dcase_aqa
 from audio_llm.errors import ConfigError, TrainingError, describe
@@ -407,8 +406,3 @@ def report(recipe: EchoTwinRecipe) -> dict[str, Any]:
         print(f"  validation accuracy      {result['validation_accuracy']:.3f}")
     print(f"  model                    {recipe.output}")
     return result
-
-
-def run(path: str | Path | None, overrides: list[str] | None = None) -> dict[str, Any]:
-    """``audio-llm train RECIPE`` with ``task: echotwin``."""
-    return report(recipes.load(EchoTwinRecipe, path, overrides))

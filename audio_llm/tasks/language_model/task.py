@@ -57,6 +57,11 @@ class LanguageModelRecipe:
     validation: int = 256  # last lines of the text, never trained on
     seed: int = 0
 
+    def check(self) -> None:
+        """:class:`ConfigError` for values that cannot be trained with."""
+        if self.style not in STYLES:
+            raise ConfigError(f"style: expected one of {', '.join(STYLES)}, found '{self.style}'.")
+
 
 def train_tokenizer(corpus: Iterable[str], vocabulary: int = 1024) -> Any:
     """A byte-level BPE tokenizer with ChatML markers; the reply's tags are single tokens that decoding keeps."""
@@ -159,8 +164,7 @@ def train(recipe: LanguageModelRecipe) -> Path:
     from tqdm import trange
     from transformers import AutoModelForCausalLM, Qwen2Config, get_cosine_schedule_with_warmup
 
-    if recipe.style not in STYLES:
-        raise ConfigError(f"style: expected one of {', '.join(STYLES)}, found '{recipe.style}'.")
+    recipe.check()
     samples = read_text(recipe.text)
     if len(samples) <= recipe.validation + recipe.batch_size:
         needed = recipe.validation + recipe.batch_size
@@ -211,8 +215,3 @@ def train(recipe: LanguageModelRecipe) -> Path:
         recipes.dump(recipe, folder / "recipe.yaml")
         write_lines(folder / "metrics.jsonl", metrics)
     return recipe.output
-
-
-def run(path: str | Path, overrides: list[str] | None = None) -> Path:
-    """``audio-llm train RECIPE`` with ``task: language_model``."""
-    return train(recipes.load(LanguageModelRecipe, path, overrides))

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 
 from audio_llm import audio
+from audio_llm.datasets import seld_tables
 from audio_llm.encoders import seld_head
-from audio_llm.errors import CheckpointError, ConfigError, describe, one_line
-from audio_llm.model.folder import CONFIG
-from audio_llm.tasks.classification.predict import LONGEST
-from audio_llm.tasks.folder import load_seld
-from audio_llm.tasks.seld import tracks
+from audio_llm.errors import ConfigError, describe, one_line
+from audio_llm.model.folder import read_facts
+from audio_llm.tasks.base import LONGEST
+from audio_llm.tasks.folder import load_published, published_name
+from audio_llm.tasks.seld.task import load_seld
+from audio_llm.tasks.seld.tracks import Detections, decode, join_events, locate
 
 _PUBLISHED = ("cnn14", "htsat")  # encoders of which there are published networks with a head of events
 
@@ -35,33 +37,25 @@ class Locator:
     def __post_init__(self) -> None:
         self.network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
-    def locate(self, waveform: audio.Waveform, name: str = "audio") -> tracks.Detections:
+    def locate(self, waveform: audio.Waveform, name: str = "audio") -> Detections:
         """What is heard, frame by frame; of two channels, in the half circle that those can tell apart (in front).
 
         Raises :class:`AudioError` for channels that are not the network's.
         """
         encoder = self.network.encoder
         audio.check(waveform, layouts=encoder.layouts, name=name)
-        output = tracks.locate(self.network, audio.resample(waveform, encoder.sample_rate).samples)
+        output = locate(self.network, audio.resample(waveform, encoder.sample_rate).samples)
         threshold = 0.5 if self.thresholds is None else self.thresholds
-        found = tracks.decode(output, threshold, elements=self.network.head.elements)
+        found = decode(output, threshold, elements=self.network.head.elements)
         if encoder.num_channels == 2:
             front = np.abs(found.vector[:, :1])
             found = dataclasses.replace(found, vector=np.concatenate((front, found.vector[:, 1:]), axis=1))
         return found
 
 
-def finds_events(path: str | Path) -> bool:
-    """Whether `path` is an encoder folder or a published file of this kind; other models are classifiers."""
-    path = Path(path)
-    if path.is_file():
-        from audio_llm.encoders.conversion import recognise
-
-        return recognise(path) in _PUBLISHED
-    try:
-        return "seld" in json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False  # what is wrong with it is said by what loads it
+def recognises(path: Path) -> bool:
+    """Whether `path` is an encoder folder or a published file with a head of events in time."""
+    return published_name(path) in _PUBLISHED if path.is_file() else "seld" in read_facts(path)
 
 
 def load(path: str | Path, threshold: float | None = None) -> Locator:
@@ -75,17 +69,12 @@ def load(path: str | Path, threshold: float | None = None) -> Locator:
     if not path.is_file():
         network, config = load_seld(path)
         return Locator(network, config["labels"], threshold or config.get("thresholds"))
-    from audio_llm.encoders.conversion import open_published
-
-    published = open_published(path)
-    head = published.heads.get("seld")
-    if not isinstance(head, seld_head.SELDHead):
-        cure = "Train one on it: audio-llm train with task: seld."
-        raise CheckpointError(describe(f"checkpoint {path}", "a head of events beside the encoder", "none", cure))
-    return Locator(seld_head.SELDNetwork(published.encoder, head), published.facts["labels"], threshold)
+    published = load_published(path, "seld", "seld")
+    network = seld_head.SELDNetwork(published.encoder, published.heads["seld"])
+    return Locator(network, published.facts["labels"], threshold)
 
 
-def locate_file(locator: Locator, path: str | Path) -> tracks.Detections:
+def locate_file(locator: Locator, path: str | Path) -> Detections:
     """Decode a file and locate what is in it."""
     return locator.locate(audio.decode(path, max_seconds=LONGEST), name=str(path))
 
@@ -93,9 +82,14 @@ def locate_file(locator: Locator, path: str | Path) -> tracks.Detections:
 # ------------------------------------------------------------------------------------------------------ as text
 
 
-def as_json(path: str, events: Sequence[dict[str, Any]]) -> str:
-    """One line: the file, and its events as :func:`audio_llm.tasks.seld.tracks.join_events` gives them."""
-    return json.dumps({"file": path, "events": list(events)}, ensure_ascii=False)
+def as_text(path: str, found: Detections, labels: Sequence[str], form: str) -> str:
+    """Detections as ``csv`` (DCASE's rows, every 100 ms), or joined to events: ``json`` (one line) or a ``table``."""
+    if form == "csv":
+        return seld_tables.format_rows(found.rows()).rstrip("\n")
+    events = join_events(found, labels)
+    return (
+        json.dumps({"file": path, "events": events}, ensure_ascii=False) if form == "json" else as_table(path, events)
+    )
 
 
 def as_table(path: str, events: Sequence[dict[str, Any]]) -> str:

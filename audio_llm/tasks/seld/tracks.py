@@ -22,7 +22,8 @@ from torch import Tensor
 from audio_llm.datasets.seld_tables import COLUMNS, FRAME_SECONDS, fold_azimuth
 from audio_llm.encoders.seld_head import CLASSES, ELEMENTS, TRACKS, SELDNetwork
 from audio_llm.errors import AudioError, ShardError, describe
-from audio_llm.tasks.spatial.heads import EventLike, unit_vector
+from audio_llm.shards.schema import Event
+from audio_llm.tasks.scores import unit_vector
 
 _SLOTS = 6  # one event of a class in a frame; two (slots 1, 2); three (slots 3, 4, 5)
 _FIRST_SLOT = {1: 0, 2: 1, 3: 3}
@@ -32,7 +33,7 @@ _FIRST_SLOT = {1: 0, 2: 1, 3: 3}
 # A table of annotations or predictions: (n, 6) float64 by COLUMNS, integers all but for what a file says otherwise.
 
 
-def active_frames(event: EventLike, frames: int) -> np.ndarray:
+def active_frames(event: Event, frames: int) -> np.ndarray:
     """Label frames that an event fills by half, or by half of its own length when it is shorter than a frame."""
     starts = np.arange(frames) * FRAME_SECONDS
     onset = event.onset or 0.0
@@ -41,7 +42,7 @@ def active_frames(event: EventLike, frames: int) -> np.ndarray:
     return np.flatnonzero((overlap > 0) & (overlap >= 0.5 * min(FRAME_SECONDS, offset - onset) - 1e-9))
 
 
-def event_rows(events: Sequence[EventLike], labels: dict[str, int], frames: int) -> np.ndarray:
+def event_rows(events: Sequence[Event], labels: dict[str, int], frames: int) -> np.ndarray:
     """Rows of events that have an azimuth and a distance, as two channels hear them (folded); the others are left out.
 
     The source is the event's number; onscreen is 0.
@@ -91,16 +92,8 @@ def adpit_labels(rows: np.ndarray, frames: int = 50, num_classes: int = len(CLAS
     return _slots(*_row_values(rows, frames, num_classes), (frames, num_classes))
 
 
-def accdoa_labels(rows: np.ndarray, frames: int = 50, num_classes: int = len(CLASSES)) -> np.ndarray:
-    """Targets of a single track, ``(frames, 5, classes)``: of equal sounds in one frame the last row counts."""
-    target = np.zeros((frames, 5, num_classes), dtype=np.float32)
-    for frame, label, values in zip(*_row_values(rows, frames, num_classes), strict=True):
-        target[frame, :, label] = values
-    return target
-
-
 def event_labels(
-    events: Sequence[EventLike], labels: dict[str, int], frames: int, elements: Sequence[str] = ("x", "y", "z")
+    events: Sequence[Event], labels: dict[str, int], frames: int, elements: Sequence[str] = ("x", "y", "z")
 ) -> np.ndarray:
     """Targets ``(frames, 6, 1 + elements, classes)`` of events in the full sphere, for models with a z element.
 
@@ -150,9 +143,6 @@ def adpit_loss(output: Tensor, target: Tensor, distance_weight: float = 1.0) -> 
         for pair, triple in zip(_PAIRS, _TRIPLES, strict=True)
     ]
     return torch.stack(errors).min(dim=0).values.mean()
-
-
-# ---------------------------------------------------------------------------------------------------------------- head
 
 
 # ------------------------------------------------------------------------------------------------------------ decoding

@@ -7,10 +7,9 @@ Spatial-AST count counter-clockwise from the right (0 right, 90 front, 180 left,
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,28 +22,14 @@ from audio_llm.encoders.heads import (
     ELEVATION_CLASSES,
     SpatialLogits,
 )
+from audio_llm.shards.schema import Event
+from audio_llm.tasks.scores import unit_vector
+from audio_llm.tasks.spatial.weights import LossWeights
 
 DISTANCE_STEP = 0.5  # metres per class, published
 _FRONT_CLASS = 90  # the published azimuth class of straight ahead
 _START_ACTIVITY = -3.0  # logit of one cell in twenty
 _START_LOG_DISTANCE = 0.9  # 2.5 m
-
-
-class EventLike(Protocol):
-    """What heads read of an event (``audio_llm.shards.Event``): seconds, degrees, metres."""
-
-    @property
-    def label(self) -> str: ...
-    @property
-    def onset(self) -> float | None: ...
-    @property
-    def offset(self) -> float | None: ...
-    @property
-    def azimuth(self) -> float | None: ...
-    @property
-    def elevation(self) -> float | None: ...
-    @property
-    def distance(self) -> float | None: ...
 
 
 # ------------------------------------------------------------------------------------------------- classes and angles
@@ -71,12 +56,6 @@ def distance_class(distance: float) -> int:
     return min(round(distance / DISTANCE_STEP), DISTANCE_CLASSES - 1)
 
 
-def unit_vector(azimuth: float, elevation: float) -> tuple[float, float, float]:
-    """(x front, y left, z up) of a direction in degrees."""
-    a, e = math.radians(azimuth), math.radians(elevation)
-    return math.cos(a) * math.cos(e), math.sin(a) * math.cos(e), math.sin(e)
-
-
 # -------------------------------------------------------------------------------------------------------- clip heads
 
 
@@ -89,7 +68,7 @@ class ClipTargets(NamedTuple):
     elevation: Tensor  # (batch,) int64
 
 
-def clip_targets(events: Sequence[Sequence[EventLike]], labels: dict[str, int]) -> ClipTargets:
+def clip_targets(events: Sequence[Sequence[Event]], labels: dict[str, int]) -> ClipTargets:
     """Clip-level targets; a clip whose events are at several places has a sound target but no place."""
     sound = torch.zeros(len(events), len(labels))
     places = torch.full((3, len(events)), -1, dtype=torch.int64)
@@ -105,9 +84,6 @@ def clip_targets(events: Sequence[Sequence[EventLike]], labels: dict[str, int]) 
     return ClipTargets(sound, *places)
 
 
-# -------------------------------------------------------------------------------------------------- classifiers
-
-
 # ------------------------------------------------------------------------------------------------------- event head
 
 
@@ -117,10 +93,6 @@ class EventOutput(NamedTuple):
     activity: Tensor  # (batch, columns, classes)
     direction: Tensor  # (batch, columns, classes, 3)
     log_distance: Tensor  # (batch, columns, classes), natural logarithm of metres
-
-    def accdoa(self) -> Tensor:
-        """Activity-coupled vectors (Shimada et al. 2021), length = activity: ``(batch, columns, classes, 3)``."""
-        return self.activity.sigmoid()[..., None] * F.normalize(self.direction, dim=-1)
 
 
 class EventHead(nn.Module):
@@ -157,7 +129,7 @@ class EventTargets(NamedTuple):
 
 
 def event_targets(
-    events: Sequence[Sequence[EventLike]], labels: dict[str, int], columns: int, column_seconds: float
+    events: Sequence[Sequence[Event]], labels: dict[str, int], columns: int, column_seconds: float
 ) -> EventTargets:
     """An event is active in the columns it fills by half, or by half of its own length when it is shorter than one."""
     activity = torch.zeros(len(events), columns, len(labels))
@@ -183,24 +155,6 @@ def event_targets(
 
 
 # ------------------------------------------------------------------------------------------------------------ losses
-
-
-@dataclasses.dataclass
-class LossWeights:
-    """Weights of the summed loss.
-
-    The clip weights are the published ones (Spatial-AST: 1250, 1, 2, 2), where 1250 times the mean over 355 classes is
-    written as 3.5 times the sum over classes, so that it holds for any number of classes.
-    """
-
-    sound: float = 3.5  # x binary cross-entropy, summed over classes
-    distance: float = 1.0  # x cross-entropy over 21 classes
-    azimuth: float = 2.0  # x cross-entropy over 360 classes
-    elevation: float = 2.0  # x cross-entropy over 180 classes
-    activity: float = 3.5  # x binary cross-entropy per column, summed over classes
-    direction: float = 5.0  # x squared error of the unit vector, over active cells
-    log_distance: float = 2.0  # x squared error of the natural logarithm, over active cells
-    azimuth_smoothing: float = 0.0  # degrees; standard deviation of a wrapped Gaussian in place of the one right class
 
 
 def _mean_where(values: Tensor, mask: Tensor) -> Tensor:

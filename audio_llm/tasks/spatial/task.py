@@ -5,22 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from audio_llm.encoders.heads import SpatialHeads, SpatialLogits
-from audio_llm.errors import ConfigError, describe
+from audio_llm.errors import CheckpointError, ConfigError, describe
 from audio_llm.model.encoder import AudioEncoder
-from audio_llm.tasks.base import SupervisedTask
+from audio_llm.model.folder import WEIGHTS, load_strictly, part_of, read_parts, save_parts
+from audio_llm.shards.schema import Event
 from audio_llm.tasks.clips import Batch
-from audio_llm.tasks.folder import save_encoder
-from audio_llm.tasks.scores import average_precision, great_circle
+from audio_llm.tasks.scores import average_precision, great_circle, unit_vector
 from audio_llm.tasks.spatial.heads import (
     ClipTargets,
     EventHead,
-    EventLike,
     EventOutput,
     EventTargets,
     class_azimuth,
@@ -29,11 +28,9 @@ from audio_llm.tasks.spatial.heads import (
     event_losses,
     event_targets,
     total_loss,
-    unit_vector,
 )
-
-if TYPE_CHECKING:
-    from audio_llm.tasks.base import EncoderRecipe
+from audio_llm.tasks.spatial.weights import LossWeights
+from audio_llm.tasks.supervised import SupervisedTask
 
 T = TypeVar("T", bound=tuple)
 
@@ -62,7 +59,7 @@ def observe(
     output: EventOutput,
     clip: ClipTargets,
     event: EventTargets,
-    events: Sequence[Sequence[EventLike]],
+    events: Sequence[Sequence[Event]],
     labels: dict[str, int],
 ) -> Observations:
     """Compare one batch with the truth (all tensors on the CPU)."""
@@ -96,7 +93,7 @@ def observe(
 
 
 def _events(
-    output: EventOutput, target: EventTargets, events: Sequence[Sequence[EventLike]], labels: dict[str, int]
+    output: EventOutput, target: EventTargets, events: Sequence[Sequence[Event]], labels: dict[str, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Direction and distance of every event, averaged over the columns where it sounds."""
     directions, distances = [], []
@@ -164,11 +161,11 @@ def summarise(parts: Sequence[Observations]) -> dict[str, Any]:
     return {name: value for name, value in scores.items() if value is not None}
 
 
-class Localisation(SupervisedTask):
+class SpatialTask(SupervisedTask):
     """Spatial-AST's clip heads and an event head on one encoder."""
 
-    def __init__(self, encoder: AudioEncoder, labels: Sequence[str], recipe: EncoderRecipe) -> None:
-        super().__init__(encoder, labels, recipe)
+    def __init__(self, encoder: AudioEncoder, labels: Sequence[str], weights: LossWeights) -> None:
+        super().__init__(encoder, labels)
         if encoder.grid is None or not hasattr(encoder, "cls_tokens"):
             cure = "Use spatial_ast, or task: classification or tagging."
             expected = "an encoder with clip tokens and a patch grid"
@@ -176,7 +173,7 @@ class Localisation(SupervisedTask):
         self.columns = encoder.grid[0]
         self.spatial = SpatialHeads(encoder.hidden_size, len(labels))
         self.events = EventHead(encoder.hidden_size, len(labels))
-        self.weights = recipe.weights
+        self.weights = weights
 
     def predict(self, waveform: Tensor, lengths: Tensor) -> tuple[SpatialLogits, EventOutput]:
         tokens, _ = self.encoder(waveform, lengths)
@@ -201,7 +198,20 @@ class Localisation(SupervisedTask):
         return summarise(parts)
 
     def save(self, folder: Path) -> None:
-        save_encoder(folder, self.encoder, self.spatial, self.events, list(self.labels))
+        heads = {"spatial": self.spatial, "events": self.events}
+        save_parts(folder, self.encoder, heads, {"task": "spatial", "labels": list(self.labels)})
+
+
+def load_spatial(folder: str | Path) -> tuple[SpatialHeads, list[str]]:
+    """The clip heads of an encoder folder (published weights have no others), and the names of their classes."""
+    config, state = read_parts(folder)
+    part, labels = part_of(state, "spatial"), config.get("labels")
+    if "fc_norm.weight" not in part or not labels:
+        cure = "Train one with 'audio-llm train' and task: spatial, or convert a published one."
+        raise CheckpointError(describe(f"encoder folder {folder}", "Spatial-AST's heads", "none", cure))
+    spatial = SpatialHeads(part["fc_norm.weight"].shape[0], len(labels))
+    load_strictly(spatial, part, f"{folder}/{WEIGHTS}")
+    return spatial.eval(), list(labels)
 
 
 def _on_cpu(group: T) -> T:

@@ -20,9 +20,9 @@ from audio_llm.encoders.heads import UrbanSoundHead
 from audio_llm.encoders.urbansound_cnn import CLASSES, UrbanSoundCNN, UrbanSoundCNNConfig
 from audio_llm.errors import AudioLLMError, CheckpointError, ConfigError, describe
 from audio_llm.files import atomic_file, read_lines, write_atomically, write_json, write_lines
-from audio_llm.tasks.base import EncoderRecipe
-from audio_llm.tasks.classification import predict
-from audio_llm.tasks.folder import load_classifier
+from audio_llm.tasks.base import build_recipe
+from audio_llm.tasks.classification import CLASSIFICATION, ClassificationRecipe, predict
+from audio_llm.tasks.classification.task import load_classifier
 from audio_llm.tasks.trainer import Trainer
 from eval.tasks import classification
 
@@ -66,13 +66,13 @@ class FoldsRecipe:
         for name in self.candidates or {_PLAIN: {}}:
             self.training_recipe(name, Path("."), seed=0).check()
 
-    def training_recipe(self, candidate: str, output: Path, *, seed: int, refit: bool = False) -> EncoderRecipe:
+    def training_recipe(self, candidate: str, output: Path, *, seed: int, refit: bool = False) -> ClassificationRecipe:
         """The encoder recipe of one candidate; folds and labels are still to be filled in."""
         tree = merged(self.training, self.candidates.get(candidate, {}))
         if refit:
             tree = merged(tree, self.refit or {})
         tree |= {"task": "classification", "train": [str(self.sounds)], "output": str(output), "seed": seed}
-        return recipes.build(EncoderRecipe, tree, where=f"training of '{candidate}'")
+        return build_recipe(CLASSIFICATION, tree, where=f"training of '{candidate}'")
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -175,7 +175,7 @@ class CrossValidation:
         names = list(self.folds)
         return names[(names.index(test) + 1) % len(names)]
 
-    def _train(self, recipe: EncoderRecipe, train: list[str], validation: list[str] | None) -> dict[str, Any]:
+    def _train(self, recipe: ClassificationRecipe, train: list[str], validation: list[str] | None) -> dict[str, Any]:
         recipe = dataclasses.replace(
             recipe,
             labels=self.library.labels,
