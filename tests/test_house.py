@@ -373,7 +373,11 @@ def load_recipe(path: Path, kind: str | None = None) -> None:
     if name is None:
         assert importlib.import_module(module).read_expectations(path)
         return
-    recipe = config.load(getattr(importlib.import_module(module), name), path)
+    if config.verb_of(config.read(path)) == "train":  # as `audio-llm train` reads it, also one of an earlier version
+        recipe = importlib.import_module("audio_llm.tasks.base").load_recipe(path)[1]
+        assert isinstance(recipe, getattr(importlib.import_module(module), name))
+    else:
+        recipe = config.load(getattr(importlib.import_module(module), name), path)
     if hasattr(recipe, "check"):
         recipe.check()
 

@@ -187,7 +187,10 @@ def test_the_reference_lies_as_near_to_double_precision_as_we_do(name, length):
     exact = decoder.double()(tokens.double())
     assert exact.dtype == torch.float64
     own, reference = (ours - exact).abs(), (theirs - exact).abs()
-    assert reference.max() <= 3 * own.max() < 2e-3 and reference.median() <= 1.5 * own.median() < 1e-5
+    # How much rounding shows depends on the processor: it is compared with what rounding the input alone moves.
+    moved = rounding(decoder, tokens.double(), exact)
+    assert reference.max() <= 3 * own.max() and own.max() <= 10 * moved.max()
+    assert reference.median() <= 1.5 * own.median() < 1e-5
 
 
 @pytest.mark.shared("fixtures/pseld_ref.npz")
