@@ -12,7 +12,7 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -92,7 +92,7 @@ def note(old: str, new: str) -> None:
     )
 
 
-def _renamed(tree: dict[str, Any], known: Iterable[str], where: str) -> dict[str, Any]:
+def renamed(tree: Mapping[str, Any], known: Iterable[str], where: str) -> dict[str, Any]:
     """`tree` with its old keys under their new names (:data:`ALIASES`)."""
     fresh = dict(tree)
     for old in tree:
@@ -176,7 +176,7 @@ def build(kind: type[T], tree: dict[str, Any], where: str = "config") -> T:
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
-    for key, value in _renamed(tree, fields, where).items():
+    for key, value in renamed(tree, fields, where).items():
         if key not in fields:
             raise ConfigError(
                 f"{where}: unknown key '{key}'{nearest(str(key), fields)}. Known keys: {', '.join(sorted(fields))}."

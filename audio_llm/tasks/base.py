@@ -88,7 +88,9 @@ def build_recipe(task: Task, tree: Mapping[str, Any], where: str) -> Any:
     A key of another task is a :class:`ConfigError` that names it, unless it says no more than that task's default:
     version 0.1 wrote the keys of all tasks into the ``recipe.yaml`` of a run.
     """
-    known, kept = {field.name for field in dataclasses.fields(task.recipe)}, dict(tree)
+    known = {field.name for field in dataclasses.fields(task.recipe)}
+    tree = config.renamed(tree, known, where)  # first: an old name of a key of this task may be one of another's
+    kept = dict(tree)
     for key in sorted(set(tree) - known):
         for other in TASKS.values():
             if not isinstance(other, EncoderTask):
