@@ -287,6 +287,23 @@ def test_the_channel_lint_sees_what_it_should(tmp_path: Path) -> None:
     assert list(channel_averages(path)) == [1, 2]
 
 
+def reading_path() -> list[Path]:
+    """The files that README names under "Reading path"; a name without a folder lies where the one before it does."""
+    text = (ROOT / "README.md").read_text().split("**Reading path**")[1].split("[docs/architecture.md]")[0]
+    folder, found = ROOT / "audio_llm", []
+    for name in re.findall(r"`([\w/]+\.py)`", text):
+        path = ROOT / "audio_llm" / name if "/" in name or (ROOT / "audio_llm" / name).is_file() else folder / name
+        folder = path.parent
+        found.append(path)
+    return found
+
+
+def test_the_reading_path_is_an_evening() -> None:
+    path = reading_path()
+    assert len(path) == len(set(path)) >= 20
+    assert sum(len(file.read_text().splitlines()) for file in path) < 6000
+
+
 def test_files_stay_short() -> None:
     lengths = {
         str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())

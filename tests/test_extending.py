@@ -1,0 +1,61 @@
+"""The code on the pages of docs/extending does what they say."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+
+from tests.paths import ROOT
+
+PAGES = sorted((ROOT / "docs" / "extending").glob("*.md"))
+
+
+def code(page: str) -> dict[str, Any]:
+    """The names that the Python of a page defines."""
+    text = (ROOT / "docs" / "extending" / f"{page}.md").read_text()
+    module = types.ModuleType(f"extending_{page}")
+    sys.modules[module.__name__] = module  # dataclasses look for the module of their class
+    names = vars(module)
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, f"{page}.md", "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_is_short(page) -> None:
+    assert len(page.read_text().splitlines()) <= 60
+
+
+def test_the_encoder() -> None:
+    names = code("encoder")
+    encoder = names["Energy"](names["EnergyConfig"]()).eval()
+    waveform = torch.randn(2, 2, 16000)
+    tokens, mask = encoder(waveform, torch.tensor([16000, 8000]))
+    assert tokens.shape == (2, 100, 32) and mask.sum(1).tolist() == [100, 50]
+    alone, _ = encoder(waveform[1:, :, :8000], torch.tensor([8000]))
+    torch.testing.assert_close(alone[0, :50], tokens[1, :50])
+
+
+def test_the_scorer() -> None:
+    from eval.predictions import Prediction
+
+    scorer = code("scorer")["SCORERS"][0]
+    asked = dict(id="q", question_type="t", format="mmau", question="Which?", choices=["dog barks", "rain"])
+
+    def score(raw: str):
+        return scorer.score(Prediction(**asked, gold="dog barks", raw=raw, control="none", temperature=0.0))
+
+    assert score("<answer>dog on the left</answer>").value == 1
+    assert score("<answer>rain</answer>").value == 0
+    assert not score("<answer>thunder</answer>").parsed
+
+
+def test_the_reward() -> None:
+    reward = code("reward")["names_a_side"]
+    said = ["<think>On the left.</think><answer>a</answer>", "<think>Somewhere.</think><answer>a</answer>", ""]
+    assert reward([None] * 3, said, events=[[{}], [{}], []], bonus=0.5) == [0.5, 0.0, None]
