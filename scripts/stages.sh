@@ -43,7 +43,7 @@ stage() {
 TELL_PROGRESS='
 begin=$(date +%s)
 while sleep "${PROGRESS_SECONDS:-30}" >/dev/null 2>&1 && kill -0 "$3" 2>/dev/null; do
-    words=$(tail -c 500 "$2" | tr "\r" "\n" | grep -v "^[[:space:]]*$" | tail -n 1 | cut -c1-90)
+    words=$(tail -c 500 "$2" | tr "\r" "\n" | grep -av "^[[:space:]]*$" | tail -n 1 | cut -c1-90)
     printf "   .. %-13s %4d s  %s\n" "$1" $(($(date +%s) - begin)) "$words"
 done'
 
