@@ -16,12 +16,17 @@ MODULE = '''
 """One guest of each kind, in one file."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import torch
 
+from audio_llm.answering.base import Answer, Engine, folder_config
 from audio_llm.audio import decode
-from audio_llm.model.encoder import AudioEncoder
+from audio_llm.datasets import open_source
+from audio_llm.model.encoder import AudioEncoder, build_encoder
+from audio_llm.shards.schema import AudioInfo, Event, Sample
+from audio_llm.tasks.base import Task
 from eval.benchmarks.base import Collection, Item
 from eval.scorers.base import Score
 
@@ -76,12 +81,107 @@ def short(prompts, completions, *, most: int = 3, **columns):
     return [float(len(text.split()) <= most) for text in completions]
 
 
-QUIZ, BREVITY = Quiz(), Brevity()
+class Listed:
+    """A data set: a folder whose list.tsv has a sound file and its class a line."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.rows = [line.split("\\t") for line in (folder / "list.tsv").read_text().splitlines()]
+        self.fingerprint = str(self.rows)
+
+    @staticmethod
+    def recognises(folder):
+        return (Path(folder) / "list.tsv").is_file()
+
+    @classmethod
+    def open_clips(cls, folder, folds, without, use_test_fold):
+        return cls(Path(folder))
+
+    def __len__(self):
+        return len(self.rows)
+
+    def load_sample(self, number):
+        name, label = self.rows[number]
+        heard = AudioInfo.of(self.load_waveform(number))
+        return Sample(id=name, task="event", events=[Event(label, 0.0, 1.0)], audio=heard)
+
+    def load_waveform(self, number):
+        return decode(self.folder / self.rows[number][0])
+
+
+@dataclasses.dataclass
+class LevelsRecipe:
+    train: list[Path]
+    output: Path
+    encoder: dict
+    task: str = "levels"
+
+    def check(self):
+        pass
+
+
+class Levels(Task):
+    """The mean of an encoder's tokens by class; a file is of the class whose mean is nearest."""
+
+    name, recipe, models, formats = "levels", LevelsRecipe, "levels.json", ("table",)
+
+    def train(self, recipe):
+        source, means = open_source(recipe.train), {}
+        for number in range(len(source)):
+            means.setdefault(source.load_sample(number).events[0].label, []).append(
+                self._mean(build_encoder(recipe.encoder), source.load_waveform(number))
+            )
+        facts = {"encoder": recipe.encoder, "means": {name: sum(of) / len(of) for name, of in means.items()}}
+        recipe.output.mkdir()
+        (recipe.output / "levels.json").write_text(json.dumps(facts))
+        print("levels of", *sorted(means))
+
+    def recognises(self, path):
+        return (path / "levels.json").is_file()
+
+    def predictor(self, path, options):
+        facts = json.loads((path / "levels.json").read_text())
+        encoder, means = build_encoder(facts["encoder"]), facts["means"]
+        return lambda file, form: min(means, key=lambda name: abs(means[name] - self._mean(encoder, decode(file))))
+
+    @staticmethod
+    def _mean(encoder, waveform):
+        samples = torch.from_numpy(waveform.samples)[None]
+        return encoder(samples, torch.tensor([samples.shape[-1]]))[0].mean().item()
+
+
+class Parrot(Engine):
+    """Says yes where there is a sound, whatever it is."""
+
+    name = "parrot"
+
+    def __init__(self, options):
+        self.model = options.model
+
+    @classmethod
+    def recognises(cls, where):
+        return folder_config(where).get("model_type") == "parrot"
+
+    def generate(self, requests):
+        for request in requests:
+            yield Answer("yes" if request.audios else "I hear nothing", "stop")
+
+
+QUIZ, BREVITY, LEVELS = Quiz(), Brevity(), Levels()
 '''
 
 ENTRY_POINTS = """
 [audio_llm.encoders]
 energies = guests:Energies
+
+[audio_llm.datasets]
+listed = guests:Listed
+
+[audio_llm.tasks]
+levels = guests:LEVELS
+
+[audio_llm.engines]
+parrot = guests:Parrot
 """
 
 
@@ -104,6 +204,8 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name, level = ("yes", 0.5) if number % 2 else ("no", 0.01)
         noise = np.random.default_rng(number).uniform(-level, level, 8000)
         soundfile.write(folder / f"{name}-{number}.wav", noise, 8000)
+    names = sorted(file.name for file in folder.glob("*.wav"))
+    (folder / "list.tsv").write_text("".join(f"{name}\t{name.split('-')[0]}\n" for name in names))
     return folder
 
 
@@ -125,6 +227,37 @@ print(encoder_config(encoder), *tokens.shape, *mask.sum(1).tolist())
 """
     printed = python(site, "-c", code)
     assert printed.split("}") == ["{'name': 'energies', 'channels': 'each', 'bands': 4", " 2 10 8 10 5\n"]
+
+
+def test_a_task_trains_a_guest_encoder_on_a_guest_data_set(site: Path, sounds: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "levels.yaml"
+    recipe.write_text(f"task: levels\ntrain: [{sounds}]\noutput: {tmp_path / 'out'}\nencoder: {{name: energies}}\n")
+    assert "levels of no yes" in python(site, "-m", "audio_llm", "train", str(recipe))
+    files = [str(sounds / name) for name in ("yes-1.wav", "no-2.wav")]
+    assert python(site, "-m", "audio_llm", "predict", str(tmp_path / "out"), *files).split() == ["yes", "no"]
+
+
+def test_a_task_of_ours_trains_a_guest_encoder_on_a_guest_data_set(site: Path, sounds: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "classes.yaml"
+    recipe.write_text(
+        f"task: classification\ntrain: [{sounds}]\noutput: {tmp_path / 'out'}\nencoder: {{name: energies}}\n"
+        "steps: 2\nbatch_size: 2\ntensorboard: false\n"
+    )
+    python(site, "-m", "audio_llm", "train", str(recipe))
+    printed = python(site, "-m", "audio_llm", "predict", str(tmp_path / "out"), str(sounds / "yes-1.wav"))
+    assert "yes" in printed and "no" in printed
+
+
+def test_an_engine_answers_a_guest_benchmark(site: Path, sounds: Path, tmp_path: Path) -> None:
+    model, out = tmp_path / "model", tmp_path / "run"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "parrot"}')
+    command = ["eval", str(model), str(sounds), "--benchmark", "guests:QUIZ", "--out", str(out), "--quiet"]
+    python(site, "-m", "audio_llm", *command, "--controls", "text_only")
+    rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert {(row["control"], row["raw"]) for row in rows} == {("", "yes"), ("text_only", "I hear nothing")}
+    run = json.loads((out / "run.json").read_text())
+    assert (run["engine"], run["scorer"]["name"]) == ("parrot", "guests:BREVITY")
 
 
 def test_a_reward_comes_in_by_its_address(site: Path) -> None:

@@ -19,7 +19,9 @@ DATASETS = Registry("datasets", "data set")
 
 
 class ClipSource(Protocol):
-    """Samples with their sound by number. A source may also have
+    """Samples, each with its `events` and its `audio` (which says how long it is), and their sound, by number.
+
+    A source may also have
 
     * ``labels``: its classes in the order of its own numbers (by default those of its events, sorted);
     * ``annotates_all``: every sound has its event, so that a sample without events is silent (by default it is unfit).
