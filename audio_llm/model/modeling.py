@@ -96,7 +96,7 @@ class AudioLLMModel(AudioLLMPreTrainedModel):
 
         The audio is given as samples, as `audio_tokens` (what :meth:`encode_audio` returns) or projected. With
         `audio_index` (windows in prompt order,) it is given once per distinct window, however many rows share it.
-        Raises ``ValueError`` when placeholders and audio do not match: the model refuses to be deaf.
+        Raises ``ValueError`` when placeholders and audio do not match: nothing is answered without its sound.
         """
         embeddings = self.get_input_embeddings()(input_ids)
         placeholders = input_ids == self.config.audio_token_id
