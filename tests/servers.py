@@ -73,10 +73,14 @@ class Listener(ChatServer):
         return "right" if power[1] > power[0] else "left"
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # five, by default: the sixth client at once would be reset
+
+
 @contextmanager
 def serving(kind: type[BaseHTTPRequestHandler], **attributes: Any) -> Iterator[str]:
     """The address of a server that answers by a class of its own, made of `kind` with `attributes`."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type(kind.__name__, (kind,), attributes))
+    server = _Server(("127.0.0.1", 0), type(kind.__name__, (kind,), attributes))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"

@@ -175,6 +175,7 @@ def test_excerpt_of_the_reference(name):
     check_decoder(str(excerpt()[f"{name}/keys"]), excerpt()["x"], excerpt()[f"{name}/y"])
 
 
+@pytest.mark.slow
 @pytest.mark.shared("fixtures/pseld_ref.npz")
 @pytest.mark.parametrize("length", ["", "100"])
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -57,6 +57,7 @@ def test_a_mono_encoder_that_hears_two_channels(tmp_path: Path) -> None:
     assert {"vLLM, single", "vLLM, batch"} <= set(rows)
 
 
+@pytest.mark.slow
 def test_a_convolutional_encoder_with_adapters_folded_in(tmp_path: Path) -> None:
     encoder = {"name": "urbansound_cnn", "preset": "tiny", "channels": "mean"}
     start = make_checkpoint(tmp_path / "start", encoder=encoder)

@@ -316,6 +316,7 @@ def test_tagging_on_shards_with_several_classes(tmp_path):
         trainer_module.Trainer(recipe(None, tmp_path / "no", **(values | {"task": "classification"}))).fit()
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_to_the_same_metrics_file(corpus, tmp_path):
     """SIGKILL in mid-run, with everything on that carries state: average, mixing, masks, best weights."""
     tree = {

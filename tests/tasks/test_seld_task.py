@@ -136,6 +136,7 @@ def test_thresholds_are_those_of_the_validation(trained):
     assert network.head.frames == FRAMES and not network.training
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_a_random_step_repeats_the_other(corpus, tmp_path):
     """SIGKILL with everything on that carries state: average, best weights, masks, overlaid clips, sums of the log."""
     values = {"steps": 150, "ema": 0.9, "eval_every": 7, "save_every": 4, "log_every": 3}
