@@ -361,7 +361,7 @@ RECIPES = {
     "options": ("audio_llm.tasks.echotwin.task", "EchoTwinRecipe"),
     "letters": ("audio_llm.tasks.echotwin.task", "EchoTwinRecipe"),
     "published": ("audio_llm.tasks.echotwin.task", "EchoTwinRecipe"),
-    "audioset": ("data_prep.tasks.spatial", "ReverbConfig"),
+    "audioset": ("data_prep.tasks.audioset_reverb", "ReverbConfig"),
     "encoder": ("audio_llm.tasks.spatial", "SpatialRecipe"),
     "language_model": ("audio_llm.tasks.language_model.task", "LanguageModelRecipe"),
     "sft": ("audio_llm.training.sft", "SFTRecipe"),

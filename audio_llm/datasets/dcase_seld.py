@@ -19,7 +19,6 @@ import numpy as np
 
 from audio_llm import audio
 from audio_llm.datasets import seld_tables
-from audio_llm.encoders import seld_head
 from audio_llm.errors import AudioError, ConfigError, DataError, describe, nearest
 from audio_llm.files import glance
 from audio_llm.shards.schema import AudioInfo, Event, Sample, Source
@@ -142,7 +141,9 @@ def read_labels(folder: str | Path) -> list[str]:
     """The classes by their numbers in tables: ``classes.json`` of the folder, or else the challenge's thirteen."""
     path = Path(folder) / CLASSES_FILE
     if not path.is_file():
-        return list(seld_head.CLASSES)
+        from audio_llm.encoders.seld_head import CLASSES  # with torch, which recipes do without
+
+        return list(CLASSES)
     try:
         labels = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

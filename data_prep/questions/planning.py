@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,10 @@ class Ask:
     target: Target
     position: int | None
     chance: float = 0.0
+
+    def key(self, subset: str) -> str:
+        """The key of its sample."""
+        return f"{subset}-{self.index:06d}"
 
 
 def plan(config: QuestionsConfig, world: World, formats: dict[str, float], count: int, *seed: object) -> list[Ask]:
@@ -153,18 +157,8 @@ def draft_of(ask: Ask, world: World, config: QuestionsConfig, *seed: object) -> 
     return draft, choices
 
 
-def sample_of(
-    ask: Ask,
-    draft: Draft,
-    choices: list[str],
-    world: World,
-    *,
-    key: str,
-    dataset: str,
-    split: str,
-    licence: str | None = None,
-) -> Sample:
-    """The :class:`Sample` of a question, without audio."""
+def sample_of(ask: Ask, draft: Draft, choices: list[str], world: World, key: str, source: Source) -> Sample:
+    """The :class:`Sample` of a question, without audio; `source` with the first recording as its clip."""
     events = world.events_of(draft.placed)
     kind = KINDS[ask.kind]
     recordings = sorted({item.clip.recording for item in draft.placed})
@@ -178,7 +172,7 @@ def sample_of(
         thinking=draft.thinking or None,
         semantic_elements=semantic_elements(events),
         events=events,
-        source=Source(dataset, split, recordings[0], licence),
+        source=replace(source, clip=recordings[0]),
         meta={
             "question_type": ask.kind,
             "format": ask.format,

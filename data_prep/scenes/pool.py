@@ -14,6 +14,7 @@ from typing import Any
 
 from audio_llm.errors import AudioLLMError
 
+CHUNK = 16  # items a worker makes before it hands them over
 _worker: Any = None  # the object whose methods this process runs
 
 
@@ -67,6 +68,12 @@ class Jobs:
         finally:
             for future in waiting:
                 future.cancel()
+
+    def each(self, method: str, items: Sequence[Any], label: str, quiet: bool, *head: Any) -> Iterator[Any]:
+        """What ``worker.method((*head, some of the items))`` lists, one after the other, under a progress bar."""
+        some = [(*head, items[start : start + CHUNK]) for start in range(0, len(items), CHUNK)]
+        for found in bar(self.run(method, some), len(some), label, quiet):
+            yield from found
 
 
 @contextlib.contextmanager

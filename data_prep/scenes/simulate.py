@@ -7,10 +7,8 @@ not on the number of processes, and not on how often the run was interrupted.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,9 +20,9 @@ from audio_llm import config as recipes
 from audio_llm.audio import Waveform
 from audio_llm.errors import AudioLLMError, ConfigError, describe
 from audio_llm.files import atomic_file, write_json, write_lines
-from audio_llm.shards.schema import Sample
-from audio_llm.shards.writer import ShardWriter
+from audio_llm.shards.schema import Sample, Source
 from data_prep import sounds, text_check
+from data_prep.ledger import REJECTS, Ledger, Summary, digest, fill, finished, plain, sizes
 from data_prep.questions import planning
 from data_prep.questions.common import QuestionsConfig
 from data_prep.questions.records import dcase_record, mmau_record, spatialsoundqa_record
@@ -32,9 +30,6 @@ from data_prep.scenes import pool, receivers, render, rooms
 from data_prep.scenes.world import EventsConfig, Margins, World
 
 FORMAT_VERSION = 2  # raise it when the same recipe would give other bytes
-MANIFEST = "dataset.json"
-REJECTS = "rejects.jsonl"
-CHUNK = 16  # scenes a worker renders before it hands them over
 
 
 @dataclass(frozen=True)
@@ -185,21 +180,18 @@ def scene_corpus(
     world: World,
     formats: dict[str, float],
     count: int,
-    *seed: object,
-    prefix: str = "text",
-    dataset: str = "builtin",
-    split: str = "train",
+    name: str,
+    source: Source,
     asked: QuestionsConfig | None = None,
 ) -> Iterator[Sample]:
-    """`count` samples without audio: events, question, choices, answer and thinking, nothing rendered.
+    """`count` samples of subset `name` without audio: events, question, choices, answer, thinking; nothing rendered.
 
     `asked` replaces the questions of `config`.
     """
     asked = asked or config.questions
-    for ask in planning.plan(asked, world, formats, count, config.seed, *seed):
-        draft, choices = planning.draft_of(ask, world, asked, config.seed, *seed)
-        key = f"{prefix}-{ask.index:06d}"
-        yield planning.sample_of(ask, draft, choices, world, key=key, dataset=dataset, split=split)
+    for ask in planning.plan(asked, world, formats, count, config.seed, name):
+        draft, choices = planning.draft_of(ask, world, asked, config.seed, name)
+        yield planning.sample_of(ask, draft, choices, world, ask.key("text"), source)
 
 
 # ------------------------------------------------------------------------------------------------ worker side
@@ -221,62 +213,37 @@ class Renderer:
         room = self.worlds[split].rooms[index]
         return render.render_room(self.bank, room, self.config.rooms, self.head, self.config.audio.sample_rate)
 
-    def scenes(self, job: tuple[str, str, list[planning.Ask]]) -> list[tuple[Sample, Waveform | None, str]]:
-        """Render some items of a subset: (sample, audio, ""), or (sample, None, reason) for one that failed."""
+    def scenes(self, job: tuple[str, str, list[planning.Ask]]) -> list[tuple[str, Sample, Waveform | None, str]]:
+        """Render some items of a subset: (key, sample, audio, ""), or (key, sample, None, reason) for a failed one."""
         name, split, asks = job
-        world, config = self.worlds[split], self.config
-        found: list[tuple[Sample, Waveform | None, str]] = []
+        world, config, seed = self.worlds[split], self.config, (self.config.seed, name)
+        source = Source(self.dataset, split, licence=self.licence)
+        found: list[tuple[str, Sample, Waveform | None, str]] = []
         for ask in asks:
-            seed = (config.seed, name)
             draft, choices = planning.draft_of(ask, world, config.questions, *seed)
-            sample = planning.sample_of(
-                ask,
-                draft,
-                choices,
-                world,
-                key=f"{name}-{ask.index:06d}",
-                dataset=self.dataset,
-                split=split,
-                licence=self.licence,
-            )
+            sample = planning.sample_of(ask, draft, choices, world, ask.key(name), source)
             try:
                 waveform, done = render.render_scene(
                     draft.placed, world, self.bank, self.head, config.audio, *seed, ask.index
                 )
             except AudioLLMError as error:
-                found.append((sample, None, str(error)))
+                found.append((sample.id, sample, None, str(error)))
                 continue
-            sample.meta |= done
-            sample.meta["sources"] = [
-                {
-                    "clip": item.clip.name,
-                    "response": "/".join((world.places[item.source][0], f"{world.places[item.source][1]}.npy")),
-                }
-                for item in draft.placed
-            ]
-            found.append((sample, waveform, ""))
+            heard = [(item.clip.name, *world.places[item.source]) for item in draft.placed]
+            sources = [{"clip": clip, "response": f"{room}/{number}.npy"} for clip, room, number in heard]
+            sample.meta |= done | {"sources": sources}
+            found.append((sample.id, sample, waveform, ""))
         return found
 
 
 # ------------------------------------------------------------------------------------------------ the run
 
 
-@dataclass
-class Summary:
-    """What a run did. `biased`: text-only predictors above chance; `fresh` is False when nothing had to be done."""
-
-    out: Path
-    manifest: dict[str, Any]
-    fresh: bool
-    biased: list[text_check.Row] = field(default_factory=list)
-
-
 def config_hash(config: SceneConfig, library: sounds.Library) -> str:
     """Changes with anything that changes the data: recipe, list of sounds, version of the simulator."""
     tree = dataclasses.asdict(config)
     tree["sounds"].pop("folder")  # the same sounds in another place are the same
-    text = json.dumps([FORMAT_VERSION, tree, library.dataset, library.fingerprint], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest(FORMAT_VERSION, tree, library.dataset, library.fingerprint)
 
 
 def prepare(
@@ -288,31 +255,13 @@ def prepare(
     """
     config.check()
     library = find_sounds(config)
-    digest = config_hash(config, library)
-    earlier = claim(out, digest, overwrite)
-    if earlier and earlier.get("complete") and _intact(out, config):
-        return Summary(out, earlier, fresh=False)
-    out.mkdir(parents=True, exist_ok=True)
-    manifest = {
-        "version": FORMAT_VERSION,
-        "config_hash": digest,
-        "complete": False,
-        "subset_names": sorted(config.subsets),
-    }
-    write_json(out / MANIFEST, manifest)
+    head = {"version": FORMAT_VERSION, "config_hash": config_hash(config, library)}
+    ledger = Ledger(out, head, sorted(config.subsets), overwrite)
+    if ledger.finished and _intact(out, config):
+        return ledger.finished
+    ledger.begin()
     workers = workers or os.cpu_count() or 1
-    return _make(config, out, library, manifest, workers, quiet)
-
-
-def _make(
-    config: SceneConfig, out: Path, library: sounds.Library, manifest: dict[str, Any], workers: int, quiet: bool
-) -> Summary:
-    library = scan_sounds(config, out, library, workers, quiet)
-    groups, left_out = sounds.split(library, config.split, config.seed, config.folds)
-    rejects = library.rejects + left_out
-    write_lines(out / REJECTS, rejects)
-    for reject in left_out:
-        _say(f"left out: {reject['item']} ({reject['reason']})", quiet)
+    library, groups, rejects = split_sounds(config, out, library, workers, quiet)
     worlds = build_worlds(config, groups)
     plans = {
         name: planning.plan(config.questions, worlds[part.split], part.formats, part.count, config.seed, name)
@@ -324,21 +273,31 @@ def _make(
     args = (config, groups, out / "responses", library.dataset, library.licence)
     with pool.open_pool(workers, Renderer, args) as jobs:
         render_bank(config, worlds, out, jobs, quiet)
-        counts = {name: _render_subset(config, name, plans[name], library, out, jobs, quiet) for name in plans}
-    manifest |= {
-        "complete": True,
-        "config": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
-        "sounds": describe_sounds(library, groups),
-        "labels": worlds[next(iter(worlds))].labels,
-        "rooms": {split: [room.name for room in world.rooms] for split, world in worlds.items()},
-        "subsets": counts,
-        "text": config.text.count,
-        "rejects": len(rejects),
-        "text_only_check": [row.as_dict() for row in rows],
-        "text_only_biased": [f"{row.question_type} ({row.predictor})" for row in rows if row.biased],
-    }
-    write_json(out / MANIFEST, manifest)
-    return Summary(out, manifest, fresh=True, biased=[row for row in rows if row.biased])
+        counts = {name: _render_subset(config, name, plans[name], out, jobs, quiet) for name in plans}
+    biased = [row for row in rows if row.biased]
+    return ledger.finish(
+        rejects,
+        biased=biased,
+        config=plain(config),
+        **describe_world(library, groups, worlds),
+        subsets=counts,
+        text=config.text.count,
+        text_only_check=[row.as_dict() for row in rows],
+        text_only_biased=[f"{row.question_type} ({row.predictor})" for row in biased],
+    )
+
+
+def split_sounds(
+    config: SceneConfig, out: Path, library: sounds.Library, workers: int, quiet: bool
+) -> tuple[sounds.Library, dict[str, list[sounds.Clip]], list[dict[str, str]]]:
+    """The clips that can be used, by split too, and what had to be left out, which is told and written down."""
+    library = scan_sounds(config, out, library, workers, quiet)
+    groups, left_out = sounds.split(library, config.split, config.seed, config.folds)
+    rejects = library.rejects + left_out
+    write_lines(out / REJECTS, rejects)
+    for reject in left_out:
+        _say(f"left out: {reject['item']} ({reject['reason']})", quiet)
+    return library, groups, rejects
 
 
 def scan_sounds(config: SceneConfig, out: Path, library: sounds.Library, workers: int, quiet: bool) -> sounds.Library:
@@ -370,24 +329,18 @@ def check_text(config: SceneConfig, worlds: dict[str, World]) -> list[text_check
     for name, part in config.parts.items():
         if part.split in sides:
             count = part.count if part.split == "test" else min(part.count, 20_000)
-            sides[part.split] += scene_corpus(config, worlds[part.split], part.formats, count, name, split=part.split)
+            source = Source("builtin", part.split)
+            sides[part.split] += scene_corpus(config, worlds[part.split], part.formats, count, name, source)
     return text_check.check(sides["train"], sides["test"])
 
 
 def _write_text(config: SceneConfig, worlds: dict[str, World], library: sounds.Library, out: Path) -> None:
-    path = out / "text.jsonl"
-    if not config.text.count or path.is_file():
+    path, text = out / "text.jsonl", config.text
+    if not text.count or path.is_file():
         return
+    asked, source = config.text_questions, Source(library.dataset, "train")
     with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
-        for sample in scene_corpus(
-            config,
-            worlds["train"],
-            config.text.formats,
-            config.text.count,
-            "text",
-            dataset=library.dataset,
-            asked=config.text_questions,
-        ):
+        for sample in scene_corpus(config, worlds["train"], text.formats, text.count, "text", source, asked):
             stream.write(sample.to_json() + "\n")
 
 
@@ -400,29 +353,15 @@ def render_bank(config: SceneConfig, worlds: dict[str, World], out: Path, jobs: 
 
 
 def _render_subset(
-    config: SceneConfig,
-    name: str,
-    asks: list[planning.Ask],
-    library: sounds.Library,
-    out: Path,
-    jobs: pool.Jobs,
-    quiet: bool,
+    config: SceneConfig, name: str, asks: list[planning.Ask], out: Path, jobs: pool.Jobs, quiet: bool
 ) -> dict[str, Any]:
-    part = config.parts[name]
-    if (count := finished(out / name)) == part.count:
-        return {"split": part.split, "samples": count, "shards": len(_sizes(out / name)["shards"])}
-    with ShardWriter(out / name, samples_per_shard=config.samples_per_shard) as writer:
-        todo = [ask for ask in asks if f"{name}-{ask.index:06d}" not in writer]
-        chunks = [(name, part.split, todo[start : start + CHUNK]) for start in range(0, len(todo), CHUNK)]
-        progress = pool.bar(jobs.run("scenes", chunks), len(chunks), name, quiet)
-        for found in progress:
-            for sample, waveform, reason in found:
-                if waveform is None:
-                    writer.reject(sample.id, reason)
-                else:
-                    writer.write(sample, waveform)
-    _write_records(out / name, part)
-    return {"split": part.split, "samples": finished(out / name), "shards": len(_sizes(out / name)["shards"])}
+    part, folder = config.parts[name], out / name
+    if finished(folder) != part.count:
+        plan = {ask.key(name): ask for ask in asks}
+        limits = {"samples_per_shard": config.samples_per_shard}
+        fill(folder, plan, jobs, "scenes", name, part.split, quiet=quiet, **limits)
+        _write_records(folder, part)
+    return {"split": part.split, "samples": finished(folder), "shards": len(sizes(folder)["shards"])}
 
 
 def _write_records(folder: Path, part: SubsetConfig) -> None:
@@ -444,82 +383,27 @@ def _write_records(folder: Path, part: SubsetConfig) -> None:
             write_json(folder / f"{name}.json", tree)
 
 
-# ------------------------------------------------------------------------------------------------ files
-
-
-def describe_sounds(library: sounds.Library, groups: dict[str, list[sounds.Clip]]) -> dict[str, Any]:
+def describe_world(
+    library: sounds.Library, groups: dict[str, list[sounds.Clip]], worlds: dict[str, World]
+) -> dict[str, Any]:
+    """What a manifest says of sounds, classes and rooms."""
+    by_class = Counter(clip.label for clips in groups.values() for clip in clips)
     return {
-        "dataset": library.dataset,
-        "fingerprint": library.fingerprint,
-        "clips": {split: len(clips) for split, clips in groups.items()},
-        "recordings": {split: len({clip.recording for clip in clips}) for split, clips in groups.items()},
-        "clips_by_class": dict(sorted(Counter(clip.label for clips in groups.values() for clip in clips).items())),
+        "sounds": {
+            "dataset": library.dataset,
+            "fingerprint": library.fingerprint,
+            "clips": {split: len(clips) for split, clips in groups.items()},
+            "recordings": {split: len({clip.recording for clip in clips}) for split, clips in groups.items()},
+            "clips_by_class": dict(sorted(by_class.items())),
+        },
+        "labels": sorted({label for world in worlds.values() for label in world.labels}),
+        "rooms": {split: [room.name for room in world.rooms] for split, world in worlds.items()},
     }
-
-
-def _sizes(folder: Path) -> dict[str, Any]:
-    try:
-        tree: dict[str, Any] = json.loads((folder / "sizes.json").read_text())
-        return tree
-    except (OSError, ValueError):
-        return {}
-
-
-def finished(folder: Path) -> int:
-    """Samples of a finished shard folder whose shards are all there; 0 for anything else."""
-    sizes = _sizes(folder)
-    there = all(
-        (folder / name).is_file() and (folder / name).stat().st_size == entry["bytes"]
-        for name, entry in sizes.get("shards", {}).items()
-    )
-    return int(sizes.get("samples", 0)) if there else 0
 
 
 def _intact(out: Path, config: SceneConfig) -> bool:
     text = config.text.count == 0 or (out / "text.jsonl").is_file()
     return text and all(finished(out / name) > 0 for name in config.subsets)
-
-
-def claim(out: Path, digest: str, overwrite: bool) -> dict[str, Any] | None:
-    """The manifest that a run of the same recipe (its hash `digest`) left in `out`, or None where it may begin.
-
-    Raises :class:`ConfigError` when `out` holds a dataset of another recipe, unless `overwrite`, which removes it.
-    """
-    earlier = _earlier(out)
-    if earlier is None or earlier["config_hash"] == digest:
-        return earlier
-    if not overwrite:
-        raise ConfigError(
-            f"{out}: holds a dataset of another recipe (hash {earlier['config_hash']}, this one {digest}). "
-            f"Choose another folder, or add --overwrite to replace it."
-        )
-    _clear(out, earlier)
-    return None
-
-
-def _earlier(out: Path) -> dict[str, Any] | None:
-    path = out / MANIFEST
-    if not path.exists():
-        if out.is_dir() and any(out.iterdir()):
-            found = ", ".join(sorted(item.name for item in out.iterdir())[:3])
-            raise ConfigError(
-                describe(str(out), "a new or empty folder, or one made by audio-llm prep", f"a folder with {found}")
-            )
-        return None
-    try:
-        tree: dict[str, Any] = json.loads(path.read_text())
-        tree["config_hash"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: not a manifest of audio-llm prep; delete it, or choose another folder.") from error
-    return tree
-
-
-def _clear(out: Path, manifest: dict[str, Any]) -> None:
-    """Remove what an earlier run made, and nothing else."""
-    for name in [*manifest.get("subset_names", []), "responses", "figures", "manifests"]:
-        shutil.rmtree(out / name, ignore_errors=True)
-    for name in ("text.jsonl", "sounds.json", REJECTS, MANIFEST):
-        (out / name).unlink(missing_ok=True)
 
 
 def _say(text: str, quiet: bool) -> None:

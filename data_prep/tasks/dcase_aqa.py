@@ -10,8 +10,6 @@ and a few cannot be read at all: readers have to live with all three. The shards
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -22,15 +20,15 @@ from typing import Any, ClassVar
 from audio_llm import audio
 from audio_llm import config as recipes
 from audio_llm.errors import ConfigError, describe
-from audio_llm.files import atomic_folder, write_json
-from audio_llm.shards.reader import ShardDataset
-from data_prep import text_check
+from audio_llm.files import atomic_folder, read_lines, write_json
+from data_prep.ledger import REJECTS, Ledger, Summary, digest, plain
 from data_prep.questions.records import dcase_record
 from data_prep.scenes import pool, simulate
 from data_prep.scenes.rooms import seeded
+from data_prep.tasks.base import Kind
 
 FORMAT_VERSION = 1  # raise it when the same recipe would give other files
-KIND = "dcase_aqa"
+KIND_NAME = "dcase_aqa"
 # How the challenge's parts name their sounds; readers may tell the part by it.
 FOLDERS = ("audio", "scenes")  # of a set, beside its splits
 PARTS = {"part1": "clip", "part2": "fold", "part3": "audio"}
@@ -59,7 +57,7 @@ class AudioQuestionsConfig:
     """The recipe of ``audio-llm prep`` with ``kind: dcase_aqa``."""
 
     verb: ClassVar[str] = "prep"
-    kind: str = KIND
+    kind: str = KIND_NAME
     seed: int = 0
     scenes: dict[str, Any] = field(default_factory=dict)  # a recipe of scenes, without subsets
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)  # what differs in it, by part
@@ -71,7 +69,7 @@ class AudioQuestionsConfig:
         tree = _merged(self.scenes, self.parts[part])
         tree["seed"] = self.seed * len(PARTS) + list(PARTS).index(part)
         tree["subsets"] = {
-            name: {"split": split.split, "count": split.count[part], "formats": {KIND: 1.0}}
+            name: {"split": split.split, "count": split.count[part], "formats": {KIND_NAME: 1.0}}
             for name, split in self.split_configs.items()
             if split.count.get(part)
         }
@@ -122,31 +120,25 @@ def prepare(
     workers: int | None = None,
     overwrite: bool = False,
     quiet: bool = False,
-) -> simulate.Summary:
+) -> Summary:
     """Make the set in `out`. A run that was stopped goes on; the same recipe gives the same bytes.
 
     Raises :class:`ConfigError` when `out` holds a dataset of another recipe, unless `overwrite`.
     """
     config.check()
-    tree = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, tree], sort_keys=True).encode()).hexdigest()[:16]
-    earlier = simulate.claim(out, digest, overwrite)
-    splits = config.split_configs
-    if earlier and earlier.get("complete") and all((out / name).is_dir() for name in splits):
-        return simulate.Summary(out, earlier, fresh=False)
-    manifest: dict[str, Any] = {"version": FORMAT_VERSION, "kind": KIND, "config_hash": digest, "complete": False}
-    manifest["subset_names"] = [*splits, *FOLDERS]
-    write_json(out / simulate.MANIFEST, manifest)
-    biased: list[text_check.Row] = []
-    rejects = 0
-    for part in config.parts:
-        made = simulate.prepare(config.of(part), out / "scenes" / part, workers=workers, quiet=quiet)
-        biased += made.biased
-        rejects += made.manifest["rejects"]
+    tree, splits = plain(config), config.split_configs
+    head = {"version": FORMAT_VERSION, "kind": KIND_NAME, "config_hash": digest(FORMAT_VERSION, tree)}
+    ledger = Ledger(out, head, [*splits, *FOLDERS], overwrite)
+    if ledger.finished and all((out / name).is_dir() for name in splits):
+        return ledger.finished
+    ledger.begin()
+    made = [
+        simulate.prepare(config.of(part), out / "scenes" / part, workers=workers, quiet=quiet) for part in config.parts
+    ]
     counts = {name: write_split(config, name, out, quiet) for name in splits}
-    manifest |= {"complete": True, "config": tree, "subsets": counts, "text": 0, "rejects": rejects}
-    write_json(out / simulate.MANIFEST, manifest)
-    return simulate.Summary(out, manifest, fresh=True, biased=biased)
+    biased = [row for part in made for row in part.biased]
+    rejects = [reject for part in made for reject in read_lines(part.out / REJECTS)]
+    return ledger.finish(rejects, biased=biased, config=tree, subsets=counts)
 
 
 def write_split(config: AudioQuestionsConfig, name: str, out: Path, quiet: bool) -> dict[str, Any]:
@@ -183,6 +175,8 @@ def write_split(config: AudioQuestionsConfig, name: str, out: Path, quiet: bool)
 
 
 def _samples(config: AudioQuestionsConfig, name: str, out: Path) -> Iterator[tuple[str, Any, audio.Waveform]]:
+    from audio_llm.shards.reader import ShardDataset
+
     for part in config.parts:
         folder = out / "scenes" / part / name
         if config.split_configs[name].count.get(part):
@@ -214,3 +208,12 @@ def broken_answer(rng: Any, options: list[str], answer: str) -> str:
         lambda: f"{other[0]}. {answer.partition('. ')[2]}",  # one option's letter, another's text
     )
     return kinds[int(rng.integers(len(kinds)))]()
+
+
+def _defects(manifest: Mapping[str, Any]) -> Iterator[str]:
+    for name, entry in manifest["subsets"].items():
+        counts = ", ".join(f"{entry[key]} {key}" for key in ("mpeg", "comma", "broken"))
+        yield f"{name:<8} {entry['samples']:>6} questions of split {entry['split']} ({counts})"
+
+
+KIND = Kind(KIND_NAME, AudioQuestionsConfig, prepare, flags={"sounds": "scenes.sounds.folder"}, details=_defects)

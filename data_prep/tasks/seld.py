@@ -6,8 +6,6 @@ table of 100 ms rows each, without questions. No recording and no room is in two
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -20,11 +18,11 @@ import numpy as np
 from audio_llm import audio
 from audio_llm.datasets import dcase_seld, seld_tables
 from audio_llm.errors import AudioLLMError, ConfigError, describe
-from audio_llm.files import atomic_file, write_json, write_lines
-from audio_llm.tasks.seld import tracks
-from data_prep import sounds
+from audio_llm.files import atomic_file, write_json
+from data_prep.ledger import Ledger, Summary, plain
 from data_prep.scenes import pool, render, rooms, simulate
 from data_prep.scenes.world import Placed, Wish, World
+from data_prep.tasks.base import Kind
 
 # The challenge's own: fold 1 is synthetic training data, fold 4 is tested on, the others train.
 FOLDERS = {
@@ -53,14 +51,6 @@ class SELDConfig(simulate.SceneConfig):
             raise ConfigError(describe("subsets", "one for each split", ", ".join(self.subsets)))
 
 
-@dataclass(frozen=True)
-class Job:
-    """A clip to be: its number within a split."""
-
-    split: str
-    number: int
-
-
 class ClipRenderer(simulate.Renderer):
     """What a worker process knows, and the folder that it writes into."""
 
@@ -68,40 +58,42 @@ class ClipRenderer(simulate.Renderer):
         super().__init__(*args)
         self.out, self.labels = out, {label: number for number, label in enumerate(labels)}
 
-    def clips(self, jobs: Sequence[Job]) -> list[dict[str, str]]:
-        """Write clips and their tables, unless they are there; returns those that could not be made."""
+    def clips(self, job: tuple[str, list[int]]) -> list[dict[str, str]]:
+        """Write clips of a split by number, and their tables, unless they are there; returns those that failed."""
+        split, numbers = job
         rejects = []
-        for job in jobs:
+        for number in numbers:
             try:
-                self._clip(job)
+                self._clip(split, number)
             except AudioLLMError as error:
-                rejects.append({"item": f"{job.split} {job.number}", "reason": str(error)})
+                rejects.append({"item": f"{split} {number}", "reason": str(error)})
         return rejects
 
-    def _clip(self, job: Job) -> None:
-        world, config = self.worlds[job.split], self.config
-        placed, room = draw(world, config, job)
-        folder, fold = FOLDERS[job.split]
-        name = f"{fold}_room{room + 1}_mix{job.number:05d}_deg000_start0000"
+    def _clip(self, split: str, number: int) -> None:
+        from audio_llm.tasks.seld.tracks import event_rows
+
+        world, config = self.worlds[split], self.config
+        placed, room = draw(world, config, split, number)
+        folder, fold = FOLDERS[split]
+        name = f"{fold}_room{room + 1}_mix{number:05d}_deg000_start0000"
         table = self.out / dcase_seld.TABLES / folder / f"{name}.csv"
         if table.is_file():  # written last
             return
-        waveform, _ = render.render_scene(
-            placed, world, self.bank, self.head, config.audio, config.seed, job.split, job.number
-        )
+        seed = (config.seed, split, number)
+        waveform, _ = render.render_scene(placed, world, self.bank, self.head, config.audio, *seed)
         path = self.out / dcase_seld.AUDIO / folder / f"{name}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
         table.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as temporary:
             temporary.write_bytes(audio.encode(waveform, format="wav"))
         frames = round(config.audio.seconds / seld_tables.FRAME_SECONDS)
-        seld_tables.write_rows(table, tracks.event_rows(world.events_of(placed), self.labels, frames))
+        seld_tables.write_rows(table, event_rows(world.events_of(placed), self.labels, frames))
 
 
-def draw(world: World, config: simulate.SceneConfig, job: Job) -> tuple[list[Placed], int]:
+def draw(world: World, config: simulate.SceneConfig, split: str, number: int) -> tuple[list[Placed], int]:
     """The events of a clip and the number of its room, by the clip's own seed."""
     assert isinstance(config, SELDConfig)
-    rng = rooms.seeded("seld", config.seed, job.split, job.number)
+    rng = rooms.seeded("seld", config.seed, split, number)
     numbers = sorted(config.events_per_clip)
     shares = np.array([config.events_per_clip[number] for number in numbers])
     count = numbers[int(rng.choice(len(numbers), p=shares / shares.sum()))]
@@ -119,51 +111,32 @@ def draw(world: World, config: simulate.SceneConfig, job: Job) -> tuple[list[Pla
 
 def prepare(
     config: SELDConfig, out: Path, *, workers: int | None = None, overwrite: bool = False, quiet: bool = False
-) -> simulate.Summary:
+) -> Summary:
     """Make the corpus in `out`; clips that an earlier run finished are kept.
 
     Raises :class:`ConfigError` when `out` holds a dataset of another recipe, unless `overwrite`.
     """
     config.check()
     library = simulate.find_sounds(config)
-    digest = simulate.config_hash(config, library)
-    earlier = simulate.claim(out, digest, overwrite)
-    if earlier and earlier.get("complete") and _intact(out, earlier):
-        return simulate.Summary(out, earlier, fresh=False)
-    out.mkdir(parents=True, exist_ok=True)
-    manifest: dict[str, Any] = {
-        "version": simulate.FORMAT_VERSION,
-        "config_hash": digest,
-        "complete": False,
-        "subset_names": [dcase_seld.AUDIO, dcase_seld.TABLES],
-    }
-    write_json(out / simulate.MANIFEST, manifest)
+    head = {"version": simulate.FORMAT_VERSION, "config_hash": simulate.config_hash(config, library)}
+    ledger = Ledger(out, head, (dcase_seld.AUDIO, dcase_seld.TABLES), overwrite)
+    if (earlier := ledger.finished) and _intact(out, earlier.manifest):
+        return earlier
+    ledger.begin()
     workers = workers or os.cpu_count() or 1
-    library = simulate.scan_sounds(config, out, library, workers, quiet)
-    groups, left_out = sounds.split(library, config.split, config.seed, config.folds)
+    library, groups, rejects = simulate.split_sounds(config, out, library, workers, quiet)
     worlds = simulate.build_worlds(config, groups)
-    labels = sorted({label for world in worlds.values() for label in world.labels})
+    facts = simulate.describe_world(library, groups, worlds)
+    labels = facts["labels"]
     write_json(out / dcase_seld.CLASSES_FILE, labels)
+    rejects += _absent(worlds, labels, quiet)
     args = (out, labels, config, groups, out / "responses", library.dataset, library.licence)
-    rejects = library.rejects + left_out + _absent(worlds, labels, quiet)
-    with pool.open_pool(workers, ClipRenderer, args) as running:
-        simulate.render_bank(config, worlds, out, running, quiet)
+    with pool.open_pool(workers, ClipRenderer, args) as jobs:
+        simulate.render_bank(config, worlds, out, jobs, quiet)
         for part in config.parts.values():
-            rejects += _render(part, running, quiet)
-    write_lines(out / simulate.REJECTS, rejects)
-    manifest |= {
-        "complete": True,
-        "config": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
-        "sounds": simulate.describe_sounds(library, groups),
-        "labels": labels,
-        "rooms": {split: [room.name for room in world.rooms] for split, world in worlds.items()},
-        "subsets": {
-            name: {"split": part.split, "samples": _count(out, part.split)} for name, part in config.parts.items()
-        },
-        "rejects": len(rejects),
-    }
-    write_json(out / simulate.MANIFEST, manifest)
-    return simulate.Summary(out, manifest, fresh=True)
+            rejects += jobs.each("clips", range(part.count), part.split, quiet, part.split)
+    subsets = {name: {"split": part.split, "samples": _count(out, part.split)} for name, part in config.parts.items()}
+    return ledger.finish(rejects, config=plain(config), **facts, subsets=subsets)
 
 
 def _absent(worlds: dict[str, World], labels: Sequence[str], quiet: bool) -> list[dict[str, str]]:
@@ -178,22 +151,13 @@ def _absent(worlds: dict[str, World], labels: Sequence[str], quiet: bool) -> lis
     return found
 
 
-def _render(part: simulate.SubsetConfig, running: pool.Jobs, quiet: bool) -> list[dict[str, str]]:
-    jobs = [Job(part.split, number) for number in range(part.count)]
-    chunks = [jobs[start : start + simulate.CHUNK] for start in range(0, len(jobs), simulate.CHUNK)]
-    return [
-        reject for found in pool.bar(running.run("clips", chunks), len(chunks), part.split, quiet) for reject in found
-    ]
-
-
-def _tables(out: Path, split: str) -> list[Path]:
-    folder, fold = FOLDERS[split]
-    return sorted((out / dcase_seld.TABLES / folder).glob(f"{fold}_*.csv"))
-
-
 def _count(out: Path, split: str) -> int:
-    return len(_tables(out, split))
+    folder, fold = FOLDERS[split]
+    return len(list((out / dcase_seld.TABLES / folder).glob(f"{fold}_*.csv")))
 
 
 def _intact(out: Path, manifest: dict[str, Any]) -> bool:
     return all(_count(out, entry["split"]) == entry["samples"] for entry in manifest["subsets"].values())
+
+
+KIND = Kind("seld", SELDConfig, prepare, flags={"sounds": "sounds.folder", "folds": "folds"})

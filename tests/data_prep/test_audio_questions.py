@@ -111,9 +111,9 @@ def test_a_kind_that_there_is_not_names_all_kinds(tmp_path: Path, capsys: pytest
     (tmp_path / "recipe.yaml").write_text("kind: dcase_aq\n")
     assert main(["prep", str(tmp_path / "recipe.yaml"), str(tmp_path / "out")]) == 2
     expected = (
-        "kind: expected none, or one of audioset_reverb, dcase_aqa, seld, found 'dcase_aq' (did you mean 'dcase_aqa'?)"
+        "kind: expected one of audioset_reverb, dcase_aqa, scenes, seld, or package.module:Name, found 'dcase_aq'"
     )
-    assert expected in capsys.readouterr().err
+    assert f"{expected} (did you mean 'dcase_aqa'?)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audio_llm.errors import ConfigError
-from audio_llm.shards.schema import Sample
+from audio_llm.shards.schema import Sample, Source
 from data_prep import sounds, text_check
 from data_prep.questions import planning, records
 from data_prep.questions.common import QuestionsConfig
@@ -38,7 +38,7 @@ def samples_of(world: World, count: int, *seed: object, formats=FORMATS, config=
     found = []
     for ask in planning.plan(config, world, formats, count, *seed):
         draft, choices = planning.draft_of(ask, world, config, *seed)
-        found.append(planning.sample_of(ask, draft, choices, world, key=f"q-{ask.index}", dataset="b", split="s"))
+        found.append(planning.sample_of(ask, draft, choices, world, f"q-{ask.index}", Source("b", "s")))
     return found
 
 

@@ -19,8 +19,9 @@ from audio_llm.datasets import reverberation
 from audio_llm.datasets.reverberation import Rendering
 from audio_llm.errors import AudioError, ConfigError, ShardError
 from audio_llm.shards.reader import ShardDataset
+from audio_llm.shards.writer import ShardWriter
 from audio_llm.tasks.spatial import heads
-from data_prep.tasks import spatial
+from data_prep.tasks import audioset_reverb
 from tests.paths import ROOT, SHARED
 
 FIXTURES = SHARED / "fixtures" / "bat_ref.npz"
@@ -152,7 +153,7 @@ def write_world(root: Path, clips: int = 6, houses: tuple[str, ...] = ("roomA", 
     return rows
 
 
-def recipe(root: Path, **changes) -> spatial.ReverbConfig:
+def recipe(root: Path, **changes) -> audioset_reverb.ReverbConfig:
     tree = {
         "kind": "audioset_reverb",
         "root": str(root),
@@ -166,16 +167,16 @@ def recipe(root: Path, **changes) -> spatial.ReverbConfig:
         },
         **changes,
     }
-    return config.build(spatial.ReverbConfig, tree)
+    return config.build(audioset_reverb.ReverbConfig, tree)
 
 
 def test_shards_say_what_is_heard_and_where(tmp_path: Path) -> None:
     write_world(tmp_path)
     made = recipe(tmp_path)
-    summary = spatial.prepare(made, tmp_path / "out", workers=1, quiet=True)
+    summary = audioset_reverb.prepare(made, tmp_path / "out", workers=1, quiet=True)
     assert summary.fresh and summary.manifest["labels"] == list(MIDS.values())
     assert summary.manifest["subsets"]["train"]["samples"] == 20
-    assert not spatial.prepare(made, tmp_path / "out", workers=1, quiet=True).fresh
+    assert not audioset_reverb.prepare(made, tmp_path / "out", workers=1, quiet=True).fresh
     places = {r.name: r for r in reverberation.read_responses(tmp_path / "mp3d", "train")}
     dataset, pairs = ShardDataset(tmp_path / "out" / "train"), 0
     for item in (dataset[index] for index in range(len(dataset))):
@@ -207,7 +208,7 @@ def test_shards_say_what_is_heard_and_where(tmp_path: Path) -> None:
 def test_shared_places_are_one_response_and_one_place(tmp_path: Path) -> None:
     write_world(tmp_path)
     made = recipe(tmp_path, rendering={"sample_rate": RATE, "seconds": 1.0, "gain_db": -12.0, "places": "shared"})
-    spatial.prepare(made, tmp_path / "out", workers=1, quiet=True)
+    audioset_reverb.prepare(made, tmp_path / "out", workers=1, quiet=True)
     dataset = ShardDataset(tmp_path / "out" / "train")
     pairs = [sample for sample in map(dataset.load_sample, range(20)) if len(sample.meta["sources"]) == 2]
     assert pairs
@@ -230,23 +231,23 @@ def test_shared_places_are_one_response_and_one_place(tmp_path: Path) -> None:
 
 def test_a_manifest_renders_the_same_bytes_elsewhere_and_detects_changes(tmp_path: Path) -> None:
     write_world(tmp_path)
-    spatial.prepare(recipe(tmp_path), tmp_path / "one", workers=1, quiet=True)
+    audioset_reverb.prepare(recipe(tmp_path), tmp_path / "one", workers=1, quiet=True)
     manifest = tmp_path / "one" / "manifests" / "train.jsonl"
     subset = {"metadata": str(tmp_path / "train.json"), "responses": "train", "manifest": str(manifest)}
     again = recipe(tmp_path, seed=99, subsets={"train": subset})
-    spatial.prepare(again, tmp_path / "two", workers=2, quiet=True)
+    audioset_reverb.prepare(again, tmp_path / "two", workers=2, quiet=True)
     sizes = [json.loads((tmp_path / name / "train" / "sizes.json").read_text()) for name in ("one", "two")]
     assert sizes[0]["shards"] == sizes[1]["shards"]  # SHA-256 of every shard
 
     text = manifest.read_text()
     manifest.write_text(text.replace("Ytrain1", "Ytrain2", 1))
     with pytest.raises(ConfigError, match="rows of SHA-256"):
-        spatial.prepare(again, tmp_path / "three", workers=1, quiet=True)
+        audioset_reverb.prepare(again, tmp_path / "three", workers=1, quiet=True)
     manifest.write_text(text)
     moved = tmp_path / "mp3d" / "train_reverberation.json"
     moved.write_text(moved.read_text().replace('"1.0,1.5,2.0"', '"1.0,1.6,2.0"'))
     with pytest.raises(ConfigError, match="train-000000: expected"):
-        spatial.prepare(again, tmp_path / "three", workers=1, quiet=True)
+        audioset_reverb.prepare(again, tmp_path / "three", workers=1, quiet=True)
 
 
 def test_a_longer_plan_begins_like_a_shorter_one_and_seeds_differ(tmp_path: Path) -> None:
@@ -256,9 +257,9 @@ def test_a_longer_plan_begins_like_a_shorter_one_and_seeds_differ(tmp_path: Path
     )
     responses, made = reverberation.read_responses(tmp_path / "mp3d", "train"), recipe(tmp_path)
 
-    def rows(count: int, made: spatial.ReverbConfig = made) -> list[dict]:
-        part = spatial.SubsetConfig("train", count=count, pairs=0.5)
-        return [item.row() for item in spatial.plan("a", part, clips, responses, made)]
+    def rows(count: int, made: audioset_reverb.ReverbConfig = made) -> list[dict]:
+        part = audioset_reverb.SubsetConfig("train", count=count, pairs=0.5)
+        return [item.row() for item in audioset_reverb.plan("a", part, clips, responses, made)]
 
     assert rows(40)[:15] == rows(15)
     assert rows(15, recipe(tmp_path, seed=1)) != rows(15)
@@ -268,20 +269,20 @@ def test_a_longer_plan_begins_like_a_shorter_one_and_seeds_differ(tmp_path: Path
 
 def test_a_run_that_was_stopped_gives_the_same_shards(tmp_path: Path, monkeypatch) -> None:
     write_world(tmp_path)
-    spatial.prepare(recipe(tmp_path), tmp_path / "whole", workers=1, quiet=True)
-    written = spatial.ShardWriter.write
+    audioset_reverb.prepare(recipe(tmp_path), tmp_path / "whole", workers=1, quiet=True)
+    written = ShardWriter.write
 
     def stop(writer, sample, sound):
         if sample.id == "train-000009":
             raise KeyboardInterrupt
         return written(writer, sample, sound)
 
-    monkeypatch.setattr(spatial.ShardWriter, "write", stop)
+    monkeypatch.setattr(ShardWriter, "write", stop)
     with pytest.raises(KeyboardInterrupt):
-        spatial.prepare(recipe(tmp_path), tmp_path / "stopped", workers=1, quiet=True)
+        audioset_reverb.prepare(recipe(tmp_path), tmp_path / "stopped", workers=1, quiet=True)
     monkeypatch.undo()
     assert len(list((tmp_path / "stopped" / "train").glob("*.tar"))) == 2
-    spatial.prepare(recipe(tmp_path), tmp_path / "stopped", workers=1, quiet=True)
+    audioset_reverb.prepare(recipe(tmp_path), tmp_path / "stopped", workers=1, quiet=True)
     for name in ("train", "test"):
         sizes = [json.loads((tmp_path / run / name / "sizes.json").read_text()) for run in ("whole", "stopped")]
         assert sizes[0] == sizes[1]
@@ -343,9 +344,9 @@ def test_a_truncated_response_and_a_broken_clip_are_rejected_items(tmp_path: Pat
     path.write_bytes(path.read_bytes()[:60])
     made = recipe(tmp_path, subsets={"test": {"metadata": str(tmp_path / "eval.json"), "responses": "eval"}})
     with pytest.raises(ShardError, match="cut short"):
-        spatial.prepare(made, tmp_path / "strict", workers=1, quiet=True)
+        audioset_reverb.prepare(made, tmp_path / "strict", workers=1, quiet=True)
     lenient = recipe(tmp_path, subsets=made.subsets, max_rejects=0.2)
-    summary = spatial.prepare(lenient, tmp_path / "lenient", workers=1, quiet=True)
+    summary = audioset_reverb.prepare(lenient, tmp_path / "lenient", workers=1, quiet=True)
     assert summary.manifest["subsets"]["test"]["samples"] == 5
     (line,) = [json.loads(line) for line in (tmp_path / "lenient" / "rejects.jsonl").read_text().splitlines()]
     assert line["item"] == "test-000002" and "Yeval2.wav" in line["reason"]
@@ -369,7 +370,7 @@ def test_clips_without_file_or_class_are_left_out_with_their_reason(tmp_path: Pa
     assert len(clips) == 6
     assert [reject["item"] for reject in rejects] == ["Ygone", "Yodd", "Ytrain0"]
     with pytest.raises(ConfigError, match="unusable clips.*Ygone: no file"):
-        spatial.prepare(recipe(tmp_path), tmp_path / "out", quiet=True)
+        audioset_reverb.prepare(recipe(tmp_path), tmp_path / "out", quiet=True)
 
 
 def test_a_recording_on_both_sides_is_refused(tmp_path: Path) -> None:
@@ -379,7 +380,7 @@ def test_a_recording_on_both_sides_is_refused(tmp_path: Path) -> None:
         for name in ("train", "test")
     }
     with pytest.raises(ConfigError, match="Ytrain0 in test, train"):
-        spatial.prepare(recipe(tmp_path, subsets=subsets), tmp_path / "out", quiet=True)
+        audioset_reverb.prepare(recipe(tmp_path, subsets=subsets), tmp_path / "out", quiet=True)
 
 
 def test_validation_holds_recordings_and_scenes_of_the_training_part_back(tmp_path: Path) -> None:
@@ -394,7 +395,7 @@ def test_validation_holds_recordings_and_scenes_of_the_training_part_back(tmp_pa
     for seed in (0, 1, 2):
         made = recipe(tmp_path, subsets=subsets, seed=seed)
         made.check()
-        plans, _, _, shared = spatial._plans(made)
+        plans, _, _, shared = audioset_reverb._plans(made)
         found = [
             {(one.clip.recording, one.response.scene) for item in plans[name] for one in item.heard} for name in subsets
         ]
@@ -408,14 +409,14 @@ def test_validation_holds_recordings_and_scenes_of_the_training_part_back(tmp_pa
             recipe(tmp_path, subsets={"train": {**train, "recordings": wrong}}).check()
     for key, said in (("scenes", "at least one scene"), ("recordings", "expected clips, found none")):
         with pytest.raises(ConfigError, match=said):
-            spatial._plans(recipe(tmp_path, subsets={"train": {**train, key: [0, 0.01]}}))
+            audioset_reverb._plans(recipe(tmp_path, subsets={"train": {**train, key: [0, 0.01]}}))
 
 
 def test_the_spatial_recipes_keep_weights_by_a_validation_that_is_not_the_test() -> None:
     from audio_llm.tasks.spatial import SpatialRecipe
 
     folder = ROOT / "recipes" / "spatial"
-    parts = config.load(spatial.ReverbConfig, folder / "audioset.yaml").parts
+    parts = config.load(audioset_reverb.ReverbConfig, folder / "audioset.yaml").parts
     made = config.load(SpatialRecipe, folder / "encoder.yaml")
     assert parts["validation"].metadata == parts["train"].metadata != parts["test"].metadata
     for key in ("recordings", "scenes"):
@@ -439,7 +440,7 @@ def test_the_documented_line_runs_on_the_published_folders(tmp_path: Path, monke
     (tmp_path / "recipes").symlink_to(repository / "recipes")
     small = ["subsets.train.count=4", "rendering.seconds=0.5", "rendering.gain_db=-12"]
     assert main([*command, *small, "--workers", "1", "--quiet"]) == 0
-    assert "train 4, validation 1, test 12; rejected clips 0" in capsys.readouterr().out
+    assert "train 4, validation 1, test 12; rejects 0" in capsys.readouterr().out
     assert (tmp_path / "runs" / "spatial" / "data" / "manifests" / "test.jsonl").is_file()
 
 
@@ -454,7 +455,7 @@ def test_metadata_is_found_in_root_then_where_the_command_runs(tmp_path: Path, m
     assert made.file(str(tmp_path / "eval.json")) == tmp_path / "eval.json"
     absent = recipe(tmp_path, subsets={"test": {"metadata": "none.json", "responses": "eval"}})
     with pytest.raises(AudioError, match=r"/none\.json: expected a metadata file, found"):
-        spatial._plans(absent)
+        audioset_reverb._plans(absent)
 
 
 def test_the_command_line_makes_it_from_a_recipe(tmp_path: Path, capsys) -> None:
@@ -473,7 +474,7 @@ def test_the_command_line_makes_it_from_a_recipe(tmp_path: Path, capsys) -> None
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
     command = ["prep", str(tmp_path / "recipe.yaml"), str(tmp_path / "out"), "--workers", "1", "--quiet"]
     assert main(command) == 0
-    assert "test 2; rejected clips 0" in capsys.readouterr().out
+    assert "test 2; rejects 0" in capsys.readouterr().out
     assert main([*command, "kind=audioset_echo"]) == 2
     assert main([*command, "--sounds", str(tmp_path / "sounds")]) == 2
     assert "Traceback" not in capsys.readouterr().err

@@ -10,9 +10,8 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -38,15 +37,14 @@ from audio_llm.datasets.reverberation import (
     read_sounds,
 )
 from audio_llm.errors import AudioLLMError, ConfigError, describe
-from audio_llm.files import write_json, write_lines
+from audio_llm.files import write_lines
 from audio_llm.shards.schema import Event, Sample, Source
-from audio_llm.shards.writer import ShardWriter
+from data_prep.ledger import REJECTS, Ledger, Summary, digest, fill, finished, plain
 from data_prep.scenes import pool
-from data_prep.scenes.simulate import MANIFEST, REJECTS, Summary, claim, finished
+from data_prep.tasks.base import Kind
 
-KIND = "audioset_reverb"
+KIND_NAME = "audioset_reverb"
 FORMAT_VERSION = 1  # raise it when the same recipe would give other bytes
-CHUNK = 16  # samples a worker renders before it hands them over
 
 
 @dataclass(frozen=True)
@@ -203,7 +201,7 @@ class _Draw:
 
 def _seed(*words: object) -> int:
     """53 bits, so that any JSON reader keeps them."""
-    digest = hashlib.sha256("\0".join(map(str, (KIND, *words))).encode()).digest()
+    digest = hashlib.sha256("\0".join(map(str, (KIND_NAME, *words))).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 11
 
 
@@ -344,35 +342,23 @@ def prepare(
     tree = dataclasses.asdict(config)
     for key in ("responses", "root", "classes"):  # the same data in another place are the same
         tree.pop(key)
-    text = json.dumps([FORMAT_VERSION, tree, digests], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    earlier = claim(out, digest, overwrite)
-    if earlier and earlier.get("complete") and all(finished(out / name) for name in plans):
-        return Summary(out, earlier, fresh=False)
-    manifest = {"version": FORMAT_VERSION, "kind": KIND, "config_hash": digest, "complete": False}
-    manifest["subset_names"] = sorted(plans)
-    write_json(out / MANIFEST, manifest)
+    head = {"version": FORMAT_VERSION, "kind": KIND_NAME, "config_hash": digest(FORMAT_VERSION, tree, digests)}
+    ledger = Ledger(out, head, sorted(plans), overwrite)
+    if ledger.finished and all(finished(out / name) for name in plans):
+        return ledger.finished
+    ledger.begin()
     write_lines(out / REJECTS, rejects)
     splits = {name: (corpora[name], part.split) for name, part in config.parts.items()}
+    limits = {"samples_per_shard": config.samples_per_shard, "max_reject_share": config.max_rejects}
     counts = {}
     with pool.open_pool(workers or os.cpu_count() or 1, Renderer, (config.rendering, splits)) as jobs:
         for name, items in plans.items():
             write_manifest(out / "manifests" / f"{name}.jsonl", items)
-            unusable = _render_subset(config, out / name, name, items, jobs, quiet)
+            plan = {item.key: item for item in items}
+            rejects += fill(out / name, plan, jobs, "samples", name, quiet=quiet, **limits)
             counts[name] = {"split": splits[name][1], "samples": finished(out / name), "manifest": digests[name]}
-            rejects += unusable
-    write_lines(out / REJECTS, rejects)
-    manifest |= {
-        "complete": True,
-        "config": json.loads(json.dumps(dataclasses.asdict(config))),
-        "labels": _labels(config, plans),
-        "shared_scenes": scenes,
-        "subsets": counts,
-        "text": 0,
-        "rejects": len(rejects),
-    }
-    write_json(out / MANIFEST, manifest)
-    return Summary(out, manifest, fresh=True)
+    labels = _labels(config, plans)
+    return ledger.finish(rejects, config=plain(config), labels=labels, shared_scenes=scenes, subsets=counts)
 
 
 def _plans(
@@ -444,29 +430,10 @@ def _labels(config: ReverbConfig, plans: dict[str, list[Item]]) -> list[str]:
     return listed + sorted(heard - set(listed))
 
 
-def _render_subset(
-    config: ReverbConfig, folder: Path, name: str, items: Sequence[Item], jobs: pool.Jobs, quiet: bool
-) -> list[dict[str, str]]:
-    """Write the shards of one subset; returns the items that could not be rendered."""
-    with ShardWriter(folder, samples_per_shard=config.samples_per_shard, max_reject_share=config.max_rejects) as writer:
-        for key, sample, waveform, reason in _rendered(name, items, writer, jobs, quiet):
-            if sample is None or waveform is None:
-                writer.reject(key, reason)
-            else:
-                writer.write(sample, waveform)
-    return [{"item": key, "reason": reason} for key, reason in writer.rejects.items()]
+def _shared(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Say it when rooms of the test data were heard in training."""
+    if shared := manifest.get("shared_scenes"):
+        yield f"note: {len(shared)} scenes are on both sides of the split, {shared[0]} for one"
 
 
-def _rendered(
-    name: str, items: Sequence[Item], writer: ShardWriter, jobs: pool.Jobs, quiet: bool
-) -> Iterator[tuple[str, Sample | None, Waveform | None, str]]:
-    todo = [item for item in items if item.key not in writer]
-    chunks = [(name, todo[start : start + CHUNK]) for start in range(0, len(todo), CHUNK)]
-    for found in pool.bar(jobs.run("samples", chunks), len(chunks), name, quiet):
-        yield from found
-
-
-def note(summary: Summary) -> None:
-    """Say on the error stream when rooms of the test data were heard in training."""
-    if shared := summary.manifest.get("shared_scenes"):
-        print(f"note: {len(shared)} scenes are on both sides of the split, {shared[0]} for one", file=sys.stderr)
+KIND = Kind(KIND_NAME, ReverbConfig, prepare, details=_shared)

@@ -1,0 +1,149 @@
+"""What a folder that ``audio-llm prep`` makes says of itself, from the first line of a run to the last.
+
+``dataset.json`` names the recipe by a hash. A run of the same recipe goes on with what an earlier one left, one of
+another recipe is refused, or removes the old files where that is asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from audio_llm.errors import ConfigError, describe
+from audio_llm.files import write_json, write_lines
+from audio_llm.shards.writer import ShardWriter
+from data_prep import text_check
+from data_prep.scenes.pool import Jobs
+
+MANIFEST, REJECTS = "dataset.json", "rejects.jsonl"
+
+
+@dataclass
+class Summary:
+    """What a run did. `biased`: text-only predictors above chance; `fresh` is False when nothing had to be done."""
+
+    out: Path
+    manifest: dict[str, Any]
+    fresh: bool
+    biased: list[text_check.Row] = field(default_factory=list)
+
+
+def plain(recipe: Any) -> dict[str, Any]:
+    """A recipe's dataclass as JSON has it."""
+    tree: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
+    return tree
+
+
+def digest(*parts: Any) -> str:
+    """The hash by which a recipe is known: it changes with anything that changes the data."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+class Ledger:
+    """The folder `out` and its manifest. `names` are the folders in it that the recipe makes.
+
+    Raises :class:`ConfigError` when `out` holds a dataset of another recipe, unless `overwrite`, which removes it.
+    """
+
+    def __init__(self, out: Path, head: dict[str, Any], names: Sequence[str], overwrite: bool) -> None:
+        self.out = out
+        self.manifest = head | {"complete": False, "subset_names": list(names)}
+        self.earlier = _earlier(out)
+        if self.earlier is not None and self.earlier["config_hash"] != head["config_hash"]:
+            if not overwrite:
+                raise ConfigError(
+                    f"{out}: holds a dataset of another recipe (hash {self.earlier['config_hash']}, this one "
+                    f"{head['config_hash']}). Choose another folder, or add --overwrite to replace it."
+                )
+            _clear(out, self.earlier)
+            self.earlier = None
+
+    @property
+    def finished(self) -> Summary | None:
+        """What a run of this recipe that came to its end left; None where there was none."""
+        done = self.earlier is not None and self.earlier.get("complete")
+        return Summary(self.out, self.earlier or {}, fresh=False) if done else None
+
+    def begin(self) -> None:
+        """Say whose the folder is before anything else is in it."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_json(self.out / MANIFEST, self.manifest)
+
+    def finish(
+        self, rejects: Sequence[dict[str, str]], *, biased: Sequence[text_check.Row] = (), **facts: Any
+    ) -> Summary:
+        """Write what was made and what had to be left out."""
+        write_lines(self.out / REJECTS, rejects)
+        self.manifest |= {"complete": True, **facts, "rejects": len(rejects)}
+        write_json(self.out / MANIFEST, self.manifest)
+        return Summary(self.out, self.manifest, fresh=True, biased=list(biased))
+
+
+def _earlier(out: Path) -> dict[str, Any] | None:
+    path = out / MANIFEST
+    if not path.exists():
+        if out.is_dir() and any(out.iterdir()):
+            found = ", ".join(sorted(item.name for item in out.iterdir())[:3])
+            raise ConfigError(
+                describe(str(out), "a new or empty folder, or one made by audio-llm prep", f"a folder with {found}")
+            )
+        return None
+    try:
+        tree: dict[str, Any] = json.loads(path.read_text())
+        tree["config_hash"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: not a manifest of audio-llm prep; delete it, or choose another folder.") from error
+    return tree
+
+
+def _clear(out: Path, manifest: dict[str, Any]) -> None:
+    """Remove what an earlier run made, and nothing else."""
+    for name in [*manifest.get("subset_names", []), "responses", "figures", "manifests"]:
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in ("text.jsonl", "sounds.json", REJECTS, MANIFEST):
+        (out / name).unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------------------------ shard folders
+
+
+def sizes(folder: Path) -> dict[str, Any]:
+    """``sizes.json`` of a shard folder; nothing where there is none."""
+    try:
+        tree: dict[str, Any] = json.loads((folder / "sizes.json").read_text())
+        return tree
+    except (OSError, ValueError):
+        return {}
+
+
+def finished(folder: Path) -> int:
+    """Samples of a finished shard folder whose shards are all there; 0 for anything else."""
+    found = sizes(folder)
+    there = all(
+        (folder / name).is_file() and (folder / name).stat().st_size == entry["bytes"]
+        for name, entry in found.get("shards", {}).items()
+    )
+    return int(found.get("samples", 0)) if there else 0
+
+
+def fill(
+    folder: Path, plan: dict[str, Any], jobs: Jobs, method: str, *head: str, quiet: bool, **limits: Any
+) -> list[dict[str, str]]:
+    """Write the shards of what `folder` lacks of `plan`, jobs by sample key; returns those that could not be made.
+
+    Workers make samples by `method`, of ``(*head, jobs)``: (key, sample, waveform, reason) each.
+    """
+    with ShardWriter(folder, **limits) as writer:
+        todo = [job for key, job in plan.items() if key not in writer]
+        for key, sample, waveform, reason in jobs.each(method, todo, folder.name, quiet, *head):
+            if sample is None or waveform is None:
+                writer.reject(key, reason)
+            else:
+                writer.write(sample, waveform)
+    return [{"item": key, "reason": reason} for key, reason in writer.rejects.items()]
