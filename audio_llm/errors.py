@@ -1,7 +1,7 @@
 """Errors a person can act on: the item, what was expected, what was found, and the cure.
 
 Everything derived from :class:`AudioLLMError` is printed by the command line as one message, without a traceback,
-with exit code 2. Anything else that escapes is a defect of ours.
+with its exit code. Anything else that escapes is a defect of ours.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ _BREAKS = "\x7f\x85\u2028\u2029"
 
 class AudioLLMError(Exception):
     """Base of all errors that are the user's to mend."""
+
+    exit_code = 2
 
     def __str__(self) -> str:
         return one_line(super().__str__())
@@ -43,6 +45,12 @@ class PrerequisiteError(AudioLLMError):
     """A missing package, compiler or system library."""
 
 
+class NothingHeardError(AudioLLMError):
+    """An evaluation that ran, and of whose sounds or questions none could be used: there is nothing to score."""
+
+    exit_code = 1
+
+
 class TrainingError(AudioLLMError):
     """A run that must not go on (too many rejects, parity bound broken, a launch that became one process)."""
 
@@ -53,8 +61,8 @@ def one_line(text: str) -> str:
 
 
 def describe(item: str, expected: str, found: str, cure: str | None = None) -> str:
-    """The one sentence form of every error message: ``item: expected E, found F. Cure.``"""
-    text = f"{item}: expected {expected}, found {found}."
+    """The one sentence form of every error message: ``item: expected E, found F. Cure.``; F may be a sentence."""
+    text = f"{item}: expected {expected}, found {found.removesuffix('.')}."
     return f"{text} {cure}" if cure else text
 
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from audio_llm.answering.base import Answer, Engine, Request, check_style, is_address
 from audio_llm.audio import Waveform, downmix, select_channel, silence, swap_channels
-from audio_llm.errors import AudioError, AudioLLMError, ConfigError, describe
+from audio_llm.errors import AudioError, AudioLLMError, ConfigError, NothingHeardError, describe
 from audio_llm.files import content_hash, write_json
 from eval.benchmarks import get_benchmark, open_benchmark
 from eval.benchmarks.base import Collection, Item, as_asked
@@ -158,7 +158,7 @@ class Work:
     """The list of (item, pass) still to be asked, and the lazy stream of requests it becomes.
 
     `done` are the rows of earlier calls. More error rows than the share `max_errors` of all rows raise
-    :class:`AudioError`; by default more than 10 % of them and more than 20.
+    :class:`AudioError` (by default more than 10 % of them and more than 20), nothing else :class:`NothingHeardError`.
     """
 
     def __init__(
@@ -273,7 +273,8 @@ class Work:
         if self.errors < self.total:
             cure += ", or repeat it with --max-errors SHARE to do without them"
         found = f"{self.errors} of {self.total} questions could not be asked"
-        raise AudioError(f"{found}, where {100 * share:g} % may be; the last one: {last} {cure}.")
+        kind = AudioError if self.errors < self.total else NothingHeardError
+        raise kind(f"{found}, where {100 * share:g} % may be; the last one: {last} {cure}.")
 
 
 def _answer_all(engine: Engine, work: Work, writer: PredictionWriter, progress: bool) -> None:

@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         if message is None:
             raise
         print(f"audio-llm {argv[0]}: error: {one_line(message)}", file=sys.stderr)
-        return 2
+        return getattr(error, "exit_code", 2)
 
 
 def _message(error: Exception) -> str | None:

@@ -146,7 +146,7 @@ class ClipStore:
         found = f"{len(self.rejects)} of {total} unusable"
         if self.rejects:
             first = self.rejects[0]
-            found += f", the first: {first['sample']}: {first['reason'].rstrip('.')}"
+            found += f", the first: {first['sample']}: {first['reason']}"
         if all(reject["reason"] == _NO_EVENTS for reject in self.rejects):
             cure = "Supervised training needs 'events' in the samples' JSON; 'audio-llm inspect' shows what is there."
             raise TrainingError(describe(self.name, "samples with events", found, cure))

@@ -317,7 +317,8 @@ def scan_sounds(config: SceneConfig, out: Path, library: sounds.Library, workers
             progress=lambda items, n: pool.bar(items, n, "sounds", quiet),
         )
     if not found.clips:
-        raise ConfigError(f"sounds: none of the {len(library.clips)} files can be used; the first: {found.rejects[0]}.")
+        first = ": ".join(found.rejects[0].values()) if found.rejects else "none"
+        raise ConfigError(describe("sounds", "files that can be used", f"none of {len(library.clips)}; {first}"))
     tree = {"key": key, "clips": [dataclasses.asdict(clip) for clip in found.clips], "rejects": found.rejects}
     write_json(cache, tree)
     return found

@@ -20,6 +20,11 @@ from eval.predictions import Prediction
 
 Word = TypeVar("Word", bound=str)
 NO_OPTION = "answer is none of the options"
+# The cure where a file of questions is there and none of its sounds.
+NAME_SOUNDS = (
+    "Name the folder of the audio: --option audio=FOLDER. What audio-llm prep wrote beside shards has its sounds in "
+    "the shards alone: evaluate their folder itself, without --benchmark."
+)
 DECODED = 8  # clips kept decoded: all passes of an item ask for the same one
 
 

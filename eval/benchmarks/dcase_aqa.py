@@ -19,7 +19,7 @@ from audio_llm.datasets.dcase_aqa import (
     write_submission,
 )
 from audio_llm.errors import describe
-from eval.benchmarks.base import BenchmarkError, Collection, Item, check_options, one_of
+from eval.benchmarks.base import NAME_SOUNDS, BenchmarkError, Collection, Item, check_options, one_of
 from eval.predictions import Prediction
 from eval.scorers.dcase_aqa import chosen
 
@@ -58,6 +58,9 @@ class DcaseAqa:
         questions = [found.rows[n] for n in rows]
         items = [item_of(question, found.contents[n]) for question, n in zip(questions, rows, strict=True)]
         errors = {question.id: why for question in questions if (why := _unusable(question))}
+        sounds = [question.audio for question in questions]
+        if not any(sound.is_file() if isinstance(sound, Path) else sound for sound in sounds):
+            raise BenchmarkError(describe(str(data), f"sounds such as {sounds[0]}", "none of them", NAME_SOUNDS))
         return Collection(items, errors, dict(counts), [found.fingerprint], lambda index: questions[index].waveform())
 
     def submission(self, rows: Sequence[Prediction], out: Path, **options: str) -> list[Path]:

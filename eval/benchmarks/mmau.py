@@ -12,6 +12,7 @@ from audio_llm.datasets.records import Record, read_records
 from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.files import content_hash, write_json
 from eval.benchmarks.base import (
+    NAME_SOUNDS,
     BenchmarkError,
     Collection,
     Item,
@@ -72,8 +73,7 @@ class Mmau:
         if errors:
             counts["audio missing"] = len(errors)
         if len(errors) == len(items):
-            cure = "Name the folder of the audio: --option audio=FOLDER."
-            raise BenchmarkError(describe(f"{path}", f"audio of its items under {folder}", "none of it", cure))
+            raise BenchmarkError(describe(f"{path}", f"audio of its items under {folder}", "none of it", NAME_SOUNDS))
 
         def load(index: int) -> Waveform:
             return decode(files[index], name=f"item '{items[index].id}'")

@@ -147,7 +147,7 @@ def run_table(args: argparse.Namespace) -> int:
             raise ConfigError(describe(f"run '{name}'", "a name of its own", "several"))
     runs = [(name, folder) for name, _, folder in pairs]
     models, baselines = runs[: len(args.runs)], runs[len(args.runs) :]
-    found = echotwin.compare(dict(models), dict(baselines), args.train)
+    found = echotwin.table(dict(models), dict(baselines), args.train)
     print(found.text)
     if args.out:
         write_atomically(args.out, found.text + "\n")

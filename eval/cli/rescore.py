@@ -58,7 +58,7 @@ def _rescore(path: str, args: argparse.Namespace) -> int:
     from eval.cli.options import key_values, scorer_settings
     from eval.figures import runs
     from eval.figures.tables import print_run, print_spectrum, write_scores
-    from eval.predictions import PredictionsError
+    from eval.predictions import PredictionsError, questions_asked
 
     options = key_values("--option", args.option)
     foreign = Path(path).suffix == ".json"
@@ -90,6 +90,9 @@ def _rescore(path: str, args: argparse.Namespace) -> int:
     unread = [row for row in stored.rows if row.error] if foreign else []
     if unread:
         print(f"{len(unread)} of {len(stored.rows)} items are left out; the first: {unread[0].error}", file=sys.stderr)
+    if not questions_asked(stored.rows):
+        print(f"{path}: no question was asked with its sound; nothing is scored.", file=sys.stderr)
+        return 1
     return 1 if unread else 0
 
 

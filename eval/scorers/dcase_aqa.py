@@ -54,9 +54,9 @@ class DcaseAqa:
             figures["weighted by questions"] = float(np.mean([value for values in parts.values() for value in values]))
         for part in sorted(parts):
             name = f"part {part} ({PARTS[part]})" if part in PARTS else "part not stated"
-            figures |= {name: float(np.mean(parts[part])), f"{name}: questions": float(len(parts[part]))}
+            figures |= {name: float(np.mean(parts[part])), f"{name}: questions": len(parts[part])}
         for name in sorted(types):
-            figures |= {f"type {name}": float(np.mean(types[name])), f"type {name}: questions": float(len(types[name]))}
+            figures |= {f"type {name}": float(np.mean(types[name])), f"type {name}: questions": len(types[name])}
         return figures
 
     def intervals(self, rows: Sequence[Prediction], scores: Sequence[Score], *, seed: int) -> dict[str, Estimate]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from audio_llm.errors import require
 from audio_llm.tasks.classification.task import class_scores
-from eval.figures.estimates import wilson
+from eval.figures.estimates import proportion
 
 Predictions = Sequence[Mapping[str, Any]]  # lines of predictions.jsonl: clip, recording, label, probabilities
 
@@ -42,22 +42,25 @@ def score(predictions: Predictions, labels: Sequence[str]) -> dict[str, float]:
 def summarise(folds: Mapping[str, Predictions], labels: Sequence[str]) -> dict[str, Any]:
     """Every fold's scores, their mean and sample standard deviation, recall per class and the pooled confusion.
 
-    Mean and deviation are over folds, as the corpora's authors ask; recall is over all clips, with its 95 % interval.
+    Mean and deviation are over folds, as the corpora's authors ask; recall is over all clips, with its 95 % interval,
+    of which a recording is the unit where several clips are of one.
     """
     each = {name: score(predictions, labels) for name, predictions in folds.items()}
     names = list(next(iter(each.values())))
     values = {name: np.array([scores[name] for scores in each.values() if name in scores]) for name in names}
-    pooled = confusion([line for predictions in folds.values() for line in predictions], labels)
+    lines = [line for predictions in folds.values() for line in predictions]
     recall = {}
     for index, label in enumerate(labels):
-        estimate = wilson(int(pooled[index, index]), int(pooled[index].sum()))
+        mine = [line for line in lines if line["label"] == label]
+        right = np.array([int(np.argmax(line["probabilities"])) == index for line in mine], dtype=float)
+        estimate = proportion(right, clusters=np.array([line["recording"] for line in mine]))
         recall[label] = {"recall": estimate.value, "low": estimate.low, "high": estimate.high, "clips": estimate.n}
     return {
         "folds": each,
         "mean": {name: float(found.mean()) for name, found in values.items()},
         "sd": {name: float(found.std(ddof=1)) if len(found) > 1 else None for name, found in values.items()},
         "recall": recall,
-        "confusion": pooled.tolist(),
+        "confusion": confusion(lines, labels).tolist(),
         "labels": list(labels),
     }
 
@@ -68,8 +71,9 @@ def table(scores: Mapping[str, Any]) -> str:
     lines = ["| fold | " + " | ".join(name.replace("_", " ") for name in names) + " |", "|---" * (len(names) + 1) + "|"]
     for fold, found in scores["folds"].items():
         lines.append(f"| {fold} | " + " | ".join(_number(name, found.get(name)) for name in names) + " |")
-    spread = [f"{_number(name, scores['mean'][name])} ± {_number(name, scores['sd'][name])}" for name in names]
-    lines += ["| **mean ± sd** | " + " | ".join(spread) + " |", "", "| class | recall | 95 % | clips | taken for |"]
+    spread = {name: "" if sd is None else f" ± {_number(name, sd)}" for name, sd in scores["sd"].items()}
+    means = [_number(name, scores["mean"][name]) + spread[name] for name in names]
+    lines += ["| **mean ± sd** | " + " | ".join(means) + " |", "", "| class | recall | 95 % | clips | taken for |"]
     lines.append("|---|---|---|---|---|")
     for index, label in enumerate(scores["labels"]):
         entry, others = scores["recall"][label], np.array(scores["confusion"][index])
@@ -81,9 +85,11 @@ def table(scores: Mapping[str, Any]) -> str:
 
 
 def headline(scores: Mapping[str, Any]) -> str:
-    """Mean accuracy ± deviation over the folds, in percent."""
-    mean, spread = (_number("accuracy", scores[kind]["accuracy"]) for kind in ("mean", "sd"))
-    return f"{mean} ± {spread} % over {len(scores['folds'])} folds"
+    """Mean accuracy ± deviation over the folds, in percent; of one fold there is no deviation."""
+    mean, spread = _number("accuracy", scores["mean"]["accuracy"]), scores["sd"]["accuracy"]
+    if spread is None:
+        return f"{mean} % on one fold"
+    return f"{mean} ± {_number('accuracy', spread)} % over {len(scores['folds'])} folds"
 
 
 def _number(name: str, value: float | None) -> str:

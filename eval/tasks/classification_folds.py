@@ -18,7 +18,7 @@ from audio_llm import config as recipes
 from audio_llm.datasets import sounds
 from audio_llm.encoders.heads import UrbanSoundHead
 from audio_llm.encoders.urbansound_cnn import CLASSES, UrbanSoundCNN, UrbanSoundCNNConfig
-from audio_llm.errors import AudioLLMError, CheckpointError, ConfigError, describe
+from audio_llm.errors import AudioLLMError, CheckpointError, ConfigError, NothingHeardError, describe
 from audio_llm.files import atomic_file, read_lines, write_atomically, write_json, write_lines
 from audio_llm.tasks.base import build_recipe
 from audio_llm.tasks.classification import CLASSIFICATION, ClassificationRecipe, predict
@@ -235,7 +235,8 @@ class CrossValidation:
         if len(rejects) > self.recipe.max_rejects * len(self.folds[test]) or not lines:
             expected = f"at most {100 * self.recipe.max_rejects:g} % of the clips unusable"
             found_text = f"{len(rejects)} of {len(self.folds[test])}, the first: {rejects[0]['reason']}"
-            raise AudioLLMError(describe(f"test fold {test}", expected, found_text))
+            kind = AudioLLMError if lines else NothingHeardError
+            raise kind(describe(f"test fold {test}", expected, found_text))
         return lines
 
 

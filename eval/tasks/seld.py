@@ -20,7 +20,7 @@ import numpy as np
 
 from audio_llm import config as recipes
 from audio_llm.datasets import dcase_seld, seld_tables
-from audio_llm.errors import AudioLLMError, ConfigError, describe, nearest
+from audio_llm.errors import AudioLLMError, ConfigError, NothingHeardError, describe, nearest
 from audio_llm.files import write_json, write_lines
 from audio_llm.model.folder import CONFIG, WEIGHTS
 from audio_llm.tasks.seld.predict import load, locate_file
@@ -104,6 +104,9 @@ def evaluate(model: str | Path, data: Sequence[str], out: Path, options: Options
     if options.overwrite:
         clean(out)
     clips, rejects = hear(model, data[0], out, settings, progress=not options.quiet)
+    if rejects and len(rejects) == len(clips):
+        found = f"none of {len(clips)}: {rejects[0]['reason']}"
+        raise NothingHeardError(describe(f"evaluation of {model}", "clips that can be heard", found))
     if rejects:
         print(f"{len(rejects)} of {len(clips)} clips could not be heard, see {out / REJECTS}", file=sys.stderr)
     if settings.part == "evaluation":

@@ -20,7 +20,7 @@ import numpy as np
 
 from audio_llm import audio
 from audio_llm.encoders.heads import SpatialHeads
-from audio_llm.errors import AudioError, AudioLLMError, ConfigError, describe
+from audio_llm.errors import AudioError, AudioLLMError, ConfigError, NothingHeardError, describe
 from audio_llm.files import append_line, read_lines, write_json
 from audio_llm.model.encoder import AudioEncoder
 from audio_llm.model.folder import WEIGHTS, load_encoder
@@ -108,7 +108,9 @@ def single_place(events: Sequence[Event]) -> list[float] | None:
 
 
 def _samples(encoder: AudioEncoder, waveform: audio.Waveform, name: str) -> np.ndarray:
-    audio.check(waveform, layouts=encoder.layouts, sample_rate=encoder.sample_rate, name=name)
+    """The clip at the encoder's rate, as in training."""
+    audio.check(waveform, layouts=encoder.layouts, name=name)
+    waveform = audio.resample(waveform, encoder.sample_rate)
     if waveform.num_samples > encoder.window_samples:
         expected = f"at most the encoder's window of {encoder.window_seconds:g} s"
         raise AudioError(describe(name, expected, f"{waveform.seconds:.2f} s"))
@@ -152,6 +154,9 @@ def evaluate(model: str | Path, data: Sequence[str], out: Path, options: Options
     with open(Path(model) / WEIGHTS, "rb") as stream:
         facts = {"model": Path(model).name, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
     scores = answer(network, data, out, facts, batch_size=options.batch_size or 16)
+    if not scores["clips"]:
+        first = next((line["error"] for line in read_lines(out / PREDICTIONS) if "error" in line), "no clips")
+        raise NothingHeardError(describe(f"evaluation of {model}", "clips that can be heard", f"none: {first}"))
     if scores["errors"]:
         print(f"{scores['errors']} clips could not be heard, see {out / PREDICTIONS}", file=sys.stderr)
     return table(scores)

@@ -247,8 +247,11 @@ def test_scores_are_scikit_learns(seed, classes, count):
 
 
 def test_summary_is_over_folds_and_recall_over_clips():
-    def line(label, guess, foreground):
-        return {"label": label, "probabilities": [float(guess == 0), float(guess == 1)], "foreground": foreground}
+    names = iter(range(100))
+
+    def line(label, guess, foreground, recording=None):
+        facts = {"label": label, "foreground": foreground, "recording": recording or f"{next(names)}"}
+        return facts | {"probabilities": [float(guess == 0), float(guess == 1)]}
 
     first = [line("a", 0, True), line("a", 0, False), line("b", 1, True), line("b", 0, False)]
     second = [line("a", 1, True), line("b", 1, True)]
@@ -258,6 +261,17 @@ def test_summary_is_over_folds_and_recall_over_clips():
     assert scores["confusion"] == [[2, 1], [1, 2]] and scores["recall"]["a"]["recall"] == pytest.approx(2 / 3)
     assert scores["folds"]["1"]["foreground_accuracy"] == 1.0 and scores["folds"]["1"]["background_accuracy"] == 0.5
     assert "b (1)" in scoring.table(scores) and "62.5 ± 17.7" in scoring.table(scores)
+    assert scoring.headline(scores) == "62.5 ± 17.7 % over 2 folds"
+    alone = scoring.summarise({"1": first}, ["a", "b"])
+    assert scoring.headline(alone) == "75.0 % on one fold" and "±  |" not in scoring.table(alone)
+    assert "| **mean ± sd** | 75.0 |" in scoring.table(alone)
+    # Clips of one recording are one piece of evidence: the interval of recall is wider.
+    apart, together = (
+        scoring.summarise({"1": [line("a", int(n < 3), True, r(n)) for n in range(12)]}, ["a", "b"])["recall"]["a"]
+        for r in (str, lambda n: f"r{n // 3}")
+    )
+    assert apart["recall"] == together["recall"] == 0.75
+    assert together["high"] - together["low"] > apart["high"] - apart["low"]
 
 
 def test_windows_of_a_clip_are_averaged_by_length():
