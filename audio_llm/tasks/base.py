@@ -159,22 +159,22 @@ class TaskRecipe:
     batch_size: int = 32  # clips per update, over all processes
     learning_rate: float = 1e-3
     minimum_rate: float = 0.02  # share of learning_rate that is left at the end of the cosine
-    warmup: float = 0.05  # share of the run
+    warmup_share: float = 0.05  # share of the run
     weight_decay: float = 0.01
     layer_decay: float = 1.0  # learning rate factor per layer from the top (0.75 when fine-tuning a published model)
     ema: float = 0.0  # decay of a moving average of the weights, which is then what is validated and kept
-    clip_norm: float = 1.0
+    max_grad_norm: float = 1.0
     precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the processor computes in it
     channels_last: bool = False  # memory layout of convolutions; with bf16 on a CPU a third faster
     gradient_checkpointing: bool = False
     augment: Augmentation = dataclasses.field(default_factory=Augmentation)
     seed: int = 0
-    log_every: int = 20
-    eval_every: int = 0  # updates between validations; 0: at the end only
+    log_steps: int = 20
+    eval_steps: int = 0  # updates between validations; 0: at the end only
     eval_batch_size: int = 64
-    save_every: int = 200  # updates between checkpoints
+    save_steps: int = 200  # updates between checkpoints
     memory_gib: float = 2.0  # decoded clips are kept in memory up to this size
-    max_rejects: float = 0.02  # share of unusable samples beyond which the run stops
+    max_reject_share: float = 0.02  # share of unusable samples beyond which the run stops
     tensorboard: bool = True  # curves in OUTPUT/tensorboard, beside metrics.jsonl
     processes: int | None = None  # stated number of processes; a launch with fewer is an error
     resume: Literal["auto", "never"] = "auto"
@@ -199,9 +199,9 @@ class TaskRecipe:
             raise ConfigError(
                 describe("recipe", "either 'steps' or 'seconds'", "neither" if self.steps is None else "both")
             )
-        for name in ("steps", "seconds", "batch_size", "learning_rate", "eval_batch_size", "log_every"):
+        for name in ("steps", "seconds", "batch_size", "learning_rate", "eval_batch_size", "log_steps"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(describe(name, "a positive number", repr(value)))
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(describe("warmup", "a share of the run in [0, 1)", repr(self.warmup)))
+        if not 0 <= self.warmup_share < 1:
+            raise ConfigError(describe("warmup_share", "a share of the run in [0, 1)", repr(self.warmup_share)))

@@ -60,7 +60,7 @@ class ClipStore:
     Samples are decoded once and kept as 16-bit integers if that takes at most `memory_gib`, else at every access.
     A clip longer than the window is cut into windows from its start; the last one is shorter, or with `whole` (labels
     hold for the whole clip) begins earlier, so that it is as long as the others. A sample that cannot be used is left
-    out and listed in `rejects`; more than `max_rejects` of them (a share) is a :class:`TrainingError`, as are folders
+    out and listed in `rejects`; more than a share of `max_reject_share` is a :class:`TrainingError`, as are folders
     in which no sample has events.
     """
 
@@ -75,14 +75,14 @@ class ClipStore:
         channels: sounds.Channels = "refuse",
         whole: bool = False,
         memory_gib: float = 2.0,
-        max_rejects: float = 0.02,
+        max_reject_share: float = 0.02,
     ) -> None:
         self.dataset = open_source(folders, folds, without, use_test_fold)
         self.name = ", ".join(str(folder) for folder in folders) + (f" folds {', '.join(folds)}" if folds else "")
         self.rule, self.whole = channels, whole
         self.sample_rate, self.layouts = encoder.sample_rate, encoder.layouts
         self.window, self.channels = encoder.window_samples, encoder.num_channels
-        self.max_rejects = max_rejects
+        self.max_reject_share = max_reject_share
         self.rejects: list[dict[str, str]] = []
         self._index: list[tuple[int, int, list[Event]]] = []  # (sample, window, events)
         for number in range(len(self.dataset)):
@@ -141,7 +141,7 @@ class ClipStore:
 
     def _check(self) -> None:
         total = len(self.dataset)
-        if self._index and len(self.rejects) <= self.max_rejects * total:
+        if self._index and len(self.rejects) <= self.max_reject_share * total:
             return
         found = f"{len(self.rejects)} of {total} unusable"
         if self.rejects:
@@ -150,8 +150,8 @@ class ClipStore:
         if all(reject["reason"] == _NO_EVENTS for reject in self.rejects):
             cure = "Supervised training needs 'events' in the samples' JSON; 'audio-llm inspect' shows what is there."
             raise TrainingError(describe(self.name, "samples with events", found, cure))
-        cure = "Mend them or take them out, or raise max_rejects."
-        raise TrainingError(describe(self.name, f"at most {self.max_rejects:.0%} unusable samples", found, cure))
+        cure = "Mend them or take them out, or raise max_reject_share."
+        raise TrainingError(describe(self.name, f"at most {self.max_reject_share:.0%} unusable samples", found, cure))
 
     def _decode(self, number: int) -> list[np.ndarray]:
         waveform = self.dataset.load_waveform(number)

@@ -1,6 +1,6 @@
 """Supervised training of an audio encoder: the loop that all tasks share (:mod:`audio_llm.tasks.base`).
 
-One loop on accelerate, for one process or several: :meth:`Trainer.fit`. Every draw is a function of (seed, step,
+One loop on accelerate, for one process or several: :meth:`TaskTrainer.fit`. Every draw is a function of (seed, step,
 rank), so a checkpoint needs weights, optimizer and step, and a run that was killed repeats what the uninterrupted one
 would have done. The Transformers ``Trainer``, which fine-tuning uses, gives the same weights here at the same speed;
 what is particular (batches that several clips make together, a moving average, means over every step, layers with
@@ -45,7 +45,7 @@ from audio_llm.training.run import check_launch, prepare_torch
 # Metrics hold what a run repeats to the digit; what the clock says stands beside them.
 CHECKPOINT, METRICS, TIMING, SUMMARY = "checkpoint.pt", "metrics.jsonl", "timing.jsonl", "summary.json"
 # What may differ between a checkpoint and the run that goes on from it: none of it changes the weights.
-_FREE_KEYS = {"output", "resume", "log_every", "save_every", "memory_gib", "eval_batch_size", "tensorboard"}
+_FREE_KEYS = {"output", "resume", "log_steps", "save_steps", "memory_gib", "eval_batch_size", "tensorboard"}
 
 
 def layer_of(name: str, prefixes: list[str]) -> int:
@@ -88,14 +88,14 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
 
 def rate_at(progress: float, recipe: TaskRecipe) -> float:
     """Learning rate at a share of the run: linear warm-up, then half a cosine down to ``minimum_rate``."""
-    if progress < recipe.warmup:
-        return recipe.learning_rate * max(progress / recipe.warmup, 1e-3)
-    share = min((progress - recipe.warmup) / (1.0 - recipe.warmup), 1.0)
+    if progress < recipe.warmup_share:
+        return recipe.learning_rate * max(progress / recipe.warmup_share, 1e-3)
+    share = min((progress - recipe.warmup_share) / (1.0 - recipe.warmup_share), 1.0)
     cosine = 0.5 * (1.0 + math.cos(math.pi * share))
     return recipe.learning_rate * (recipe.minimum_rate + (1.0 - recipe.minimum_rate) * cosine)
 
 
-class Trainer:
+class TaskTrainer:
     """One run. `fit` trains and validates; the folder then holds the best encoder, its heads and the metrics."""
 
     def __init__(self, recipe: TaskRecipe) -> None:
@@ -175,7 +175,7 @@ class Trainer:
             channels=recipe.channels,
             whole=recipe.clip_level,
             memory_gib=recipe.memory_gib,
-            max_rejects=recipe.max_rejects,
+            max_reject_share=recipe.max_reject_share,
         )
 
     def _check_events(self) -> None:
@@ -219,11 +219,11 @@ class Trainer:
             self._update(batch, progress)
             self.step += 1
             bar.update()
-            if self.step % recipe.log_every == 0:
+            if self.step % recipe.log_steps == 0:
                 bar.set_postfix(loss=f"{self._log():.3f}")
-            if recipe.eval_every and self.step % recipe.eval_every == 0:
+            if recipe.eval_steps and self.step % recipe.eval_steps == 0:
                 self._validate()
-            if recipe.save_every and self.step % recipe.save_every == 0:
+            if recipe.save_steps and self.step % recipe.save_steps == 0:
                 self._save()
         bar.close()
         return self._finish()
@@ -246,7 +246,7 @@ class Trainer:
         waveform, lengths, targets = self._on_device(batch)
         loss, parts = self.model(waveform, lengths, *targets)
         self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
@@ -263,7 +263,7 @@ class Trainer:
 
     def _log(self) -> float:
         """Write down the mean of every value since the last line, over all processes; returns that of the loss."""
-        shares = torch.tensor(list(self.sums.values()), device=self.accelerator.device) / self.recipe.log_every
+        shares = torch.tensor(list(self.sums.values()), device=self.accelerator.device) / self.recipe.log_steps
         mean = dict(zip(self.sums, self.accelerator.reduce(shares, "mean").tolist(), strict=True))
         self.sums = {}
         rate = self.optimizer.param_groups[-1]["lr"]
@@ -404,7 +404,7 @@ class Trainer:
 
 def train(recipe: TaskRecipe) -> dict[str, Any]:
     """Train by a recipe and print the scores of the kept weights; returns them."""
-    trainer = Trainer(recipe)
+    trainer = TaskTrainer(recipe)
     if trainer.main:
         clips, rejects = len(trainer.store), len(trainer.store.rejects)
         print(f"{clips} clips of {len(trainer.labels)} classes ({rejects} rejected), output {recipe.output}")

@@ -76,7 +76,7 @@ class ReverbConfig:
     rendering: Rendering = field(default_factory=Rendering)
     subsets: dict[str, dict[str, Any]] = field(default_factory=dict)
     samples_per_shard: int = 256
-    max_rejects: float = 0.01  # share of unusable clips beyond which the run stops
+    max_reject_share: float = 0.01  # share of unusable clips beyond which the run stops
 
     @property
     def parts(self) -> dict[str, SubsetConfig]:
@@ -349,7 +349,7 @@ def prepare(
     ledger.begin()
     write_lines(out / REJECTS, rejects)
     splits = {name: (corpora[name], part.split) for name, part in config.parts.items()}
-    limits = {"samples_per_shard": config.samples_per_shard, "max_reject_share": config.max_rejects}
+    limits = {"samples_per_shard": config.samples_per_shard, "max_reject_share": config.max_reject_share}
     counts = {}
     with pool.open_pool(workers or os.cpu_count() or 1, Renderer, (config.rendering, splits)) as jobs:
         for name, items in plans.items():
@@ -374,11 +374,11 @@ def _plans(
         if part.responses not in responses:
             responses[part.responses] = read_responses(config.responses, part.responses, config.rendering.layout)
         clips, corpora[name], left_out = _clips(config, part, classes)
-        if len(left_out) > config.max_rejects * (len(clips) + len(left_out)):
+        if len(left_out) > config.max_reject_share * (len(clips) + len(left_out)):
             found = f"{len(left_out)} of {len(clips) + len(left_out)}; {left_out[0]['item']}: {left_out[0]['reason']}"
-            cure = "Mend them, or raise max_rejects."
+            cure = "Mend them, or raise max_reject_share."
             raise ConfigError(
-                describe(f"subsets.{name}", f"at most {config.max_rejects:.1%} unusable clips", found, cure)
+                describe(f"subsets.{name}", f"at most {config.max_reject_share:.1%} unusable clips", found, cure)
             )
         rejects += left_out
         held = _held(part.recordings, {clip.recording for clip in clips}, config.seed, corpora[name])

@@ -23,14 +23,21 @@ from audio_llm.files import atomic_file, read_lines, write_atomically, write_jso
 from audio_llm.tasks.base import build_recipe
 from audio_llm.tasks.classification import CLASSIFICATION, ClassificationRecipe, predict
 from audio_llm.tasks.classification.task import load_classifier
-from audio_llm.tasks.trainer import Trainer
+from audio_llm.tasks.trainer import TaskTrainer
 from eval.tasks import classification
 
 DONE, SCORES, TABLE, PICTURE = "fold.json", "scores.json", "scores.md", "confusion.png"
 PREDICTIONS = "predictions.jsonl"
 MODELS = "models"  # of models that the UrbanSound8K project's own layout can hold: one file a fold, in its names
 _PLAIN = "plain"  # the only candidate where none are named
-_FREE_KEYS = ("sounds", "output", "test_folds", "seeds", "min_accuracy", "max_rejects")  # a fold is the same for any
+_FREE_KEYS = (
+    "sounds",
+    "output",
+    "test_folds",
+    "seeds",
+    "min_accuracy",
+    "max_reject_share",
+)  # a fold is the same for any
 # The orchestrator fills these keys of a training recipe.
 _OWN_KEYS = ("train", "output", "task", "train_folds", "validation", "validation_folds", "labels", "seed", "resume")
 
@@ -50,7 +57,7 @@ class FoldsRecipe:
     refit: dict[str, Any] | None = None  # train the chosen again, validation fold included, with these changes
     seeds: list[int] = dataclasses.field(default_factory=lambda: [0])
     min_accuracy: float | None = None  # exit code 1 where the mean over folds is below this share
-    max_rejects: float = 0.02  # share of test clips that may be unusable
+    max_reject_share: float = 0.02  # share of test clips that may be unusable
 
     def check(self) -> None:
         """:class:`ConfigError` for splits that are not the corpus's, or training keys that are not free."""
@@ -182,7 +189,7 @@ class CrossValidation:
             train_folds=list[int | str](train),
             validation_folds=list[int | str](validation) if validation else None,
         )
-        return Trainer(recipe).fit()
+        return TaskTrainer(recipe).fit()
 
     def _choose(self, test: str, seed: int, folder: Path) -> tuple[str, dict[str, float]]:
         """The best candidate on the validation fold; without a choice to make, and with a refit, nothing is trained."""
@@ -232,8 +239,8 @@ class CrossValidation:
             guess = found.labels[found.best]
             lines.append(line | {"guess": guess, "probabilities": [round(float(p), 6) for p in found.probabilities]})
         write_lines(model.parent / "rejects.jsonl", rejects)
-        if len(rejects) > self.recipe.max_rejects * len(self.folds[test]) or not lines:
-            expected = f"at most {100 * self.recipe.max_rejects:g} % of the clips unusable"
+        if len(rejects) > self.recipe.max_reject_share * len(self.folds[test]) or not lines:
+            expected = f"at most {100 * self.recipe.max_reject_share:g} % of the clips unusable"
             found_text = f"{len(rejects)} of {len(self.folds[test])}, the first: {rejects[0]['reason']}"
             kind = AudioLLMError if lines else NothingHeardError
             raise kind(describe(f"test fold {test}", expected, found_text))

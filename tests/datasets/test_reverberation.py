@@ -345,7 +345,7 @@ def test_a_truncated_response_and_a_broken_clip_are_rejected_items(tmp_path: Pat
     made = recipe(tmp_path, subsets={"test": {"metadata": str(tmp_path / "eval.json"), "responses": "eval"}})
     with pytest.raises(ShardError, match="cut short"):
         audioset_reverb.prepare(made, tmp_path / "strict", workers=1, quiet=True)
-    lenient = recipe(tmp_path, subsets=made.subsets, max_rejects=0.2)
+    lenient = recipe(tmp_path, subsets=made.subsets, max_reject_share=0.2)
     summary = audioset_reverb.prepare(lenient, tmp_path / "lenient", workers=1, quiet=True)
     assert summary.manifest["subsets"]["test"]["samples"] == 5
     (line,) = [json.loads(line) for line in (tmp_path / "lenient" / "rejects.jsonl").read_text().splitlines()]
@@ -421,7 +421,7 @@ def test_the_spatial_recipes_keep_weights_by_a_validation_that_is_not_the_test()
     assert parts["validation"].metadata == parts["train"].metadata != parts["test"].metadata
     for key in ("recordings", "scenes"):
         assert getattr(parts["train"], key)[1] == getattr(parts["validation"], key)[0]
-    assert made.validation is not None and made.validation.name == "validation" and made.eval_every
+    assert made.validation is not None and made.validation.name == "validation" and made.eval_steps
     assert [path.name for path in made.train] == ["train"]
 
 

@@ -96,7 +96,7 @@ def corpus(tmp_path_factory):
 def recipe(corpus, output: Path, **changes) -> ClassificationRecipe:
     values = {"task": "classification", "train": [corpus], "train_folds": [1, 2], "validation_folds": [3]}
     values |= {"output": output, "encoder": ENCODER, "steps": 30, "batch_size": 12, "learning_rate": 5e-3}
-    values |= {"log_every": 1, "save_every": 4, "augment": clips.Augmentation(), "tensorboard": False}
+    values |= {"log_steps": 1, "save_steps": 4, "augment": clips.Augmentation(), "tensorboard": False}
     return ClassificationRecipe(**{**values, **changes})
 
 
@@ -199,7 +199,7 @@ def test_an_unusable_clip_is_named_and_may_be_left_out(tmp_path, capsys, damage,
     told = capsys.readouterr().err.splitlines()[-1]
     assert message in told and "at most 2% unusable samples, found 1 of 24 unusable, the first: " in told, told
     assert ".." not in told and "events" not in told
-    assert main(["train", str(path), "max_rejects=0.1"]) == 0 and "(1 rejected)" in capsys.readouterr().out
+    assert main(["train", str(path), "max_reject_share=0.1"]) == 0 and "(1 rejected)" in capsys.readouterr().out
     assert main(["train", str(path), f"train=[{tmp_path / 'nowhere'}]"]) == 2
     assert "expected a folder of shards or sounds, found no such folder" in capsys.readouterr().err
 
@@ -290,7 +290,7 @@ def test_windows_of_a_clip_are_averaged_by_length():
 
 
 def test_it_learns_classes_from_a_sound_folder(corpus, tmp_path):
-    trainer = trainer_module.Trainer(recipe(corpus, tmp_path, steps=60, eval_every=20, ema=0.9, tensorboard=True))
+    trainer = trainer_module.TaskTrainer(recipe(corpus, tmp_path, steps=60, eval_steps=20, ema=0.9, tensorboard=True))
     untrained = trainer.evaluate()["accuracy"]
     scores = trainer.fit()
     assert scores["accuracy"] > 0.9 > untrained and scores["macro_f1"] > 0.9
@@ -324,10 +324,10 @@ def test_tagging_on_shards_with_several_classes(tmp_path):
             writer.write(Sample(f"s{number}", "tags", events=events, audio=info, source=source), waveform)
     values = {"train": [tmp_path / "shards"], "validation": tmp_path / "shards", "train_folds": None}
     values |= {"validation_folds": None, "task": "tagging", "steps": 60}
-    scores = trainer_module.Trainer(recipe(None, tmp_path / "run", **values)).fit()
+    scores = trainer_module.TaskTrainer(recipe(None, tmp_path / "run", **values)).fit()
     assert scores["mean_ap"] > 0.85 and scores["micro_f1"] > 0.7
     with pytest.raises(TrainingError, match="expected one class, found beep, "):
-        trainer_module.Trainer(recipe(None, tmp_path / "no", **(values | {"task": "classification"}))).fit()
+        trainer_module.TaskTrainer(recipe(None, tmp_path / "no", **(values | {"task": "classification"}))).fit()
 
 
 @pytest.mark.slow
@@ -343,9 +343,9 @@ def test_a_killed_process_goes_on_to_the_same_metrics_file(corpus, tmp_path):
         "batch_size": 6,
         "ema": 0.9,
         "label_smoothing": 0.1,
-        "log_every": 3,
-        "eval_every": 5,
-        "save_every": 7,  # no multiple of each other: sums are carried over
+        "log_steps": 3,
+        "eval_steps": 5,
+        "save_steps": 7,  # no multiple of each other: sums are carried over
         "augment": {"roll_seconds": 0.5, "speed": 0.1, "mixup": 0.4, "frequency_mask": 6, "time_mask": 6, "masks": 2},
     }
     path = tmp_path / "recipe.yaml"
@@ -372,21 +372,21 @@ def test_a_killed_process_goes_on_to_the_same_metrics_file(corpus, tmp_path):
 
 def test_unfrozen_layers_learn_and_the_others_keep_weights_and_statistics(corpus, tmp_path):
     encoder = {**ENCODER, "widths": [4, 8, 8], "pools": [[2, 2], [2, 2], [2, 2]], "normalize": "bands"}
-    trainer = trainer_module.Trainer(recipe(corpus, tmp_path / "a", encoder=encoder, unfreeze=1, steps=3))
+    trainer = trainer_module.TaskTrainer(recipe(corpus, tmp_path / "a", encoder=encoder, unfreeze=1, steps=3))
     before = {key: value.clone() for key, value in trainer.raw.state_dict().items()}
     trainer.fit()
     changed = {key for key, value in trainer.raw.state_dict().items() if not torch.equal(value, before[key])}
     moved = {".".join(key.split(".")[:2]) for key in changed}
     assert moved == {"encoder.encoder3", "head.conv1d", "head.fc1", "head.fc2"}
     with pytest.raises(ConfigError, match="0 to 3 layers of 'urbansound_cnn', found 4"):
-        trainer_module.Trainer(recipe(corpus, tmp_path / "b", encoder=encoder, unfreeze=4))
-    frozen = trainer_module.Trainer(recipe(corpus, tmp_path / "c", encoder=encoder, unfreeze=0, steps=2))
+        trainer_module.TaskTrainer(recipe(corpus, tmp_path / "b", encoder=encoder, unfreeze=4))
+    frozen = trainer_module.TaskTrainer(recipe(corpus, tmp_path / "c", encoder=encoder, unfreeze=0, steps=2))
     frozen.fit()
     assert not any(parameter.requires_grad for parameter in frozen.raw.encoder.parameters())
 
 
 def test_lower_layers_learn_more_slowly(corpus, tmp_path):
-    trainer = trainer_module.Trainer(recipe(corpus, tmp_path, layer_decay=0.5))
+    trainer = trainer_module.TaskTrainer(recipe(corpus, tmp_path, layer_decay=0.5))
     scale = {id(parameter): group["scale"] for group in trainer.optimizer.param_groups for parameter in group["params"]}
     found = {name: scale[id(parameter)] for name, parameter in trainer.raw.named_parameters()}
     assert found["encoder.encoder1.conv.weight"] == 0.25 and found["encoder.encoder2.bn.bias"] == 0.5
@@ -480,7 +480,7 @@ def test_channels_are_mixed_only_when_asked_for(tmp_path):
 
 def folds_recipe(corpus, output: Path, **changes) -> folds.FoldsRecipe:
     training = {"encoder": ENCODER, "steps": 30, "batch_size": 12, "learning_rate": 5e-3, "tensorboard": False}
-    training |= {"log_every": 10, "save_every": 10}
+    training |= {"log_steps": 10, "save_steps": 10}
     values = {"sounds": corpus, "output": output, "training": training, "test_folds": [1, 2]}
     values["candidates"] = {"usual": {}, "stuck": {"learning_rate": 1e-9}}
     return folds.FoldsRecipe(**{**values, **changes})
@@ -502,7 +502,7 @@ def test_cross_validation_chooses_without_the_test_fold_and_resumes(corpus, tmp_
 
     output = tmp_path / "killed"
     killed = folds.CrossValidation(folds_recipe(corpus, output))
-    update, count = trainer_module.Trainer._update, 0
+    update, count = trainer_module.TaskTrainer._update, 0
 
     def dies(self, batch, progress):
         nonlocal count
@@ -511,7 +511,7 @@ def test_cross_validation_chooses_without_the_test_fold_and_resumes(corpus, tmp_
             raise KeyboardInterrupt
         return update(self, batch, progress)
 
-    monkeypatch.setattr(trainer_module.Trainer, "_update", dies)
+    monkeypatch.setattr(trainer_module.TaskTrainer, "_update", dies)
     with pytest.raises(KeyboardInterrupt):
         killed.run()
     assert (output / "fold-1" / "fold.json").is_file() and not (output / "fold-2" / "fold.json").is_file()
@@ -589,12 +589,12 @@ def test_cross_validation_of_the_published_network_leaves_its_files(tmp_path):
 
 def test_sounds_made_anew_under_their_old_names_are_other_data(tmp_path):
     corpus = write_esc50(tmp_path / "esc", per_class=1)
-    trainer_module.Trainer(recipe(corpus, tmp_path / "run", steps=1)).fit()
-    trainer_module.Trainer(recipe(corpus, tmp_path / "run", steps=1)).fit()
+    trainer_module.TaskTrainer(recipe(corpus, tmp_path / "run", steps=1)).fit()
+    trainer_module.TaskTrainer(recipe(corpus, tmp_path / "run", steps=1)).fit()
     names = sorted((corpus / "audio").glob("1-*.wav"))
     names[0].write_bytes(names[1].read_bytes())
     with pytest.raises(ConfigError, match="expected the recipe and data it was made with"):
-        trainer_module.Trainer(recipe(corpus, tmp_path / "run", steps=1)).fit()
+        trainer_module.TaskTrainer(recipe(corpus, tmp_path / "run", steps=1)).fit()
 
 
 def test_recipes_of_changes_are_merged():

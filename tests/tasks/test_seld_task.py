@@ -77,8 +77,8 @@ def corpus(tmp_path_factory) -> Path:
 def recipe(corpus: Path, output: Path, **values) -> SELDRecipe:
     tree = {
         "task": "seld", "train": [str(corpus)], "output": str(output), "train_folds": ["fold3"],
-        "validation_folds": ["fold3_room2"], "encoder": ENCODER, "steps": 4, "batch_size": 8, "log_every": 1,
-        "save_every": 2, "tensorboard": False, "learning_rate": 3e-3, **values,
+        "validation_folds": ["fold3_room2"], "encoder": ENCODER, "steps": 4, "batch_size": 8, "log_steps": 1,
+        "save_steps": 2, "tensorboard": False, "learning_rate": 3e-3, **values,
     }  # fmt: skip
     return recipes.build(SELDRecipe, tree)
 
@@ -86,12 +86,14 @@ def recipe(corpus: Path, output: Path, **values) -> SELDRecipe:
 @pytest.fixture(scope="module")
 def trained(corpus, tmp_path_factory) -> tuple[Path, dict]:
     output = tmp_path_factory.mktemp("trained")
-    scores = trainer_module.Trainer(recipe(corpus, output, steps=60, augment={"gain_db": 0}, distance_weight=0.1)).fit()
+    scores = trainer_module.TaskTrainer(
+        recipe(corpus, output, steps=60, augment={"gain_db": 0}, distance_weight=0.1)
+    ).fit()
     return output, scores
 
 
 def test_rooms_of_the_validation_are_not_trained_on(corpus, tmp_path):
-    trainer = trainer_module.Trainer(recipe(corpus, tmp_path))
+    trainer = trainer_module.TaskTrainer(recipe(corpus, tmp_path))
     rooms = {clip.room for clip in trainer.store.dataset.clips}
     assert rooms == {"fold3_room1", "fold3_room3"} and len(trainer.store) == 24  # the silent clip is one of them
     assert {clip.room for clip in trainer.validation.dataset.clips} == {"fold3_room2"}
@@ -99,7 +101,7 @@ def test_rooms_of_the_validation_are_not_trained_on(corpus, tmp_path):
 
 
 def test_the_mirror_negates_azimuths_of_the_targets(corpus, tmp_path):
-    trainer = trainer_module.Trainer(recipe(corpus, tmp_path))
+    trainer = trainer_module.TaskTrainer(recipe(corpus, tmp_path))
     clip = trainer.store[3]
     flipped = clips.Clip(*clips.mirror(clip.samples, clip.events))
     batch = clips.collate([clip, flipped], 2, trainer.store.window)
@@ -125,7 +127,7 @@ def test_it_learns_which_tone_comes_from_which_side(trained, corpus, tmp_path, c
 
 
 def test_an_untrained_network_finds_next_to_nothing(corpus, tmp_path):
-    scores = trainer_module.Trainer(recipe(corpus, tmp_path, steps=1, learning_rate=1e-9)).fit()
+    scores = trainer_module.TaskTrainer(recipe(corpus, tmp_path, steps=1, learning_rate=1e-9)).fit()
     assert scores["f_score"] < 0.2
 
 
@@ -139,12 +141,12 @@ def test_thresholds_are_those_of_the_validation(trained):
 @pytest.mark.slow
 def test_a_run_killed_at_a_random_step_repeats_the_other(corpus, tmp_path):
     """SIGKILL with everything on that carries state: average, best weights, masks, overlaid clips, sums of the log."""
-    values = {"steps": 150, "ema": 0.9, "eval_every": 7, "save_every": 4, "log_every": 3}
+    values = {"steps": 150, "ema": 0.9, "eval_steps": 7, "save_steps": 4, "log_steps": 3}
     values["augment"] = {"overlay": 0.3, "gain_db": 3, "frequency_mask": 4, "time_mask": 4}
     whole, cut = (recipe(corpus, tmp_path / name, **values) for name in ("whole", "cut"))
-    trainer_module.Trainer(whole).fit()
+    trainer_module.TaskTrainer(whole).fit()
     train_and_kill(cut, first=4, last=25)
-    trainer_module.Trainer(cut).fit()
+    trainer_module.TaskTrainer(cut).fit()
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
@@ -210,8 +212,8 @@ def test_the_test_fold_neither_trains_nor_chooses_unless_it_is_said(corpus, tmp_
         {"validation_folds": ["fold4"]},
     ):
         with pytest.raises(ConfigError, match=r"expected other folds than fold4.*use_test_fold: true"):
-            trainer_module.Trainer(recipe(corpus, tmp_path, **folds))
-    trainer = trainer_module.Trainer(recipe(corpus, tmp_path, use_test_fold=True, train_folds=["fold3", "fold4"]))
+            trainer_module.TaskTrainer(recipe(corpus, tmp_path, **folds))
+    trainer = trainer_module.TaskTrainer(recipe(corpus, tmp_path, use_test_fold=True, train_folds=["fold3", "fold4"]))
     assert {clip.fold for clip in trainer.store.dataset.clips} == {"fold3", "fold4"}
 
 
@@ -219,8 +221,8 @@ def test_what_a_model_saw_is_not_scored_without_a_word(corpus, tmp_path, capsys)
     """On folds of its own training, on those it was chosen by, and on those of the model that it began with."""
     first, second = tmp_path / "first", tmp_path / "second"
     everything = {"use_test_fold": True, "train_folds": ["fold3", "fold4_room1"], "validation_folds": ["fold4_room2"]}
-    trainer_module.Trainer(recipe(corpus, first, steps=1, **everything)).fit()
-    trainer_module.Trainer(recipe(corpus, second, steps=1, init=str(first), train_folds=["fold3_room1"])).fit()
+    trainer_module.TaskTrainer(recipe(corpus, first, steps=1, **everything)).fit()
+    trainer_module.TaskTrainer(recipe(corpus, second, steps=1, init=str(first), train_folds=["fold3_room1"])).fit()
     for model in (first, second):
         command = ["eval", str(model), str(corpus), "--out", str(tmp_path / f"{model.name}_run"), "--quiet"]
         assert main(command) == 2
@@ -236,8 +238,8 @@ def test_a_finished_run_is_not_returned_for_other_data(corpus, tmp_path):
     """Tables or sounds made anew under their old names and sizes, in training or in validation, are other data."""
     copy, output = tmp_path / "corpus", tmp_path / "run"
     shutil.copytree(corpus, copy)
-    expected = trainer_module.Trainer(recipe(copy, output)).fit()
-    assert trainer_module.Trainer(recipe(copy, output)).fit() == expected
+    expected = trainer_module.TaskTrainer(recipe(copy, output)).fit()
+    assert trainer_module.TaskTrainer(recipe(copy, output)).fit() == expected
     for room in ("fold3_room1", "fold3_room2"):
         name = f"{room}_mix003_deg000_start0000"
         sound = copy / "stereo_dev" / "dev-train" / f"{name}.wav"
@@ -250,20 +252,20 @@ def test_a_finished_run_is_not_returned_for_other_data(corpus, tmp_path):
             assert len(other) == len(before) and other != before
             path.write_bytes(other)
             with pytest.raises(ConfigError, match="expected the recipe and data it was made with"):
-                trainer_module.Trainer(recipe(copy, output)).fit()
+                trainer_module.TaskTrainer(recipe(copy, output)).fit()
             path.write_bytes(before)
-    assert trainer_module.Trainer(recipe(copy, output)).fit() == expected
+    assert trainer_module.TaskTrainer(recipe(copy, output)).fit() == expected
 
 
 def test_weights_that_a_run_begins_with_belong_to_it(corpus, tmp_path):
     """Another file by the name in the recipe is another run."""
     for seed in (0, 1):
-        trainer_module.Trainer(recipe(corpus, tmp_path / str(seed), steps=1, seed=seed)).fit()
+        trainer_module.TaskTrainer(recipe(corpus, tmp_path / str(seed), steps=1, seed=seed)).fit()
     target = recipe(corpus, tmp_path / "run", steps=1, init=str(tmp_path / "0"))
-    trainer_module.Trainer(target).fit()
+    trainer_module.TaskTrainer(target).fit()
     shutil.copy(tmp_path / "1" / "encoder.safetensors", tmp_path / "0" / "encoder.safetensors")
     with pytest.raises(ConfigError, match="expected the recipe and data it was made with"):
-        trainer_module.Trainer(target).fit()
+        trainer_module.TaskTrainer(target).fit()
 
 
 def test_a_class_twice_is_refused_before_anything_is_trained(corpus, tmp_path):
@@ -271,21 +273,21 @@ def test_a_class_twice_is_refused_before_anything_is_trained(corpus, tmp_path):
     copy = tmp_path / "corpus"
     shutil.copytree(corpus, copy)
     with pytest.raises(ConfigError, match=r"labels: expected every class once, found 'high' twice"):
-        trainer_module.Trainer(recipe(copy, tmp_path / "run", labels=[*LABELS, "high"]))
+        trainer_module.TaskTrainer(recipe(copy, tmp_path / "run", labels=[*LABELS, "high"]))
     (copy / "classes.json").write_text(json.dumps(["low", "low"]))
     with pytest.raises(AudioLLMError, match=r"classes\.json: expected every class once, found 'low' twice"):
-        trainer_module.Trainer(recipe(copy, tmp_path / "run"))
+        trainer_module.TaskTrainer(recipe(copy, tmp_path / "run"))
 
 
 def test_what_does_not_fit_is_one_sentence(corpus, trained, tmp_path):
     with pytest.raises(ConfigError, match="which folds"):
-        trainer_module.Trainer(recipe(corpus, tmp_path, train_folds=None, validation_folds=None))
+        trainer_module.TaskTrainer(recipe(corpus, tmp_path, train_folds=None, validation_folds=None))
     with pytest.raises(ConfigError, match="fold3_room9"):
-        trainer_module.Trainer(recipe(corpus, tmp_path, validation_folds=["fold3_room9"]))
+        trainer_module.TaskTrainer(recipe(corpus, tmp_path, validation_folds=["fold3_room9"]))
     with pytest.raises(ConfigError, match="expected 'name'.* To go on from a folder: init: runs/here"):
         recipe(corpus, tmp_path, encoder={"path": "runs/here"}).check()
     with pytest.raises(ConfigError, match=r"head\.elements"):
-        trainer_module.Trainer(recipe(corpus, tmp_path, head={"elements": ["y"]}))
+        trainer_module.TaskTrainer(recipe(corpus, tmp_path, head={"elements": ["y"]}))
     with pytest.raises(AudioLLMError, match="classes"):
         other = tmp_path / "other"
         (other / "stereo_dev").mkdir(parents=True)
@@ -297,7 +299,9 @@ def test_what_does_not_fit_is_one_sentence(corpus, trained, tmp_path):
         (tmp_path / "sounds" / label).mkdir(parents=True)
         soundfile.write(tmp_path / "sounds" / label / "a.wav", np.full((RATE, 2), 0.1), RATE)
     with pytest.raises(AudioLLMError, match="expected events with an azimuth and a distance, found none"):
-        trainer_module.Trainer(recipe(tmp_path / "sounds", tmp_path / "run", train_folds=None, validation_folds=None))
+        trainer_module.TaskTrainer(
+            recipe(tmp_path / "sounds", tmp_path / "run", train_folds=None, validation_folds=None)
+        )
     with pytest.raises(CheckpointError):
         load_seld(tmp_path)
     assert dcase_seld.recognises(corpus)

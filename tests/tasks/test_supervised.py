@@ -204,7 +204,7 @@ def scenes(tmp_path_factory):
 
 def recipe(scenes, output: Path, **changes) -> SpatialRecipe:
     values = {"train": [scenes[0]], "validation": scenes[1], "output": output, "encoder": ENCODER, "steps": 12}
-    values |= {"batch_size": 16, "learning_rate": 3e-3, "log_every": 1, "save_every": 4}
+    values |= {"batch_size": 16, "learning_rate": 3e-3, "log_steps": 1, "save_steps": 4}
     return SpatialRecipe(**{**values, **changes})
 
 
@@ -217,7 +217,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_it_learns_what_and_where(scenes, tmp_path):
-    scores = trainer.Trainer(recipe(scenes, tmp_path, steps=70)).fit()
+    scores = trainer.TaskTrainer(recipe(scenes, tmp_path, steps=70)).fit()
     assert scores["event_class_accuracy"] > 0.9 and scores["event_left_right"] > 0.9 and scores["frame_f1"] > 0.8
     encoder, labels = load_encoder(tmp_path), read_facts(tmp_path)["labels"]
     task = SpatialTask(encoder, labels, LossWeights()).eval()
@@ -236,11 +236,11 @@ def test_it_learns_what_and_where(scenes, tmp_path):
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(scenes, tmp_path, monkeypatch):
-    changes = {"encoder": {**ENCODER, "drop_path": 0.2}, "eval_every": 6}
+    changes = {"encoder": {**ENCODER, "drop_path": 0.2}, "eval_steps": 6}
     changes["augment"] = clips.Augmentation(shift_seconds=0.1, frequency_mask=8, time_mask=4)
-    whole = trainer.Trainer(recipe(scenes, tmp_path / "whole", **changes))
+    whole = trainer.TaskTrainer(recipe(scenes, tmp_path / "whole", **changes))
     expected = whole.fit()
-    killed = trainer.Trainer(recipe(scenes, tmp_path / "killed", **changes))
+    killed = trainer.TaskTrainer(recipe(scenes, tmp_path / "killed", **changes))
     update = killed._update
 
     def dies(batch, progress):
@@ -251,39 +251,39 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(scenes, tmp_path, monke
     monkeypatch.setattr(killed, "_update", dies)
     with pytest.raises(KeyboardInterrupt):
         killed.fit()
-    again = trainer.Trainer(recipe(scenes, tmp_path / "killed", **changes))
+    again = trainer.TaskTrainer(recipe(scenes, tmp_path / "killed", **changes))
     assert again.fit() == expected
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole") and len(losses(tmp_path / "whole")) == 12
     for key, value in whole.raw.state_dict().items():
         assert torch.equal(value, again.raw.state_dict()[key]), key
     steps = again.step
-    assert steps == 12 and trainer.Trainer(recipe(scenes, tmp_path / "killed", **changes)).fit() == expected
+    assert steps == 12 and trainer.TaskTrainer(recipe(scenes, tmp_path / "killed", **changes)).fit() == expected
     with pytest.raises(ConfigError, match="expected the recipe and data it was made with"):
-        trainer.Trainer(recipe(scenes, tmp_path / "killed", **changes, learning_rate=1e-4)).fit()
+        trainer.TaskTrainer(recipe(scenes, tmp_path / "killed", **changes, learning_rate=1e-4)).fit()
 
 
 def test_a_process_killed_at_a_random_step_goes_on_to_the_same_metrics(scenes, tmp_path):
-    changes = {"steps": 60, "encoder": {**ENCODER, "drop_path": 0.2}, "eval_every": 9, "ema": 0.9, "tensorboard": False}
+    changes = {"steps": 60, "encoder": {**ENCODER, "drop_path": 0.2}, "eval_steps": 9, "ema": 0.9, "tensorboard": False}
     changes["augment"] = clips.Augmentation(shift_seconds=0.1, frequency_mask=8, time_mask=4)
-    trainer.Trainer(recipe(scenes, tmp_path / "whole", **changes)).fit()
+    trainer.TaskTrainer(recipe(scenes, tmp_path / "whole", **changes)).fit()
     killed = recipe(scenes, tmp_path / "killed", **changes)
     train_and_kill(killed, first=6, last=25)
-    trainer.Trainer(killed).fit()
+    trainer.TaskTrainer(killed).fit()
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
 def test_shards_made_anew_are_other_data(tmp_path):
     folders = [write_scenes(tmp_path / "shards", 8, seed=1)] * 2
-    trainer.Trainer(recipe(folders, tmp_path / "run", steps=1, batch_size=4)).fit()
-    trainer.Trainer(recipe(folders, tmp_path / "run", steps=1, batch_size=4)).fit()
+    trainer.TaskTrainer(recipe(folders, tmp_path / "run", steps=1, batch_size=4)).fit()
+    trainer.TaskTrainer(recipe(folders, tmp_path / "run", steps=1, batch_size=4)).fit()
     shutil.rmtree(tmp_path / "shards")
     write_scenes(tmp_path / "shards", 8, seed=2)
     with pytest.raises(ConfigError, match="expected the recipe and data it was made with"):
-        trainer.Trainer(recipe(folders, tmp_path / "run", steps=1, batch_size=4)).fit()
+        trainer.TaskTrainer(recipe(folders, tmp_path / "run", steps=1, batch_size=4)).fit()
 
 
 def test_a_time_budget_ends_the_run_and_the_schedule(scenes, tmp_path):
-    scores = trainer.Trainer(recipe(scenes, tmp_path, steps=None, seconds=2.0)).fit()
+    scores = trainer.TaskTrainer(recipe(scenes, tmp_path, steps=None, seconds=2.0)).fit()
     rates = [json.loads(line).get("rate") for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     rates = [rate for rate in rates if rate is not None]
     assert scores["score"] >= 0 and rates[-1] < max(rates)
@@ -331,9 +331,9 @@ def test_every_epoch_holds_every_clip_once_over_all_ranks(scenes):
 def test_folders_without_events_or_with_new_labels_are_refused(scenes, tmp_path):
     silent = write_scenes(tmp_path / "silent", 4, seed=3, events=False)
     with pytest.raises(TrainingError, match="expected samples with events, found 4 of 4 unusable"):
-        trainer.Trainer(recipe((silent, scenes[1]), tmp_path / "out"))
+        trainer.TaskTrainer(recipe((silent, scenes[1]), tmp_path / "out"))
     with pytest.raises(TrainingError, match="expected labels among 1 known, found 'beep'"):
-        trainer.Trainer(recipe(scenes, tmp_path / "out", labels=["hiss"]))
+        trainer.TaskTrainer(recipe(scenes, tmp_path / "out", labels=["hiss"]))
 
 
 def test_command_line(scenes, tmp_path, capsys):
@@ -359,7 +359,7 @@ def test_command_line(scenes, tmp_path, capsys):
 
 
 def test_damaged_folder_is_one_clear_message(scenes, tmp_path):
-    trainer.Trainer(recipe(scenes, tmp_path, steps=1)).fit()
+    trainer.TaskTrainer(recipe(scenes, tmp_path, steps=1)).fit()
     weights = (tmp_path / "encoder.safetensors").read_bytes()
     (tmp_path / "encoder.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(CheckpointError, match="cannot be read"):
@@ -383,13 +383,13 @@ def test_two_processes_have_the_curve_of_one(scenes, tmp_path):
 
     still = clips.Augmentation(swap=False, gain_db=0.0)  # its draws differ from process to process
     whole = recipe(scenes, tmp_path / "one", steps=3, augment=still)
-    trainer.Trainer(whole).fit()
+    trainer.TaskTrainer(whole).fit()
     path = tmp_path / "encoder.yaml"
     trainer.recipes.dump(dataclasses.replace(whole, output=tmp_path / "two"), path)
     trained("cpu_2", ["-m", "audio_llm", "train", str(path)])
     # Batch statistics are each process's own, hence not to the last digit.
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=0.02)
-    alone = trainer.Trainer(recipe(scenes, tmp_path / "again", init=tmp_path / "two"))
+    alone = trainer.TaskTrainer(recipe(scenes, tmp_path / "again", init=tmp_path / "two"))
     alone.raw.load_state_dict(load_file(tmp_path / "two" / "encoder.safetensors"))
     found = metrics(tmp_path / "two")[-1]
     for name, value in alone.evaluate().items():  # of all clips, gathered from both processes
