@@ -14,12 +14,12 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
 
-from audio_llm.errors import AudioError, describe, nearest
+from audio_llm.errors import AudioError, ConfigError, describe, nearest
 
 LAYOUT_CHANNELS: dict[str, int] = {"mono": 1, "stereo": 2, "binaural": 2, "foa": 4}
 # What a bare file means by its number of channels. Two channels are loudspeaker stereo unless somebody says binaural.
@@ -29,6 +29,17 @@ CHANNEL_NAMES: dict[str, tuple[str, ...]] = {
     "stereo": ("left", "right"),
     "binaural": ("left", "right"),
     "foa": ("W", "Y", "Z", "X"),  # ACN order, SN3D
+}
+TWO_CHANNELS = ("stereo", "binaural")
+# What a model hears of sound in another layout than its own. "duplicate": the same in both channels, directly ahead.
+Hearing = Literal["refuse", "left", "right", "mean", "omni", "duplicate"]
+HEARINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # the layouts it is for, and those it makes of them
+    "refuse": ((), ()),
+    "left": (TWO_CHANNELS, ("mono",)),
+    "right": (TWO_CHANNELS, ("mono",)),
+    "mean": ((*TWO_CHANNELS, "foa"), ("mono",)),  # of ambisonics W, which is what its sides have in common
+    "omni": (("foa",), ("mono",)),
+    "duplicate": (("mono",), ("binaural", "stereo")),
 }
 MIN_SAMPLES = 16  # 1 ms at 16 kHz: shorter than a period of anything audible, so a broken cut rather than a sound
 INT16_SCALE = 32768.0
@@ -365,23 +376,67 @@ def resample(waveform: Waveform, sample_rate: int) -> Waveform:
     return replace(waveform, samples=np.ascontiguousarray(frames.T, dtype=np.float32), sample_rate=sample_rate)
 
 
-def check(waveform: Waveform, *, layouts: Sequence[str], sample_rate: int | None = None, name: str = "audio") -> None:
+def check(
+    waveform: Waveform, *, layouts: Sequence[str] | None, sample_rate: int | None = None, name: str = "audio"
+) -> None:
     """Raise :class:`AudioError`, naming both sides, unless `waveform` has one of `layouts` and the stated rate."""
     check_format(waveform.layout, waveform.sample_rate, layouts=layouts, sample_rate=sample_rate, name=name)
 
 
-def channels_cure(layouts: Sequence[str]) -> str:
-    """What can be done about a refused number of channels, for an encoder of `layouts`; all refusals end with it."""
-    if tuple(layouts) == ("mono",):
-        return (
-            "Send one channel (`ffmpeg -i IN -af 'pan=mono|c0=c0' OUT.wav` takes the left one of two, and so does "
-            "`audio-llm eval --mono left`), or train with the encoder's key `channels: left|right|mean|each`, which "
-            "says what it hears of two: nothing is mixed unasked."
+def hear(
+    waveform: Waveform, layouts: Sequence[str] | None, hearing: str = "refuse", *, name: str = "audio"
+) -> Waveform:
+    """`waveform` as a model of `layouts` hears it: as it is where it fits, else what `hearing` makes of it.
+
+    Without `layouts` (of a model behind an address) everything that `hearing` is for is converted. Raises
+    :class:`AudioError` for sound that stays unfit, :class:`ConfigError` as :func:`audible`.
+    """
+    audible(layouts, hearing)
+    taken, made = HEARINGS[hearing]
+    if waveform.layout not in (layouts or ()) and waveform.layout in taken:
+        layout = next(layout for layout in made if layouts is None or layout in layouts)
+        rule = "omni" if waveform.layout == "foa" else hearing
+        return Waveform(np.ascontiguousarray(take_channels(waveform.samples, rule)), waveform.sample_rate, layout)
+    check(waveform, layouts=layouts, name=name)
+    return waveform
+
+
+def audible(layouts: Sequence[str] | None, hearing: str) -> tuple[str, ...] | None:
+    """The layouts that :func:`hear` takes for a model of `layouts`; None where it takes all.
+
+    Raises :class:`ConfigError` where `hearing` makes none of these: what it says would never be done.
+    """
+    if hearing not in HEARINGS:
+        raise ConfigError(
+            describe("hearing", f"one of {', '.join(HEARINGS)}", f"'{hearing}'{nearest(hearing, HEARINGS)}")
         )
-    cure = "Channels are never mixed or invented unasked: use audio of that layout."
-    if all(LAYOUT_CHANNELS[layout] == 2 for layout in layouts):
-        cure += " Of one channel `ffmpeg -i IN -ac 2 OUT.wav` makes two, which hold no direction."
-    return cure
+    taken, made = HEARINGS[hearing]
+    if layouts is None:
+        return None
+    if made and not set(made) & set(layouts):
+        found = f"one that hears {' or '.join(layouts)}"
+        raise ConfigError(describe(f"hearing {hearing}", f"a model of {' or '.join(made)}", found, "Leave it out."))
+    return (*layouts, *taken)
+
+
+def take_channels(samples: Any, hearing: str) -> Any:
+    """What `hearing` takes of an array or a tensor ``(..., channels, time)`` of a layout that it is for."""
+    if hearing == "mean":
+        return samples.mean(axis=-2, keepdims=True)
+    return samples[..., {"left": [0], "right": [1], "omni": [0], "duplicate": [0, 0]}[hearing], :]
+
+
+def channels_cure(layouts: Sequence[str], found: int) -> str:
+    """What can be done about `found` channels, for a model of `layouts`; all refusals end with it."""
+    if "mono" in layouts and found > 1:
+        names = "omni" if found == 4 else "left` or `--hearing mean"
+        return f"Say what is heard of them: `--hearing {names}` (key `hearing` of a recipe); nothing is mixed unasked."
+    if found == 1 and set(layouts) & set(TWO_CHANNELS):
+        return (
+            "`--hearing duplicate` (key `hearing` of a recipe) gives both channels the same sound, directly ahead: "
+            "answers about direction then mean nothing."
+        )
+    return "There is no conversion: channels are never invented. Use audio of that layout."
 
 
 def check_format(
@@ -389,7 +444,8 @@ def check_format(
 ) -> None:
     """:func:`check` for a layout and a rate that are known without the samples."""
     if layouts is not None and layout not in layouts:
-        raise AudioError(describe(name, f"layout {' or '.join(layouts)}", layout, channels_cure(layouts)))
+        cure = channels_cure(layouts, LAYOUT_CHANNELS[layout])
+        raise AudioError(describe(name, f"layout {' or '.join(layouts)}", layout, cure))
     if sample_rate is not None and found_rate != sample_rate:
         cure = f"Resample it, for instance by `ffmpeg -i IN -ar {sample_rate} OUT.wav`."
         raise AudioError(describe(name, f"a sample rate of {sample_rate} Hz", f"{found_rate} Hz", cure))
@@ -449,23 +505,3 @@ def swap_channels(waveform: Waveform) -> Waveform:
         signs = np.array([1, -1, 1, 1], np.float32)[:, None]
         return replace(waveform, samples=waveform.samples * signs)
     raise AudioError(describe("swapping channels", "stereo, binaural or foa audio", waveform.layout))
-
-
-def select_channel(waveform: Waveform, channel: int | str) -> Waveform:
-    """One channel as mono, by index or name: ``left``/``right`` (stereo, binaural), ``W``/``Y``/``Z``/``X`` (FOA)."""
-    known = CHANNEL_NAMES[waveform.layout]
-    index: Any = known.index(channel) if isinstance(channel, str) and channel in known else channel
-    if isinstance(index, str) or not 0 <= index < waveform.num_channels:
-        expected = f"one of {', '.join(known)} or 0 to {waveform.num_channels - 1}"
-        raise AudioError(describe(f"channel of {waveform.layout} audio", expected, repr(channel)))
-    return Waveform(np.ascontiguousarray(waveform.samples[index : index + 1]), waveform.sample_rate, "mono")
-
-
-def downmix(waveform: Waveform, method: str) -> Waveform:
-    """Mono by a method the caller names: ``mean`` of all channels (mono, stereo, binaural) or ``omni`` (FOA's W)."""
-    if method == "omni" and waveform.layout == "foa":
-        return select_channel(waveform, "W")
-    if method == "mean" and waveform.layout != "foa":
-        return Waveform(waveform.samples.mean(axis=0, keepdims=True), waveform.sample_rate, "mono")
-    expected = "'omni'" if waveform.layout == "foa" else "'mean'"
-    raise AudioError(describe(f"downmix of {waveform.layout} audio", f"method {expected}", repr(method)))

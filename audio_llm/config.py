@@ -34,7 +34,7 @@ ALIASES: dict[str, str] = {
     "projector": "train.projector",
     "channels": "hearing",
 }
-VALUES: dict[str, dict[str, str]] = {"task": {"encoder": "spatial"}}
+VALUES: dict[str, dict[str, str]] = {"task": {"encoder": "spatial"}, "hearing": {"first": "left"}}
 # Keys that only recipes of these verbs have: what a recipe without `verb` is for.
 _SIGNS = (
     ("report", {"checks"}),
@@ -61,10 +61,7 @@ def read(path: str | Path | None = None, overrides: list[str] | None = None, ver
     tree = _read(Path(path)) if path is not None else {}
     for override in overrides or []:
         _override(tree, override)
-    for key, values in VALUES.items():
-        if isinstance(old := tree.get(key), str) and old in values:
-            note(f"{key}: {old}", f"{key}: {values[old]}")
-            tree[key] = values[old]
+    _rename_values(tree)
     if verb is not None:
         right = verb_of(tree)
         if right not in (None, verb):
@@ -93,7 +90,7 @@ def note(old: str, new: str) -> None:
 
 
 def renamed(tree: Mapping[str, Any], known: Iterable[str], where: str) -> dict[str, Any]:
-    """`tree` with its old keys under their new names (:data:`ALIASES`)."""
+    """`tree` with its old keys under their new names (:data:`ALIASES`), and old values (:data:`VALUES`)."""
     fresh = dict(tree)
     for old in tree:
         new = ALIASES.get(old)
@@ -105,7 +102,15 @@ def renamed(tree: Mapping[str, Any], known: Iterable[str], where: str) -> dict[s
             raise ConfigError(f"{where}: '{old}' is the old name of '{new}'; found both.")
         fresh[group] = {**(taken or {}), inside: value} if inside else value
         note(old, new)
+    _rename_values(fresh)
     return fresh
+
+
+def _rename_values(tree: dict[str, Any]) -> None:
+    for key, values in VALUES.items():
+        if isinstance(old := tree.get(key), str) and old in values:
+            note(f"{key}: {old}", f"{key}: {values[old]}")
+            tree[key] = values[old]
 
 
 def _read(path: Path) -> dict[str, Any]:

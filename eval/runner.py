@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from audio_llm.answering.base import Answer, Engine, Request, check_style, is_address
-from audio_llm.audio import Waveform, downmix, select_channel, silence, swap_channels
+from audio_llm.audio import Waveform, silence, swap_channels
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, NothingHeardError, describe
 from audio_llm.files import content_hash, write_json
 from eval.benchmarks import get_benchmark, open_benchmark
@@ -72,7 +72,7 @@ class EvalSettings:
     limit: int | None = None
     instruction: str | None = None  # words after every question
     answer_as: str | None = None  # of prompts.ANSWERS_AS: what questions with choices ask for
-    mono: str | None = None  # what a model of one channel hears of several: mean, omni, left, right
+    hearing: str = "refuse"  # what is heard of sound in another layout than the model's
 
     def __post_init__(self) -> None:
         check_style(self.style)
@@ -146,12 +146,6 @@ def evaluate(
     write_json(out / MANIFEST_NAME, manifest)
     first = errors[0] if errors else ""
     return RunResult(len(rows) - work.reused, work.reused, len(errors), first, seconds)
-
-
-def one_channel(waveform: Waveform, method: str) -> Waveform:
-    """Mono by the method that the run names: ``mean``, ``omni`` (FOA's W), or a channel by name."""
-    mixed = method in ("mean", "omni")
-    return downmix(waveform, method) if mixed else select_channel(waveform, method)
 
 
 class Work:
@@ -254,8 +248,6 @@ class Work:
         return None
 
     def _ready(self, waveform: Waveform, source: int) -> Waveform:
-        if self._settings.mono and waveform.num_channels > 1:
-            waveform = one_channel(waveform, self._settings.mono)
         return self._engine.prepare(waveform, f"item '{self._questions.items[source].id}'")
 
     def count_error(self, row: Prediction) -> None:
@@ -334,7 +326,10 @@ def identity(manifest: dict[str, Any]) -> dict[str, Any]:
     """What :data:`IDENTITY` names, each setting, and the kind of engine: a server may move to another address."""
     engine = str(manifest.get("engine", ""))
     known = {name: manifest.get(name) for name in IDENTITY} | {"engine": "http" if is_address(engine) else engine}
-    return known | (manifest.get("settings") or {})
+    settings = dict(manifest.get("settings") or {})
+    if "mono" in settings:  # as version 0.1 called it
+        settings["hearing"] = settings.pop("mono") or "refuse"
+    return known | settings
 
 
 def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -180,7 +180,8 @@ Next:
   open $OUT/report.html
   . ${VIRTUAL_ENV#"$PWD"/}/bin/activate
   audio-llm serve $OUT/grpo/merged --port 8000
-  audio-llm ask YOUR.wav "On which side is the sound?" --url http://localhost:8000   # a file of two channels
+  audio-llm ask YOUR.wav "On which side is the sound?" --url http://localhost:8000
+  This model hears two channels: add --hearing duplicate for a mono file (the same sound in both; directions mean nothing).
   bash scripts/quickstart.sh --sounds /path/to/labelled/sounds
   recipes/standard/ has the full mix of questions at a GPU's size.
 TEXT

@@ -18,7 +18,7 @@ from scipy.io import wavfile
 
 from audio_llm import audio
 from audio_llm.audio import Waveform
-from audio_llm.errors import AudioError
+from audio_llm.errors import AudioError, ConfigError
 from tests.paths import SHARED
 
 LAYOUTS = list(audio.LAYOUT_CHANNELS)
@@ -323,14 +323,56 @@ def test_swapping_mirrors_the_scene() -> None:
 
 
 def test_channels_are_mixed_only_by_name() -> None:
-    pair, foa = noise("stereo"), noise("foa")
-    np.testing.assert_array_equal(audio.select_channel(pair, "right").samples, pair.samples[1:])
-    np.testing.assert_array_equal(audio.select_channel(foa, "X").samples, foa.samples[3:])
-    np.testing.assert_array_equal(audio.select_channel(foa, 1).samples, foa.samples[1:2])
-    np.testing.assert_allclose(audio.downmix(pair, "mean").samples[0], pair.samples.sum(0) / 2, atol=1e-7)
-    np.testing.assert_array_equal(audio.downmix(foa, "omni").samples, foa.samples[:1])
-    with pytest.raises(AudioError, match="'omni', found 'mean'"):
-        audio.downmix(foa, "mean")
-    for wrong in ("centre", 2, -1):
-        with pytest.raises(AudioError, match="left, right or 0 to 1"):
-            audio.select_channel(pair, wrong)
+    pair, foa, one = noise("stereo"), noise("foa"), noise("mono")
+    samples = {"left": pair.samples[:1], "right": pair.samples[1:], "mean": (pair.samples[:1] + pair.samples[1:]) / 2}
+    for hearing, expected in samples.items():
+        found = audio.hear(pair, ("mono",), hearing)
+        assert found.layout == "mono"
+        np.testing.assert_allclose(found.samples, expected, atol=1e-7)
+    for hearing in ("mean", "omni"):
+        np.testing.assert_array_equal(audio.hear(foa, ("mono",), hearing).samples, foa.samples[:1])
+    for layouts in (("binaural",), ("stereo",), ("stereo", "binaural"), None):
+        twice = audio.hear(one, layouts, "duplicate")
+        assert twice.layout in (layouts or audio.TWO_CHANNELS)
+        np.testing.assert_array_equal(twice.samples, one.samples[[0, 0]])
+    for waveform, layouts, hearing in (
+        (one, ("mono",), "left"),
+        (pair, ("stereo",), "duplicate"),
+        (pair, None, "refuse"),
+    ):
+        assert audio.hear(waveform, layouts, hearing) is waveform  # it fits, or everything does
+
+
+@pytest.mark.parametrize(
+    ("layout", "layouts", "hearing", "words"),
+    [
+        ("stereo", ("mono",), "refuse", "found stereo. .*`--hearing left` or `--hearing mean`"),
+        ("binaural", ("mono",), "omni", "found binaural. .*`--hearing left` or `--hearing mean`"),
+        ("foa", ("mono",), "left", "found foa. .*`--hearing omni`"),
+        ("mono", ("binaural",), "refuse", "found mono. `--hearing duplicate`.*direction then mean nothing"),
+        ("stereo", ("binaural",), "duplicate", "found stereo. There is no conversion"),
+        ("mono", ("foa",), "refuse", "found mono. There is no conversion"),
+    ],
+)
+def test_a_refusal_of_channels_names_the_flag_in_the_right_direction(
+    layout: str, layouts: tuple[str, ...], hearing: str, words: str
+) -> None:
+    with pytest.raises(AudioError, match=words) as caught:
+        audio.hear(noise(layout), layouts, hearing)
+    assert "audio." not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("layouts", "hearing", "words"),
+    [
+        (("binaural",), "left", "a model of mono, found one that hears binaural. Leave it out"),
+        (("foa",), "duplicate", "a model of binaural or stereo, found one that hears foa"),
+        (("mono",), "rigth", "did you mean 'right'"),
+        (None, "each", "one of refuse, left, right, mean, omni, duplicate, found 'each'"),
+    ],
+)
+def test_a_hearing_that_would_never_be_done_is_refused(
+    layouts: tuple[str, ...] | None, hearing: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        audio.hear(noise("mono"), layouts, hearing)

@@ -215,7 +215,7 @@ def test_the_models_processor_refuses_the_same(name):
         with pytest.raises(AudioError, match=message):
             extractor([samples], sampling_rate=rate)
     if channels == 1:
-        with pytest.raises(AudioError, match=r"Send one channel .* key `channels: left\|right\|mean\|each`"):
+        with pytest.raises(AudioError, match=r"`--hearing left` or `--hearing mean`"):
             extractor([noise(2, rate)], sampling_rate=rate)
     with pytest.raises(AudioError, match=f"expected {rate} Hz, found 8000 Hz"):
         extractor([noise(channels, 8000)], sampling_rate=8000)

@@ -221,12 +221,12 @@ def test_an_encoder_comes_in_by_its_name(site: Path) -> None:
     code = """
 import torch
 from audio_llm.model.encoder import build_encoder, encoder_config
-encoder = build_encoder({"name": "energies", "bands": 4, "channels": "each"})
+encoder = build_encoder({"name": "energies", "bands": 4, "hearing": "each"})
 tokens, mask = encoder(torch.randn(2, 2, 8000), torch.tensor([8000, 4000]))
 print(encoder_config(encoder), *tokens.shape, *mask.sum(1).tolist())
 """
     printed = python(site, "-c", code)
-    assert printed.split("}") == ["{'name': 'energies', 'channels': 'each', 'bands': 4", " 2 10 8 10 5\n"]
+    assert printed.split("}") == ["{'name': 'energies', 'hearing': 'each', 'bands': 4", " 2 10 8 10 5\n"]
 
 
 def test_a_task_trains_a_guest_encoder_on_a_guest_data_set(site: Path, sounds: Path, tmp_path: Path) -> None:

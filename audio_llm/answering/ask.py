@@ -34,13 +34,14 @@ def ask(
     max_tokens: int = 512,
     temperature: float = 0.0,
     seed: int = 0,
+    hearing: str = "refuse",
 ) -> str:
     """The reply of `model` to a question about audio files, which are heard in their order.
 
     `engine` is what :func:`audio_llm.answering.engines.find_engine` takes; behind an address, `model` and `adapter` are
-    the server's names (`model` "" is the first that it serves) and the files' bytes are sent as they are. `style`,
-    `constrain` and the rest are those of :class:`Request`. Raises children of ``AudioLLMError``, also for what the
-    model refuses.
+    the server's names (`model` "" is the first that it serves) and the files' bytes are sent as they are. `hearing` is
+    what is heard of a file in another layout than the model's (:data:`audio_llm.audio.HEARINGS`); the rest are those of
+    :class:`Request`. Raises children of ``AudioLLMError``, also for what the model refuses.
     """
     check_style(style)
     if constrain and not choices:
@@ -52,7 +53,9 @@ def ask(
     kind = find_engine(engine, model)
     if constrain and not kind.constrains:
         raise ConfigError(describe("--constrain", "vLLM (--url, or --engine vllm)", f"--engine {kind.name}"))
-    opened = open_engine(engine, model, adapter, batch_size=1, max_audios=max(1, len(paths)), seed=seed)
+    opened = open_engine(
+        engine, model, adapter, batch_size=1, max_audios=max(1, len(paths)), seed=seed, hearing=hearing
+    )
     try:
         audios = tuple(opened.prepare(path, str(path)) for path in paths)
         words = Words(question, tuple(choices))

@@ -82,6 +82,7 @@ class Options:
     batch_size: int | None = None  # sequences decoded together, or requests in flight; None: the engine's own number
     max_audios: int = 4  # in one request
     seed: int = 0
+    hearing: str = "refuse"  # what is heard of sound in another layout than the model's: audio_llm.audio.HEARINGS
 
 
 class Engine:

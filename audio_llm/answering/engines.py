@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from audio_llm.answering.base import Answer, Engine, Options, Request, decoded, folder_config, is_address
-from audio_llm.audio import Waveform, check, resample
+from audio_llm.audio import Waveform, audible, hear, resample
 from audio_llm.errors import ConfigError, describe
 from audio_llm.language import prompts
 from audio_llm.model.validate import MODEL_TYPE, check_adapter, check_checkpoint
@@ -50,10 +50,11 @@ def open_engine(
     batch_size: int | None = None,
     max_audios: int = 4,
     seed: int = 0,
+    hearing: str = "refuse",
 ) -> Engine:
     """:func:`find_engine`, opened."""
     address = kind if is_address(kind) else ""
-    return find_engine(kind, model).open(Options(model, adapter, address, batch_size, max_audios, seed))
+    return find_engine(kind, model).open(Options(model, adapter, address, batch_size, max_audios, seed, hearing))
 
 
 def is_ours(where: str) -> bool:
@@ -62,12 +63,14 @@ def is_ours(where: str) -> bool:
     return config.get("model_type") == MODEL_TYPE if config else not is_address(where)
 
 
-def fit(sound: Waveform | Path, extractor: Any, name: str) -> Waveform:
+def fit(sound: Waveform | Path, extractor: Any, name: str, hearing: str) -> Waveform:
     """`sound` at the model's rate; two channels of a file are those that the model hears, for files do not say what
     theirs are. Raises :class:`AudioError` where the model cannot take it."""
-    if isinstance(sound, Waveform):
-        check(sound, layouts=extractor.layouts, name=name)
-    ready = resample(decoded(sound), extractor.sampling_rate)
+    audible(extractor.layouts, hearing)
+    waveform = decoded(sound)
+    if isinstance(sound, Waveform) or waveform.num_channels != extractor.num_channels:
+        waveform = hear(waveform, extractor.layouts, hearing, name=name)
+    ready = resample(waveform, extractor.sampling_rate)
     extractor.validate(ready.samples, name)
     return ready
 
@@ -95,9 +98,10 @@ class VllmEngine(Engine):
             seed=options.seed,
         )
         self._extractor = load_processor(options.model).feature_extractor
+        self._hearing = options.hearing
 
     def prepare(self, sound: Waveform | Path, name: str) -> Waveform:
-        return fit(sound, self._extractor, name)
+        return fit(sound, self._extractor, name, self._hearing)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Answer]:
         from audio_llm.serving.offline import OfflineRequest
@@ -147,7 +151,7 @@ class TransformersEngine(Engine):
         import torch
 
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._batch_size = options.batch_size or self._usual_batch
+        self._batch_size, self._hearing = options.batch_size or self._usual_batch, options.hearing
         loaded = self._load(options, dtype="auto" if self._device == "cuda" else torch.float32)
         if options.adapter is not None:
             from peft import PeftModel
@@ -169,7 +173,7 @@ class TransformersEngine(Engine):
         return load_model(options.model, **more)
 
     def prepare(self, sound: Waveform | Path, name: str) -> Waveform:
-        return fit(sound, self._processor.feature_extractor, name)
+        return fit(sound, self._processor.feature_extractor, name, self._hearing)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Answer]:
         source = iter(requests)

@@ -13,7 +13,7 @@ from typing import Any
 
 from audio_llm.answering.base import Options, Request, decoded, folder_config
 from audio_llm.answering.engines import TransformersEngine
-from audio_llm.audio import Waveform, resample
+from audio_llm.audio import Waveform, hear, resample
 from audio_llm.errors import AudioError, CheckpointError, describe
 
 # model_type in config.json -> the class that answers in text.
@@ -63,11 +63,8 @@ class NativeEngine(TransformersEngine):
         return loaded
 
     def prepare(self, sound: Waveform | Path, name: str) -> Waveform:
-        """Raises :class:`AudioError` for several channels, and beyond the extractor's window."""
-        waveform = decoded(sound)
-        if waveform.num_channels != 1:
-            cure = "Say which one it is to hear: --mono mean, left or right."
-            raise AudioError(describe(name, "one channel, as this model hears", f"{waveform.num_channels}", cure))
+        """Raises :class:`AudioError` for several channels unasked, and beyond the extractor's window."""
+        waveform = hear(decoded(sound), ("mono",), self._hearing, name=name)
         limit, found = self._extractor.chunk_length, waveform.samples.shape[1] / waveform.sample_rate
         if found > limit:
             raise AudioError(describe(name, f"at most {limit} s, this model's window", f"{found:.2f} s"))

@@ -16,8 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from audio_llm.answering.base import Answer, Engine, Options, Request, is_address
-from audio_llm.audio import Waveform, encode_level
+from audio_llm.answering.base import Answer, Engine, Options, Request, decoded, is_address
+from audio_llm.audio import Waveform, encode_level, hear
 from audio_llm.errors import AudioLLMError, ConfigError, describe, nearest
 from audio_llm.language import prompts
 
@@ -138,7 +138,7 @@ def audio_part(sound: Waveform | Path) -> dict[str, Any]:
 class HttpEngine(Engine):
     """A model behind an OpenAI-compatible server (``audio-llm serve``, vLLM, …), asked several questions at a time.
 
-    It is sent every sound as it is, and refuses what its model cannot take."""
+    It is sent every sound as it is, but for what `hearing` names, and refuses what its model cannot take."""
 
     name = "http"
     constrains = True
@@ -152,7 +152,10 @@ class HttpEngine(Engine):
         self.name = self._endpoint.base
         adapter = options.adapter
         self._model = self._endpoint.find(options.model) if adapter is None else self._endpoint.find(adapter, "adapter")
-        self._concurrency = options.batch_size or 16
+        self._concurrency, self._hearing = options.batch_size or 16, options.hearing
+
+    def prepare(self, sound: Waveform | Path, name: str) -> Waveform | Path:
+        return sound if self._hearing == "refuse" else hear(decoded(sound), None, self._hearing, name=name)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Answer]:
         pending: deque[Future[Answer]] = deque()

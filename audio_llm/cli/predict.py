@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from audio_llm.cli.hearing import add_hearing
+
 HELP = "classify sound files of any length, or find the events in them"
 _SUFFIXES = {"csv": ".csv", "json": ".json"}  # of --out; everything else is text
 
@@ -23,9 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(events every 100 ms as DCASE has them); default: table",
     )
     parser.add_argument("--hop", type=float, metavar="SECONDS", help="from window to window (default: the window)")
-    parser.add_argument(
-        "--channels", choices=("refuse", "mean", "first"), help="files with several channels (default: as trained)"
-    )
+    add_hearing(parser, "--channels", default=None)
     parser.add_argument(
         "--fold",
         "--fold_num",
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FOLDER", help="a file for each sound file, instead of printing")
 
 
-OPTIONS = ("hop", "channels", "fold", "threshold")
+OPTIONS = ("hop", "hearing", "fold", "threshold")
 
 
 def run(args: argparse.Namespace) -> int:

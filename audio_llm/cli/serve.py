@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from audio_llm.cli.hearing import add_hearing
 from audio_llm.errors import ConfigError
 
 HELP = "serve a checkpoint over HTTP (OpenAI chat with input_audio)"
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-audios", type=int, default=4, help="audios per request (default 4)")
     parser.add_argument("--max-tokens", type=int, help="prompt and reply together (default: what fits into memory)")
+    add_hearing(parser)
     parser.epilog = "What follows -- is passed to 'vllm serve' as it is, for instance: -- --tensor-parallel-size 2"
 
 
@@ -51,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
             allow_files=args.allow_files,
             max_audios=args.max_audios,
             max_tokens=args.max_tokens,
+            hearing=args.hearing,
             vllm_arguments=args.passed_on,
         )
     )

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from audio_llm import audio
-from audio_llm.datasets.sounds import Channels, as_asked, find, official_folds, tidy
+from audio_llm.datasets.sounds import find, official_folds, tidy
 from audio_llm.errors import AudioError, ConfigError, describe, nearest
 
 Array = np.ndarray
@@ -226,7 +226,7 @@ class Rendering:
     seconds: float = SECONDS
     level_db: float = LEVEL_DB
     gain_db: float = 0.0  # of the whole sample; headroom, where a peak above full scale would take the level down
-    channels: Channels = "first"  # of a dry clip with several
+    hearing: audio.Hearing = "left"  # of a dry clip with several channels
     places: Literal["separate", "shared"] = "separate"  # shared: both clips of a pair through one response, published
     response_seconds: float | None = None  # longest response, cut beyond; 2 in the published training
     silent: Literal["refuse", "keep"] = "refuse"  # clips without any sound, which were published as they are
@@ -254,10 +254,7 @@ def dry(waveform: audio.Waveform, rendering: Rendering, name: str = "clip") -> A
     """
     from scipy.signal import resample_poly
 
-    samples = as_asked(waveform, rendering.channels).samples.astype(np.float64)
-    if len(samples) != 1:
-        expected = "one channel, or a rule for several (rendering.channels: first or mean)"
-        raise AudioError(describe(name, expected, f"{len(samples)} channels"))
+    samples = audio.hear(waveform, ("mono",), rendering.hearing, name=name).samples.astype(np.float64)
     if waveform.sample_rate != rendering.sample_rate:
         samples = resample_poly(samples, rendering.sample_rate, waveform.sample_rate, axis=1)
     rms = float(np.sqrt(np.mean(np.square(samples[0]))))

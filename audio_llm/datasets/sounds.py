@@ -13,7 +13,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from audio_llm import audio
 from audio_llm.errors import AudioError, ConfigError, describe
@@ -21,7 +20,6 @@ from audio_llm.files import glance
 from audio_llm.shards.schema import AudioInfo, Event, Sample, Source
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".opus"}
-Channels = Literal["refuse", "mean", "first"]
 # Clips in folds 1 to 10 as the corpus was published: a metadata file with other counts was made by somebody else.
 URBANSOUND8K_FOLDS = (873, 888, 925, 990, 936, 823, 838, 806, 816, 837)
 
@@ -260,13 +258,3 @@ class SoundFolder:
     def load_waveform(self, number: int) -> audio.Waveform:
         """The decoded clip, all of its channels."""
         return audio.decode(str(self.clips[number].path))
-
-
-def as_asked(waveform: audio.Waveform, channels: Channels) -> audio.Waveform:
-    """`waveform` with its channels as `channels` says: ``refuse`` leaves them for the encoder to judge, ``mean`` mixes
-    them to mono (of ambisonics: takes W), ``first`` takes the first one."""
-    if channels == "refuse" or waveform.num_channels == 1:
-        return waveform
-    if channels == "first":
-        return audio.select_channel(waveform, 0)
-    return audio.downmix(waveform, "omni" if waveform.layout == "foa" else "mean")

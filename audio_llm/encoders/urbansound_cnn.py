@@ -190,7 +190,7 @@ class UrbanSoundCNN(AudioEncoder):
         load_strictly(head, heads, str(path))
         labels = list(CLASSES) if count == len(CLASSES) else [f"class {number}" for number in range(count)]
         # Its own loader mixed several channels to one.
-        facts = {"task": "classification", "labels": labels, "head": {"name": "urbansound"}, "channels": "mean"}
+        facts = {"task": "classification", "labels": labels, "head": {"name": "urbansound"}, "hearing": "mean"}
         return Published(encoder.eval(), {"head": head.eval()}, facts)
 
 

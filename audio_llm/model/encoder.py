@@ -5,22 +5,21 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from audio_llm import config as recipes
-from audio_llm.audio import channels_cure
+from audio_llm.audio import LAYOUT_CHANNELS, TWO_CHANNELS, channels_cure, take_channels
 from audio_llm.errors import AudioError, ConfigError, describe, nearest
 from audio_llm.registry import Registry
 
 ENCODERS = Registry("encoders", "encoder")
 
-# What an encoder of one channel hears of two. "each" hears both by the same weights, one after the other, and joins the
-# tokens of an instant, left then right, to one of twice the width: which ear heard what stays in its place.
-Channels = Literal["left", "right", "mean", "each"]
-TWO_CHANNELS = ("stereo", "binaural")
+# What an encoder may be built to hear, and of which layouts. "each" hears two by the same weights, one after the other,
+# and joins the tokens of an instant, left then right, to one of twice the width: which ear heard what stays in place.
+HEARS = dict.fromkeys(("left", "right", "mean", "each"), TWO_CHANNELS) | {"omni": ("foa",), "duplicate": ("mono",)}
 
 
 @dataclasses.dataclass
@@ -56,7 +55,7 @@ class AudioEncoder(nn.Module):
     num_channels: int
     hidden_size: int
     window_seconds: float
-    channels: Channels | None = None  # of two, where :meth:`hear` was called
+    hearing: str | None = None  # one of HEARS, where :meth:`hear` was called
     gradient_checkpointing: bool = False
     deterministic: bool = False  # stay in evaluation mode even while learning: fixed statistics, nothing dropped
     grid: tuple[int, int] | None = None  # patch tokens along time and frequency, where an encoder has such a grid
@@ -83,33 +82,33 @@ class AudioEncoder(nn.Module):
         :class:`AudioError` for a wrong number of channels, or a clip that is empty or longer than the window.
         """
         waveform = self.prepare(waveform, lengths)
-        if self.channels is None:
+        if self.hearing is None:
             return self.encode(waveform, lengths)
-        if self.channels == "each":
+        if self.hearing == "each":
             tokens, mask = self.encode(torch.cat(waveform.split(1, dim=1)), lengths.repeat(2))
             return torch.cat(tokens.chunk(2), dim=-1), mask[: len(lengths)]
-        heard = {"left": waveform[:, :1], "right": waveform[:, 1:], "mean": waveform.mean(dim=1, keepdim=True)}
-        return self.encode(heard[self.channels], lengths)
+        return self.encode(take_channels(waveform, self.hearing), lengths)
 
     def encode(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`forward`, on ``(batch, channels, window_samples)`` that is zero after each clip's length."""
         raise NotImplementedError
 
-    def hear(self, channels: Channels) -> Self:
-        """Take stereo or binaural sound, of which `channels` says what reaches an encoder that was made for mono.
+    def hear(self, hearing: str) -> Self:
+        """Take sound of another layout, of which `hearing` (one of :data:`HEARS`) says what reaches the encoder.
 
         Changes `layouts`, `num_channels` and, with ``"each"``, `hidden_size` (twice as wide); no weight. To be called
-        before anything is built upon the encoder. :class:`ConfigError` for an encoder that hears several channels.
+        before anything is built upon the encoder. :class:`ConfigError` where that is no choice of this encoder.
         """
-        if channels not in get_args(Channels):
-            known = ", ".join(get_args(Channels))
-            raise ConfigError(describe(f"encoder {self.name}: channels", f"one of {known}", repr(channels)))
-        if self.layouts != ("mono",):
-            expected = "an encoder of one channel, whose choice it is" if self.channels is None else "one choice"
+        if hearing not in HEARS:
+            raise ConfigError(describe(f"encoder {self.name}: hearing", f"one of {', '.join(HEARS)}", repr(hearing)))
+        wanted = 2 if hearing == "duplicate" else 1
+        if self.hearing is not None or self.num_channels != wanted:
+            expected = "one choice" if self.hearing else f"an encoder of {wanted} channel(s), whose choice it is"
             found = f"one that hears {' or '.join(self.layouts)}"
-            raise ConfigError(describe(f"encoder {self.name}: channels {channels}", expected, found, "Leave it out."))
-        self.channels, self.layouts, self.num_channels = channels, TWO_CHANNELS, len(TWO_CHANNELS)
-        if channels == "each":
+            raise ConfigError(describe(f"encoder {self.name}: hearing {hearing}", expected, found, "Leave it out."))
+        self.hearing, self.layouts = hearing, HEARS[hearing]
+        self.num_channels = LAYOUT_CHANNELS[self.layouts[0]]
+        if hearing == "each":
             self.hidden_size *= 2
         return self
 
@@ -126,7 +125,7 @@ class AudioEncoder(nn.Module):
                     f"input of encoder '{self.name}'",
                     expected,
                     f"shape {tuple(waveform.shape)}",
-                    channels_cure(self.layouts),
+                    channels_cure(self.layouts, waveform.shape[1] if waveform.ndim == 3 else 0),
                 )
             )
         if lengths.shape != waveform.shape[:1]:
@@ -136,13 +135,14 @@ class AudioEncoder(nn.Module):
         limit, time = self.window_samples, waveform.shape[2]
         for row, length in enumerate(lengths.tolist()):
             if not 1 <= length <= min(limit, time):
-                expected = f"1 to {min(limit, time)} samples (the window is {limit} samples, {self.window_seconds:g} s)"
+                most = f"{time} (as long as the batch is)" if 0 < time < limit else f"{limit}"
+                expected = f"1 to {most} samples (the window is {limit} samples, {self.window_seconds:g} s)"
                 raise AudioError(
                     describe(
                         f"clip {row} for encoder '{self.name}'",
                         expected,
                         f"{length} samples, {length / self.sample_rate:.2f} s",
-                        "Split long audio with audio_llm.audio.windows.",
+                        "Cut long audio into windows.",
                     )
                 )
         waveform = nn.functional.pad(waveform.float(), (0, limit - time))
@@ -165,13 +165,14 @@ def build_encoder(config: dict[str, Any]) -> AudioEncoder:
     """Encoder from ``{"name": "spatial_ast", ...}``; the other keys are fields of its configuration dataclass.
 
     ``"preset": "tiny"`` starts from one of the class's presets, ``"published": path`` from a published checkpoint; the
-    keys beside it override its configuration. ``"channels"`` is what an encoder of mono hears of two: see
-    :meth:`AudioEncoder.hear`.
+    keys beside it override its configuration. ``"hearing"`` (``"channels"`` in folders of version 0.1) is what it hears
+    of another layout: see :meth:`AudioEncoder.hear`.
     """
     fields = dict(config)
-    channels = fields.pop("channels", None)
+    old = fields.pop("channels", None)
+    hearing = fields.pop("hearing", old)
     encoder = _build(fields)
-    return encoder if channels is None else encoder.hear(channels)
+    return encoder if hearing is None else encoder.hear(hearing)
 
 
 def _build(fields: dict[str, Any]) -> AudioEncoder:
@@ -199,7 +200,7 @@ def encoder_config(encoder: AudioEncoder) -> dict[str, Any]:
         key: list(value) if isinstance(value, tuple) else value
         for key, value in dataclasses.asdict(encoder.config).items()
     }
-    heard = {} if encoder.channels is None else {"channels": encoder.channels}
+    heard = {} if encoder.hearing is None else {"hearing": encoder.hearing}
     return {"name": encoder.name, **heard, **plain}
 
 

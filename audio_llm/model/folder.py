@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from audio_llm.config import renamed
 from audio_llm.errors import CheckpointError, ConfigError, describe
 from audio_llm.files import atomic_file, write_json
 from audio_llm.model.encoder import AudioEncoder, build_encoder, encoder_config
@@ -55,16 +56,17 @@ def save_parts(
 def open_encoder(config: Mapping[str, Any]) -> AudioEncoder:
     """The encoder that a recipe names, in evaluation mode: ``{"path": folder}``, or what `build_encoder` takes.
 
-    Beside either, ``channels`` says what an encoder of mono hears of two channels.
+    Beside either, ``hearing`` says what it hears of another layout (:meth:`AudioEncoder.hear`).
     """
     if "path" not in config:
         return build_encoder(dict(config)).eval()
-    others = sorted(set(config) - {"path", "channels"})
+    config = renamed(config, {"hearing"}, "encoder")
+    others = sorted(set(config) - {"path", "hearing"})
     if others:
-        expected = "'path' (and 'channels'), or 'name' with 'published'"
+        expected = "'path' (and 'hearing'), or 'name' with 'published'"
         raise ConfigError(describe("encoder", expected, f"'path' and '{others[0]}'"))
-    encoder, channels = load_encoder(config["path"]), config.get("channels")
-    return encoder if channels is None else encoder.hear(channels)
+    encoder, hearing = load_encoder(config["path"]), config.get("hearing")
+    return encoder if hearing is None else encoder.hear(hearing)
 
 
 def load_encoder(folder: str | Path) -> AudioEncoder:

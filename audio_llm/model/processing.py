@@ -55,7 +55,8 @@ class AudioLLMFeatureExtractor(SequenceFeatureExtractor):
         expected = f"{self.num_channels} channel{'s' if self.num_channels > 1 else ''} ({' or '.join(self.layouts)})"
         if samples.ndim != 2 or samples.shape[0] != self.num_channels:
             expected, found = f"{expected} as (channels, time)", f"shape {samples.shape}"
-            raise AudioError(describe(name, expected, found, channels_cure(self.layouts)))
+            cure = channels_cure(self.layouts, samples.shape[0] if samples.ndim == 2 else 0)
+            raise AudioError(describe(name, expected, found, cure))
         if samples.shape[1] < MIN_SAMPLES:
             raise AudioError(f"{name}: expected at least {MIN_SAMPLES} samples, found {samples.shape[1]}.")
         limit = self.window_samples * self.max_windows
@@ -78,7 +79,10 @@ class AudioLLMFeatureExtractor(SequenceFeatureExtractor):
     ) -> BatchFeature:
         """-> input_audio (windows, channels, time), audio_lengths (windows,), audio_windows (audios,)."""
         if sampling_rate is not None and sampling_rate != self.sampling_rate:
-            raise AudioError(f"audio: expected {self.sampling_rate} Hz, found {sampling_rate} Hz. Resample it first.")
+            raise AudioError(
+                f"audio: expected {self.sampling_rate} Hz, found {sampling_rate} Hz. "
+                f"Resample it, for instance by `ffmpeg -i IN -ar {self.sampling_rate} OUT.wav`."
+            )
         if isinstance(raw_speech, (np.ndarray, torch.Tensor)):
             raw_speech = [raw_speech]
         windows: list[np.ndarray] = []

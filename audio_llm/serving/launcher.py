@@ -43,6 +43,7 @@ class ServeOptions:
     allow_files: Path | None = None
     max_audios: int = 4
     max_tokens: int | None = None  # prompt and reply together; what fits into memory by default
+    hearing: str = "refuse"  # what is heard of sound in another layout, where a request does not say it
     vllm_arguments: list[str] = field(default_factory=list)
 
 
@@ -106,6 +107,8 @@ def server_arguments(options: ServeOptions, adapters: dict[str, AdapterInfo], cp
         # vLLM's default block of 128 tokens on CPU is longer than most prompts, so nothing would ever be reused.
         arguments += ["--enforce-eager", "--block-size", "32", "--max-num-seqs", "64"]
     arguments += ["--dtype", options.dtype or ("float32" if cpu else "auto")]
+    if options.hearing != "refuse":
+        arguments += ["--media-io-kwargs", json.dumps({"audio": {"hearing": options.hearing}})]
     if options.allow_files is not None:
         arguments += ["--allowed-local-media-path", str(options.allow_files.resolve())]
     if adapters or options.allow_adapter_updates:

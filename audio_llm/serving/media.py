@@ -24,11 +24,14 @@ CONNECTOR = "audio_llm"
 
 
 class MultiChannelAudioIO(AudioMediaIO):
-    """Encoded bytes or a file → ``(samples (channels, time) float32, sample rate in Hz)``."""
+    """Encoded bytes or a file → ``(samples (channels, time) float32, sample rate in Hz)``.
+
+    A server's ``--hearing``, and a request's ``media_io_kwargs: {"audio": {"hearing": …}}``, convert its channels.
+    """
 
     def load_bytes(self, data: bytes) -> tuple[np.ndarray, float]:
         self._validate_encoded_size(len(data))
-        return _decode(data, "audio")
+        return self._decode(data, "audio")
 
     def load_file(self, filepath: Path) -> tuple[np.ndarray, float]:
         if not filepath.is_file():
@@ -39,15 +42,15 @@ class MultiChannelAudioIO(AudioMediaIO):
         except OSError as error:
             reason = f"audio file '{filepath.name}' cannot be read ({error.strerror})"
             raise VLLMValidationError(reason, parameter="audio") from error
-        return _decode(data, f"audio file '{filepath.name}'")
+        return self._decode(data, f"audio file '{filepath.name}'")
 
-
-def _decode(data: bytes, name: str) -> tuple[np.ndarray, float]:
-    try:
-        waveform = audio.decode(data, name=name, max_seconds=float(envs.VLLM_MAX_AUDIO_DECODE_DURATION_S))
-    except AudioLLMError as error:
-        raise VLLMValidationError(str(error), parameter="audio") from error
-    return waveform.samples, float(waveform.sample_rate)
+    def _decode(self, data: bytes, name: str) -> tuple[np.ndarray, float]:
+        try:
+            waveform = audio.decode(data, name=name, max_seconds=float(envs.VLLM_MAX_AUDIO_DECODE_DURATION_S))
+            waveform = audio.hear(waveform, None, str(self.kwargs.get("hearing", "refuse")), name=name)
+        except AudioLLMError as error:
+            raise VLLMValidationError(str(error), parameter="audio") from error
+        return waveform.samples, float(waveform.sample_rate)
 
 
 @MEDIA_CONNECTOR_REGISTRY.register(CONNECTOR)

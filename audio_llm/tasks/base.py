@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from audio_llm import config
-from audio_llm.datasets.sounds import Channels
+from audio_llm.audio import Hearing
 from audio_llm.errors import ConfigError, describe
 from audio_llm.registry import Registry
 
@@ -149,7 +149,7 @@ class TaskRecipe:
     validation_folds: list[int | str] | None = None  # ... and to validate on, of the folder in `train`
     # Of a SELD folder folds (fold3) or rooms (fold3_room4); rooms that are validated on are not trained on.
     use_test_fold: bool = False  # ... and fold4 may be among them: for a submission that nothing is left to score
-    channels: Channels = "refuse"  # what becomes of several channels where the encoder wants one
+    hearing: Hearing = "refuse"  # what the encoder hears of sound in another layout: left, right, mean, omni, duplicate
     encoder: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "spatial_ast", "preset": "tiny"})
     init: Path | None = None  # encoder folder to start from; its configuration replaces `encoder`
     unfreeze: int | None = None  # top layers of the encoder that learn; 0: none, the heads alone; by default all

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from audio_llm import audio
-from audio_llm.datasets import open_source, sounds
+from audio_llm.datasets import open_source
 from audio_llm.errors import AudioLLMError, TrainingError, describe
 from audio_llm.language.mirroring import mirror_events
 from audio_llm.model.encoder import AudioEncoder
@@ -72,17 +72,18 @@ class ClipStore:
         folds: Sequence[str] | None = None,
         without: Sequence[str] = (),
         use_test_fold: bool = False,
-        channels: sounds.Channels = "refuse",
+        hearing: audio.Hearing = "refuse",
         whole: bool = False,
         memory_gib: float = 2.0,
         max_reject_share: float = 0.02,
     ) -> None:
         self.dataset = open_source(folders, folds, without, use_test_fold)
         self.name = ", ".join(str(folder) for folder in folders) + (f" folds {', '.join(folds)}" if folds else "")
-        self.rule, self.whole = channels, whole
+        self.hearing, self.whole = hearing, whole
         self.sample_rate, self.layouts = encoder.sample_rate, encoder.layouts
         self.window, self.channels = encoder.window_samples, encoder.num_channels
         self.max_reject_share = max_reject_share
+        audio.audible(self.layouts, hearing)
         self.rejects: list[dict[str, str]] = []
         self._index: list[tuple[int, int, list[Event]]] = []  # (sample, window, events)
         for number in range(len(self.dataset)):
@@ -155,11 +156,8 @@ class ClipStore:
 
     def _decode(self, number: int) -> list[np.ndarray]:
         waveform = self.dataset.load_waveform(number)
-        if self.layouts == ("mono",):
-            waveform = sounds.as_asked(waveform, self.rule)
         name = f"{self.name}: sample {number}"
-        audio.check(waveform, layouts=self.layouts, name=name)
-        waveform = audio.resample(waveform, self.sample_rate)
+        waveform = audio.resample(audio.hear(waveform, self.layouts, self.hearing, name=name), self.sample_rate)
         pieces = audio.windows(waveform.samples, self.window, 10**6, name=name)
         if self.whole and len(pieces) > 1:
             pieces[-1] = waveform.samples[:, -self.window :]

@@ -172,7 +172,7 @@ class TaskTrainer:
             folds=None if folds is None else [str(fold) for fold in folds],
             without=[str(fold) for fold in without or ()],
             use_test_fold=recipe.use_test_fold,
-            channels=recipe.channels,
+            hearing=recipe.hearing,
             whole=recipe.clip_level,
             memory_gib=recipe.memory_gib,
             max_reject_share=recipe.max_reject_share,
@@ -195,6 +195,7 @@ class TaskTrainer:
     def _fingerprint(self) -> str:
         """Of everything that decides the weights: the recipe, the data, and the weights that training starts from."""
         tree = {key: value for key, value in dataclasses.asdict(self.recipe).items() if key not in _FREE_KEYS}
+        tree["channels"] = tree.pop("hearing")  # as version 0.1 called it, whose runs resume
         tree["clips"] = len(self.store)
         tree["labels"] = list(self.labels)
         tree["data"] = [store.dataset.fingerprint for store in (self.store, self.validation) if store]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,7 @@ class DataRecipe:
     train: list[Path]
     style: Literal["answer", "think", "think_semantics"] = "think"
     max_reject_share: float = 0.01
+    hearing: audio.Hearing = "refuse"  # of sound in another layout than the encoder's
 
 
 @dataclass(eq=False)
@@ -60,7 +61,13 @@ class Example:
 
 
 def encode(
-    processor: Any, item: Mapping[str, Any], style: str = "think", *, reply: bool = True, max_length: int | None = None
+    processor: Any,
+    item: Mapping[str, Any],
+    style: str = "think",
+    *,
+    reply: bool = True,
+    max_length: int | None = None,
+    hearing: str = "refuse",
 ) -> Example:
     """One `item` of a :class:`ShardDataset` as the model is given it; with `reply`, the answer in `style` is learnt.
 
@@ -76,7 +83,8 @@ def encode(
         raise ShardError(describe(name, "an answer among its choices", repr(sample.answer)))
     extractor = processor.feature_extractor
     if waveform is not None:
-        audio.check(waveform, layouts=extractor.layouts, sample_rate=extractor.sampling_rate, name=sample.id)
+        waveform = audio.hear(waveform, extractor.layouts, hearing, name=sample.id)
+        audio.check(waveform, layouts=None, sample_rate=extractor.sampling_rate, name=sample.id)
     audios = [] if waveform is None else [waveform.samples]
     messages = prompts.conversation(sample, audios=len(audios))
     prompt = processor.render(messages, generate=True)
@@ -183,9 +191,11 @@ class Examples(Dataset[Example]):
         silent_share: float = 0.0,
         swap_share: float = 0.0,
         seed: int = 0,
+        hearing: str = "refuse",
     ):
         self.shards, self.size = shards, len(shards) if limit is None else min(limit, len(shards))
-        self.encode = functools.partial(encode, processor, style=style, reply=reply, max_length=max_length)
+        how: dict[str, Any] = {"style": style, "reply": reply, "max_length": max_length, "hearing": hearing}
+        self.encode: Callable[..., Example] = functools.partial(encode, processor, **how)
         self.silent = np.random.default_rng([seed, SILENCE_STREAM]).random(len(shards)) < silent_share
         self.swapped = np.random.default_rng([seed, SWAP_STREAM]).random(len(shards)) < swap_share
 
@@ -259,12 +269,12 @@ class Rejects:
                 )
 
 
-def open_shards(folders: Sequence[Path], processor: Any, max_reject_share: float) -> ShardDataset:
+def open_shards(folders: Sequence[Path], processor: Any, data: DataRecipe) -> ShardDataset:
     """Shards that fit the encoder: another layout or rate is an error before training, not in the middle of it."""
     extractor = processor.feature_extractor
     return ShardDataset(
         folders,
-        layouts=extractor.layouts,
+        layouts=audio.audible(extractor.layouts, data.hearing),
         sample_rate=extractor.sampling_rate,
-        max_reject_share=max_reject_share,
+        max_reject_share=data.max_reject_share,
     )

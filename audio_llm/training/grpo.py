@@ -125,7 +125,7 @@ def build_trainer(
     return AudioGRPOTrainer(
         reward_funcs=functions,
         processing_class=tokenizer,
-        prompts=Examples(run.shards, run.processor, recipe.data.style, reply=False),
+        prompts=Examples(run.shards, run.processor, recipe.data.style, reply=False, hearing=recipe.data.hearing),
         engine=engine,
         parity_bound=parity_bound(recipe),
         completions=completions,

@@ -32,8 +32,8 @@ class LoRARecipe:
 class ModelRecipe:
     """Either `path` (a checkpoint folder) or the three parts to assemble one from.
 
-    `encoder` is ``{path: folder}`` or ``{name: beats, published: file}``; `channels` in it is what an encoder of mono
-    hears of two channels: left, right, mean or each.
+    `encoder` is ``{path: folder}`` or ``{name: beats, published: file}``; `hearing` in it is what it hears of another
+    layout: left, right, mean or each of two channels, omni of ambisonics, duplicate of one.
     """
 
     path: Path | None = None

@@ -211,7 +211,7 @@ class PolicyRun(Run):
         data, self.samples_per_step = recipe.data, samples_per_step
         self.start = starting_folder(recipe.model, recipe.output)
         self.processor = load_processor(self.start)
-        self.shards = open_shards(data.train, self.processor, data.max_reject_share)
+        self.shards = open_shards(data.train, self.processor, data)
         samples = len(self.shards)
         arguments.max_steps = planned_steps(recipe, samples, samples_per_step)
         self.order = RunSampler(self.shards, recipe.seed, arguments.max_steps * samples_per_step)

@@ -110,8 +110,9 @@ def build_trainer(run: PolicyRun, recipe: SFTRecipe, model: Any) -> SFTTrainer:
     warn_if_endless(run.processor, model)
     validation = None
     if data.validation:
-        shards, limit = open_shards(data.validation, run.processor, data.max_reject_share), data.validation_samples
-        validation = Examples(shards, run.processor, data.style, max_length=data.max_length, limit=limit)
+        shards, limit = open_shards(data.validation, run.processor, data), data.validation_samples
+        how: dict[str, Any] = {"max_length": data.max_length, "hearing": data.hearing}
+        validation = Examples(shards, run.processor, data.style, limit=limit, **how)
     return SFTTrainer(
         train_dataset=Examples(
             run.shards,
@@ -121,6 +122,7 @@ def build_trainer(run: PolicyRun, recipe: SFTRecipe, model: Any) -> SFTTrainer:
             silent_share=data.silent_share,
             swap_share=data.swap_share,
             seed=recipe.seed,
+            hearing=data.hearing,
         ),
         eval_dataset=validation,
         data_collator=functools.partial(collate, tokenizer=run.processor.tokenizer),

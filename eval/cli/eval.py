@@ -6,9 +6,9 @@ import argparse
 import math
 import sys
 
+from audio_llm.cli.hearing import add_hearing
 from eval.cli.options import add_asking, add_scorer_settings, at_least
 
-MONO = ("mean", "omni", "left", "right")
 USUAL, FULL = ("silence,swap", 1), ("all", 3)  # controls, orders of the options: unless they are given
 HELP = "answer held-out questions with a model, with controls; every answer is stored and scored"
 
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--style", help="begin the reply for the model: answer, think or think_semantics")
     add_asking(parser)
     add_scorer_settings(parser)
-    parser.add_argument("--mono", choices=MONO, help="for a model of one channel: what it hears of several")
+    add_hearing(parser, "--mono")
     parser.add_argument("--batch-size", type=int, help="sequences decoded together (requests in flight over HTTP)")
     parser.add_argument(
         "--max-errors",
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         style=args.style,
         instruction=args.instruction,
         answer_as=args.answer_as,
-        mono=args.mono,
+        hearing=args.hearing,
         limit=None if args.limit is None else at_least(1, "--limit", args.limit),
     )
     max_errors = None if args.max_errors is None else share("--max-errors", args.max_errors)
@@ -120,7 +120,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         if not args.overwrite:
             runner.claim(out, manifest)
-        engine = open_engine(args.engine, args.model, args.adapter, batch_size=args.batch_size, seed=args.seed)
+        size, seed, hearing = args.batch_size, args.seed, args.hearing
+        engine = open_engine(args.engine, args.model, args.adapter, batch_size=size, seed=seed, hearing=hearing)
         manifest["engine"] = engine.name
         try:
             if args.overwrite:  # only now, when the new run can begin

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from audio_llm import cli
-from audio_llm.audio import Waveform, encode
+from audio_llm.answering.ask import ask
+from audio_llm.audio import Waveform, decode, encode
 from audio_llm.language import prompts
 
 
@@ -31,6 +32,30 @@ def test_answers_about_two_files(checkpoint, clip: Path, capsys: pytest.CaptureF
     assert "choice:   no choice (" in capsys.readouterr().out
 
 
+def test_a_mono_file_is_heard_where_that_is_asked_for(checkpoint, clip: Path, tmp_path: Path) -> None:
+    """`--hearing duplicate` gives the reply to a file with the same sound in both channels; without it: see below."""
+    samples = decode(clip).samples[:1]
+    replies = []
+    for name, rows, more in (("one", [0], {"hearing": "duplicate"}), ("two", [0, 0], {})):
+        path = tmp_path / f"{name}.wav"
+        path.write_bytes(encode(Waveform(samples[rows], 44100, "mono" if len(rows) == 1 else "stereo"), "wav"))
+        replies.append(ask(str(checkpoint()), "What is heard?", [path], max_tokens=8, **more))
+    assert replies[0] == replies[1]
+
+
+def test_a_request_says_what_is_heard(clip: Path) -> None:
+    pytest.importorskip("vllm")
+    from audio_llm.serving.media import MultiChannelAudioIO
+
+    one = encode(Waveform(decode(clip).samples[:1], 44100, "mono"), "wav")
+    samples, _ = MultiChannelAudioIO(hearing="duplicate").load_bytes(one)
+    assert samples.shape[0] == 2 and np.array_equal(samples[0], samples[1])
+    assert MultiChannelAudioIO().load_bytes(one)[0].shape[0] == 1
+    assert MultiChannelAudioIO(hearing="mean").load_bytes(clip.read_bytes())[0].shape[0] == 1
+    with pytest.raises(ValueError, match="did you mean 'duplicate'"):
+        MultiChannelAudioIO(hearing="duplicat").load_bytes(one)
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
@@ -44,7 +69,7 @@ def test_answers_about_two_files(checkpoint, clip: Path, capsys: pytest.CaptureF
         (["what?", "--model", "{model}", "--adapter", "nowhere"], "adapter_config.json"),
         (["what?", "--model", "{model}", "--constrain"], "--choices"),
         (["what?", "--model", "{model}", "--constrain", "--choices", "a"], "--engine vllm"),
-        (["{mono}", "what?", "--model", "{model}"], "2 channels"),
+        (["{mono}", "what?", "--model", "{model}"], "--hearing duplicate"),
     ],
 )
 def test_says_what_is_wrong(

@@ -122,7 +122,7 @@ def test_the_placeholder_is_expanded_as_the_models_own_processor_does(tmp_path: 
 def test_what_it_cannot_hear_is_refused_by_name(native: Path) -> None:
     engine = open_engine("auto", str(native))
     two = Waveform(np.zeros((2, 16000), np.float32), 16000, "stereo")
-    with pytest.raises(AudioError, match=r"item 'x': expected one channel.*--mono"):
+    with pytest.raises(AudioError, match=r"item 'x': expected layout mono, found stereo.*--hearing left"):
         engine.prepare(two, "item 'x'")
     with pytest.raises(AudioError, match=r"expected at most 30 s.*found 31\.00 s"):
         engine.prepare(Waveform(np.zeros((1, 31 * 16000), np.float32), 16000, "mono"), "item 'x'")
@@ -142,10 +142,10 @@ def test_a_typed_placeholder_and_a_deaf_template_do_not_pass(native: Path) -> No
 def test_a_whole_run_by_one_of_two_channels(native: Path, shards, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = ["eval", str(native), str(shards(count=12)), "--out", str(out), "--engine", "transformers", "--quiet"]
-    command += ["--max-tokens", "4", "--controls", "silence,text_only", "--mono", "left"]
+    command += ["--max-tokens", "4", "--controls", "silence,text_only", "--hearing", "left"]
     assert main(command) == 0
     rows = predictions.read(out)
     assert len(rows) == 36 and not any(row.error for row in rows)
     tokens = {row.control: row.prompt_tokens for row in rows}  # of the last item
     assert tokens[""] == tokens["silence"] > tokens["text_only"]
-    assert json.loads((out / "run.json").read_text())["settings"]["mono"] == "left"
+    assert json.loads((out / "run.json").read_text())["settings"]["hearing"] == "left"

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ from audio_llm.encoders.heads import UrbanSoundHead
 from audio_llm.errors import AudioError, ConfigError
 from audio_llm.language import prompts
 from audio_llm.model.build import load_model, load_processor
-from audio_llm.model.encoder import ENCODERS, Channels, build_encoder, encoder_config
+from audio_llm.model.encoder import ENCODERS, HEARS, build_encoder, encoder_config
 from audio_llm.model.export import language_model_weights, write_language_model
 from audio_llm.model.folder import open_encoder, save_parts
 from audio_llm.shards.reader import ShardDataset
@@ -49,7 +49,7 @@ def beats(folder: Path) -> dict[str, Any]:
     state = build_encoder({"name": "beats", **test_published.BEATS}).state_dict()
     tables = {test_published.TABLE.format(layer): state[test_published.TABLE.format(0)] for layer in (1, 2)}
     test_published.beats_original(state | tables, folder / "beats.pt")
-    return {"name": "beats", "published": folder / "beats.pt", "channels": "each"}
+    return {"name": "beats", "published": folder / "beats.pt", "hearing": "each"}
 
 
 def spatial_ast(folder: Path) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def urbansound(folder: Path) -> dict[str, Any]:
     encoder = build_encoder({"name": "urbansound_cnn"})
     head = UrbanSoundHead(encoder.hidden_size, encoder.grid, 10)
     test_published.urbansound_original({**encoder.state_dict(), **head.state_dict()}, folder / "best.pt")
-    return {"name": "urbansound_cnn", "published": folder / "best.pt", "channels": "mean"}
+    return {"name": "urbansound_cnn", "published": folder / "best.pt", "hearing": "mean"}
 
 
 def stereo_seld(folder: Path) -> dict[str, Any]:
@@ -73,13 +73,13 @@ def stereo_seld(folder: Path) -> dict[str, Any]:
 def panns(folder: Path) -> dict[str, Any]:
     content, fields = test_pseld.wrapped("panns")
     torch.save(content, folder / "Cnn14.pth")
-    return {"name": "cnn14", "published": folder / "Cnn14.pth", **fields, "channels": "left"}
+    return {"name": "cnn14", "published": folder / "Cnn14.pth", **fields, "hearing": "left"}
 
 
 def htsat(folder: Path) -> dict[str, Any]:
     content, fields = test_pseld.wrapped("audioset")
     torch.save(content, folder / "HTSAT.ckpt")
-    return {"name": "htsat", "published": folder / "HTSAT.ckpt", **fields, "channels": "right"}
+    return {"name": "htsat", "published": folder / "HTSAT.ckpt", **fields, "hearing": "right"}
 
 
 def whisper(folder: Path) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def whisper(folder: Path) -> dict[str, Any]:
     heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "decoder_ffn_dim": 96}
     tokens = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 4}
     WhisperForConditionalGeneration(WhisperConfig(**sizes, **heads, **tokens)).save_pretrained(folder / "whisper")
-    return {"name": "whisper", "published": folder / "whisper", "window_seconds": 2.0, "channels": "each"}
+    return {"name": "whisper", "published": folder / "whisper", "window_seconds": 2.0, "hearing": "each"}
 
 
 MAKERS: tuple[Maker, ...] = (beats, spatial_ast, urbansound, stereo_seld, panns, htsat, whisper)
@@ -283,7 +283,7 @@ def test_reinforcement_from_a_published_file(bursts, trained, tmp_path):
     result = grpo.run(config.build(grpo.GRPORecipe, tree), transformers_engine)
     assert result["steps"] == 2
     encoder = load_model(tmp_path / "grpo" / "merged").model.audio_encoder
-    assert encoder.channels == "each" and moved(load_model(folder / "merged").model.audio_encoder, encoder)
+    assert encoder.hearing == "each" and moved(load_model(folder / "merged").model.audio_encoder, encoder)
 
 
 # ---------------------------------------------------------------------------------------- one channel of two, by name
@@ -292,7 +292,7 @@ def test_reinforcement_from_a_published_file(bursts, trained, tmp_path):
 def test_the_makers_are_all_encoders_and_choices(published):
     named = [published(maker) for maker in MAKERS]
     assert {entry["name"] for entry in named} == set(ENCODERS)
-    assert {entry["channels"] for entry in named if "channels" in entry} == set(get_args(Channels))
+    assert {entry["hearing"] for entry in named if "hearing" in entry} == set(HEARS) - {"omni", "duplicate"}
 
 
 def two_channels(samples: int = 10240) -> Tensor:
@@ -314,7 +314,7 @@ def test_everything_needed_is_in_the_state_dict(name):
 
 
 def test_what_is_heard_of_two_channels():
-    """Each choice is the mono encoder on audio.select_channel's or audio.downmix's result, padded clips included."""
+    """Each choice is the mono encoder on the result of audio.hear, padded clips included."""
     torch.manual_seed(0)
     mono = build_encoder(MONO).eval()
     clips, lengths = two_channels(), torch.tensor([10240, 6000])
@@ -326,15 +326,15 @@ def test_what_is_heard_of_two_channels():
             row[:, : wave.num_samples] = convert(wave).samples
         return mono(torch.from_numpy(padded), lengths)
 
-    expected = {side: alone(lambda wave, side=side: audio.select_channel(wave, side)) for side in ("left", "right")}
-    expected["mean"] = alone(lambda wave: audio.downmix(wave, "mean"))
+    names = ("left", "right", "mean")
+    expected = {name: alone(lambda wave, name=name: audio.hear(wave, ("mono",), name)) for name in names}
     joined = torch.cat((expected["left"][0], expected["right"][0]), dim=-1)
     expected["each"] = joined, expected["left"][1]
-    for channels, (tokens, mask) in expected.items():
-        encoder = build_encoder({**MONO, "channels": channels}).eval()
+    for hearing, (tokens, mask) in expected.items():
+        encoder = build_encoder({**MONO, "hearing": hearing}).eval()
         encoder.load_state_dict(mono.state_dict())
         assert encoder.layouts == ("stereo", "binaural") and encoder.num_channels == 2
-        assert encoder.hidden_size == (64 if channels == "each" else 32)
+        assert encoder.hidden_size == (64 if hearing == "each" else 32)
         found, same = encoder(clips, lengths)
         torch.testing.assert_close(found, tokens, rtol=0, atol=2e-5)
         assert torch.equal(same, mask) and not same.all()
@@ -345,25 +345,43 @@ def test_what_is_heard_of_two_channels():
 
 def test_the_choice_is_kept_in_folders(tmp_path):
     torch.manual_seed(0)
-    mono, each = build_encoder(MONO), build_encoder({**MONO, "channels": "each"})
+    mono, each = build_encoder(MONO), build_encoder({**MONO, "hearing": "each"})
     each.load_state_dict(mono.state_dict())
     save_parts(tmp_path / "mono", mono, {}, {})
     save_parts(tmp_path / "each", each, {}, {})
     clips, lengths = two_channels(), torch.tensor([10240, 6000])
     with torch.inference_mode():
         tokens = each.eval()(clips, lengths)[0]
-        for named in ({"path": tmp_path / "each"}, {"path": tmp_path / "mono", "channels": "each"}):
+        for named in ({"path": tmp_path / "each"}, {"path": tmp_path / "mono", "hearing": "each"}):
             encoder = open_encoder(named)
-            assert encoder.channels == "each" and torch.equal(encoder(clips, lengths)[0], tokens)
-    with pytest.raises(ConfigError, match="channels left: expected one choice"):
-        open_encoder({"path": tmp_path / "each", "channels": "left"})
+            assert encoder.hearing == "each" and torch.equal(encoder(clips, lengths)[0], tokens)
+    with pytest.raises(ConfigError, match="hearing left: expected one choice"):
+        open_encoder({"path": tmp_path / "each", "hearing": "left"})
+
+
+@pytest.mark.parametrize(("kind", "hearing", "rows"), [("mono", "omni", [0]), ("two", "duplicate", [0, 0])])
+def test_other_layouts_are_heard_by_name(kind, hearing, rows):
+    torch.manual_seed(0)
+    config = MONO if kind == "mono" else {"name": "spatial_ast", "preset": "tiny"}
+    plain, told = build_encoder(config).eval(), build_encoder({**config, "hearing": hearing}).eval()
+    told.load_state_dict(plain.state_dict())
+    clips = torch.randn(2, 4 if hearing == "omni" else 1, told.window_samples)
+    lengths = torch.tensor([told.window_samples, 6000])
+    assert told.num_channels == clips.shape[1]
+    assert torch.equal(told(clips, lengths)[0], plain(clips[:, rows], lengths)[0])
+
+
+def test_a_folder_of_version_0_1_says_channels():
+    assert build_encoder({**MONO, "channels": "each"}).hearing == "each"
 
 
 def test_bad_choices_are_explained(bursts, language_model, published, tmp_path):
-    with pytest.raises(ConfigError, match="channels: expected one of left, right, mean, each, found 'both'"):
-        build_encoder({**MONO, "channels": "both"})
-    with pytest.raises(ConfigError, match="spatial_ast: channels left: expected an encoder of one channel"):
-        build_encoder({"name": "spatial_ast", "preset": "tiny", "channels": "left"})
-    named = {key: value for key, value in published(beats).items() if key != "channels"}
-    with pytest.raises(AudioError, match=r"layout mono.*binaural.*encoder's key `channels: left"):
+    with pytest.raises(
+        ConfigError, match="hearing: expected one of left, right, mean, each, omni, duplicate, found 'both'"
+    ):
+        build_encoder({**MONO, "hearing": "both"})
+    with pytest.raises(ConfigError, match="spatial_ast: hearing left: expected an encoder of 1 channel"):
+        build_encoder({"name": "spatial_ast", "preset": "tiny", "hearing": "left"})
+    named = {key: value for key, value in published(beats).items() if key != "hearing"}
+    with pytest.raises(AudioError, match=r"layout mono.*binaural.*`--hearing left`"):
         sft.run(recipe_of(tmp_path / "run", named, language_model, bursts(16000)))

@@ -525,7 +525,7 @@ def test_a_converted_fine_tuned_file_is_a_classifier(tmp_path, capsys):
         assert f"unknown key '{field}'" in capsys.readouterr().err
     state = open_encoder({"path": out}).state_dict()
     assert all(torch.equal(value, state[key]) for key, value in encoder.state_dict().items())
-    with pytest.raises(ConfigError, match=r"'path' \(and 'channels'\)"):
+    with pytest.raises(ConfigError, match=r"'path' \(and 'hearing'\)"):
         open_encoder({"path": out, "name": "beats"})
 
 

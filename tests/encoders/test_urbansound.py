@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from audio_llm.audio import Waveform, downmix, resample
+from audio_llm.audio import Waveform, hear, resample
 from audio_llm.encoders import features
 from audio_llm.encoders.heads import LinearClassifier, UrbanSoundHead, build_classifier
 from audio_llm.encoders.urbansound_cnn import CLASSES, UrbanSoundCNN
@@ -83,7 +83,7 @@ def test_every_array_of_the_reference(published, number):
     pcm, rate = reference[f"{number}/pcm"], int(reference[f"{number}/sr"])
     layout = "mono" if pcm.shape[1] == 1 else "stereo"
     waveform = resample(Waveform(np.ascontiguousarray(pcm.T), rate, layout), 22050)
-    samples = torch.from_numpy(downmix(waveform, "mean").samples[:, :WINDOW])[None]
+    samples = torch.from_numpy(hear(waveform, ("mono",), "mean").samples[:, :WINDOW])[None]
     lengths = torch.tensor([samples.shape[2]])
     with torch.inference_mode():
         prepared = encoder.prepare(samples, lengths)

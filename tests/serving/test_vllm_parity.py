@@ -52,14 +52,14 @@ def test_three_families_and_channel_counts(checkpoint, tmp_path: Path) -> None:
 
 def test_a_mono_encoder_that_hears_two_channels(tmp_path: Path) -> None:
     beats = {"name": "beats", "preset": "tiny", "window_seconds": 0.64, "hidden_size": 48, "depth": 2}
-    model = make_checkpoint(tmp_path / "model", encoder={**beats, "channels": "each"})
+    model = make_checkpoint(tmp_path / "model", encoder={**beats, "hearing": "each"})
     rows = parity([model], [], tmp_path / "report.json")[str(model)]
     assert {"vLLM, single", "vLLM, batch"} <= set(rows)
 
 
 @pytest.mark.slow
 def test_a_convolutional_encoder_with_adapters_folded_in(tmp_path: Path) -> None:
-    encoder = {"name": "urbansound_cnn", "preset": "tiny", "channels": "mean"}
+    encoder = {"name": "urbansound_cnn", "preset": "tiny", "hearing": "mean"}
     start = make_checkpoint(tmp_path / "start", encoder=encoder)
     adapted_encoder(start, tmp_path / "run")
     rows = parity([tmp_path / "run" / "merged"], [], tmp_path / "report.json")[str(tmp_path / "run" / "merged")]

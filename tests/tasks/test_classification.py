@@ -471,8 +471,8 @@ def test_channels_are_mixed_only_when_asked_for(tmp_path):
     encoder = build_encoder(ENCODER)
     with pytest.raises(TrainingError, match="expected layout mono"):
         clips.ClipStore([tmp_path], encoder)
-    for rule, value in (("mean", 0.125), ("first", 0.5)):
-        assert clips.ClipStore([tmp_path], encoder, channels=rule)[0].samples[0, 100] == pytest.approx(value, abs=1e-4)
+    for rule, value in (("mean", 0.125), ("left", 0.5)):
+        assert clips.ClipStore([tmp_path], encoder, hearing=rule)[0].samples[0, 100] == pytest.approx(value, abs=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------ cross-validation

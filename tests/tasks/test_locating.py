@@ -122,7 +122,7 @@ def test_an_event_as_a_person_reads_it():
     [
         (["--format", "block"], "of task classification"),
         (["--hop", "1"], "--hop"),
-        (["--channels", "mean"], "--channels"),
+        (["--hearing", "mean"], "hearing mean: expected a model of mono"),
     ],
 )
 def test_options_of_classifiers_are_refused(folder, file, arguments, said, capsys):

@@ -28,11 +28,11 @@ RATE = 16000
 LABELS = ["car horn", "dog", "rain"]
 
 
-def write_model(folder: Path, seed: int, channels: str = "refuse", labels: list[str] = LABELS) -> Path:
+def write_model(folder: Path, seed: int, hearing: str = "refuse", labels: list[str] = LABELS) -> Path:
     torch.manual_seed(seed)
     encoder = build_encoder({"name": "urbansound_cnn", "preset": "tiny"})
     head = build_classifier({}, encoder, len(labels))
-    facts = {"task": "classification", "labels": labels, "head": {}, "channels": channels}
+    facts = {"task": "classification", "labels": labels, "head": {}, "hearing": hearing}
     return save_parts(folder, encoder, {"head": head}, facts)
 
 
@@ -115,7 +115,8 @@ def test_channels_by_name(model, tmp_path, capsys):
         ("l", left, "mean"),
         ("m", mean, "mean"),
     ):
-        assert main(["predict", str(model), file, "--channels", rule, "--format", "json"]) == 0
+        flag = "--channels" if rule == "first" else "--hearing"  # the flag and the word of version 0.1
+        assert main(["predict", str(model), file, flag, rule, "--format", "json"]) == 0
         found[name] = lines(capsys)[0]["probabilities"]
     assert (
         found["first"] == found["l"]
@@ -124,23 +125,24 @@ def test_channels_by_name(model, tmp_path, capsys):
     )
     assert main(["predict", str(model), both]) == 2
     message = capsys.readouterr().err
-    assert "`channels: left|right|mean|each`" in message and "--channels mean or first" in message
-    asked = write_model(tmp_path / "asked", seed=0, channels="mean")  # as the model was trained
+    assert "--hearing left" in message and "--hearing mean" in message
+    asked = write_model(tmp_path / "asked", seed=0, hearing="mean")  # as the model was trained
     assert main(["predict", str(asked), both, "--format", "json"]) == 0
     assert lines(capsys)[0]["probabilities"] == found["mean"]
 
 
 def test_a_model_of_two_channels_has_no_choice_of_them(tmp_path, capsys):
-    encoder = build_encoder({"name": "beats", "preset": "tiny", "channels": "each"})
-    facts = {"task": "classification", "labels": LABELS, "head": {}, "channels": "mean"}  # where it wants one: never
+    encoder = build_encoder({"name": "beats", "preset": "tiny", "hearing": "each"})
+    facts = {"task": "classification", "labels": LABELS, "head": {}, "channels": "mean"}  # of version 0.1, in vain
     model = str(save_parts(tmp_path / "model", encoder, {"head": build_classifier({}, encoder, 3)}, facts))
     both, one = write(tmp_path / "both.wav", noise(RATE, 2)), write(tmp_path / "one.wav", noise(RATE))
     assert main(["predict", model, both]) == 0
-    assert main(["predict", model, both, "--channels", "mean"]) == 2
+    assert main(["predict", model, both, "--hearing", "mean"]) == 2
     assert "found one that hears stereo or binaural" in capsys.readouterr().err
     assert main(["predict", model, one]) == 2
     message = capsys.readouterr().err
-    assert "found mono" in message and "--channels" not in message
+    assert "found mono" in message and "--hearing duplicate" in message
+    assert main(["predict", model, one, "--hearing", "duplicate"]) == 0
 
 
 def test_names_that_are_no_text(model, tmp_path):
@@ -270,7 +272,7 @@ def test_a_folder_without_a_model_is_told_what_one_has(tmp_path, capsys):
         ({"head": "linear"}, "head in config.json: expected a mapping"),
         ({"head": {"name": "conical"}}, "expected a name of linear"),
         ({"head": {"dropout": 2}}, "head.dropout: expected a share"),
-        ({"channels": "both"}, "channels: expected refuse or mean or first, found 'both'"),
+        ({"hearing": "both"}, "hearing: expected one of refuse, left, right, mean, omni, duplicate, found 'both'"),
     ],
 )
 def test_a_spoilt_configuration_is_one_sentence(model, tmp_path, capsys, changes, words):

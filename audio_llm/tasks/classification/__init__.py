@@ -35,7 +35,7 @@ class Classification(EncoderTask):
         "or a published classifier"
     )
     formats = ("table", "json", "block")
-    options = ("hop", "channels", "fold")
+    options = ("hop", "hearing", "fold")
 
     def train(self, recipe: TaskRecipe) -> None:
         from audio_llm.tasks.trainer import train
@@ -46,7 +46,7 @@ class Classification(EncoderTask):
         from audio_llm.tasks.classification.task import ClassificationTask, TaggingTask
 
         kind = TaggingTask if self.name == "tagging" else ClassificationTask
-        return kind(encoder, labels, recipe.head, smoothing=recipe.label_smoothing, channels=recipe.channels)
+        return kind(encoder, labels, recipe.head, smoothing=recipe.label_smoothing, hearing=recipe.hearing)
 
     def recognises(self, path: Path) -> bool:
         """A folder of training or of folds, or a published file; a folder that names no task classifies."""
@@ -57,7 +57,7 @@ class Classification(EncoderTask):
     def predictor(self, path: Path, options: Mapping[str, Any]) -> Callable[[str, str], str]:
         from audio_llm.tasks.classification.predict import as_text, load, predict_file
 
-        classifier, hop = load(path, options.get("channels"), options.get("fold")), options.get("hop")
+        classifier, hop = load(path, options.get("hearing"), options.get("fold")), options.get("hop")
         return lambda file, form: as_text(file, predict_file(classifier, file, hop), form)
 
 

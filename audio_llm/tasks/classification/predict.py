@@ -11,14 +11,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from audio_llm import audio
-from audio_llm.datasets.sounds import Channels, as_asked
+from audio_llm.config import VALUES
 from audio_llm.errors import AudioError, CheckpointError, ConfigError, describe, one_line
 from audio_llm.model.encoder import AudioEncoder
 from audio_llm.model.folder import CONFIG, read_facts
@@ -53,7 +53,7 @@ class Classifier:
     members: list[tuple[AudioEncoder, nn.Module]]
     labels: list[str]
     task: str = "classification"
-    channels: Channels = "refuse"
+    hearing: str = "refuse"
     batch_size: int = 16
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -63,7 +63,7 @@ class Classifier:
             head.to(self.device).eval()
 
     def predict(self, waveform: audio.Waveform, hop_seconds: float | None = None, name: str = "audio") -> Prediction:
-        """Raises :class:`AudioError` for channels that the encoder does not take (see `channels`)."""
+        """Raises :class:`AudioError` for channels that the encoder does not take (see `hearing`)."""
         parts = [self._member(encoder, head, waveform, hop_seconds, name) for encoder, head in self.members]
         starts, ends = parts[0][1:]
         same = all(part[1] == starts for part in parts)
@@ -74,14 +74,7 @@ class Classifier:
     def _member(
         self, encoder: AudioEncoder, head: nn.Module, waveform: audio.Waveform, hop_seconds: float | None, name: str
     ) -> tuple[np.ndarray, list[float], list[float]]:
-        mono = encoder.layouts == ("mono",)
-        try:
-            waveform = as_asked(waveform, self.channels) if mono else waveform
-            audio.check(waveform, layouts=encoder.layouts, name=name)
-        except AudioError as error:
-            if not mono:
-                raise
-            raise AudioError(f"{error} Here: --channels mean or first.") from error
+        waveform = audio.hear(waveform, encoder.layouts, self.hearing, name=name)
         if not np.isfinite(waveform.samples).all():  # decode() refuses such files; arrays come from anywhere
             raise AudioError(describe(name, "finite samples", "NaN or Inf"))
         samples = audio.resample(waveform, encoder.sample_rate).samples
@@ -135,8 +128,8 @@ def recognises(path: Path) -> bool:
     return facts.get("task") == "classification" or ("head" in facts and facts.get("task") != "tagging")
 
 
-def load(path: str | Path, channels: Channels | None = None, fold: str | None = None) -> Classifier:
-    """A classifier from what `path` is; `channels` replaces what the model was trained with.
+def load(path: str | Path, hearing: str | None = None, fold: str | None = None) -> Classifier:
+    """A classifier from what `path` is; `hearing` replaces what the model was trained with.
 
     Of a folder of folds, `fold` takes the model that was tested on that one; by default all of them answer together.
     Raises :class:`CheckpointError` for a path that is no classifier, or an ensemble whose classes differ, and
@@ -153,11 +146,10 @@ def load(path: str | Path, channels: Channels | None = None, fold: str | None = 
     configs = [config for _, _, config in members]
     if any(config["labels"] != configs[0]["labels"] for config in configs):
         raise CheckpointError(describe(f"ensemble {path}", "members with the same classes", "others"))
-    rule = channels or configs[0].get("channels", "refuse")
-    if rule not in get_args(Channels):
-        raise CheckpointError(describe(f"model {path}: channels", " or ".join(get_args(Channels)), repr(rule)))
-    _check_choice(channels, members[0][0])
-    return Classifier([member[:2] for member in members], configs[0]["labels"], configs[0]["task"], rule)
+    layouts = members[0][0].layouts
+    hearing = hearing or _stored_hearing(configs[0], layouts)
+    audio.audible(layouts, hearing)
+    return Classifier([member[:2] for member in members], configs[0]["labels"], configs[0]["task"], hearing)
 
 
 def _folds(path: Path) -> dict[str, list[Path]]:
@@ -185,11 +177,11 @@ def _open(path: Path) -> tuple[AudioEncoder, nn.Module, dict[str, Any]]:
     return published.encoder, published.heads["head"], published.facts
 
 
-def _check_choice(channels: Channels | None, encoder: AudioEncoder) -> None:
-    if channels not in (None, "refuse") and encoder.layouts != ("mono",):
-        expected = "a model of one channel, whose choice it is"
-        found = f"one that hears {' or '.join(encoder.layouts)}"
-        raise ConfigError(describe(f"--channels {channels}", expected, found, "Leave it out."))
+def _stored_hearing(facts: dict[str, Any], layouts: Sequence[str]) -> str:
+    """What a model was trained with. Folders of version 0.1 call it ``channels``, and some have it in vain."""
+    if "hearing" in facts or "channels" not in facts:
+        return str(facts.get("hearing", "refuse"))
+    return VALUES["hearing"].get(facts["channels"], facts["channels"]) if "mono" in layouts else "refuse"
 
 
 def _load_folder(folder: Path) -> tuple[AudioEncoder, nn.Module, dict[str, Any]]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audio_llm.datasets.sounds import Channels
+from audio_llm.audio import Hearing
 from audio_llm.encoders.heads import build_classifier
 from audio_llm.errors import CheckpointError, ConfigError, TrainingError, describe
 from audio_llm.model.encoder import AudioEncoder
@@ -46,10 +46,10 @@ class TaggingTask(SupervisedTask):
         head: Mapping[str, Any],
         *,
         smoothing: float = 0.0,
-        channels: Channels = "refuse",
+        hearing: Hearing = "refuse",
     ) -> None:
         super().__init__(encoder, labels)
-        self.head_config, self.smoothing, self.channels = dict(head), smoothing, channels
+        self.head_config, self.smoothing, self.hearing = dict(head), smoothing, hearing
         self.head = build_classifier(self.head_config, encoder, len(labels))
 
     def targets(self, batch: Batch) -> tuple[ClassTargets]:
@@ -88,7 +88,7 @@ class TaggingTask(SupervisedTask):
         return tagging_scores(*by_clip(parts)[1:])
 
     def save(self, folder: Path) -> None:
-        facts = {"task": self.name, "labels": list(self.labels), "head": self.head_config, "channels": self.channels}
+        facts = {"task": self.name, "labels": list(self.labels), "head": self.head_config, "hearing": self.hearing}
         save_parts(folder, self.encoder, {"head": self.head}, facts)
 
 

@@ -29,13 +29,13 @@ class EchoTwinEngine(Engine):
     needs_audio = True
     constrains = True  # it says nothing but a choice
 
-    def __init__(self, model: EchoTwin, tokenizer: Any, batch_size: int = 16) -> None:
+    def __init__(self, model: EchoTwin, tokenizer: Any, batch_size: int = 16, hearing: str = "refuse") -> None:
         import torch
 
         from audio_llm.tasks.echotwin.data import Listener
 
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-        self.tokenizer, self.batch_size = tokenizer, batch_size
+        self.tokenizer, self.batch_size, self.hearing = tokenizer, batch_size, hearing
         self.listener = Listener(self.model)
 
     @classmethod
@@ -49,14 +49,13 @@ class EchoTwinEngine(Engine):
 
         if options.adapter is not None:
             raise ConfigError(describe(f"adapter {options.adapter}", "none, for EchoTwin takes none", "one"))
-        return cls(*load_echotwin(options.model), options.batch_size or 16)
+        return cls(*load_echotwin(options.model), options.batch_size or 16, options.hearing)
 
     def prepare(self, sound: Waveform | Path, name: str) -> Waveform:
-        """The audio as it is; the model makes one channel of several, as its tower wants it."""
-        waveform = decoded(sound)
+        """The audio in the layout of the model's tower; of several channels one hears their mean, as published."""
         layouts = self.model.audio_enc.layouts
-        audio.check(waveform, layouts=tuple(audio.LAYOUT_CHANNELS) if layouts == ("mono",) else layouts, name=name)
-        return waveform
+        published = "mean" if "mono" in layouts and self.hearing == "refuse" else self.hearing
+        return audio.hear(decoded(sound), layouts, published, name=name)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Answer]:
         from audio_llm.tasks.echotwin.data import Asked, best_choice

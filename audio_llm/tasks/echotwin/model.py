@@ -92,9 +92,7 @@ def audio_windows(waveform: Waveform, encoder: AudioEncoder, config: EchoTwinCon
 
     Several channels become one where the encoder takes mono: their mean, as published.
     """
-    if encoder.layouts == ("mono",) and waveform.layout != "mono":
-        waveform = audio.downmix(waveform, "omni" if waveform.layout == "foa" else "mean")
-    audio.check(waveform, layouts=encoder.layouts)
+    waveform = audio.hear(waveform, encoder.layouts, "mean" if "mono" in encoder.layouts else "refuse")
     if config.conventions == "original":
         return [_published_window(waveform, encoder)]
     waveform = audio.resample(waveform, encoder.sample_rate)

@@ -30,7 +30,7 @@ class SELD(EncoderTask):
     recipe = SELDRecipe
     models = "an encoder folder with a head of events in time, or a published network that has one"
     formats = ("table", "json", "csv")
-    options = ("threshold",)
+    options = ("threshold", "hearing")
 
     def train(self, recipe: TaskRecipe) -> None:
         from audio_llm.tasks.trainer import train
@@ -50,7 +50,7 @@ class SELD(EncoderTask):
     def predictor(self, path: Path, options: Mapping[str, Any]) -> Callable[[str, str], str]:
         from audio_llm.tasks.seld.predict import as_text, load, locate_file
 
-        locator = load(path, options.get("threshold"))
+        locator = load(path, options.get("threshold"), options.get("hearing", "refuse"))
         return lambda file, form: as_text(file, locate_file(locator, file), locator.labels, form)
 
 

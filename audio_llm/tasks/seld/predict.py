@@ -33,6 +33,7 @@ class Locator:
     network: seld_head.SELDNetwork
     labels: list[str]
     thresholds: float | Sequence[float] | None = None
+    hearing: str = "refuse"  # of sound in another layout
 
     def __post_init__(self) -> None:
         self.network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -43,7 +44,7 @@ class Locator:
         Raises :class:`AudioError` for channels that are not the network's.
         """
         encoder = self.network.encoder
-        audio.check(waveform, layouts=encoder.layouts, name=name)
+        waveform = audio.hear(waveform, encoder.layouts, self.hearing, name=name)
         output = locate(self.network, audio.resample(waveform, encoder.sample_rate).samples)
         threshold = 0.5 if self.thresholds is None else self.thresholds
         found = decode(output, threshold, elements=self.network.head.elements)
@@ -58,7 +59,7 @@ def recognises(path: Path) -> bool:
     return published_name(path) in _PUBLISHED if path.is_file() else "seld" in read_facts(path)
 
 
-def load(path: str | Path, threshold: float | None = None) -> Locator:
+def load(path: str | Path, threshold: float | None = None, hearing: str = "refuse") -> Locator:
     """From an encoder folder or a published file; `threshold` replaces those that training chose for each class.
 
     Raises :class:`CheckpointError` for a path that is no such network, :class:`ConfigError` for a wrong threshold.
@@ -68,10 +69,10 @@ def load(path: str | Path, threshold: float | None = None) -> Locator:
         raise ConfigError(describe("threshold", "a length of vectors between 0 and 1.41", f"{threshold:g}"))
     if not path.is_file():
         network, config = load_seld(path)
-        return Locator(network, config["labels"], threshold or config.get("thresholds"))
+        return Locator(network, config["labels"], threshold or config.get("thresholds"), hearing)
     published = load_published(path, "seld", "seld")
     network = seld_head.SELDNetwork(published.encoder, published.heads["seld"])
-    return Locator(network, published.facts["labels"], threshold)
+    return Locator(network, published.facts["labels"], threshold, hearing)
 
 
 def locate_file(locator: Locator, path: str | Path) -> Detections:
