@@ -45,6 +45,8 @@ def test_a_mono_file_is_heard_where_that_is_asked_for(checkpoint, clip: Path, tm
 
 def test_a_request_says_what_is_heard(clip: Path) -> None:
     pytest.importorskip("vllm")
+    from vllm.exceptions import VLLMValidationError
+
     from audio_llm.serving.media import MultiChannelAudioIO
 
     one = encode(Waveform(decode(clip).samples[:1], 44100, "mono"), "wav")
@@ -52,7 +54,7 @@ def test_a_request_says_what_is_heard(clip: Path) -> None:
     assert samples.shape[0] == 2 and np.array_equal(samples[0], samples[1])
     assert MultiChannelAudioIO().load_bytes(one)[0].shape[0] == 1
     assert MultiChannelAudioIO(hearing="mean").load_bytes(clip.read_bytes())[0].shape[0] == 1
-    with pytest.raises(ValueError, match="did you mean 'duplicate'"):
+    with pytest.raises(VLLMValidationError, match="did you mean 'duplicate'"):
         MultiChannelAudioIO(hearing="duplicat").load_bytes(one)
 
 

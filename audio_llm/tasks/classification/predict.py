@@ -148,7 +148,10 @@ def load(path: str | Path, hearing: str | None = None, fold: str | None = None) 
         raise CheckpointError(describe(f"ensemble {path}", "members with the same classes", "others"))
     layouts = members[0][0].layouts
     hearing = hearing or _stored_hearing(configs[0], layouts)
-    audio.audible(layouts, hearing)
+    try:
+        audio.audible(layouts, hearing)
+    except ConfigError as error:
+        raise ConfigError(f"model {path}: {error}") from error
     return Classifier([member[:2] for member in members], configs[0]["labels"], configs[0]["task"], hearing)
 
 
