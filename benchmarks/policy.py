@@ -9,7 +9,8 @@ from transformers import AutoConfig
 from audio_llm.model.configuration import AudioLLMConfig
 from audio_llm.model.encoder import build_encoder, encoder_config
 from audio_llm.model.modeling import AudioLLMForConditionalGeneration
-from audio_llm.training.policy import LoRARecipe, make_trainable
+from audio_llm.training.policy import make_trainable
+from audio_llm.training.recipes import LoRARecipe
 from audio_llm.training.rollouts import PolicyWeights
 
 QUICKSTART_PROJECTOR = {

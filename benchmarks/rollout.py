@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from audio_llm.serving.rollout_engines import EngineRecipe, VLLMRollouts
+from audio_llm.serving.rollout_engines import VLLMRollouts
+from audio_llm.training.recipes import EngineRecipe
 from audio_llm.training.rollouts import PolicyWeights, RolloutEngine, Sampling, TransformersRollouts, forbid_tokens
 from benchmarks.policy import build_policy, embeddings
 

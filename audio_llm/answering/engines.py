@@ -148,6 +148,7 @@ class TransformersEngine(Engine):
         return is_ours(where)
 
     def __init__(self, options: Options) -> None:
+        self._check(options)
         import torch
 
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -161,13 +162,16 @@ class TransformersEngine(Engine):
         positions = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
         self._positions: int = positions or sys.maxsize
 
+    def _check(self, options: Options) -> None:
+        """Raise :class:`CheckpointError` for a model or an adapter that is not there, before anything is imported."""
+        config = check_checkpoint(options.model)
+        if options.adapter is not None:
+            check_adapter(options.adapter, config)
+
     def _load(self, options: Options, **more: Any) -> Any:
         """The model; what turns requests into its inputs is kept."""
         from audio_llm.model.build import load_model, load_processor
 
-        config = check_checkpoint(options.model)
-        if options.adapter is not None:
-            check_adapter(options.adapter, config)
         self._processor = load_processor(options.model)
         self._tokenizer, self._audio_token_id = self._processor.tokenizer, self._processor.audio_token_id
         return load_model(options.model, **more)

@@ -15,6 +15,7 @@ from audio_llm.answering.base import Options, Request, decoded, folder_config
 from audio_llm.answering.engines import TransformersEngine
 from audio_llm.audio import Waveform, hear, resample
 from audio_llm.errors import AudioError, CheckpointError, describe
+from audio_llm.model.validate import expect_files
 
 # model_type in config.json -> the class that answers in text.
 MODELS = {
@@ -44,12 +45,13 @@ class NativeEngine(TransformersEngine):
     def recognises(cls, where: str) -> bool:
         return folder_config(where).get("model_type") in MODELS
 
+    def _check(self, options: Options) -> None:
+        if options.adapter is not None:
+            expect_files(f"adapter {options.adapter}", Path(options.adapter), ("adapter_config.json",))
+
     def _load(self, options: Options, **more: Any) -> Any:
         import transformers
 
-        adapter = options.adapter
-        if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
-            raise CheckpointError(describe(f"adapter {adapter}", "a PEFT adapter with adapter_config.json", "none"))
         folder = Path(options.model)
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
         if self._tokenizer.pad_token_id is None:

@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _encoder(args: argparse.Namespace) -> None:
+    if not args.source.exists():
+        raise CheckpointError(describe(f"checkpoint {args.source}", "a file or folder", "none of that name"))
     from audio_llm import config
     from audio_llm.encoders.conversion import convert
 
@@ -69,9 +71,12 @@ def _encoder(args: argparse.Namespace) -> None:
 
 
 def _build(args: argparse.Namespace) -> None:
-    _expect(args.encoder, ("config.json", "encoder.safetensors"), "an encoder folder", "Train one: audio-llm train.")
+    from audio_llm.model.validate import check_encoder, expect_files
+
+    check_encoder(args.encoder)
     cure = "Give a folder with model and tokenizer, as save_pretrained writes it."
-    _expect(args.language_model, ("config.json", "tokenizer_config.json"), "a language model", cure)
+    named = ("config.json", "tokenizer_config.json")
+    expect_files(f"language model {args.language_model}", args.language_model, named, cure)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from audio_llm.model.build import build_checkpoint
@@ -114,9 +119,3 @@ def _language_model(args: argparse.Namespace) -> None:
 
     model = load_model(args.model, dtype="auto")
     write_language_model(model, args.out, language_model_weights(model), load_processor(args.model).tokenizer)
-
-
-def _expect(folder: Path, files: tuple[str, ...], kind: str, cure: str) -> None:
-    for name in files:
-        if not (folder / name).is_file():
-            raise CheckpointError(describe(str(folder), f"{kind} with {name}", "no such file", cure))

@@ -24,15 +24,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from audio_llm import config
     from audio_llm.errors import require
+    from audio_llm.training.recipes import GRPORecipe
 
     for package in ("trl", "accelerate", "peft"):
         require(package, "audio-llm grpo", "train")
+    recipe = config.load(GRPORecipe, args.recipe, args.overrides)
+    recipe.check()
+    recipe.check_paths()
+    if args.expect_processes is not None:
+        recipe.processes = args.expect_processes
     from audio_llm.serving import rollout_engines
     from audio_llm.training import grpo, policy
 
-    recipe = config.load(grpo.GRPORecipe, args.recipe, args.overrides)
-    if args.expect_processes is not None:
-        recipe.processes = args.expect_processes
     if args.server_command:
         folder = policy.starting_folder(recipe.model, recipe.output)
         target = recipe.output / "rollout-model"

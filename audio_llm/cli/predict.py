@@ -41,9 +41,11 @@ OPTIONS = ("hop", "hearing", "fold", "threshold")
 
 def run(args: argparse.Namespace) -> int:
     """2 when a file could not be heard: it is named, and the others are still done."""
-    from audio_llm.errors import AudioLLMError, one_line
+    from audio_llm.errors import AudioError, AudioLLMError, describe, one_line
     from audio_llm.files import write_atomically
 
+    if Path(args.model).exists() and not any(Path(file).exists() for file in args.files):
+        raise AudioError(describe(args.files[0], "an audio file", "no such file"))
     task, options = _task(args), {name: getattr(args, name) for name in OPTIONS if _given(args, name)}
     suffix = _SUFFIXES.get(args.format, ".txt")
     paths = {file: Path(args.out) / f"{Path(file).stem}{suffix}" for file in args.files} if args.out else {}
@@ -70,7 +72,7 @@ def _task(args: argparse.Namespace) -> Any:
     from audio_llm.tasks.base import TASKS, find_task
 
     able = [task for task in TASKS.values() if task.formats]
-    task = find_task(args.model)
+    task = find_task(args.model) if Path(args.model).exists() else None
     if task is None or not task.formats:
         expected = "; ".join(dict.fromkeys(task.models for task in able))
         found = f"one of task {task.name}" if task else "none of them" if Path(args.model).exists() else "nothing"

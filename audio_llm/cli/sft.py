@@ -19,14 +19,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from audio_llm import config
     from audio_llm.errors import require
+    from audio_llm.training.recipes import SFTRecipe
 
     for package in ("accelerate", "peft"):
         require(package, "audio-llm sft", "train")
-    from audio_llm.training import sft
-
-    recipe = config.load(sft.SFTRecipe, args.recipe, args.overrides)
+    recipe = config.load(SFTRecipe, args.recipe, args.overrides)
+    recipe.check()
+    recipe.check_paths()
     if args.expect_processes is not None:
         recipe.processes = args.expect_processes
+    from audio_llm.training import sft
+
     result = sft.run(recipe)
     if int(os.environ.get("RANK", "0")) != 0:
         return 0

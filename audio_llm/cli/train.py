@@ -13,8 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from audio_llm.tasks.base import load_recipe
+    from audio_llm.tasks.base import check_paths, load_recipe
 
     task, recipe = load_recipe(args.recipe, args.overrides)
+    check_paths(recipe)
     task.train(recipe)
     return 0

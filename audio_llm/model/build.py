@@ -8,6 +8,7 @@ from typing import Any
 from audio_llm.errors import CheckpointError, describe
 from audio_llm.files import atomic_folder
 from audio_llm.language.prompts import AUDIO_TOKEN, TURN_MARKERS, chat_template
+from audio_llm.model.validate import expect_files
 
 
 def load_model(folder: str | Path, **kwargs: Any) -> Any:
@@ -17,9 +18,8 @@ def load_model(folder: str | Path, **kwargs: Any) -> Any:
 
     import audio_llm
 
+    expect_files(f"model {folder}", Path(folder), ("config.json",))
     audio_llm.register()
-    if not (Path(folder) / "config.json").is_file():
-        raise CheckpointError(f"model {folder}: expected a checkpoint folder with config.json, found none.")
     return AutoModelForCausalLM.from_pretrained(folder, dtype=kwargs.pop("dtype", torch.float32), **kwargs).eval()
 
 
@@ -28,9 +28,8 @@ def load_processor(folder: str | Path) -> Any:
     import audio_llm
     from audio_llm.model.processing import AudioLLMProcessor
 
+    expect_files(f"model {folder}", Path(folder), ("processor_config.json",))
     audio_llm.register()
-    if not (Path(folder) / "processor_config.json").is_file():
-        raise CheckpointError(f"model {folder}: expected processor_config.json, found none.")
     return AudioLLMProcessor.from_pretrained(folder)
 
 

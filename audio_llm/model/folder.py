@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +13,7 @@ from audio_llm.config import renamed
 from audio_llm.errors import CheckpointError, ConfigError, describe
 from audio_llm.files import atomic_file, write_json
 from audio_llm.model.encoder import AudioEncoder, build_encoder, encoder_config
-
-CONFIG, WEIGHTS = "config.json", "encoder.safetensors"
-VERSION = 1
-# What a folder's config.json may say, beside what its writer adds; all but the encoder belong to some tasks only.
-_ENTRIES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "encoder": ("a mapping", lambda value: isinstance(value, dict)),
-    "labels": ("a list of names", lambda value: _all_are(value, str)),
-    "task": ("a name", lambda value: isinstance(value, str)),
-    "head": ("a mapping", lambda value: isinstance(value, dict)),
-    "seld": ("a mapping", lambda value: isinstance(value, dict)),
-    "thresholds": ("a list of finite numbers", lambda value: _all_are(value, (int, float), math.isfinite)),
-}
+from audio_llm.model.validate import CONFIG, ENCODER_VERSION, WEIGHTS, check_encoder
 
 
 def save_parts(
@@ -46,7 +33,7 @@ def save_parts(
         for part, module in parts.items()
         for key, value in module.state_dict().items()
     }
-    config = {"version": VERSION, "encoder": encoder_config(encoder), **facts}
+    config = {"version": ENCODER_VERSION, "encoder": encoder_config(encoder), **facts}
     write_json(folder / CONFIG, config)
     with atomic_file(folder / WEIGHTS) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
@@ -78,21 +65,6 @@ def load_encoder(folder: str | Path) -> AudioEncoder:
         raise CheckpointError(f"encoder folder {folder}: {error}") from error
     load_strictly(encoder, part_of(state, "encoder"), f"{folder}/{WEIGHTS}")
     return encoder.eval()
-
-
-def read_facts(folder: str | Path) -> dict[str, Any]:
-    """What ``config.json`` of a model's folder says; empty where there is none.
-
-    Raises :class:`CheckpointError` for one that is no mapping.
-    """
-    path = Path(folder) / CONFIG
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(describe(str(path), "JSON", f"{type(error).__name__}: {error}")) from error
-    if not isinstance(facts, dict):
-        raise CheckpointError(describe(str(path), "a mapping", type(facts).__name__))
-    return facts
 
 
 def part_of(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -133,25 +105,8 @@ def read_parts(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    folder = Path(folder)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            cure = "Train one with 'audio-llm train recipes/quickstart/encoder.yaml' or convert a published checkpoint."
-            raise CheckpointError(describe(f"encoder folder {folder}", f"a file {name}", "none", cure))
+    config = check_encoder(folder)
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        version = config["version"]
-        state = load_file(folder / WEIGHTS)
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        return config, load_file(Path(folder) / WEIGHTS)
+    except SafetensorError as error:
         raise CheckpointError(f"encoder folder {folder}: cannot be read ({type(error).__name__}: {error}).") from error
-    if version != VERSION:
-        raise CheckpointError(describe(f"encoder folder {folder}", f"version {VERSION}", repr(version)))
-    for key, (expected, holds) in _ENTRIES.items():
-        if (key in config or key == "encoder") and not holds(config.get(key)):
-            found = repr(config[key])[:60] if key in config else "none"
-            raise CheckpointError(describe(f"encoder folder {folder}: {key} in {CONFIG}", expected, found))
-    return config, state
-
-
-def _all_are(value: Any, kind: Any, holds: Callable[[Any], bool] = lambda item: True) -> bool:
-    return isinstance(value, list) and all(isinstance(item, kind) and holds(item) for item in value)

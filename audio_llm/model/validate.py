@@ -1,4 +1,4 @@
-"""Is this folder a checkpoint, or an adapter, that loads as it was trained? Asked before a server or a run starts.
+"""Is this folder a checkpoint, an encoder or an adapter that loads as it was trained? Asked before anything starts.
 
 vLLM and PEFT accept some folders silently and compute something else: adapter weights outside the language model are
 dropped, per-layer ranks are mis-scaled, a tie flag that differs between the two levels of the configuration leaves
@@ -8,7 +8,9 @@ the output head untrained. These functions read only JSON and safetensors header
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from audio_llm.language.prompts import AUDIO_TOKEN
 MODEL_TYPE = "audio_llm"
 ARCHITECTURE = "AudioLLMForConditionalGeneration"
 KEY_GROUPS = ("model.audio_encoder.", "model.projector.", "model.language_model.")
+CONFIG, WEIGHTS = "config.json", "encoder.safetensors"  # of an encoder folder
+ENCODER_VERSION = 1
 CHECKPOINT_FILES = ("config.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja")
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # What adapters are trained on. Served ones must touch the language model only, and an encoder may have layers of the
@@ -28,6 +32,17 @@ _ADAPTER_KEY = re.compile(
     r"base_model\.model\.model\.language_model\.layers\.(?P<layer>\d+)\."
     r"(?:self_attn|mlp)\.(?P<linear>\w+)\.lora_(?P<side>[AB])\.weight"
 )
+
+
+# What an encoder folder's config.json may say, beside what its writer adds; all but the encoder belong to some tasks.
+_ENTRIES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "encoder": ("a mapping", lambda value: isinstance(value, dict)),
+    "labels": ("a list of names", lambda value: _all_are(value, str)),
+    "task": ("a name", lambda value: isinstance(value, str)),
+    "head": ("a mapping", lambda value: isinstance(value, dict)),
+    "seld": ("a mapping", lambda value: isinstance(value, dict)),
+    "thresholds": ("a list of finite numbers", lambda value: _all_are(value, (int, float), math.isfinite)),
+}
 
 
 @dataclass(frozen=True)
@@ -51,13 +66,46 @@ def check_checkpoint(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             describe(f"checkpoint {folder}", f"architectures [{ARCHITECTURE}]", str(config.get("architectures")))
         )
-    for name in CHECKPOINT_FILES:
-        if not (folder / name).is_file():
-            cure = "Save the processor beside the model: processor.save_pretrained(folder)."
-            raise CheckpointError(describe(f"checkpoint {folder}", f"a file {name}", "none", cure))
+    cure = "Save the processor beside the model: processor.save_pretrained(folder)."
+    expect_files(f"checkpoint {folder}", folder, CHECKPOINT_FILES, cure)
     _check_audio_token(folder, config)
     _check_ties_and_keys(folder, config)
     return config
+
+
+def expect_files(item: str, folder: Path, names: Sequence[str], cure: str | None = None) -> None:
+    """Raise :class:`CheckpointError`, which calls the folder `item`, unless it has files of these `names`."""
+    for name in names:
+        if not (folder / name).is_file():
+            raise CheckpointError(describe(item, f"a file {name}", "none", cure))
+
+
+def check_encoder(folder: str | Path) -> dict[str, Any]:
+    """The configuration of an encoder folder; :class:`CheckpointError` for a folder that is none."""
+    folder, item = Path(folder), f"encoder folder {folder}"
+    cure = "Train one with 'audio-llm train recipes/quickstart/encoder.yaml' or convert a published checkpoint."
+    expect_files(item, folder, (CONFIG, WEIGHTS), cure)
+    config = read_facts(folder)
+    if config.get("version") != ENCODER_VERSION:
+        raise CheckpointError(describe(item, f"version {ENCODER_VERSION}", repr(config.get("version"))))
+    for key, (expected, holds) in _ENTRIES.items():
+        if (key in config or key == "encoder") and not holds(config.get(key)):
+            found = repr(config[key])[:60] if key in config else "none"
+            raise CheckpointError(describe(f"{item}: {key} in {CONFIG}", expected, found))
+    return config
+
+
+def read_facts(folder: str | Path) -> dict[str, Any]:
+    """What ``config.json`` of a model's folder says; empty where there is none.
+
+    Raises :class:`CheckpointError` for one that is no mapping.
+    """
+    folder = Path(folder)
+    return _read_json(folder, CONFIG, "a model's folder") if (folder / CONFIG).is_file() else {}
+
+
+def _all_are(value: Any, kind: Any, holds: Callable[[Any], bool] = lambda item: True) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) and holds(item) for item in value)
 
 
 def check_adapter(

@@ -65,13 +65,14 @@ class OfflineEngine:
     ) -> None:
         on_cpu = cpu_build()
         config = check_checkpoint(model)
+        lora = _adapter_options(adapter, config)
         _prepare_environment(on_cpu)
         from vllm import LLM
 
         hide_llvmlite_attributes()
 
         options: dict[str, Any] = {"enforce_eager": True, "block_size": 32} if on_cpu else {}
-        options |= _adapter_options(adapter, config)
+        options |= lora
         try:
             self._llm = LLM(
                 str(model),

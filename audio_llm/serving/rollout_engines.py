@@ -36,15 +36,14 @@ from audio_llm.files import atomic_file
 from audio_llm.model.export import write_adapter, write_language_model
 from audio_llm.serving.launcher import LORA_RANKS, cpu_build, server_environment
 from audio_llm.serving.plugin import hide_llvmlite_attributes
+from audio_llm.training.recipes import EngineRecipe, SyncMode
 from audio_llm.training.rollouts import (
     FORBIDDEN_BIAS,
     LANGUAGE_MODEL,
     Completion,
-    EngineRecipe,
     PolicyWeights,
     RolloutEngine,
     Sampling,
-    SyncMode,
     TransformersRollouts,
 )
 

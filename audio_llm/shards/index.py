@@ -185,7 +185,7 @@ class ShardIndex:
         more than `max_reject_share` of the samples cannot be used.
         """
         folder = Path(folder)
-        paths = _shard_paths(folder)
+        paths = shard_paths(folder)
         sizes = read_sizes(folder)
         _check_names(folder, paths, sizes)
         if verify:
@@ -275,7 +275,8 @@ class ShardIndex:
             return None
 
 
-def _shard_paths(folder: Path) -> list[Path]:
+def shard_paths(folder: Path) -> list[Path]:
+    """The shards of `folder`, sorted; :class:`ShardError` where there is none."""
     if not folder.is_dir():
         raise ShardError(describe(str(folder), "a folder of shards", "no such folder"))
     paths = sorted(folder.glob("*.tar"))

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from audio_llm.audio import Waveform, check_format, decode
 from audio_llm.errors import AudioError, ShardError, describe
@@ -22,7 +21,7 @@ MAX_OPEN_SHARDS = 64  # far below the usual limit of 1024 descriptors per proces
 MAX_SECONDS = 600.0  # of a clip whose JSON does not state its length
 
 
-class ShardDataset(Dataset[dict[str, Any]]):
+class ShardDataset:
     """Map-style samples of one or several shard folders, read by ``os.pread`` of their byte ranges.
 
     ``dataset[i]`` is ``{"sample": Sample, "waveform": Waveform, "coordinates": {"index", "shard", "key"}}``;

@@ -22,7 +22,7 @@ from typing import IO, Any
 from audio_llm.audio import INT16_SCALE, Waveform, encode, quantise
 from audio_llm.errors import ShardError, describe
 from audio_llm.files import write_json, write_lines
-from audio_llm.shards.index import describe_shard
+from audio_llm.shards.index import describe_shard, read_sizes, scan_shard
 from audio_llm.shards.schema import AudioInfo, Sample, check_key
 
 SIZES = "sizes.json"
@@ -162,8 +162,6 @@ class ShardWriter:
 
     def _adopt_finished_shards(self) -> None:
         """Take over what an earlier run finished: keys from a header scan, checksums known or computed again."""
-        from audio_llm.shards.index import read_sizes, scan_shard
-
         for stale in self.folder.glob(f"{self.prefix}-*.tar.tmp"):
             stale.unlink()
         known = read_sizes(self.folder)

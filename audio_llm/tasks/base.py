@@ -82,6 +82,15 @@ def load_recipe(path: str | Path | None, overrides: list[str] | None = None) -> 
     return task, recipe
 
 
+def check_paths(recipe: Any) -> None:
+    """:class:`ConfigError` for data, or a folder to start from, that is not there."""
+    for name in ("train", "validation", "init", "text", "audio", "sounds"):
+        value = getattr(recipe, name, None)
+        for path in value if isinstance(value, list) else [value]:
+            if isinstance(path, Path) and not path.exists():
+                raise ConfigError(describe(f"{name} {path}", "a file or folder", "none of that name"))
+
+
 def build_recipe(task: Task, tree: Mapping[str, Any], where: str) -> Any:
     """The recipe of `task` from a plain mapping.
 

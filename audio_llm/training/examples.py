@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,16 +28,6 @@ from audio_llm.shards.reader import ShardDataset, epoch_order
 IGNORED = -100  # the label torch's cross entropy leaves out
 SILENCE_STREAM, SWAP_STREAM = 1, 2  # keep these draws apart from the order of samples, which has the same seed
 MAX_REPLACEMENTS = 64  # so many bad samples in a row are no accident: the data as a whole does not fit
-
-
-@dataclass(kw_only=True)
-class DataRecipe:
-    """Shard folders of questions with answers, the form of a reply, and the bearable share of unusable samples."""
-
-    train: list[Path]
-    style: Literal["answer", "think", "think_semantics"] = "think"
-    max_reject_share: float = 0.01
-    hearing: audio.Hearing = "refuse"  # of sound in another layout than the encoder's
 
 
 @dataclass(eq=False)

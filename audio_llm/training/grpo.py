@@ -11,16 +11,16 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from audio_llm.errors import ConfigError, nearest
 from audio_llm.training.examples import Examples
 from audio_llm.training.grpo_trainer import AudioGRPOTrainer
 from audio_llm.training.policy import resolve_precision
-from audio_llm.training.rewards import DEFAULT_WEIGHTS, build_rewards
-from audio_llm.training.rollouts import EngineRecipe, PolicyWeights, RolloutEngine
-from audio_llm.training.run import PolicyRecipe, PolicyRun, trainer_settings
+from audio_llm.training.recipes import EngineRecipe, GRPORecipe
+from audio_llm.training.rewards import build_rewards
+from audio_llm.training.rollouts import PolicyWeights, RolloutEngine
+from audio_llm.training.run import PolicyRun, trainer_settings
 
 BuildEngine = Callable[[EngineRecipe, PolicyWeights, Any, int], RolloutEngine]
 
@@ -57,33 +57,6 @@ OWN_WORDS = {
 }
 # Other distributions than softmax(logits / temperature): the trainer scores under that one, so parity cannot hold.
 RESTRICTIONS = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
-
-
-@dataclass(kw_only=True)
-class GRPORecipe(PolicyRecipe):
-    """A GRPO run on questions with answers; their reasoning is not used, `data.style` is what the format reward asks.
-
-    Every step samples `group_size` replies to each of `prompts_per_step` prompts (over all processes) and makes one
-    update from them, in passes of `micro_batch_size` sequences per process (None: all at once). `parity_bound` is the
-    largest |Δ log p| between engine and trainer (``auto``: 1e-3 in float32, 1 in bfloat16, which rounds to 3 digits;
-    ``off`` only logs it). `share_prompts` computes a prompt once for all replies to it in a pass (not under
-    `gradient_checkpointing`).
-    """
-
-    verb: ClassVar[str] = "grpo"
-    rewards: dict[str, Any] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
-    engine: EngineRecipe = field(default_factory=EngineRecipe)
-    prompts_per_step: int = 32
-    group_size: int = 8
-    micro_batch_size: int | None = None
-    share_prompts: bool = True
-    max_completion_length: int = 256
-    temperature: float = 1.0
-    learning_rate: float = 1e-5
-    schedule: Literal["cosine", "linear", "constant"] = "linear"
-    grpo: dict[str, Any] = field(default_factory=dict)
-    parity_bound: float | Literal["auto", "off"] = "auto"
-    completions_per_step: int = 4
 
 
 def run(recipe: GRPORecipe, build_engine: BuildEngine) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,45 +13,9 @@ from torch import nn
 from audio_llm.errors import ConfigError, describe
 from audio_llm.model.export import unpartitioned
 from audio_llm.model.validate import LORA_TARGETS
+from audio_llm.training.recipes import LoRARecipe, ModelRecipe, Precision, TrainedParts
 
 ENCODER, PROJECTOR, LANGUAGE_MODEL = "model.audio_encoder", "model.projector", "model.language_model"
-
-
-@dataclass
-class LoRARecipe:
-    """Low-rank adapters (Hu et al. 2021): in the language model on the linears of attention and MLP."""
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    rank_stabilized: bool = False
-
-
-@dataclass
-class ModelRecipe:
-    """Either `path` (a checkpoint folder) or the three parts to assemble one from.
-
-    `encoder` is ``{path: folder}`` or ``{name: beats, published: file}``; `hearing` in it is what it hears of another
-    layout: left, right, mean or each of two channels, omni of ambisonics, duplicate of one.
-    """
-
-    path: Path | None = None
-    encoder: dict[str, Any] | None = None
-    language_model: dict[str, Any] | None = None
-    projector: dict[str, Any] | None = None
-    attention: str = "sdpa"
-
-
-@dataclass(kw_only=True)
-class TrainedParts:
-    """How each part of the model learns: not at all, by low-rank adapters, or with all its weights."""
-
-    encoder: Literal["frozen", "lora", "full"] = "frozen"
-    projector: Literal["frozen", "full"] = "full"
-    language_model: Literal["frozen", "lora", "full"] = "lora"
-
-
-Precision = Literal["auto", "fp32", "bf16"]
 
 
 def resolve_precision(precision: Precision, cpu: bool = False) -> Literal["fp32", "bf16"]:
@@ -89,11 +52,8 @@ def assemble(recipe: ModelRecipe, folder: Path) -> Path:
     from audio_llm.model.build import build_checkpoint
     from audio_llm.model.folder import open_encoder
 
-    missing = "model: expected 'path', or parts to assemble;"
-    if not recipe.encoder or not {"path", "published"} & set(recipe.encoder):
-        raise ConfigError(f"{missing} encoder.path, or encoder.name with encoder.published, is missing.")
-    if not recipe.language_model or "path" not in recipe.language_model:
-        raise ConfigError(f"{missing} language_model.path is missing.")
+    recipe.check()
+    assert recipe.encoder is not None and recipe.language_model is not None
     with PartialState().main_process_first():
         if not (folder / "config.json").is_file():
             path = recipe.language_model["path"]
@@ -159,18 +119,13 @@ def make_trainable(model: Any, train: TrainedParts | None = None, lora: LoRAReci
     Raises :class:`ConfigError` for parts that cannot be trained together.
     """
     train = train or TrainedParts()
-    kinds = (train.encoder, train.projector, train.language_model)
-    if set(kinds) == {"frozen"}:
-        raise ConfigError(describe("train", "a part that learns", "encoder, projector and language_model frozen"))
-    if train.encoder == "lora" and train.language_model == "full":
-        found = "encoder: lora with language_model: full"
-        raise ConfigError(describe("train", "adapters for both, or none", found, "Use encoder: full or frozen."))
+    train.check()
     if train.language_model == "frozen":
         model.requires_grad_(False)
     # The model itself keeps an encoder without trained parameters in evaluation mode and outside of the graph.
     model.get_submodule(ENCODER).requires_grad_(train.encoder != "frozen")
     model.get_submodule(PROJECTOR).requires_grad_(train.projector == "full")
-    if "lora" in kinds:
+    if "lora" in (train.encoder, train.language_model):
         from peft import get_peft_model
 
         model = get_peft_model(model, lora_config(model, train, lora or LoRARecipe()))

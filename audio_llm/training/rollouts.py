@@ -11,8 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,30 +21,6 @@ from audio_llm.model.export import LANGUAGE_MODEL, adapter_tensors, language_mod
 # Added to the logits of tokens that must not be sampled, in every engine and in the trainer: vLLM clamps a logit bias
 # to ±100, and a finite value keeps p·log p defined. exp(-100) is below float32's resolution of 1.
 FORBIDDEN_BIAS = -100.0
-
-SyncMode = Literal["auto", "merged", "adapter"]
-
-
-@dataclass
-class EngineRecipe:
-    """Which engine samples, and how. ``auto`` is vLLM in this process where it is installed, else Transformers.
-
-    `sync` is how vLLM follows the policy: merged weights, or an adapter that is swapped (``auto``: adapter on a GPU).
-    `url` names a running server for ``vllm_http``; without it one is started. `shared_folder` is where weights are
-    handed to that server. `max_model_len` bounds prompt and completion (None: the model's positions, at most 4096).
-    `block_size` is that of the key-value cache: with vLLM's 128 on CPU short prompts would never share a prefix.
-    """
-
-    backend: Literal["auto", "vllm", "vllm_http", "transformers"] = "auto"
-    sync: SyncMode = "auto"
-    url: str | None = None
-    shared_folder: Path | None = None
-    max_model_len: int | None = None
-    max_num_seqs: int = 256
-    gpu_memory_utilization: float = 0.3
-    prefix_caching: bool = True
-    block_size: int = 32
-    batch_size: int | None = None  # Transformers only: sequences decoded together
 
 
 @dataclass(frozen=True)

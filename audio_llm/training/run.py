@@ -17,9 +17,8 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 
@@ -38,12 +37,8 @@ from audio_llm.training.callbacks import (
     quiet,
 )
 from audio_llm.training.encoder_cache import open_cache
-from audio_llm.training.examples import DataRecipe, Rejects, RunSampler, open_shards
+from audio_llm.training.examples import Rejects, RunSampler, open_shards
 from audio_llm.training.policy import (
-    LoRARecipe,
-    ModelRecipe,
-    Precision,
-    TrainedParts,
     load_model,
     make_trainable,
     print_trainable,
@@ -51,69 +46,9 @@ from audio_llm.training.policy import (
     starting_folder,
     trainable_map,
 )
+from audio_llm.training.recipes import PolicyRecipe, RunRecipe
 
 STALE_MINUTES = 30  # a build takes half a minute, a few on a very busy machine
-
-
-@dataclass(kw_only=True)
-class RunRecipe:
-    """What every run of a Trainer is told. Its length is the smaller of `steps` and `epochs` that are given.
-
-    `resume` is ``auto`` (go on from the last complete checkpoint), ``never``, or a checkpoint's path; `processes` is
-    how many must have been launched.
-    """
-
-    output: Path
-    steps: int | None = None
-    epochs: float | None = None
-    learning_rate: float = 1e-4
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    precision: Precision = "auto"
-    gradient_checkpointing: bool = False
-    log_steps: int = 1
-    save_steps: int | None = None
-    keep_checkpoints: int = 2
-    resume: str = "auto"
-    processes: int | None = None
-    seed: int = 0
-
-
-@dataclass(kw_only=True)
-class PolicyRecipe(RunRecipe):
-    """What SFT and GRPO share. The run also ends after `seconds` of training, where they are given.
-
-    `encoder_cache` is a folder for what a frozen encoder makes of each clip: it then runs once per clip, not per epoch.
-    `record_order` writes down which samples every step saw.
-    """
-
-    model: ModelRecipe
-    data: DataRecipe
-    train: TrainedParts = field(default_factory=TrainedParts)
-    lora: LoRARecipe | None = field(default_factory=LoRARecipe)
-    encoder_cache: Path | None = None
-    seconds: float | None = None
-    record_order: bool = False
-    export: list[Literal["merged", "adapter"]] = field(default_factory=lambda: ["merged", "adapter"])
-
-    def __post_init__(self) -> None:
-        """Read what recipes of version 0.1 say elsewhere and ``config.ALIASES`` cannot tell."""
-        if self.lora is None:
-            config.note("lora: null", "train: {language_model: full}")
-            self.lora = LoRARecipe()
-            if self.train.language_model == "lora":
-                self.train.language_model = "full"
-        if self.model.encoder and "train" in self.model.encoder:
-            encoder = dict(self.model.encoder)
-            beside = config.build(TrainedParts, {"encoder": encoder.pop("train")}, "model.encoder.train").encoder
-            if self.train.encoder not in ("frozen", beside):
-                found = f"model.encoder.train: {beside} and train.encoder: {self.train.encoder}"
-                raise ConfigError(describe("training of the encoder", "one way", found))
-            config.note("model.encoder.train", "train.encoder")
-            self.model = dataclasses.replace(self.model, encoder=encoder)
-            self.train = dataclasses.replace(self.train, encoder=beside)
 
 
 class Run:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,54 +17,11 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 
 from audio_llm import files
-from audio_llm.errors import ConfigError, describe
 from audio_llm.training.callbacks import BudgetedSchedule
 from audio_llm.training.encoder_cache import EncoderCache
-from audio_llm.training.examples import (
-    IGNORED,
-    DataRecipe,
-    Examples,
-    Rejects,
-    RunSampler,
-    collate,
-    open_shards,
-    reply_ids,
-)
-from audio_llm.training.run import PolicyRecipe, PolicyRun, trainer_settings
-
-
-@dataclass(kw_only=True)
-class SFTData(DataRecipe):
-    """Data to learn from and to validate on. `max_length` counts tokens, audio placeholders included.
-
-    `silent_share` of the samples are heard as silence: from them the model learns what the question alone allows, so
-    that without sound it guesses among the choices instead of naming a sound that is not there. `swap_share` of those
-    with sides to tell (stereo, binaural, FOA) are mirrored, in sound and in every word of question, choices, reasoning
-    and answer.
-    """
-
-    validation: list[Path] = field(default_factory=list)
-    validation_samples: int | None = None
-    max_length: int = 4096
-    silent_share: float = 0.0
-    swap_share: float = 0.0
-    workers: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("silent_share", "swap_share"):
-            if not 0 <= (share := getattr(self, name)) < 1:
-                raise ConfigError(describe(f"data.{name}", "a share from 0 to below 1", f"{share:g}"))
-
-
-@dataclass(kw_only=True)
-class SFTRecipe(PolicyRecipe):
-    """A supervised fine-tuning run; `eval_steps` is the number of steps between validations."""
-
-    verb: ClassVar[str] = "sft"
-    data: SFTData
-    batch_size: int = 8
-    gradient_accumulation: int = 1
-    eval_steps: int | None = None
+from audio_llm.training.examples import IGNORED, Examples, Rejects, RunSampler, collate, open_shards, reply_ids
+from audio_llm.training.recipes import SFTRecipe
+from audio_llm.training.run import PolicyRun, trainer_settings
 
 
 def run(recipe: SFTRecipe) -> dict[str, Any]:

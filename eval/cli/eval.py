@@ -68,12 +68,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from audio_llm.errors import ConfigError
+    from audio_llm.answering.base import is_address
+    from audio_llm.errors import ConfigError, describe
+    from audio_llm.model.validate import expect_files
     from eval.cli.options import key_values, scorer_settings, share
+    from eval.controls import parse_controls
     from eval.tasks import Options, evaluator
 
     if args.batch_size is not None:
         at_least(1, "--batch-size", args.batch_size)
+    usual, permutations = FULL if args.full else USUAL
+    controls = parse_controls(usual if args.controls is None else args.controls)
+    for path in args.data:
+        if not Path(path).exists():
+            raise ConfigError(describe(f"data {path}", "a file or folder", "none of that name"))
+    if args.adapter and not is_address(args.engine):
+        expect_files(f"adapter {args.adapter}", Path(args.adapter), ("adapter_config.json",))
     if Path(args.model).is_dir() and (evaluate := evaluator(args.model)):
         if args.full:
             raise ConfigError("--full: expected a model that answers questions, found a folder of another task.")
@@ -83,12 +93,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from audio_llm.answering.engines import find_engine, open_engine
     from eval import predictions, runner
-    from eval.controls import parse_controls
     from eval.figures.runs import Run, scorers_for
     from eval.figures.tables import print_run, write_scores
 
-    usual, permutations = FULL if args.full else USUAL
-    controls = parse_controls(usual if args.controls is None else args.controls)
     kind = find_engine(args.engine, args.model)
     if args.controls is None and "text_only" in controls and kind.needs_audio:
         controls.remove("text_only")

@@ -13,10 +13,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from eval.tasks import classification
-    from eval.tasks import classification_folds as folds
+    from audio_llm import config
+    from audio_llm.tasks.base import check_paths
+    from eval.tasks.folds_recipe import FoldsRecipe
 
-    scores, recipe = folds.run(args.recipe, args.overrides)
+    recipe = config.load(FoldsRecipe, args.recipe, args.overrides)
+    recipe.check()
+    check_paths(recipe)
+    from eval.tasks import classification
+    from eval.tasks.classification_folds import CrossValidation
+
+    scores = CrossValidation(recipe).run()
     print(f"\n{classification.table(scores)}\n")
     print(f"accuracy {classification.headline(scores)}; {recipe.output}")
     if recipe.min_accuracy is not None and scores["mean"]["accuracy"] < recipe.min_accuracy:

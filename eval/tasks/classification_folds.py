@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from audio_llm import audio
 from audio_llm import config as recipes
@@ -20,78 +20,16 @@ from audio_llm.encoders.heads import UrbanSoundHead
 from audio_llm.encoders.urbansound_cnn import CLASSES, UrbanSoundCNN, UrbanSoundCNNConfig
 from audio_llm.errors import AudioLLMError, CheckpointError, ConfigError, NothingHeardError, describe
 from audio_llm.files import atomic_file, read_lines, write_atomically, write_json, write_lines
-from audio_llm.tasks.base import build_recipe
-from audio_llm.tasks.classification import CLASSIFICATION, ClassificationRecipe, predict
+from audio_llm.tasks.classification import ClassificationRecipe, predict
 from audio_llm.tasks.classification.task import load_classifier
 from audio_llm.tasks.trainer import TaskTrainer
 from eval.tasks import classification
+from eval.tasks.folds_recipe import PLAIN, FoldsRecipe
 
 DONE, SCORES, TABLE, PICTURE = "fold.json", "scores.json", "scores.md", "confusion.png"
 PREDICTIONS = "predictions.jsonl"
 MODELS = "models"  # of models that the UrbanSound8K project's own layout can hold: one file a fold, in its names
-_PLAIN = "plain"  # the only candidate where none are named
-_FREE_KEYS = (
-    "sounds",
-    "output",
-    "test_folds",
-    "seeds",
-    "min_accuracy",
-    "max_reject_share",
-)  # a fold is the same for any
-# The orchestrator fills these keys of a training recipe.
-_OWN_KEYS = ("train", "output", "task", "train_folds", "validation", "validation_folds", "labels", "seed", "resume")
-
-
-@dataclasses.dataclass
-class FoldsRecipe:
-    """Recipe of ``audio-llm folds``."""
-
-    verb: ClassVar[str] = "folds"
-    sounds: Path  # a labelled sound folder with official folds: ESC-50 or UrbanSound8K layout
-    output: Path
-    training: dict[str, Any]  # an encoder recipe (see ``audio-llm train``) without data, output and seed
-    task: str = "folds"
-    folds: Any = "official"
-    test_folds: list[int | str] | None = None  # by default every fold once
-    candidates: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # name → changes of `training`
-    refit: dict[str, Any] | None = None  # train the chosen again, validation fold included, with these changes
-    seeds: list[int] = dataclasses.field(default_factory=lambda: [0])
-    min_accuracy: float | None = None  # exit code 1 where the mean over folds is below this share
-    max_reject_share: float = 0.02  # share of test clips that may be unusable
-
-    def check(self) -> None:
-        """:class:`ConfigError` for splits that are not the corpus's, or training keys that are not free."""
-        if self.folds != "official":
-            cure = "Clips cut from one recording would be on both sides: random splits of UrbanSound8K score 98 %."
-            raise ConfigError(describe("folds", "'official'", repr(self.folds), cure))
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(describe("seeds", "different numbers, at least one", repr(self.seeds)))
-        for name, tree in {"training": self.training, **self.candidates, "refit": self.refit or {}}.items():
-            own = [key for key in _OWN_KEYS if key in tree]
-            if own:
-                raise ConfigError(describe(name, "keys that the folds do not decide", f"'{own[0]}'"))
-        for name in self.candidates or {_PLAIN: {}}:
-            self.training_recipe(name, Path("."), seed=0).check()
-
-    def training_recipe(self, candidate: str, output: Path, *, seed: int, refit: bool = False) -> ClassificationRecipe:
-        """The encoder recipe of one candidate; folds and labels are still to be filled in."""
-        tree = merged(self.training, self.candidates.get(candidate, {}))
-        if refit:
-            tree = merged(tree, self.refit or {})
-        tree |= {"task": "classification", "train": [str(self.sounds)], "output": str(output), "seed": seed}
-        return build_recipe(CLASSIFICATION, tree, where=f"training of '{candidate}'")
-
-
-def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` put in; groups of keys are merged. ``steps`` and ``seconds`` replace each other."""
-    tree = dict(base)
-    for one, other in (("steps", "seconds"), ("seconds", "steps")):
-        if one in changes and other not in changes:
-            tree.pop(other, None)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(tree.get(key), dict)
-        tree[key] = merged(tree[key], value) if both else value
-    return tree
+_FREE_KEYS = ("sounds", "output", "test_folds", "seeds", "min_accuracy", "max_reject_share")  # a fold is no other
 
 
 class CrossValidation:
@@ -193,7 +131,7 @@ class CrossValidation:
 
     def _choose(self, test: str, seed: int, folder: Path) -> tuple[str, dict[str, float]]:
         """The best candidate on the validation fold; without a choice to make, and with a refit, nothing is trained."""
-        candidates = list(self.recipe.candidates) or [_PLAIN]
+        candidates = list(self.recipe.candidates) or [PLAIN]
         if len(candidates) == 1 and self.recipe.refit is not None:
             return candidates[0], {}
         validation = self._validation_fold(test)
@@ -268,9 +206,3 @@ def write_published(model: Path, path: Path) -> bool:
     with atomic_file(path) as temporary:
         save_file({**encoder.state_dict(), **head.state_dict()}, temporary, metadata={"format": "pt"})
     return True
-
-
-def run(config_path: str | Path | None, overrides: list[str] | None = None) -> tuple[dict[str, Any], FoldsRecipe]:
-    """Cross-validate by a recipe file and ``key=value`` overrides."""
-    recipe = recipes.load(FoldsRecipe, config_path, overrides)
-    return CrossValidation(recipe).run(), recipe

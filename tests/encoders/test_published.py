@@ -544,7 +544,8 @@ def test_a_converted_spatial_file_keeps_its_heads(tmp_path):
 def test_a_model_starts_from_a_published_encoder(checkpoint, tmp_path):
     """As an SFT recipe names it; what the assembled model hears is what the encoder alone hears."""
     from audio_llm.model.build import load_model
-    from audio_llm.training.policy import ModelRecipe, assemble
+    from audio_llm.training.policy import assemble
+    from audio_llm.training.recipes import ModelRecipe
 
     assert main(["convert", "lm", str(checkpoint()), str(tmp_path / "lm")]) == 0
     beats_original(beats_state(), tmp_path / "file.pt")

@@ -19,8 +19,8 @@ from audio_llm.encoders import heads as published_heads
 from audio_llm.errors import ConfigError
 from audio_llm.model.encoder import build_encoder
 from audio_llm.model.folder import save_parts
-from audio_llm.shards import Event, Sample
 from audio_llm.shards.reader import ShardDataset
+from audio_llm.shards.schema import Event, Sample
 from audio_llm.shards.writer import ShardWriter
 from audio_llm.tasks.spatial import heads, task
 from eval.tasks import spatial

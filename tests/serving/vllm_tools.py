@@ -35,7 +35,8 @@ def adapted_encoder(checkpoint: Path, folder: Path, rank: int = 4, forms: tuple[
 
     from audio_llm.model.build import load_model, load_processor
     from audio_llm.model.export import export_weights
-    from audio_llm.training.policy import LoRARecipe, TrainedParts, make_trainable
+    from audio_llm.training.policy import make_trainable
+    from audio_llm.training.recipes import LoRARecipe, TrainedParts
 
     train, lora = TrainedParts(encoder="lora"), LoRARecipe(rank=rank, alpha=2 * rank)
     model = make_trainable(load_model(checkpoint), train, lora)

@@ -166,7 +166,7 @@ def test_shuffled_folds_are_refused(corpus, tmp_path):
         (["test_folds=[7]"], "expected 1, 2, 3, 4, found '7'"),
         (["training.batchsize=3"], "did you mean 'batch_size'"),
         (["seeds=[1, 1]"], "different numbers"),
-        (["sounds=nowhere"], "no such folder"),
+        (["sounds=nowhere"], "sounds nowhere: expected a file or folder, found none of that name"),
     ],
 )
 def test_recipes_that_would_not_cross_validate_are_refused(corpus, tmp_path, capsys, overrides, message):
@@ -201,7 +201,7 @@ def test_an_unusable_clip_is_named_and_may_be_left_out(tmp_path, capsys, damage,
     assert ".." not in told and "events" not in told
     assert main(["train", str(path), "max_reject_share=0.1"]) == 0 and "(1 rejected)" in capsys.readouterr().out
     assert main(["train", str(path), f"train=[{tmp_path / 'nowhere'}]"]) == 2
-    assert "expected a folder of shards or sounds, found no such folder" in capsys.readouterr().err
+    assert "nowhere: expected a file or folder, found none of that name" in capsys.readouterr().err
 
 
 def test_no_steps_and_a_spoilt_summary_are_one_sentence(corpus, tmp_path, capsys):

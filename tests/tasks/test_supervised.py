@@ -19,7 +19,8 @@ from audio_llm.audio import Waveform
 from audio_llm.cli import main
 from audio_llm.encoders import heads as published_heads
 from audio_llm.errors import CheckpointError, ConfigError, TrainingError
-from audio_llm.model.folder import load_encoder, read_facts
+from audio_llm.model.folder import load_encoder
+from audio_llm.model.validate import read_facts
 from audio_llm.shards.schema import AudioInfo, Event, Sample, Source
 from audio_llm.shards.writer import ShardWriter
 from audio_llm.tasks import clips, trainer

@@ -30,8 +30,9 @@ from audio_llm.model.build import load_model  # noqa: E402
 from audio_llm.training import grpo  # noqa: E402
 from audio_llm.training.examples import Example  # noqa: E402
 from audio_llm.training.grpo_trainer import AudioGRPOTrainer, GroupSampler, gather_groups  # noqa: E402
+from audio_llm.training.recipes import EngineRecipe  # noqa: E402
 from audio_llm.training.rewards import build_rewards  # noqa: E402
-from audio_llm.training.rollouts import EngineRecipe, PolicyWeights, TransformersRollouts  # noqa: E402
+from audio_llm.training.rollouts import PolicyWeights, TransformersRollouts  # noqa: E402
 from tests.paths import ROOT  # noqa: E402
 
 TIMES = {"load", "rollout", "reward", "logprob", "sync", "update", "step"}

@@ -18,11 +18,11 @@ pytest.importorskip("peft")
 from audio_llm.errors import ConfigError, TrainingError  # noqa: E402
 from audio_llm.model.build import load_model, load_processor  # noqa: E402
 from audio_llm.model.export import language_model_weights, write_adapter, write_language_model  # noqa: E402
-from audio_llm.training.policy import LoRARecipe, TrainedParts, make_trainable  # noqa: E402
+from audio_llm.training.policy import make_trainable  # noqa: E402
+from audio_llm.training.recipes import EngineRecipe, LoRARecipe, TrainedParts  # noqa: E402
 from audio_llm.training.rollouts import (  # noqa: E402
     FORBIDDEN_BIAS,
     Completion,
-    EngineRecipe,
     PolicyWeights,
     Sampling,
     TransformersRollouts,

@@ -67,7 +67,7 @@ class Tagging(Classification):
     name = "tagging"
 
     def recognises(self, path: Path) -> bool:
-        from audio_llm.model.folder import read_facts
+        from audio_llm.model.validate import read_facts
 
         return read_facts(path).get("task") == self.name
 

@@ -21,7 +21,7 @@ from audio_llm import audio
 from audio_llm.config import VALUES
 from audio_llm.errors import AudioError, CheckpointError, ConfigError, describe, one_line
 from audio_llm.model.encoder import AudioEncoder
-from audio_llm.model.folder import CONFIG, read_facts
+from audio_llm.model.validate import CONFIG, read_facts
 from audio_llm.tasks.base import LONGEST
 from audio_llm.tasks.classification.task import load_classifier
 from audio_llm.tasks.folder import load_published, published_name

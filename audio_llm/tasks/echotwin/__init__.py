@@ -5,23 +5,17 @@ It answers in ``audio-llm eval`` through its engine (:mod:`audio_llm.tasks.echot
 
 from __future__ import annotations
 
-from typing import Any
-
 from audio_llm.tasks.base import Task
+from audio_llm.tasks.echotwin.recipe import EchoTwinRecipe
 
 
 class EchoTwinTask(Task):
     """Trained on questions in DCASE's format."""
 
     name = "echotwin"
+    recipe = EchoTwinRecipe
 
-    @property
-    def recipe(self) -> type:
-        from audio_llm.tasks.echotwin.task import EchoTwinRecipe
-
-        return EchoTwinRecipe
-
-    def train(self, recipe: Any) -> None:
+    def train(self, recipe: EchoTwinRecipe) -> None:
         from audio_llm.tasks.echotwin.task import report
 
         report(recipe)

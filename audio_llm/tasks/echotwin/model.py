@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,40 +23,12 @@ from audio_llm import audio
 from audio_llm.audio import Waveform
 from audio_llm.errors import ConfigError, describe
 from audio_llm.model.encoder import AudioEncoder
+from audio_llm.tasks.echotwin.recipe import LETTERS, EchoTwinConfig
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 FUSION_SIZE = 512  # published width of the letter head
 _FLOOR = 1e-6  # what the published code puts in place of silence
 _SHORTEST, _LONGEST = 0.1, 600.0  # seconds; the time embedding tells apart what lies between
 MAX_WINDOWS = 10**4  # a recording is heard whole; the decoder bounds its length
-
-
-@dataclasses.dataclass
-class EchoTwinConfig:
-    """What surrounds the two towers."""
-
-    head: Literal["options", "letters"] = "options"
-    num_letters: int = 4  # logits of the letter head: the most options that a question has
-    columns: bool = True  # one audio token per instant: the mean over the encoder's frequency patches
-    hidden_size: int = 256  # of the option head
-    layers: int = 2
-    heads: int = 4
-    dropout: float = 0.1
-    max_text: int = 128  # tokens of the question with its options; the question is cut to fit, options never are
-    listen: bool = True  # False: the text alone, the control that tells what the audio adds
-    # "original": what published weights were trained on: the first window alone, peak-normalised and filled up with
-    # 1e-6 instead of masked, and text that is cut at its end, options included.
-    conventions: Literal["mended", "original"] = "mended"
-
-    def check(self) -> None:
-        """:class:`ConfigError` for a configuration that cannot be built."""
-        if self.hidden_size % self.heads or self.hidden_size % 2:
-            expected = f"an even multiple of heads ({self.heads})"
-            raise ConfigError(describe("hidden_size", expected, str(self.hidden_size)))
-        if not 2 <= self.num_letters <= len(LETTERS):
-            raise ConfigError(describe("num_letters", f"2 to {len(LETTERS)}", str(self.num_letters)))
-        if self.conventions == "original" and self.head != "letters":
-            raise ConfigError(describe("conventions: original", "head: letters", f"head: {self.head}"))
 
 
 # ------------------------------------------------------------------------------------------------------------- inputs

@@ -13,10 +13,10 @@ import hashlib
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_lowercase, digits
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,69 +25,15 @@ from transformers import Trainer, TrainingArguments
 
 from audio_llm import files
 from audio_llm.datasets import dcase_aqa
-from audio_llm.errors import ConfigError, TrainingError, describe
+from audio_llm.errors import TrainingError, describe
 from audio_llm.model.build import check_reloaded
 from audio_llm.model.encoder import AudioEncoder, freeze_below
 from audio_llm.model.folder import open_encoder
 from audio_llm.tasks.echotwin.data import Collator, Listener, QuestionDataset, RunDataset, accuracy
 from audio_llm.tasks.echotwin.folder import open_text, save_echotwin
-from audio_llm.tasks.echotwin.model import LETTERS, EchoTwin, EchoTwinConfig, freeze_text_pooler, lettered
-from audio_llm.training.policy import Precision
-from audio_llm.training.run import Run, RunRecipe, trainer_settings
-
-
-@dataclass
-class TextTower:
-    """A local Transformers encoder, or (`path` null) a small BERT with a tokenizer of the training questions."""
-
-    path: Path | None = None
-    vocabulary: int = 2000  # words
-    hidden_size: int = 128
-    layers: int = 2
-    heads: int = 4
-
-
-@dataclass(kw_only=True)
-class EchoTwinRecipe(RunRecipe):
-    """Recipe of ``audio-llm train`` with ``task: echotwin``; it has either `steps` or `epochs`."""
-
-    verb: ClassVar[str] = "train"
-    train: list[Path]  # folders or files of questions (audio_llm.datasets.dcase_aqa)
-    task: str = "echotwin"
-    validation: Path | None = None  # scored during training; decides which weights are kept
-    duplicates: Literal["keep", "drop"] = "drop"  # validation questions about a clip of the training questions
-    audio: Path | None = None  # folder of the sound files, where they do not lie as the questions say
-    # An encoder folder {path: …}, or {name: beats, published: …}; by default an untrained one, to try things out.
-    encoder: dict[str, Any] = field(default_factory=lambda: {"name": "beats", "preset": "tiny"})
-    text: TextTower = field(default_factory=TextTower)
-    model: EchoTwinConfig = field(default_factory=EchoTwinConfig)
-    unfreeze: int = 0  # top layers of the audio tower that learn; its norms never do
-    cache: Path | None = None  # folder for what a frozen audio tower makes of the recordings
-    permute: bool = True  # the letter head sees the options in another order every time
-    batch_size: int = 32
-    learning_rate: float = 1e-3  # of the head
-    text_rate: float = 1e-5  # of the text tower
-    audio_rate: float = 1e-6  # of the audio tower's layers that learn
-    weight_decay: float = 0.01
-    label_smoothing: float = 0.05
-    precision: Precision = "fp32"
-    log_steps: int = 20
-    eval_steps: int | None = None  # updates between validations; by default once per epoch
-    save_steps: int | None = 200
-    keep_checkpoints: int = 1
-    max_reject_share: float = 0.05  # share of unusable questions beyond which the run stops
-
-    def check(self) -> None:
-        """:class:`ConfigError` for values that cannot be trained with."""
-        self.model.check()
-        if (self.steps is None) == (self.epochs is None):
-            raise ConfigError(describe("recipe", "either 'steps' or 'epochs'", "both" if self.steps else "neither"))
-        for name in ("batch_size", "learning_rate", "log_steps"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(describe(name, "a positive number", repr(getattr(self, name))))
-        if self.unfreeze and self.cache:
-            raise ConfigError(describe("cache", "a frozen audio tower (unfreeze: 0)", f"unfreeze: {self.unfreeze}"))
-
+from audio_llm.tasks.echotwin.model import EchoTwin, freeze_text_pooler, lettered
+from audio_llm.tasks.echotwin.recipe import LETTERS, EchoTwinRecipe, TextTower
+from audio_llm.training.run import Run, trainer_settings
 
 # ------------------------------------------------------------------------------------------------------- the towers
 

@@ -17,7 +17,7 @@ from audio_llm import audio
 from audio_llm.datasets import seld_tables
 from audio_llm.encoders import seld_head
 from audio_llm.errors import ConfigError, describe, one_line
-from audio_llm.model.folder import read_facts
+from audio_llm.model.validate import read_facts
 from audio_llm.tasks.base import LONGEST
 from audio_llm.tasks.folder import load_published, published_name
 from audio_llm.tasks.seld.task import load_seld

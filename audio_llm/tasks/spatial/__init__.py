@@ -44,7 +44,7 @@ class Spatial(EncoderTask):
 
     def recognises(self, path: Path) -> bool:
         """Whether it is an encoder folder of this task, or one that names none, as version 0.1 wrote them."""
-        from audio_llm.model.folder import WEIGHTS, read_facts
+        from audio_llm.model.validate import WEIGHTS, read_facts
 
         facts = read_facts(path)
         mine = facts.get("task", self.name) == self.name and not {"head", "seld"} & set(facts)

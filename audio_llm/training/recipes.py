@@ -1,0 +1,254 @@
+"""Recipes of SFT and GRPO, and what all recipes of a Trainer share; read and checked before torch is imported."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from audio_llm import config
+from audio_llm.audio import Hearing
+from audio_llm.errors import ConfigError, describe
+from audio_llm.model.validate import check_encoder, expect_files
+from audio_llm.shards.index import shard_paths
+from audio_llm.training.rewards import DEFAULT_WEIGHTS, build_rewards
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass
+class LoRARecipe:
+    """Low-rank adapters (Hu et al. 2021): in the language model on the linears of attention and MLP."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    rank_stabilized: bool = False
+
+
+@dataclass
+class ModelRecipe:
+    """Either `path` (a checkpoint folder) or the three parts to assemble one from.
+
+    `encoder` is ``{path: folder}`` or ``{name: beats, published: file}``; `hearing` in it is what it hears of another
+    layout: left, right, mean or each of two channels, omni of ambisonics, duplicate of one.
+    """
+
+    path: Path | None = None
+    encoder: dict[str, Any] | None = None
+    language_model: dict[str, Any] | None = None
+    projector: dict[str, Any] | None = None
+    attention: str = "sdpa"
+
+    def check(self) -> None:
+        """:class:`ConfigError` where neither a checkpoint nor all parts are named."""
+        if self.path:
+            return
+        missing = "model: expected 'path', or parts to assemble;"
+        if not self.encoder or not {"path", "published"} & set(self.encoder):
+            raise ConfigError(f"{missing} encoder.path, or encoder.name with encoder.published, is missing.")
+        if not self.language_model or "path" not in self.language_model:
+            raise ConfigError(f"{missing} language_model.path is missing.")
+
+    def check_paths(self, assembled: Path) -> None:
+        """:class:`CheckpointError` for a part that is not there, unless the parts lie `assembled` in that folder."""
+        if self.path:
+            expect_files(f"model {self.path}", self.path, ("config.json", "processor_config.json"))
+        if self.path or (assembled / "config.json").is_file():
+            return
+        assert self.encoder is not None and self.language_model is not None
+        if "path" in self.encoder:
+            check_encoder(self.encoder["path"])
+        path = Path(self.language_model["path"])
+        if path.is_absolute() or path.parent.is_dir() or len(path.parts) > 2:  # else it may be the name of a model
+            expect_files(f"language model {path}", path, ("config.json",))
+
+
+@dataclass(kw_only=True)
+class TrainedParts:
+    """How each part of the model learns: not at all, by low-rank adapters, or with all its weights."""
+
+    encoder: Literal["frozen", "lora", "full"] = "frozen"
+    projector: Literal["frozen", "full"] = "full"
+    language_model: Literal["frozen", "lora", "full"] = "lora"
+
+    def check(self) -> None:
+        """:class:`ConfigError` for parts that cannot be trained together."""
+        if {self.encoder, self.projector, self.language_model} == {"frozen"}:
+            raise ConfigError(describe("train", "a part that learns", "encoder, projector and language_model frozen"))
+        if self.encoder == "lora" and self.language_model == "full":
+            found = "encoder: lora with language_model: full"
+            raise ConfigError(describe("train", "adapters for both, or none", found, "Use encoder: full or frozen."))
+
+
+@dataclass(kw_only=True)
+class DataRecipe:
+    """Shard folders of questions with answers, the form of a reply, and the bearable share of unusable samples."""
+
+    train: list[Path]
+    style: Literal["answer", "think", "think_semantics"] = "think"
+    max_reject_share: float = 0.01
+    hearing: Hearing = "refuse"  # of sound in another layout than the encoder's
+
+
+@dataclass(kw_only=True)
+class RunRecipe:
+    """What every run of a Trainer is told. Its length is the smaller of `steps` and `epochs` that are given.
+
+    `resume` is ``auto`` (go on from the last complete checkpoint), ``never``, or a checkpoint's path; `processes` is
+    how many must have been launched.
+    """
+
+    output: Path
+    steps: int | None = None
+    epochs: float | None = None
+    learning_rate: float = 1e-4
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: Precision = "auto"
+    gradient_checkpointing: bool = False
+    log_steps: int = 1
+    save_steps: int | None = None
+    keep_checkpoints: int = 2
+    resume: str = "auto"
+    processes: int | None = None
+    seed: int = 0
+
+
+@dataclass(kw_only=True)
+class PolicyRecipe(RunRecipe):
+    """What SFT and GRPO share. The run also ends after `seconds` of training, where they are given.
+
+    `encoder_cache` is a folder for what a frozen encoder makes of each clip: it then runs once per clip, not per epoch.
+    `record_order` writes down which samples every step saw.
+    """
+
+    model: ModelRecipe
+    data: DataRecipe
+    train: TrainedParts = field(default_factory=TrainedParts)
+    lora: LoRARecipe | None = field(default_factory=LoRARecipe)
+    encoder_cache: Path | None = None
+    seconds: float | None = None
+    record_order: bool = False
+    export: list[Literal["merged", "adapter"]] = field(default_factory=lambda: ["merged", "adapter"])
+
+    def __post_init__(self) -> None:
+        """Read what recipes of version 0.1 say elsewhere and ``config.ALIASES`` cannot tell."""
+        if self.lora is None:
+            config.note("lora: null", "train: {language_model: full}")
+            self.lora = LoRARecipe()
+            if self.train.language_model == "lora":
+                self.train.language_model = "full"
+        if self.model.encoder and "train" in self.model.encoder:
+            encoder = dict(self.model.encoder)
+            beside = config.build(TrainedParts, {"encoder": encoder.pop("train")}, "model.encoder.train").encoder
+            if self.train.encoder not in ("frozen", beside):
+                found = f"model.encoder.train: {beside} and train.encoder: {self.train.encoder}"
+                raise ConfigError(describe("training of the encoder", "one way", found))
+            config.note("model.encoder.train", "train.encoder")
+            self.model = dataclasses.replace(self.model, encoder=encoder)
+            self.train = dataclasses.replace(self.train, encoder=beside)
+
+    def check(self) -> None:
+        """:class:`ConfigError` for values that do not fit each other."""
+        self.train.check()
+        self.model.check()
+
+    def check_paths(self) -> None:
+        """:class:`ShardError` and :class:`CheckpointError` for data or a model that is not there."""
+        for folder in (*self.data.train, *getattr(self.data, "validation", ())):
+            shard_paths(folder)
+        self.model.check_paths(self.output / "start")
+
+
+@dataclass(kw_only=True)
+class SFTData(DataRecipe):
+    """Data to learn from and to validate on. `max_length` counts tokens, audio placeholders included.
+
+    `silent_share` of the samples are heard as silence: from them the model learns what the question alone allows, so
+    that without sound it guesses among the choices instead of naming a sound that is not there. `swap_share` of those
+    with sides to tell (stereo, binaural, FOA) are mirrored, in sound and in every word of question, choices, reasoning
+    and answer.
+    """
+
+    validation: list[Path] = field(default_factory=list)
+    validation_samples: int | None = None
+    max_length: int = 4096
+    silent_share: float = 0.0
+    swap_share: float = 0.0
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("silent_share", "swap_share"):
+            if not 0 <= (share := getattr(self, name)) < 1:
+                raise ConfigError(describe(f"data.{name}", "a share from 0 to below 1", f"{share:g}"))
+
+
+@dataclass(kw_only=True)
+class SFTRecipe(PolicyRecipe):
+    """A supervised fine-tuning run; `eval_steps` is the number of steps between validations."""
+
+    verb: ClassVar[str] = "sft"
+    data: SFTData
+    batch_size: int = 8
+    gradient_accumulation: int = 1
+    eval_steps: int | None = None
+
+
+SyncMode = Literal["auto", "merged", "adapter"]
+
+
+@dataclass
+class EngineRecipe:
+    """Which engine samples, and how. ``auto`` is vLLM in this process where it is installed, else Transformers.
+
+    `sync` is how vLLM follows the policy: merged weights, or an adapter that is swapped (``auto``: adapter on a GPU).
+    `url` names a running server for ``vllm_http``; without it one is started. `shared_folder` is where weights are
+    handed to that server. `max_model_len` bounds prompt and completion (None: the model's positions, at most 4096).
+    `block_size` is that of the key-value cache: with vLLM's 128 on CPU short prompts would never share a prefix.
+    """
+
+    backend: Literal["auto", "vllm", "vllm_http", "transformers"] = "auto"
+    sync: SyncMode = "auto"
+    url: str | None = None
+    shared_folder: Path | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    gpu_memory_utilization: float = 0.3
+    prefix_caching: bool = True
+    block_size: int = 32
+    batch_size: int | None = None  # Transformers only: sequences decoded together
+
+
+@dataclass(kw_only=True)
+class GRPORecipe(PolicyRecipe):
+    """A GRPO run on questions with answers; their reasoning is not used, `data.style` is what the format reward asks.
+
+    Every step samples `group_size` replies to each of `prompts_per_step` prompts (over all processes) and makes one
+    update from them, in passes of `micro_batch_size` sequences per process (None: all at once). `parity_bound` is the
+    largest |Δ log p| between engine and trainer (``auto``: 1e-3 in float32, 1 in bfloat16, which rounds to 3 digits;
+    ``off`` only logs it). `share_prompts` computes a prompt once for all replies to it in a pass (not under
+    `gradient_checkpointing`).
+    """
+
+    verb: ClassVar[str] = "grpo"
+    rewards: dict[str, Any] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
+    engine: EngineRecipe = field(default_factory=EngineRecipe)
+    prompts_per_step: int = 32
+    group_size: int = 8
+    micro_batch_size: int | None = None
+    share_prompts: bool = True
+    max_completion_length: int = 256
+    temperature: float = 1.0
+    learning_rate: float = 1e-5
+    schedule: Literal["cosine", "linear", "constant"] = "linear"
+    grpo: dict[str, Any] = field(default_factory=dict)
+    parity_bound: float | Literal["auto", "off"] = "auto"
+    completions_per_step: int = 4
+
+    def check(self) -> None:
+        super().check()
+        build_rewards(self.rewards)
