@@ -24,6 +24,7 @@ from audio_llm.errors import AudioLLMError, ShardError, TrainingError, describe
 from audio_llm.language import prompts, replies
 from audio_llm.language.mirroring import mirror_sample
 from audio_llm.shards.reader import ShardDataset, epoch_order
+from audio_llm.training.recipes import DataRecipe
 
 IGNORED = -100  # the label torch's cross entropy leaves out
 SILENCE_STREAM, SWAP_STREAM = 1, 2  # keep these draws apart from the order of samples, which has the same seed

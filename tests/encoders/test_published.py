@@ -400,7 +400,7 @@ def test_what_is_no_checkpoint_gets_one_sentence(content, found, tmp_path, capsy
 
 
 def test_files_that_cannot_be_read_or_hold_no_weights(tmp_path, capsys):
-    assert "No such file" in refusal(tmp_path / "absent.pt", capsys, {})
+    assert "found none of that name" in refusal(tmp_path / "absent.pt", capsys, {})
     torch.save(torch.ones(3), tmp_path / "tensor.pt")
     assert "found a single Tensor" in refusal(tmp_path / "tensor.pt", capsys, {})
     torch.save({"a": 1, "b": "text"}, tmp_path / "numbers.pt")

@@ -37,6 +37,7 @@ from audio_llm.tasks.classification.task import load_classifier
 from audio_llm.tasks.spatial import SpatialRecipe
 from eval.tasks import classification as scoring
 from eval.tasks import classification_folds as folds
+from eval.tasks.folds_recipe import merged
 from tests.paths import SHARED
 
 ENCODER = {"name": "urbansound_cnn", "preset": "tiny", "window_seconds": 0.5}
@@ -599,7 +600,7 @@ def test_sounds_made_anew_under_their_old_names_are_other_data(tmp_path):
 
 def test_recipes_of_changes_are_merged():
     base = {"steps": 5, "augment": {"mixup": 0.2, "gain_db": 0}, "batch_size": 3}
-    assert folds.merged(base, {"seconds": 9, "augment": {"mixup": 0.4}}) == {
+    assert merged(base, {"seconds": 9, "augment": {"mixup": 0.4}}) == {
         "seconds": 9,
         "batch_size": 3,
         "augment": {"mixup": 0.4, "gain_db": 0},
