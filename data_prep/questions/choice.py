@@ -174,14 +174,7 @@ def _nearer(rng: np.random.Generator, world: World, config: QuestionsConfig, tar
 KINDS = (
     Kind("identity", every_label, _identity, None, EVENT, "easy", "audio tagging", "Information Extraction"),
     Kind(
-        "presence",
-        labels_with("yes", "no"),
-        _presence,
-        2,
-        EVENT,
-        "easy",
-        "sound detection",
-        "Information Extraction",
+        "presence", labels_with("yes", "no"), _presence, 2, EVENT, "easy", "sound detection", "Information Extraction"
     ),
     Kind("side", each(*SIDES), _side, 2, SPACE, "easy"),
     Kind("direction", each(*SECTORS), _direction, 4, SPACE, "medium"),

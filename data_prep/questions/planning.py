@@ -189,7 +189,4 @@ def sample_of(ask: Ask, draft: Draft, choices: list[str], world: World, key: str
 
 def semantic_elements(events: Sequence[Event]) -> dict[str, Any]:
     """What and where in a few words, in order of onset: the groups of AudSemThinker that a scene can fill."""
-    return {
-        "what": [event.label for event in events],
-        "where": [octant_of(event.azimuth or 0.0) for event in events],
-    }
+    return {"what": [event.label for event in events], "where": [octant_of(event.azimuth or 0.0) for event in events]}

@@ -178,15 +178,7 @@ KINDS = (
     Kind("MIXUP_SINGLE_CLASSIFICATION", every_label, _single_classification, 0, SPACE, "hard"),
     Kind("MIXUP_SINGLE_DOA", _octants, _single_doa, 0, SPACE, "hard"),
     Kind("MIXUP_DIRECTION", _pairs(tuple(AXIS)), _mixup_direction, 0, SCENE, "hard", answer=itemgetter(1)),
-    Kind(
-        "MIXUP_DISTANCE_BOTH",
-        _pairs(("closer", "farther")),
-        _mixup_distance,
-        0,
-        SCENE,
-        "hard",
-        answer=itemgetter(1),
-    ),
+    Kind("MIXUP_DISTANCE_BOTH", _pairs(("closer", "farther")), _mixup_distance, 0, SCENE, "hard", answer=itemgetter(1)),
     Kind(
         "MIXUP_NONBINARY_DISTANCE",
         lambda world, config: [(step,) for step in steps(config)],
@@ -195,14 +187,6 @@ KINDS = (
         SCENE,
         "hard",
     ),
-    Kind(
-        "MIXUP_NONBINARY_SOURCE",
-        labels_with(*RELATIONS),
-        _nonbinary_source,
-        0,
-        SCENE,
-        "hard",
-        answer=itemgetter(0),
-    ),
+    Kind("MIXUP_NONBINARY_SOURCE", labels_with(*RELATIONS), _nonbinary_source, 0, SCENE, "hard", answer=itemgetter(0)),
     Kind("MIXUP_NONBINARY_DIRECTION", each(*AXIS), _nonbinary_direction, 0, SCENE, "hard"),
 )

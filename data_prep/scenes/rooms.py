@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from audio_llm.errors import ConfigError, require
-from data_prep.scenes.receivers import SPEED_OF_SOUND, Head, angles, unit_vectors
+from data_prep.scenes.receivers import SPEED_OF_SOUND, Head, unit_vectors
 
 Array = np.ndarray
 
@@ -259,10 +259,3 @@ def response_of(
         rng = seeded("tail", room.name, listener.position, index)
         response = add_tail(response, room, config, head, rate, rng)
     return response.astype(np.float32)
-
-
-def direction_of(images: Images) -> tuple[float, float, float]:
-    """Azimuth, elevation and distance of the nearest image, which is the source itself."""
-    nearest = images.vectors[np.argmin(np.linalg.norm(images.vectors, axis=1))]
-    azimuth, elevation, distance = angles(nearest)
-    return float(azimuth), float(elevation), float(distance)

@@ -361,9 +361,7 @@ def prepare(
     return ledger.finish(rejects, config=plain(config), labels=labels, shared_scenes=scenes, subsets=counts)
 
 
-def _plans(
-    config: ReverbConfig,
-) -> tuple[dict[str, list[Item]], dict[str, str], list[dict[str, str]], list[str]]:
+def _plans(config: ReverbConfig) -> tuple[dict[str, list[Item]], dict[str, str], list[dict[str, str]], list[str]]:
     """Items by subset, corpora by subset, clips left out, and scenes that lie on more than one side of the split."""
     classes = config.named_classes()
     plans, corpora, rejects = {}, {}, []

@@ -114,12 +114,7 @@ def _merged(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def prepare(
-    config: AudioQuestionsConfig,
-    out: Path,
-    *,
-    workers: int | None = None,
-    overwrite: bool = False,
-    quiet: bool = False,
+    config: AudioQuestionsConfig, out: Path, *, workers: int | None = None, overwrite: bool = False, quiet: bool = False
 ) -> Summary:
     """Make the set in `out`. A run that was stopped goes on; the same recipe gives the same bytes.
 

@@ -81,11 +81,7 @@ class AudioBench:
         groups: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
             if not row.error:
-                entry = {
-                    "instruction": row.question,
-                    "reference": row.gold,
-                    "model_prediction": row.reply().answer,
-                }
+                entry = {"instruction": row.question, "reference": row.gold, "model_prediction": row.reply().answer}
                 groups.setdefault(str(row.meta.get("set", "audiobench")), []).append(entry)
         paths = [out / f"{name}.json" for name in groups]
         for path, entries in zip(paths, groups.values(), strict=True):

@@ -16,25 +16,14 @@ from audio_llm.datasets.records import SUFFIXES, Record, read_records
 from audio_llm.datasets.reverberation import SAMPLE_RATE, Rendering, Response, dry, hear, load_response
 from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.files import content_hash, write_atomically
-from eval.benchmarks.base import (
-    BenchmarkError,
-    Collection,
-    Item,
-    check_options,
-    one_of,
-    refuse_doubles,
-    whole_number,
-)
+from eval.benchmarks.base import BenchmarkError, Collection, Item, check_options, one_of, refuse_doubles, whole_number
 from eval.predictions import Prediction
 from eval.scorers.open_answers import SPATIAL_SOUND_QA
 
 # The letter a type has in the paper's tables.
-LETTERS = {
-    "CLASSIFICATION": "A",
-    "DOA": "B",
-    "MIXUP_SINGLE_CLASSIFICATION": "C",
-    "MIXUP_SINGLE_DOA": "D",
-} | {name: "E" for name in SPATIAL_SOUND_QA if name.startswith("MIXUP_") and "SINGLE" not in name}
+LETTERS = {"CLASSIFICATION": "A", "DOA": "B", "MIXUP_SINGLE_CLASSIFICATION": "C", "MIXUP_SINGLE_DOA": "D"} | {
+    name: "E" for name in SPATIAL_SOUND_QA if name.startswith("MIXUP_") and "SINGLE" not in name
+}
 OPTIONS = ("audio", "responses", "layout", "sample_rate", "missing")
 PLACES = ("audio_id", "reverb_id", "audio_id2", "reverb_id2")
 RATES = range(4_000, 192_001)  # in Hz, as of simulated rooms

@@ -125,12 +125,7 @@ def choose(data: str | Path, settings: Settings) -> dcase_seld.SELDFolder:
 
 
 def hear(
-    model: str | Path,
-    data: str | Path,
-    out: Path,
-    settings: Settings,
-    *,
-    progress: bool = True,
+    model: str | Path, data: str | Path, out: Path, settings: Settings, *, progress: bool = True
 ) -> tuple[dcase_seld.SELDFolder, list[dict[str, str]]]:
     """Predict what is not predicted yet; returns the clips and those that could not be heard, with the reason.
 

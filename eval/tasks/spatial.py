@@ -27,13 +27,7 @@ from audio_llm.model.folder import WEIGHTS, load_encoder
 from audio_llm.shards.reader import ShardDataset
 from audio_llm.shards.schema import Event
 from audio_llm.tasks.scores import average_precision, great_circle, unit_vector
-from audio_llm.tasks.spatial.heads import (
-    DISTANCE_STEP,
-    azimuth_class,
-    class_azimuth,
-    distance_class,
-    elevation_class,
-)
+from audio_llm.tasks.spatial.heads import DISTANCE_STEP, azimuth_class, class_azimuth, distance_class, elevation_class
 from audio_llm.tasks.spatial.task import ER_DEGREES, load_spatial
 from eval.figures.estimates import Estimate, bootstrap_mean, proportion
 from eval.tasks import Options
