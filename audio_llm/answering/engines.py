@@ -164,9 +164,9 @@ class TransformersEngine(Engine):
 
     def _check(self, options: Options) -> None:
         """Raise :class:`CheckpointError` for a model or an adapter that is not there, before anything is imported."""
-        config = check_checkpoint(options.model)
+        check_checkpoint(options.model)
         if options.adapter is not None:
-            check_adapter(options.adapter, config)
+            check_adapter(options.adapter, options.model)
 
     def _load(self, options: Options, **more: Any) -> Any:
         """The model; what turns requests into its inputs is kept."""

@@ -94,9 +94,9 @@ def _build(args: argparse.Namespace) -> None:
 
 
 def _merge(args: argparse.Namespace) -> None:
-    from audio_llm.model.validate import check_adapter, check_checkpoint
+    from audio_llm.model.validate import check_adapter
 
-    check_adapter(args.adapter, check_checkpoint(args.base))
+    check_adapter(args.adapter, args.base)
     from peft import PeftModel
 
     from audio_llm.files import atomic_folder

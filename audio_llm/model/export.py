@@ -20,7 +20,7 @@ from torch import Tensor
 
 from audio_llm.errors import CheckpointError, describe
 from audio_llm.files import atomic_folder, write_json
-from audio_llm.model.validate import LORA_TARGETS
+from audio_llm.model.validate import BASE_DIGEST, LORA_TARGETS, weights_digest
 
 FORMS = ("merged", "adapter")
 LANGUAGE_MODEL = "model.language_model."
@@ -183,7 +183,8 @@ def export_weights(
     """Write the `forms` asked for under `output` and return their folders; every folder appears whole or not at all.
 
     `state` is the full state dictionary of `model` (gathered, where a sharding engine holds it). ``merged``: one plain
-    checkpoint. ``adapter``: ``base/`` with the trained encoder and projector, and ``adapter/`` as PEFT saves it.
+    checkpoint. ``adapter``: ``base/`` with the trained encoder and projector, and ``adapter/`` as PEFT saves it, with
+    the digest of that base.
     A model whose language model has no adapter has only the plain form.
     """
     unknown = set(forms) - set(FORMS)
@@ -205,7 +206,7 @@ def export_weights(
             base = merge(parts, scaling, exclude=LANGUAGE_MODEL)
             save_weights(config, generation, base, processor, folder)
         with atomic_folder(output / "adapter") as folder:
-            write_adapter(folder, peft_config, adapter_tensors(parts), LORA_TARGETS, base=str(output / "base"))
+            write_adapter(folder, peft_config, adapter_tensors(parts), LORA_TARGETS, base=output / "base")
         folders |= {"base": output / "base", "adapter": output / "adapter"}
     return folders
 
@@ -227,17 +228,22 @@ def adapter_tensors(parts: Parts, alone: bool = False) -> dict[str, Tensor]:
 
 
 def write_adapter(
-    folder: Path, peft_config: Any, tensors: dict[str, Tensor], targets: str | None = None, base: str = ""
+    folder: Path, peft_config: Any, tensors: dict[str, Tensor], targets: str | None = None, base: Path | None = None
 ) -> None:
-    """Write an adapter folder as PEFT and vLLM read it; by default `targets` are the layers' last names."""
+    """Write an adapter folder as PEFT and vLLM read it; by default `targets` are the layers' last names.
+
+    The digest of the `base` checkpoint, where it is given, is kept in the weights' metadata, which no other program
+    minds: served on another base the adapter would answer, and wrongly.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    metadata = {"format": "pt"} | ({BASE_DIGEST: weights_digest(base)} if base else {})
+    save_file(tensors, folder / "adapter_model.safetensors", metadata=metadata)
     peft_config.save_pretrained(folder)
     path = folder / "adapter_config.json"
     fields = {
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": str(base or ""),
         "modules_to_save": None,
         "target_modules": targets or sorted({name.split(".lora_")[0].rpartition(".")[2] for name in tensors}),
         "inference_mode": True,

@@ -2,20 +2,26 @@
 
 vLLM and PEFT accept some folders silently and compute something else: adapter weights outside the language model are
 dropped, per-layer ranks are mis-scaled, a tie flag that differs between the two levels of the configuration leaves
-the output head untrained. These functions read only JSON and safetensors headers, so they cost milliseconds.
+the output head untrained; an adapter on another base than its own answers, and wrongly. These functions read only JSON
+and safetensors headers, so they cost milliseconds; the digest of a base reads its weights once.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
+import mmap
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from audio_llm.errors import CheckpointError, describe
+from audio_llm.files import write_json
 from audio_llm.language.prompts import AUDIO_TOKEN
 
 MODEL_TYPE = "audio_llm"
@@ -24,6 +30,8 @@ KEY_GROUPS = ("model.audio_encoder.", "model.projector.", "model.language_model.
 CONFIG, WEIGHTS = "config.json", "encoder.safetensors"  # of an encoder folder
 ENCODER_VERSION = 1
 CHECKPOINT_FILES = ("config.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja")
+DIGEST_FILE = ".weights.json"  # remembers the digest of the weights beside it
+BASE_DIGEST = "base_sha256"  # in the metadata of an adapter's weights: the digest of the base it was trained on
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # What adapters are trained on. Served ones must touch the language model only, and an encoder may have layers of the
 # same names, hence the full path.
@@ -108,10 +116,12 @@ def _all_are(value: Any, kind: Any, holds: Callable[[Any], bool] = lambda item: 
     return isinstance(value, list) and all(isinstance(item, kind) and holds(item) for item in value)
 
 
-def check_adapter(
-    folder: str | Path, checkpoint: dict[str, Any] | None = None, max_rank: int | None = None
-) -> AdapterInfo:
-    """Check a PEFT adapter folder, against the `checkpoint` configuration it is meant for when that is given."""
+def check_adapter(folder: str | Path, base: str | Path | None = None, max_rank: int | None = None) -> AdapterInfo:
+    """Check a PEFT adapter folder, and that `base`, where it is given, is the checkpoint that it was trained on.
+
+    An adapter that does not say what it was trained on (an older one, or another program's) is taken with a note.
+    """
+    text = check_checkpoint(base).get("text_config") or {} if base is not None else {}
     folder = Path(folder)
     config = _read_json(folder, "adapter_config.json", "a PEFT adapter folder")
     item = f"adapter {folder}"
@@ -129,13 +139,70 @@ def check_adapter(
             describe(item, f"a rank of at most {max_rank}", str(rank), "Start the server with --max-lora-rank.")
         )
     shapes = _tensor_shapes(folder, "adapter_model")
-    text = (checkpoint or {}).get("text_config") or {}
     for key, shape in shapes.items():
         match = _ADAPTER_KEY.fullmatch(key)
         if match is None or match["linear"] not in LINEARS:
             raise CheckpointError(describe(item, "weights of language-model linears only", key, cure))
         _check_adapter_tensor(item, match, shape, rank, text)
+    if base is not None:
+        _check_base(item, folder, str(config.get("base_model_name_or_path") or "its base"), base)
     return AdapterInfo(folder, rank)
+
+
+def _check_base(item: str, folder: Path, name: str, base: str | Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(folder / _parts(folder, "adapter_model")[0], framework="numpy") as file:
+        expected = (file.metadata() or {}).get(BASE_DIGEST)
+    if expected is None:
+        print(f"{item}: does not say what it was trained on; {base} is taken for its base", file=sys.stderr, flush=True)
+        return
+    found = weights_digest(base)
+    if found != expected:
+        cure = "Give the base that was exported beside it, or an adapter that was trained on this one."
+        raise CheckpointError(
+            describe(
+                item, f"{name} (SHA-256 {expected[:16]}…), on which it was trained", f"{base} ({found[:16]}…)", cure
+            )
+        )
+
+
+def weights_digest(folder: str | Path) -> str:
+    """SHA-256 of a checkpoint's weights: names, dtypes, shapes and bytes, however they are spread over files.
+
+    The copy of tied embeddings that some versions save is left out. The digest is remembered in the folder, where that
+    can be written, for as long as the files are what they were (size, and the time of the last change, which copying
+    sets anew).
+    """
+    folder = Path(folder)
+    _tensor_shapes(folder, "model")  # says what is damaged
+    files = {
+        name: [(folder / name).stat().st_size, (folder / name).stat().st_ctime_ns] for name in _parts(folder, "model")
+    }
+    if (folder / DIGEST_FILE).is_file():
+        with contextlib.suppress(CheckpointError):
+            known = _read_json(folder, DIGEST_FILE, "a checkpoint")
+            if known.get("files") == files and isinstance(known.get("sha256"), str):
+                return str(known["sha256"])
+    tied = read_facts(folder).get("tie_word_embeddings")
+    tensors: dict[str, str] = {}
+    for name in files:
+        with open(folder / name, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            start = 8 + int.from_bytes(content[:8], "little")
+            header: dict[str, Any] = json.loads(content[8:start])
+            header.pop("__metadata__", None)
+            with memoryview(content) as view:
+                for key, about in header.items():
+                    begin, end = about["data_offsets"]
+                    with view[start + begin : start + end] as values:
+                        described = [key, about["dtype"], about["shape"], hashlib.sha256(values).hexdigest()]
+                    tensors[key] = json.dumps(described)
+    if tied:
+        tensors.pop("lm_head.weight", None)
+    digest = hashlib.sha256("\n".join(tensors[key] for key in sorted(tensors)).encode()).hexdigest()
+    with contextlib.suppress(OSError):  # a folder that only others may write
+        write_json(folder / DIGEST_FILE, {"files": files, "sha256": digest})
+    return digest
 
 
 _UNSUPPORTED = {
@@ -203,17 +270,20 @@ def _read_json(folder: Path, name: str, kind: str) -> dict[str, Any]:
     return content
 
 
+def _parts(folder: Path, stem: str) -> list[str]:
+    """The names of ``stem.safetensors`` or, where there is an index, of its shards."""
+    index = folder / f"{stem}.safetensors.index.json"
+    if not index.is_file():
+        return [f"{stem}.safetensors"]
+    return sorted(set(_read_json(folder, index.name, "a sharded checkpoint").get("weight_map", {}).values()))
+
+
 def _tensor_shapes(folder: Path, stem: str) -> dict[str, list[int]]:
     """Names and shapes in ``stem.safetensors`` or its shards, from the headers alone."""
     from safetensors import SafetensorError, safe_open
 
-    index = folder / f"{stem}.safetensors.index.json"
-    if index.is_file():
-        files = sorted(set(_read_json(folder, index.name, "a sharded checkpoint").get("weight_map", {}).values()))
-    else:
-        files = [f"{stem}.safetensors"]
     shapes: dict[str, list[int]] = {}
-    for name in files:
+    for name in _parts(folder, stem):
         path = folder / name
         if not path.is_file():
             raise CheckpointError(describe(str(folder), f"weights in {name}", "no such file"))

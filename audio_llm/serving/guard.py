@@ -15,7 +15,7 @@ from typing import Any
 
 from audio_llm.errors import AudioLLMError
 from audio_llm.language.prompts import AUDIO_TOKEN
-from audio_llm.model.validate import check_adapter, check_checkpoint
+from audio_llm.model.validate import check_adapter
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -47,7 +47,7 @@ class Guard:
             await _refuse(send, problem)
 
     def check_load(self, request: dict[str, Any]) -> None:
-        """An adapter that would be mis-scaled or partly ignored, or that would answer from stale caches."""
+        """An adapter that would be mis-scaled or partly ignored, of another base, or answering from stale caches."""
         if request.get("load_inplace"):
             raise AudioLLMError(
                 "load_inplace: prompts that were answered with the old weights would be answered from its cache. "
@@ -55,7 +55,7 @@ class Guard:
             )
         folder = request.get("lora_path")
         if isinstance(folder, str) and folder:
-            check_adapter(folder, check_checkpoint(self.facts["checkpoint"]), self.facts["max_lora_rank"])
+            check_adapter(folder, self.facts["checkpoint"], self.facts["max_lora_rank"])
 
     def check_completion(self, request: dict[str, Any]) -> None:
         """A prompt with audio placeholders at an endpoint that has no audio."""

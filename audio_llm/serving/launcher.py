@@ -136,7 +136,7 @@ def serve(options: ServeOptions) -> NoReturn:
     config = check_checkpoint(options.model)
     if options.allow_files is not None and not options.allow_files.is_dir():
         raise AudioLLMError(f"--allow-files {options.allow_files}: expected a folder, found none.")
-    adapters = {name: check_adapter(folder, config) for name, folder in options.adapters.items()}
+    adapters = {name: check_adapter(folder, options.model) for name, folder in options.adapters.items()}
     arguments = server_arguments(options, adapters, cpu)
     environment = server_environment(cpu)
     if options.allow_adapter_updates:

@@ -65,7 +65,7 @@ class OfflineEngine:
     ) -> None:
         on_cpu = cpu_build()
         config = check_checkpoint(model)
-        lora = _adapter_options(adapter, config)
+        lora = _adapter_options(adapter, model)
         _prepare_environment(on_cpu)
         from vllm import LLM
 
@@ -159,11 +159,11 @@ class OfflineEngine:
         return names[0].partition("-")[0], ""  # outputs carry the name without vLLM's random suffix
 
 
-def _adapter_options(adapter: str | Path | None, config: dict[str, Any]) -> dict[str, Any]:
+def _adapter_options(adapter: str | Path | None, model: str | Path) -> dict[str, Any]:
     """What vLLM must be built with to hold the adapter. Raises :class:`CheckpointError` where it cannot."""
     if adapter is None:
         return {}
-    info = check_adapter(Path(adapter), config)
+    info = check_adapter(adapter, model)
     fitting = [rank for rank in LORA_RANKS if rank >= info.rank]
     if not fitting:
         raise CheckpointError(describe(f"adapter {adapter}", f"a rank of at most {LORA_RANKS[-1]}", str(info.rank)))
