@@ -79,5 +79,5 @@ def require(module: str, feature: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise PrerequisiteError(
             f"{feature} needs the package '{module}', which is not installed. "
-            f"Install it with: pip install 'audio-llm[{extra}]'"
+            f"Install it in the repository: pip install -e '.[{extra}]'"
         )

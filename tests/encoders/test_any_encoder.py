@@ -343,6 +343,20 @@ def test_what_is_heard_of_two_channels():
             encoder(clips[:, :1], lengths)
 
 
+@pytest.mark.parametrize(
+    ("time", "lengths", "said"),
+    [
+        (0, [0], r"clip 0 .* expected 1 to {window} samples \(the window is {window} samples, .*found 0 samples"),
+        (600, [600, 601], r"clip 1 .* expected 1 to 600 \(as long as the batch is\) samples .*found 601 samples"),
+        (99999, [99999], r"clip 0 .* expected 1 to {window} samples .*found 99999 samples.*Cut long audio"),
+    ],
+)
+def test_a_clip_of_no_length_or_too_long_is_refused(time, lengths, said):
+    encoder = build_encoder(MONO)
+    with pytest.raises(AudioError, match=said.format(window=encoder.window_samples)):
+        encoder(torch.zeros(len(lengths), 1, time), torch.tensor(lengths))
+
+
 def test_the_choice_is_kept_in_folders(tmp_path):
     torch.manual_seed(0)
     mono, each = build_encoder(MONO), build_encoder({**MONO, "hearing": "each"})

@@ -366,6 +366,10 @@ def test_too_many_unusable_questions_stop_a_run(questions: Path, tmp_path: Path)
     assert {row["sample"]: row["reason"] for row in again} == listed
     with pytest.raises(ConfigError, match="steps"):
         training.fit(recipe_of(folder, tmp_path / "run", steps=None))
+    for steps, epochs, expected in ((8, 2.0, 3), (2, 2.0, 2), (None, 2.0, 3), (8, None, 8)):  # the smaller counts
+        recipe = recipe_of(folder, tmp_path / "run", steps=steps, epochs=epochs, batch_size=4)
+        recipe.check()
+        assert training.training_arguments(recipe, 6).max_steps == expected
 
 
 def rewrite(folder: Path, number: int, **fields: object) -> None:

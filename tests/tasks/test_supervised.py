@@ -285,10 +285,27 @@ def test_shards_made_anew_are_other_data(tmp_path):
 
 def test_a_time_budget_ends_the_run_and_the_schedule(scenes, tmp_path):
     scores = trainer.TaskTrainer(recipe(scenes, tmp_path, steps=None, seconds=2.0)).fit()
+    summary = json.loads((tmp_path / "summary.json").read_text())
     rates = [json.loads(line).get("rate") for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     rates = [rate for rate in rates if rate is not None]
     assert scores["score"] >= 0 and rates[-1] < max(rates)
-    assert json.loads((tmp_path / "summary.json").read_text())["seconds"] < 30
+    assert summary["seconds"] < 30
+
+
+def test_of_steps_and_seconds_the_nearer_limit_ends_the_run(scenes, tmp_path, monkeypatch):
+    both = trainer.TaskTrainer(recipe(scenes, tmp_path / "steps", steps=2, seconds=1000.0))
+    both.fit()
+    alone = trainer.TaskTrainer(recipe(scenes, tmp_path / "alone", steps=2))
+    alone.fit()
+    assert both.step == alone.step == 2
+    for a, b in zip(both.raw.parameters(), alone.raw.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=0)  # the rates are those of the steps
+    # A clock that says 3 s at the first look and 2 s more at each: the budget is over before the steps are.
+    times = iter(range(3, 100, 2))
+    monkeypatch.setattr(trainer.TaskTrainer, "seconds", property(lambda self: float(next(times))))
+    timed = trainer.TaskTrainer(recipe(scenes, tmp_path / "time", steps=1000, seconds=8.0, log_steps=100))
+    timed.fit()
+    assert timed.step == 3
 
 
 def test_augmentation_moves_the_truth_with_the_sound():
@@ -353,7 +370,7 @@ def test_command_line(scenes, tmp_path, capsys):
         (["batchsize=8"], "unknown key 'batchsize' (did you mean 'batch_size'?)"),
         (["task=spacial"], "did you mean 'spatial'"),
         (["distance_weight=0.5"], "distance_weight: expected keys of task spatial, found one of seld"),
-        (["seconds=5"], "either 'steps' or 'seconds'"),
+        (["steps="], "expected 'steps', 'seconds' or both (the smaller counts), found neither"),
     ):
         assert main(["train", str(path), *overrides]) == 2
         assert message in capsys.readouterr().err

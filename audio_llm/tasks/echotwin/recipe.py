@@ -52,7 +52,7 @@ class TextTower:
 
 @dataclass(kw_only=True)
 class EchoTwinRecipe(RunRecipe):
-    """Recipe of ``audio-llm train`` with ``task: echotwin``; it has either `steps` or `epochs`."""
+    """Recipe of ``audio-llm train`` with ``task: echotwin``."""
 
     verb: ClassVar[str] = "train"
     train: list[Path]  # folders or files of questions (audio_llm.datasets.dcase_aqa)
@@ -83,10 +83,11 @@ class EchoTwinRecipe(RunRecipe):
     def check(self) -> None:
         """:class:`ConfigError` for values that cannot be trained with."""
         self.model.check()
-        if (self.steps is None) == (self.epochs is None):
-            raise ConfigError(describe("recipe", "either 'steps' or 'epochs'", "both" if self.steps else "neither"))
-        for name in ("batch_size", "learning_rate", "log_steps"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(describe(name, "a positive number", repr(getattr(self, name))))
+        if self.steps is None and self.epochs is None:
+            raise ConfigError(describe("recipe", "'steps', 'epochs' or both (the smaller counts)", "neither"))
+        for name in ("steps", "epochs", "batch_size", "learning_rate", "log_steps"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(describe(name, "a positive number", repr(value)))
         if self.unfreeze and self.cache:
             raise ConfigError(describe("cache", "a frozen audio tower (unfreeze: 0)", f"unfreeze: {self.unfreeze}"))

@@ -291,7 +291,8 @@ def training_arguments(recipe: EchoTwinRecipe, questions: int) -> TrainingArgume
     )
     per_step = recipe.batch_size * arguments.world_size
     per_epoch = -(-questions // per_step)
-    arguments.max_steps = recipe.steps or max(1, round((recipe.epochs or 0) * questions / per_step))
+    limits = [] if recipe.epochs is None else [max(1, round(recipe.epochs * questions / per_step))]
+    arguments.max_steps = min(limits + ([] if recipe.steps is None else [recipe.steps]))
     if recipe.validation:
         arguments.eval_strategy = type(arguments.eval_strategy)("steps")
         arguments.eval_steps = recipe.eval_steps or per_epoch
