@@ -41,11 +41,9 @@ OPTIONS = ("hop", "hearing", "fold", "threshold")
 
 def run(args: argparse.Namespace) -> int:
     """2 when a file could not be heard: it is named, and the others are still done."""
-    from audio_llm.errors import AudioError, AudioLLMError, describe, one_line
+    from audio_llm.errors import AudioLLMError, one_line
     from audio_llm.files import write_atomically
 
-    if Path(args.model).exists() and not any(Path(file).exists() for file in args.files):
-        raise AudioError(describe(args.files[0], "an audio file", "no such file"))
     task, options = _task(args), {name: getattr(args, name) for name in OPTIONS if _given(args, name)}
     suffix = _SUFFIXES.get(args.format, ".txt")
     paths = {file: Path(args.out) / f"{Path(file).stem}{suffix}" for file in args.files} if args.out else {}
