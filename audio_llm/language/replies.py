@@ -1,20 +1,32 @@
-"""What a reply says: its parts, the option, letter, labels, yes or no that it gives, and what it denies.
+"""What a reply says: the option, letter, labels, yes or no that it gives.
 
-Rewards pay and scorers score by this and by :mod:`audio_llm.language.quantities` alone. A text that contradicts itself,
-or that says a thing only to deny it, says nothing: no answer is guessed.
+Rewards pay and scorers score by this, by ``quantities`` and by ``directions`` alone. A reply is taken apart
+(``parts``), its answer becomes tokens (``words``), the options that it names are found as whole things (``mentions``),
+and ``stances`` tells what is said from what is denied, asked, supposed or taken back. A text that contradicts itself
+says nothing: no answer is guessed.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from string import ascii_uppercase
-from typing import Any
 
-from audio_llm.language.prompts import TAGS
+from audio_llm.language.mentions import ARTICLES, Mention, Option, bare_options, find, in_words, offered
+from audio_llm.language.parts import take_apart, unwrap
+from audio_llm.language.polarity import YES_NO, read_yes_no
+from audio_llm.language.quantities import read_text
+from audio_llm.language.stances import stances
+from audio_llm.language.words import Text, fold, plain
 
-Span = tuple[int, int]  # start and end of a mention
+SEVERAL_ANSWERS = "several different answers"
+_LEADS = frozenset(
+    "so thus therefore hence the my final correct right best most likely answer option choice is would be should must "
+    "letter it it's this that's a an sound i".split()
+)
+_SAID = ("said", "declared")
 
 
 @dataclass(frozen=True)
@@ -28,12 +40,14 @@ class Resolution:
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply taken apart. `answer` is the text of the answer; `choice` the option it resolves to."""
+    """A reply taken apart. `answer` is the text of the answer, `words` the same unwrapped (from a box, from JSON);
+    `choice` the option it resolves to."""
 
     raw: str
     thinking: str | None
     semantic_elements: str | None
     answer: str
+    words: str
     choice: int | None
     how: str | None
     problem: str | None
@@ -41,83 +55,218 @@ class Reply:
     @property
     def said(self) -> str:
         """The words of the one answer; "" where there are none, or several answers that differ."""
-        return "" if self.problem == SEVERAL_ANSWERS else self.answer
+        return "" if self.problem == SEVERAL_ANSWERS else self.words
 
 
-SEVERAL_ANSWERS = "several different answers"
-YES_NO = ("yes", "no")
-_YES_NO = re.compile(r"\b(yes|no)\b")
-# "The correct answer is …": what follows is the answer.
-_LEAD_IN = re.compile(
-    r"^[\s\"'*]*(?:(?:so|thus|therefore|hence),?\s+)?(?:(?:the|my)\s+)?(?:(?:final|correct|right|best|most likely)\s+)*"
-    r"(?:(?:answer|option|choice)\s+(?:is|would be|should be|must be)\b\s*:?|answer\s*[:=])[\s*]*(?=\S)",
-    re.IGNORECASE,
-)
-_LETTER_ONLY = re.compile(
-    r"^[\s\"'*]*(?:option|choice|answer)?\s*[:(\[]*\s*([A-Za-z])\s*[)\].:,\"'*]*\s*$", re.IGNORECASE
-)
-_LETTER_FIRST = re.compile(
-    r"^[\s\"'*]*(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])\s*\**[).:,\-]\**|([A-Z])\s)\s*(.+)$", re.DOTALL
-)
-_LETTER_INSIDE = re.compile(
-    r"\((?P<a>[A-Z])\)|\b(?:option|choice|answer)(?:\s+is)?\s*:?\s*\(?(?P<b>[A-Z])\b(?!\s+[a-z]|[.'’/-]\w|[#♯♭]|:\S)",
-    re.IGNORECASE,
-)
-# A label that can only be one: bracketed, or marked and set off ("i.e.", "I, for one" and "X-ray" are none).
-_LABEL = re.compile(r"^[\s\"'*]*(?:\([A-Za-z]\)|\[[A-Za-z]\]|[A-Za-z]\s*[).:](?=[\s*]))")
-_LETTERED = re.compile(r"\s*[(\[]?([A-Za-z])\s*[.):\]]\s*(\S.*)", re.DOTALL)  # an option as it is offered
-
-
+@lru_cache(maxsize=20_000)
 def normalise(text: str) -> str:
     """Lower case, single spaces, no quotes, emphasis or closing punctuation; accents, signs and inner marks stay."""
-    text = re.sub(r"\s+", " ", text.replace("’", "'")).strip().casefold()
+    return _trimmed(fold(text).casefold())
+
+
+def _trimmed(text: str) -> str:
+    text = re.sub(r"\s+", " ", text).strip()
     return text.strip(" \"'*`").rstrip(".!,;:").strip(" \"'*`")
+
+
+def read_reply(text: str, choices: Sequence[str] = (), answer_as: str = "") -> Reply:
+    """Take a reply apart. Without an answer tag the words after the thinking count, and `problem` says so.
+
+    Several answers (tags, boxes) count only when they all resolve to the same option; `answer_as` as in
+    :func:`resolve_option`.
+    """
+    parts = take_apart(text)
+    problem: str | None = None
+    answers = parts.answers
+    if not answers:
+        problem = "thinking not closed" if parts.open else "no answer tag"
+        answers = [parts.rest]
+    said = [words for answer in answers for words in unwrap(answer)]
+    resolutions = [resolve_option(words, choices, answer_as) for words in said] if choices else []
+    choice = how = None
+    if resolutions:
+        first = resolutions[0]
+        if len({None if one.index is None else choices[one.index] for one in resolutions}) > 1:
+            problem = SEVERAL_ANSWERS
+        elif first.index is None:
+            problem = problem or first.problem
+        else:
+            choice, how = first.index, first.how
+    elif len({normalise(words) for words in said}) > 1:
+        problem = SEVERAL_ANSWERS
+    if problem is None:
+        problem = "empty" if not answers[-1] else "answer not closed" if parts.cut else None
+    return Reply(
+        raw=text,
+        thinking=parts.thinking[0] if parts.thinking else None,
+        semantic_elements=parts.elements[0] if parts.elements else None,
+        answer=answers[-1],
+        words=said[-1],
+        choice=choice,
+        how=how,
+        problem=problem,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ options
 
 
 def resolve_option(text: str, choices: Sequence[str], answer_as: str = "") -> Resolution:
     """Resolve `text` to exactly one of `choices`, or say why not. Never guesses.
 
-    In order: the text *is* an option, as it stands or after "the answer is"; it is a letter; it is a letter with an
-    option (which must agree); exactly one option is mentioned and not denied, and a letter in the text does not
-    contradict it. A single letter that is itself an option's text (a musical key, a stress mark) is that option, not a
-    label, unless letters were asked for (`answer_as` "letter", of ``ANSWERS_AS``; "": nothing in particular was). Of
-    equal options the first is returned.
+    The text *is* an option, as it stands; or it names options by letter, by text or by both (which must agree), and
+    says exactly one of them. A single letter that is itself an option's text (a musical key, a stress mark) is that
+    option, not a label, unless letters were asked for (`answer_as` "letter", of ``ANSWERS_AS``; "": nothing in
+    particular was). Of equal options the first is returned. Yes and no are read by :func:`read_yes_no`.
     """
-    wanted = normalise(text)
-    options = [normalise(choice) for choice in choices]
-    if not wanted:
+    if not normalise(text):
         return Resolution(None, problem="empty")
-    if not options:
+    if not choices:
         return Resolution(None, problem="no choices")
-    if answer_as == "letter" and (match := _LETTER_ONLY.match(text)):
-        labelled = _by_letter(match[1], options)
-        if labelled.index is not None or wanted not in options:  # an "E" among four options can only be a text
-            return labelled
-    if wanted in options:
-        return Resolution(options.index(wanted), "text")
-    if match := _LEAD_IN.match(text):
-        told = resolve_option(text[match.end() :], choices, answer_as)
-        if told.how != "mention":  # a mention may stand beside a letter that the lead-in makes one
-            return told
-    elif match := _LETTER_ONLY.match(text):
-        return _by_letter(match[1], options)
-    elif match := _LETTER_FIRST.match(text):
-        letter = next(group for group in match.groups()[:4] if group)
-        by_letter = _resolve_labelled(text, letter, match[5], match[4] is not None, options)
-        if by_letter is not None:
-            return by_letter
-    named, refused = _named_options(normalise(re.sub(r"\s*\n\s*", "; ", text)), options)  # a line is a clause
-    letters, refused_letters = _named_letters(text, options)
-    if beyond := sorted(letter for letter in letters if ascii_uppercase.index(letter) >= len(options)):
-        return _by_letter(beyond[0], options)
-    meant = _of_letters(letters, options)
-    if len(named) == 1:
-        if meant - named or named & _of_letters(refused_letters, options):
-            return Resolution(None, problem="contradiction between letter and text")
-        return Resolution(named.pop(), "both" if letters else "mention")
-    if not named and len(letters) == 1 and not meant & refused:
-        return _by_letter(letters.pop(), options)
-    return Resolution(None, problem=_problem(named, refused or refused_letters))
+    text = re.sub(r"^(\W*[A-Z]\.)(?=[^\W\d_]{2})", r"\1 ", text)  # "B.dog"
+    options, read = offered(tuple(choices)), read_text(text)
+    lone = _lone_letter(text)
+    if answer_as == "letter" and lone and ascii_uppercase.index(lone) < len(choices):
+        return Resolution(ascii_uppercase.index(lone), "letter")
+    whole = _whole(text, choices, options)
+    if whole is not None:
+        return Resolution(whole, "text")
+    polar = _polar(options)
+    if polar and not (lone and ascii_uppercase.index(lone) < len(choices)):
+        found = _resolve_polar(read, options, polar)
+        if found is not None:
+            return found
+    mentions = find(read, options, answer_as == "letter")
+    part = None if mentions else _part_of_one(read, options)
+    return _resolve(read, mentions, choices, options) if part is None else Resolution(part, "mention")
+
+
+def _lone_letter(text: str) -> str:
+    """The letter that is all of `text`, in capitals; "" for any other text, and for a note ("B♭")."""
+    match = re.fullmatch(r"[\W_]*(?:(?:option|choice|answer|letter)\b\W*)?([A-Za-z])[\W_]*", fold(text), re.IGNORECASE)
+    return match[1].upper() if match and not re.search(r"[#\u266d\u266e\u266f+]", text) else ""
+
+
+def _whole(text: str, choices: Sequence[str], options: Sequence[Option]) -> int | None:
+    """The option that `text` is, by the strictest form that any option shares with it: to the letter, in one way of
+    writing, without case. Options that only a stricter form tells apart are not found by a looser one."""
+    forms: tuple[Callable[[str], str], ...] = (str.strip, fold, lambda one: _trimmed(fold(one)), normalise)
+    bare = [option.text.folded for option in options]
+    for form in forms:
+        mine = form(text)
+        for texts in (choices, bare):
+            same = [place for place, option in enumerate(texts) if form(option) == mine]
+            if same:
+                apart = form is not forms[0] and len({fold(texts[place]) for place in same}) > 1
+                return None if apart else same[0]
+    return None
+
+
+def _resolve(read: Text, mentions: list[Mention], choices: Sequence[str], options: Sequence[Option]) -> Resolution:
+    """The one option that the mentions say; those declared as the answer count before the others."""
+    found = _stances(read, mentions, options)
+    listed = _listed(read, mentions, len(choices))
+    if listed and not any(found[place] == "denied" for place in listed):
+        mentions = [one for place, one in enumerate(mentions) if place not in listed]
+        found = _stances(read, mentions, options)
+    declared = [one for one, stance in zip(mentions, found, strict=True) if stance == "declared"]
+    said = declared or [one for one, stance in zip(mentions, found, strict=True) if stance == "said"]
+    for one in said:
+        if not one.options and ascii_uppercase.index(one.letter) >= len(choices):
+            return Resolution(None, problem=f"letter {one.letter} beyond the {len(choices)} options")
+        if not one.options:
+            return Resolution(None, problem=f"contradiction: letter {one.letter} beside other words")
+        if len({choices[place] for place in one.options}) > 1:
+            return Resolution(None, problem="options told apart by their capitals alone")
+    texts = {choices[min(one.options)] for one in said}
+    if len(texts) == 1:
+        return Resolution(min(said[-1].options), _how(read, said, mentions))
+    denied = "denied" in found
+    return Resolution(
+        None, problem="several options named" if texts else "only denied" if denied else "no option named"
+    )
+
+
+def _stances(read: Text, mentions: Sequence[Mention], options: Sequence[Option]) -> list[str]:
+    """Their stances; the marks that an option brings at its end are its own."""
+    closings = []
+    for one in mentions:
+        text = options[min(one.options)].text if one.words and one.options else None
+        closings.append(text.gap(len(text.tokens)) if text else "")
+    return stances(read, [one.span for one in mentions], closings)
+
+
+def _how(read: Text, said: Sequence[Mention], mentions: Sequence[Mention]) -> str:
+    """text, letter or both where the answer is that and a lead-in ("the answer is …"), else mention."""
+    letter, words = any(one.letter for one in said), any(one.words for one in said)
+    if letter:
+        return "both" if words else "letter"
+    outside = (*read.keys[: said[0].start], *read.keys[said[0].end :])
+    return "text" if len(mentions) == 1 and all(key in _LEADS for key in outside) else "mention"
+
+
+def _listed(read: Text, mentions: Sequence[Mention], count: int) -> set[int]:
+    """Mentions that only repeat the options as they were offered: all of them, in order, nothing else between."""
+    found: set[int] = set()
+    for start in range(len(mentions) - count + 1 if count > 1 else 0):
+        window = mentions[start : start + count]
+        if start not in found and [one.options for one in window] == [frozenset((place,)) for place in range(count)]:
+            pairs = zip(window, window[1:], strict=False)
+            if all(
+                "?" not in read.gap(b.start)
+                and all(key in ("and", "or", *ARTICLES) for key in read.keys[a.end : b.start])
+                for a, b in pairs
+            ):
+                found |= set(range(start, start + count))
+    return found
+
+
+def _part_of_one(read: Text, options: Sequence[Option]) -> int | None:
+    """The one option that ends with all words of a short answer ("serious and concerned", a surname); None for a
+    denial, a question, a number, or words that others end with too."""
+    keys = tuple(key for key in read.keys if key not in _LEADS)
+    denied = re.search(r"\b(?:not|no|never|cannot)\b|n't\b", " ".join(read.keys))
+    if not keys or denied or "?" in read.folded or any(token.number for token in read.tokens):
+        return None
+    holding = [
+        place
+        for place, one in enumerate(options)
+        if len(keys) < len(one.text.keys) and one.text.keys[-len(keys) :] == keys
+    ]
+    if len({options[place].text.folded for place in holding}) != 1:
+        return None
+    names = all(token.text[:1].isupper() for option in options for token in option.text.tokens)
+    surname = names and len(options[holding[0]].text.tokens) == 2 and len(keys[0]) > 3
+    return holding[0] if len(keys) > 1 or surname else None
+
+
+def _polar(options: Sequence[Option]) -> dict[str, int]:
+    """The places of the options that are yes and no, or true and false; {} where the options are others."""
+    names = {" ".join(option.text.keys): place for place, option in enumerate(options)}
+    for yes, no in (YES_NO, ("true", "false")):
+        if set(names) == {yes, no}:
+            return {"yes": names[yes], "no": names[no]}
+    return {}
+
+
+def _resolve_polar(read: Text, options: Sequence[Option], polar: dict[str, int]) -> Resolution | None:
+    """The option that a yes or no names, and the label before it if there is one; None where a letter alone decides."""
+    mentions = [one for one in find(read, options) if one.letter]
+    if mentions and mentions[0].start == 0:
+        rest = read.folded[read.tokens[0].end :].lstrip(" .):]*")
+        word = read_yes_no(rest)
+        if word is None:
+            return None
+        agree = mentions[0].options == {polar[word]} or not mentions[0].letter
+        return (
+            Resolution(polar[word], "both")
+            if agree
+            else Resolution(None, problem="contradiction between letter and text")
+        )
+    word = read_yes_no(read.folded)
+    if word is None:
+        return None if mentions else Resolution(None, problem="neither yes nor no")
+    return Resolution(polar[word], "text" if len(read.tokens) == 1 else "mention")
 
 
 def read_letter(text: str, choices: Sequence[str] = ()) -> str | None:
@@ -126,23 +275,20 @@ def read_letter(text: str, choices: Sequence[str] = ()) -> str | None:
     A letter that may be a word ("A dog") is none, nor is one that the answer denies ("(B) rain is not heard", told from
     what the `choices` say); of several letters none is taken.
     """
-    if match := _LEAD_IN.match(text):
-        text = text[match.end() :]
-    if match := _LETTER_ONLY.match(text):
-        return match[1].upper()
-    letters, refused = _named_letters(text, [normalise(choice) for choice in choices] or [""] * len(ascii_uppercase))
-    if (match := _LETTER_FIRST.match(text)) and match[4] is None and _LABEL.match(text):
-        letter = next(group for group in match.groups()[:3] if group).upper()
-        return letter if letters <= {letter} and letter not in refused else None
-    return letters.pop() if len(letters) == 1 else None
+    options = offered(tuple(choices))
+    found: set[str] = set()
+    for words in unwrap(text):
+        read = read_text(words)
+        mentions = find(read, options, letters_only=True)
+        told = zip(mentions, _stances(read, mentions, options), strict=True)
+        found |= {one.letter for one, stance in told if stance in _SAID and one.letter}
+    return found.pop() if len(found) == 1 else None
 
 
 def strip_letters(options: Sequence[str]) -> tuple[str, ...]:
     """``("A. rain", "B. wind")`` → ``("rain", "wind")``; unchanged unless every option has the letter of its place."""
-    found = [match for option in options if (match := _LETTERED.fullmatch(option))]
-    if [match[1].upper() for match in found] != list(ascii_uppercase[: len(options)]):
-        return tuple(options)
-    return tuple(match[2].strip() for match in found)
+    bare, numbered = bare_options(options)
+    return tuple(options) if numbered else bare
 
 
 def read_key(said: str, choices: Sequence[str]) -> tuple[int | None, str]:
@@ -151,226 +297,63 @@ def read_key(said: str, choices: Sequence[str]) -> tuple[int | None, str]:
     A key is a choice's text, its letter with its text, or its letter alone. Case, spaces and closing punctuation are
     repaired; a letter beside another choice's text, several letters or more words than the choice's are not.
     """
-    found, match = resolve_option(said, choices), _LETTERED.fullmatch(said)
-    if found.how == "letter" and _LETTER_ONLY.match(said):
+    found, match = resolve_option(said, choices), re.fullmatch(r"\s*[(\[]?[A-Za-z]\s*[.):\]]\s*(\S.*)", said, re.DOTALL)
+    if found.how == "letter" and re.fullmatch(r"[\W_]*[A-Za-z][\W_]*", said):
         return found.index, "answer is a letter alone"
-    words = match[2] if match and found.how == "both" else said
+    words = match[1] if match and found.how == "both" else said
     if found.index is not None and normalise(words) == normalise(choices[found.index]):
         exact = words.strip() == choices[found.index].strip()
         return found.index, "" if exact else "answer differs from its option by punctuation, case or spaces"
     return None, f"the answer {said.strip()!r} is none of the options"
 
 
-def read_yes_no(text: str) -> str | None:
-    """``yes`` or ``no``, the one of them that `text` says and does not deny; None where it says neither or both."""
-    words = {match[0] for match in said_in(text, _YES_NO)}
-    return words.pop() if len(words) == 1 else None
+# ------------------------------------------------------------------------------------------------ free answers
 
 
-def read_labels(text: str) -> frozenset[str]:
-    """The set of labels of a ``"; "`` list, in normal form; a comma inside a label is part of it."""
-    return frozenset(label for label in map(normalise, text.split(";")) if label)
+def holds(text: str, label: str) -> bool:
+    """Whether `text` has `label` in it as a whole thing, said or not: no "5" is in "2.5", no "speech" in "non-speech".
+    All words of the label are wanted, but a quantity may be written otherwise. Yes and no are read as answers: "no
+    idea" is no "no"."""
+    if normalise(label) in YES_NO:
+        return read_yes_no(text) == normalise(label)
+    read, options = read_text(text), offered((label,))
+    wanted = options[0].text.plain_keys
+    found = in_words(read, options)
+    return any(options[0].quantity is not None or read.plain_keys[slice(*one.span)] == wanted for one in found)
 
 
 def mentions(text: str, label: str) -> bool:
-    """Whether running `text` names `label` somewhere and does not deny it there."""
-    return bool(_named_options(normalise(text), [normalise(label)])[0])
+    """Whether running text names `label` somewhere and says it there."""
+    read, options = read_text(text), offered((label,))
+    return any(stance in _SAID for stance in _stances(read, in_words(read, options), options))
 
 
-def said_in(text: str, pattern: re.Pattern[str]) -> list[re.Match[str]]:
-    """Where `text`, :func:`lowered`, matches `pattern` and does not deny it."""
-    text = lowered(text)
-    found = {match.span(): match for match in pattern.finditer(text)}
-    refused = _denied(text, found)
-    return [match for span, match in found.items() if span not in refused]
+def read_labels(text: str, known: Sequence[str] = ()) -> frozenset[str]:
+    """The set of labels of a list, in normal form.
 
-
-def _resolve_labelled(text: str, letter: str, rest: str, bare: bool, options: Sequence[str]) -> Resolution | None:
-    """A letter, then words: both must agree. None where the letter may be a word ("A dog …", "I hear …")."""
-    index = ascii_uppercase.index(letter.upper())
-    inner = _resolve_words(normalise(rest), options)
-    if index >= len(options):
-        return _by_letter(letter, options) if _LABEL.match(text) else None
-    if inner.index is not None:
-        if options[inner.index] == options[index]:
-            return Resolution(inner.index, "both")
-        # A bare A or I may be a word; another bare letter is a label unless it is part of the option ("E minor").
-        if bare and (letter in "AI" or _resolve_words(normalise(text), options).index != inner.index):
-            return None
-        return Resolution(None, problem=f"contradiction: letter {letter.upper()} beside option {inner.index + 1}")
-    if inner.problem == "no option named" and not bare and not re.search(r"\b(?:not|no|never|isn't)\b", lowered(text)):
-        return Resolution(None, problem=f"letter {letter.upper()} beside words that are no option")
-    return None
-
-
-def _named_letters(text: str, options: Sequence[str]) -> tuple[set[str], set[str]]:
-    """Capital letters that a text names as labels, and those that it denies: a letter is in one of the two."""
-    small = lowered(text)
-    places = {match.span(): (match["a"] or match["b"]) for match in _LETTER_INSIDE.finditer(text)}
-    if (match := _LETTER_FIRST.match(text)) and _LABEL.match(text):
-        group = next(number for number in (1, 2, 3) if match[number])
-        if not any(start <= match.start(group) < end for start, end in places):
-            places[match.span(group)] = match[group]
-    for (start, end), letter in list(places.items()):
-        beyond = ascii_uppercase.index(letter.upper()) >= len(options)
-        if beyond and (letter.islower() or text[:start][-1:].isalnum()):  # "dog(s)" is a plural
-            del places[start, end]
-    spans = _denied(small, places, beside=_mentions(small, options))
-    refused = {places[span].upper() for span in spans}
-    return {letter.upper() for letter in places.values()} - refused, refused
-
-
-def _of_letters(letters: set[str], options: Sequence[str]) -> set[int]:
-    """The options, the first of equal ones, that letters stand for."""
-    return {
-        options.index(option) for letter, option in zip(ascii_uppercase, options, strict=False) if letter in letters
-    }
-
-
-def _by_letter(letter: str, options: Sequence[str]) -> Resolution:
-    index = ascii_uppercase.index(letter.upper())
-    if index < len(options):
-        return Resolution(options.index(options[index]), "letter")
-    return Resolution(None, problem=f"letter {letter.upper()} beyond the {len(options)} options")
-
-
-def _resolve_words(text: str, options: Sequence[str]) -> Resolution:
-    """Exactly one option named in running text and not denied; an option inside a longer named one does not count."""
-    named, refused = _named_options(text, options)
-    return Resolution(named.pop(), "mention") if len(named) == 1 else Resolution(None, problem=_problem(named, refused))
-
-
-def _problem(named: Collection[int], refused: Collection[Any]) -> str:
-    return "several options named" if named else "only denied" if refused else "no option named"
-
-
-def _named_options(text: str, options: Sequence[str]) -> tuple[set[int], set[int]]:
-    """Options that a text names, and those that it denies: an option is in one of the two."""
-    places = _mentions(text, options)
-    refused = {places[span] for span in _denied(text, places)}
-    return set(places.values()) - refused, refused
-
-
-def _mentions(text: str, options: Sequence[str]) -> dict[Span, int]:
-    """The option of every mention that does not lie inside a longer one."""
-    spans: dict[Span, int] = {}
-    for option in dict.fromkeys(options):  # equal options are one option: the first of them stands for all
-        for match in re.finditer(rf"(?<![\w#])(?<!non-){re.escape(option)}(?![\w#])", text) if option else ():
-            spans[match.span()] = options.index(option)
-    return {a: index for a, index in spans.items() if not any(b[0] <= a[0] and a[1] <= b[1] and b != a for b in spans)}
-
-
-def _blocks(text: str, tag: str) -> list[str]:
-    opening, closing = f"<{tag}>", f"</{tag}>"
-    blocks, end = [], 0
-    # No pattern does this in one pass: a model that repeats an opening tag for ever would cost its length squared.
-    while (start := text.find(opening, end)) >= 0 and (close := text.find(closing, start)) >= 0:
-        blocks.append(text[start + len(opening) : close].strip())
-        end = close + len(closing)
-    return blocks
-
-
-def strip_turn_markers(text: str) -> str:
-    """Remove end-of-turn markers that a decoder left at the end of a reply."""
-    return re.sub(r"(?:<\|im_end\|>|<\|eot_id\|>|<\|endoftext\|>|</s>|<\|end_of_text\|>)\s*$", "", text.strip()).strip()
-
-
-def read_reply(text: str, choices: Sequence[str] = (), answer_as: str = "") -> Reply:
-    """Take a reply apart. Without an answer tag the words after the thinking count, and `problem` says so.
-
-    Several answer blocks count only when they all resolve to the same option; `answer_as` as in
-    :func:`resolve_option`.
+    Labels stand between semicolons or on lines of their own; a comma inside one is part of it, unless the `known`
+    labels tell that it divides two of them. Bullets, an article and "the sound is" in front are left out, and so is
+    what is denied.
     """
-    body = strip_turn_markers(text)
-    thinking, elements, answers = (_blocks(body, tag) for tag in TAGS)
-    problem: str | None = None
-    if not answers:
-        problem = "no answer tag"
-        rest = re.split(r"</semantic_elements>|</think>", body)[-1]
-        if "<think>" in rest:  # the thinking never ended: whatever it mentions is not an answer
-            rest, problem = "", "thinking not closed"
-        answers = [re.sub(r"</?answer>", "", rest).strip()]
-    resolutions = [resolve_option(answer, choices, answer_as) for answer in answers] if choices else []
-    choice = how = None
-    if resolutions:
-        first = resolutions[0]
-        if len({resolution.index for resolution in resolutions}) > 1:
-            problem = SEVERAL_ANSWERS
-        elif first.index is None:
-            problem = problem or first.problem
-        else:
-            choice, how = first.index, first.how
-    elif len({normalise(answer) for answer in answers}) > 1:
-        problem = SEVERAL_ANSWERS
-    if not answers[-1] and problem is None:
-        problem = "empty"
-    return Reply(
-        raw=text,
-        thinking=thinking[0] if thinking else None,
-        semantic_elements=elements[0] if elements else None,
-        answer=answers[-1],
-        choice=choice,
-        how=how,
-        problem=problem,
-    )
+    wanted = {plain(normalise(label)): normalise(label) for label in known}
+    found: set[str] = set()
+    for part in re.split(r"[;\n]", fold(text)):
+        pieces = [_label(part)]
+        if known and plain(pieces[0]) not in wanted:
+            split = [_label(piece) for piece in re.split(r"[,+/]| and | & ", part.strip(" []()"))]
+            pieces = split if any(plain(piece) in wanted for piece in split) else pieces
+        for piece in pieces:
+            if piece and not piece.startswith(("not ", "no ", "neither ")):
+                one = plain(piece)
+                found.add(wanted.get(one) or wanted.get(one.removesuffix("s")) or piece)
+    return frozenset(found)
 
 
-# ------------------------------------------------------------------------------------------------ denials
-# "not rain", "I doubt it is (B)", "rain? No.", "rain cannot be heard". A denial before the mention holds to the end of
-# its clause and through a list ("neither rain, wind nor a dog"), one after it must follow at once. Where that is
-# unclear the mention counts as denied.
-
-# Words with a negation in them that deny nothing of what follows.
-_NEUTRAL = re.compile(
-    r"(?:\bno|\x00\x00) (?:doubt|question)\b|"
-    r"\b(?:without (?:an?y? )?doubt|not only|not just|nothing (?:but|other than)|"
-    r"(?:no|none) other than|(?:can't|cannot|could not|couldn't|can not) be anything (?:but|other than|else than)|"
-    r"(?:i'm |i am )?not (?:\w+ly )?(?:sure|certain)(?! (?:it|that|if|whether|about|of)\b))"
-)
-_BEFORE = re.compile(
-    r"\b(?:not|no|never|neither|nor|none|nothing|without|except|excluding|exclude[sd]?|eliminat(?:e[sd]?|ing)|"
-    r"reject(?:s|ed|ing)?|rul(?:e[sd]?|ing) out|doubt\w*|unlikely|improbable|impossible|wrong|incorrect|false|"
-    r"far from|hardly|lack(?:s|ing)?|absence of|fail(?:s|ed)? to|refuse[sd]? to|instead of|rather than|other than|"
-    r"unlike|(?:anything|everything|all) but|isnt|wasnt|arent|dont|doesnt|didnt|cant|cannot|\w+n't)\b"
-)
-# A list goes on after a comma: the denial goes on with it.
-_ITEM = r"(?:(?:or|nor|and)\s+)?(?:an?\s+|the\s+)?(?:\(?[a-z]\)\s*|[a-z]\.\s+)?\x00"
-_CLAUSE = re.compile(
-    rf"[!?;\n]|\.(?=\s|$)|,(?!\s*{_ITEM})|\s[-\u2013\u2014]\s|"
-    r"(?<!anything )(?<!everything )(?<!nothing )(?<!all )\bbut\b|\b(?:however|therefore|hence|thus|actually)\b|"
-    r"\bso\b(?! much)|\bbecause\b(?! of)|\binstead\b(?! of)|"
-    r"\band (?:it|there|i|the|this|that|we|so|instead|therefore)\b(?!\s*\x00)"
-)
-_VERB = r"(?:is|was|are|were|does|do|did|can|could|will|would|should|may|might|must|has|have|had)"
-_SEEMS = r"(?:is|was|are|were|seems?|sounds?|appears?|looks?|(?:would|can|could|should|may|must) be)"
-_AFTER = re.compile(
-    rf"[\"'*)\].]*\s*\x00*(?:\s+(?:sounds?|noises?|options?|choices?|answers?|ones?|alternative|itself|here))?"
-    rf"[\"'*)\].]*(?:(?:,\s*which)?\s+(?:"
-    rf"{_VERB}\s+(?:\w+ly\s+)?(?:not|never|no longer)\b(?!\s+only\b)|(?:\w+n't|cannot|isnt|wasnt|arent|doesnt)\b|"
-    rf"{_SEEMS}\s+(?:\w+ly\s+|to be\s+)?(?:incorrect|wrong|false|impossible|implausible|improbable|unlikely|doubtful|"
-    rf"questionable|excluded|rejected|ruled out|eliminated|absent|missing|inaudible)\b)"
-    rf"|\s*[?!.,:;\u2013\u2014-]*\s*[(\[]?(?:no|nope|not|never|wrong|incorrect|false)[)\]]?\s*(?:[.!,;]|$))"
+_LABEL_LEAD = re.compile(
+    r"^(?:\s+|[-\u2022*]\s+|\d{1,2}[.)]\s+|(?:the |my )?(?:sounds?|answers?|labels?)(?: \w+)? (?:is|are)\s+"
+    r"|(?:it|this) is\s+|(?:answers?|labels?):\s*|(?:an?|the)\s+)+"
 )
 
 
-def lowered(text: str) -> str:
-    """`text` in lower case with plain apostrophes, character for character: places in it are places in `text`."""
-    small = (character.lower() for character in text.replace("\u2019", "'"))
-    return "".join(low if len(low) == 1 else character for low, character in zip(small, text, strict=True))
-
-
-def _denied(text: str, spans: Collection[Span], beside: Iterable[Span] = ()) -> set[Span]:
-    """The mentions among `spans` that `text`, in lower case, denies. A "never" inside a mention, or inside what stands
-    `beside` it, denies nothing: all of them are masked."""
-    for start, end in (*spans, *beside):
-        text = text[:start] + "\0" * (end - start) + text[end:]
-    return {span for span in spans if _is_denied(text, *span)}
-
-
-def _is_denied(text: str, start: int, end: int) -> bool:
-    before = _NEUTRAL.sub(lambda match: "_" * len(match[0]), text)[:start]
-    # The mask that follows tells a list's comma from a clause's, so the clauses are cut with the mention in sight.
-    clause = 0
-    for boundary in _CLAUSE.finditer(before + "\0"):
-        clause = boundary.end()
-    return bool(_BEFORE.search(before[clause:])) or bool(_AFTER.match(text[end:]))
+def _label(part: str) -> str:
+    return normalise(_LABEL_LEAD.sub("", part.casefold().strip()))

@@ -23,18 +23,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from audio_llm.errors import ConfigError, nearest
+from audio_llm.language.directions import great_circle, read_direction, unit_vector
+from audio_llm.language.parts import strip_turn_markers
+from audio_llm.language.polarity import YES_NO, read_yes_no
 from audio_llm.language.prompts import STYLES, TAGS
-from audio_llm.language.quantities import great_circle, read_direction, read_distance, read_time, unit_vector
+from audio_llm.language.quantities import read_distance, read_time
 from audio_llm.language.replies import (
-    YES_NO,
     Reply,
     mentions,
     normalise,
     read_labels,
     read_reply,
-    read_yes_no,
     resolve_option,
-    strip_turn_markers,
 )
 from audio_llm.registry import find
 
@@ -87,12 +87,14 @@ def _accuracy(row: _Row) -> float | None:
     if row.reference is None:
         return None
     if not row.choices:
-        read: Callable[[str], Any] = read_yes_no if normalise(row.reference) in YES_NO else read_labels
-        return float(row.stated is not None and read(row.stated) == read(row.reference))
-    gold = resolve_option(row.reference, row.choices).index
-    if gold is None:  # the reference names none of the options: no truth to reward against
+        if normalise(row.reference) in YES_NO:
+            return float(row.stated is not None and read_yes_no(row.stated) == normalise(row.reference))
+        gold = read_labels(row.reference)
+        return float(row.stated is not None and read_labels(row.stated, sorted(gold)) == gold)
+    place = resolve_option(row.reference, row.choices).index
+    if place is None:  # the reference names none of the options: no truth to reward against
         return None
-    return float(row.reply.choice == gold)
+    return float(row.stated == row.choices[place])
 
 
 def answer_accuracy(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Rewards:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from audio_llm.language.quantities import AXES, read_directions
+from audio_llm.language.directions import AXES, read_directions
 from eval.controls import GUESSED
 from eval.figures import charts
 from eval.figures.estimates import Estimate, wilson

@@ -18,7 +18,7 @@ class OptionResolution:
     """
 
     name = "option-resolution"
-    version = "1"
+    version = "2"
     title = "Resolved option"
 
     def score(self, row: Prediction) -> Score | None:
@@ -40,7 +40,7 @@ class LetterMatch:
     """Right when the answer names the gold option's letter; words beside the letter are not looked at."""
 
     name = "letter"
-    version = "1"
+    version = "2"
     title = "Letter match"
 
     def score(self, row: Prediction) -> Score | None:

@@ -31,7 +31,7 @@ class DcaseAqa:
     """Value of a row: 1 where the chosen option is the right one. ``meta["part"]`` is 1, 2 or 3."""
 
     name = "dcase-aqa"
-    version = "1"
+    version = "2"
     title = "DCASE 2025 task 5"
     ranked_by = "domain average (mean of parts)"
 

@@ -59,10 +59,8 @@ def string_match(answer: Any, prediction: Any, choices: Sequence[Any]) -> bool:
 class OfficialRule:
     """MMAU's rule on what `read` makes of a prediction; `read` gives None where it finds no answer."""
 
-    version = "1"
-
-    def __init__(self, name: str, title: str, read: Callable[[Prediction], str | None]) -> None:
-        self.name, self.title, self._read = name, title, read
+    def __init__(self, name: str, version: str, title: str, read: Callable[[Prediction], str | None]) -> None:
+        self.name, self.version, self.title, self._read = name, version, title, read
 
     def score(self, row: Prediction) -> Score | None:
         if unscored(row) or not row.choices:
@@ -196,7 +194,7 @@ def _percent(right: int, count: int) -> float:
 
 
 SCORERS: tuple[Scorer, ...] = (
-    OfficialRule("mmau-official", "MMAU's rule, whole reply", raw_text),
-    OfficialRule("mmau-official-extracted", "MMAU's rule, extracted answer", extracted_text),
-    OfficialRule("mmau-official-resolved", "MMAU's rule, resolved option", resolved_text),
+    OfficialRule("mmau-official", "1", "MMAU's rule, whole reply", raw_text),
+    OfficialRule("mmau-official-extracted", "2", "MMAU's rule, extracted answer", extracted_text),
+    OfficialRule("mmau-official-resolved", "2", "MMAU's rule, resolved option", resolved_text),
 )

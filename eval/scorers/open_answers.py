@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from audio_llm.language.quantities import is_direction, read_directions, read_distance
-from audio_llm.language.replies import YES_NO, normalise, read_labels, read_yes_no
+from audio_llm.language.directions import is_direction, read_directions
+from audio_llm.language.polarity import YES_NO, read_yes_no
+from audio_llm.language.quantities import read_distance
+from audio_llm.language.replies import normalise, read_labels
 from eval.predictions import Prediction
 from eval.scorers.base import Score
 
@@ -49,7 +51,8 @@ def answer_kind(row: Prediction) -> str:
 
 
 def _score_labels(row: Prediction, answer: str) -> Score:
-    said, gold = read_labels(answer), read_labels(row.gold)
+    gold = read_labels(row.gold)
+    said = read_labels(answer, sorted(gold))
     missing, extra = sorted(gold - said), sorted(said - gold)
     notes = [f"missing {', '.join(missing)}"] if missing else []
     notes += [f"wrong {', '.join(extra)}"] if extra else []

@@ -32,7 +32,7 @@ class SpatialSoundQA:
     """Value of a row: label set exactly right, all direction words right, distance within 0.5 m, yes/no right."""
 
     name = "spatial-sound-qa"
-    version = "1"
+    version = "2"
     title = "SpatialSoundQA"
     ranked_by = ""  # the paper ranks every kind of question by a figure of its own
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
-from audio_llm.language.replies import normalise
+from audio_llm.language.replies import holds, normalise
 from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer, unscored
 from eval.scorers.choice import OptionResolution
@@ -39,10 +39,10 @@ def exact(said: str, reference: str) -> tuple[float, str]:
 
 
 def contains(said: str, reference: str) -> tuple[float, str]:
-    """1 where the words of the reference stand in the answer side by side. Denials and extra words do not matter."""
-    mine, wanted = words(said), words(reference)
-    there = any(mine[place : place + len(wanted)] == wanted for place in range(len(mine) - len(wanted) + 1))
-    return float(bool(wanted) and there), "its words are there" if wanted and there else "its words are not there"
+    """1 where the reference stands in the answer as a whole thing: no number in another, no word in a compound.
+    Denials and extra words do not matter."""
+    there = holds(said, reference)
+    return float(there), "its words are there" if there else "its words are not there"
 
 
 def meteor(said: str, reference: str) -> tuple[float, str]:
@@ -80,7 +80,7 @@ def align(mine: tuple[str, ...], wanted: tuple[str, ...]) -> list[tuple[int, int
 class TextScorer:
     """The best value that `compare` gives an answer over the references; only for questions without choices."""
 
-    version = "1"
+    version = "2"
 
     def __init__(self, name: str, title: str, compare: Callable[[str, str], tuple[float, str]]) -> None:
         self.name, self.title, self._compare = name, title, compare
@@ -105,7 +105,7 @@ class AudioBenchRule:
     """AudioBench without a judge: METEOR for captions, the resolved option for music, containment for questions."""
 
     name = "audiobench"
-    version = "1"
+    version = "2"
     title = "AudioBench, by the kind of set"
 
     def __init__(self) -> None:

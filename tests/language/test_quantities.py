@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from audio_llm.language.quantities import great_circle, read_direction, read_directions, read_distance, read_time
+from audio_llm.language.directions import great_circle, read_direction, read_directions
+from audio_llm.language.quantities import read_distance, read_time
 
 
 def angles(azimuth: float, elevation: float) -> tuple[float, ...]:

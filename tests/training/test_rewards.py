@@ -192,7 +192,7 @@ def test_direction_through_a_letter():
         (rewards.onset, "1.25 s", "1.5 s", 0.75),
         (rewards.onset, "1750 ms", "1.5 seconds", 0.75),
         (rewards.onset, "5 s", "1.5 s", 0.0),
-        (rewards.onset, "1.5", "1.5 s", 0.0),
+        (rewards.onset, "1.5", "1.5 s", 1.0),
         (rewards.onset, "1.5 s", "rain", None),
         (rewards.direction, "left", "rain", None),
     ],
