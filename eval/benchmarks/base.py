@@ -179,7 +179,8 @@ class Benchmark(Protocol):
     """One benchmark: where its data lies, how a row becomes an item, which scorers apply.
 
     `scorers` names scorers of ``eval.scorers``, the headline first; `groups` the keys of `meta` (or ``question_type``)
-    that its tables are broken down by.
+    that its tables are broken down by. `published_rule`, optional: the scorer that the benchmark's own figures come
+    from, to stand beside the headline on the first line of every table.
     """
 
     name: str

@@ -49,6 +49,7 @@ class Mmau:
         "letter-or-random",
     )
     groups = ("task", "difficulty", "sub-category")
+    published_rule = "mmau-official"
 
     def open(self, data: Path, **options: str) -> Collection:
         """The items of `data`. Raises children of ``AudioLLMError`` for what is not MMAU's file,

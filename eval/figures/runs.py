@@ -81,6 +81,14 @@ class Run:
         return self.readings(self.answers)
 
     @cached_property
+    def by_published_rule(self) -> Reading | None:
+        """That pass under the rule that its benchmark publishes, as far as that is not the first scorer."""
+        name = getattr(get_benchmark(self.benchmark), "published_rule", "") if self.benchmark else ""
+        if not name or name == self.headline.name:
+            return None
+        return reading(SCORERS[name], self.scored(self.answers, SCORERS[name]))
+
+    @cached_property
     def spectrum(self) -> dict[str, list[Reading]]:
         """:meth:`readings` of every pass that has some."""
         return {name: found for name in self.passes if (found := self.readings(name))}

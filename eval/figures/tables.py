@@ -48,13 +48,16 @@ def print_run(run: Run) -> None:
     """The run as a table on the terminal, broken down by kind of question and by what its benchmark groups by."""
     summary, scorer = run.summary, run.headline
     print(f"\n{run.name}: accuracy in percent [95 % interval], scorer {scorer.name} {scorer.version}")
+    published = run.by_published_rule
+    beside = f"; {published.scorer} {published.cell.accuracy!s}" if published is not None else ""
     for label, cell in [
         ("greedy", summary.greedy),
         (f"T={summary.sampled_temperature:g}", summary.sampled),
         *summary.controls.items(),
     ]:
         if cell is not None:
-            print(f"  {label:<34} {_line(cell)}")
+            print(f"  {label:<34} {_line(cell)}{beside}")
+            beside = ""
     if summary.ranked is not None and isinstance(scorer, Bounding):
         print(f"  {scorer.ranked_by:<34} {summary.ranked!s:>22}")
     if summary.flips is not None and summary.flips.share.n:

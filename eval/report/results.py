@@ -100,6 +100,8 @@ def headline(runs: Sequence[Run]) -> str:
             f"{main.accuracy.n}" + (f" <small>+ {main.errors} not asked</small>" if main.errors else "")
         ),
     }
+    published = {found.scorer for run in runs if (found := run.by_published_rule) is not None}
+    columns |= {f"by {name}": functools.partial(_published, name) for name in sorted(published)}
     if not warm:
         columns = {name: cell for name, cell in columns.items() if not name.startswith("one sample")}
     rows = [
@@ -123,6 +125,12 @@ def _ranked(name: str, run: Run, main: Cell) -> str:
     """The figure `name` where it is what the run's benchmark ranks by."""
     scorer, found = run.headline, run.summary.ranked
     return estimate(found) if found and isinstance(scorer, Bounding) and scorer.ranked_by == name else "–"
+
+
+def _published(name: str, run: Run, main: Cell) -> str:
+    """Accuracy under the scorer `name` where that is the rule that the run's benchmark publishes."""
+    found = run.by_published_rule
+    return accuracy(found.cell) if found is not None and found.scorer == name else "–"
 
 
 def _follows(run: Run) -> str:

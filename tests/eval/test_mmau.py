@@ -259,3 +259,17 @@ def test_public_rules_disagree_and_ours_give_every_reply_what_it_deserves(capsys
     assert disagreement.wrong(table) == []
     assert main(["rescore", "--disagreement"]) == 0
     assert capsys.readouterr().out.count("\n| ") == len(table) + 1
+
+
+def test_the_published_rule_stands_beside_ours_on_the_first_line(tmp_path: Path, capsys) -> None:
+    """ "2.5 s" has all words of "5 s" and none of another choice: MMAU's rule takes it, ours does not."""
+    item = {"audio_id": "a.wav", "question": "Which?", "choices": ["5 s", "7 s"], "answer": "5 s", "task": "sound"}
+    items = [item | {"id": str(n), "difficulty": "easy", KEY: said} for n, said in enumerate(("5 s", "2.5 s", "(A)"))]
+    (tmp_path / "answers.json").write_text(json.dumps(items))
+    assert main(["rescore", str(tmp_path / "answers.json"), "--scorers", "option-resolution"]) == 0
+    head, first = [line for line in capsys.readouterr().out.splitlines() if line.strip()][:2]
+    assert head.endswith("scorer option-resolution 2")
+    ours, published = first.split("; mmau-official ")
+    assert ours.split()[:2] == ["greedy", "66.7"] and published.split()[0] == "66.7"
+    assert main(["rescore", str(tmp_path / "answers.json"), "--scorers", "mmau-official"]) == 0
+    assert "; mmau-official" not in capsys.readouterr().out.splitlines()[2]
