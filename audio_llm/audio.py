@@ -6,12 +6,14 @@ the SoX Resampler library). Amplitudes are float32 with full scale at ±1.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import mmap
+import os
 import struct
 import sys
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import soundfile
 
+from audio_llm import containers
 from audio_llm.errors import AudioError, ConfigError, describe, nearest
 
 LAYOUT_CHANNELS: dict[str, int] = {"mono": 1, "stereo": 2, "binaural": 2, "foa": 4}
@@ -46,8 +49,9 @@ INT16_SCALE = 32768.0
 MAX_PEAK = 1e10  # 200 dB above full scale; the energies of far larger samples are infinite in float32
 # Only these subtypes can carry NaN or Inf; integer and perceptual codecs cannot, so decoding them needs no scan.
 _FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")
-_UNKNOWN_LENGTH = 2**63 - 1  # what libsndfile says of it
-_REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+BYTES_PER_SECOND = 4 * 4 * 48000  # decoded, at most: four channels at 48 kHz, or as much of others
+_MAX_CHANNELS = 1024  # libsndfile's limit
+_BLOCK = 2**18  # samples per channel that are decoded at once
 
 
 @dataclass(frozen=True)
@@ -99,13 +103,15 @@ def decode(
     layout: str | None = None,
     name: str | None = None,
     max_seconds: float = 600.0,
+    max_bytes: float | None = None,
 ) -> Waveform:
     """Decode a file, or the bytes of one, at its own rate and with all of its channels.
 
     Without `layout` the number of channels decides: 1 mono, 2 stereo, 4 foa. `name` is what errors call the audio.
     Raises :class:`AudioError` for audio that is missing, empty, corrupt, cut short, not finite, louder than
-    ``MAX_PEAK``, shorter than ``MIN_SAMPLES``, longer than `max_seconds`, or of a channel count that does not fit the
-    layout.
+    ``MAX_PEAK``, shorter than ``MIN_SAMPLES``, or of a channel count that does not fit the layout; before anything is
+    decoded, for more than `max_seconds`, and for more than `max_bytes` of float32 samples (without it, as many as
+    `max_seconds` of ``BYTES_PER_SECOND``).
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         name = name or "audio bytes"
@@ -115,21 +121,22 @@ def decode(
         data = _read_file(Path(source), name)
     if not data:
         raise AudioError(describe(name, "an audio file", "an empty file of 0 bytes"))
-    fast = _decode_pcm16(data, name, max_seconds) if data[:4] == b"RIFF" else None
-    samples, sample_rate = fast if fast is not None else _decode_libsndfile(data, name, max_seconds)
-    channels, num_samples = samples.shape
-    layout = layout or LAYOUT_OF_COUNT.get(channels)
-    if layout is None:
+    links = containers.links(data, name)
+    header = _measure(links, name)
+    if layout is None and header.channels not in LAYOUT_OF_COUNT:
         raise AudioError(
-            describe(name, "1 (mono), 2 (stereo or binaural) or 4 (foa) channels", f"{channels} channels")
+            describe(name, "1 (mono), 2 (stereo or binaural) or 4 (foa) channels", f"{header.channels} channels")
             + " Take two of them, for instance by `ffmpeg -i IN -af 'pan=stereo|c0=c0|c1=c1' OUT.wav`."
         )
-    if LAYOUT_CHANNELS.get(layout, channels) != channels:
-        raise AudioError(describe(name, f"{LAYOUT_CHANNELS[layout]} channel(s) for layout '{layout}'", f"{channels}"))
-    if num_samples < MIN_SAMPLES:
-        found = "no samples" if num_samples == 0 else f"{num_samples} sample(s)"
+    layout = layout or LAYOUT_OF_COUNT[header.channels]
+    if LAYOUT_CHANNELS.get(layout, header.channels) != header.channels:
+        expected = f"{LAYOUT_CHANNELS[layout]} channel(s) for layout '{layout}'"
+        raise AudioError(describe(name, expected, f"{header.channels}"))
+    if header.frames < MIN_SAMPLES:
+        found = "no samples" if header.frames == 0 else f"{header.frames} sample(s)"
         raise AudioError(describe(name, f"at least {MIN_SAMPLES} samples per channel", found))
-    return Waveform(samples, sample_rate, layout)
+    _check_size(header, name, max_seconds, max_bytes)
+    return Waveform(_read(links, header, name), header.samplerate, layout)
 
 
 def _read_file(path: Path, name: str) -> bytes:
@@ -141,48 +148,77 @@ def _read_file(path: Path, name: str) -> bytes:
         raise AudioError(describe(name, "a readable audio file", error.strerror or str(error))) from error
 
 
-def _check_length(num_samples: int, sample_rate: int, name: str, max_seconds: float) -> None:
-    if num_samples > max_seconds * sample_rate:
+@dataclass(frozen=True)
+class Header:
+    """What a file holds: channels, rate in Hz, samples per channel (`frames`), length in seconds."""
+
+    channels: int
+    samplerate: int
+    frames: int
+
+    @property
+    def duration(self) -> float:
+        return self.frames / self.samplerate
+
+
+def read_header(path: str | Path) -> Header:
+    """The :class:`Header` of an audio file, nothing decoded: what :func:`decode` will find in it.
+
+    Raises :class:`AudioError` for a file that is not there, is not audio, or does not hold what it promises.
+    """
+    name = str(path)
+    try:
+        with open(path, "rb") as stream:
+            if os.fstat(stream.fileno()).st_size == 0:
+                raise AudioError(describe(name, "an audio file", "an empty file of 0 bytes"))
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                links = containers.links(data, name)
+                for content, frames in (link.last for link in links if link.last):
+                    if len(_samples(content, frames, name)) < frames:
+                        raise AudioError(describe(name, "a whole last frame", "a part: the file is cut short"))
+                return _measure(links, name)
+    except FileNotFoundError as error:
+        raise AudioError(describe(name, "an audio file", "no such file")) from error
+    except OSError as error:
+        raise AudioError(describe(name, "a readable audio file", error.strerror or str(error))) from error
+
+
+def _measure(links: Sequence[containers.Link], name: str) -> Header:
+    """Of all links together. Raises :class:`AudioError` where they differ in channels or rate."""
+    found: list[Header] = []
+    for link in links:
+        if link.channels and link.sample_rate and link.frames is not None:
+            found.append(Header(link.channels, link.sample_rate, link.frames))
+            continue
+        with _opened(link.content(), name) as file:
+            found.append(Header(file.channels, file.samplerate, file.frames))
+    if any(header.channels > _MAX_CHANNELS for header in found):
+        most = max(header.channels for header in found)
+        raise AudioError(describe(name, f"at most {_MAX_CHANNELS} channels", f"{most}"))
+    forms = list(dict.fromkeys((header.channels, header.samplerate) for header in found))
+    if len(forms) != 1:
+        told = ", then ".join(f"{rate} Hz with {channels} channel(s)" for channels, rate in forms) or "none"
+        raise AudioError(describe(name, "one rate and number of channels", told, "Cut the file where they change."))
+    return replace(found[0], frames=sum(header.frames for header in found))
+
+
+def _check_size(header: Header, name: str, max_seconds: float, max_bytes: float | None) -> None:
+    """Raise :class:`AudioError` for more samples than the caller takes, before any of them is read."""
+    if header.frames > max_seconds * header.samplerate:
         raise AudioError(
             describe(
                 name,
                 f"at most {max_seconds:g} s of audio",
-                f"{num_samples / sample_rate:.1f} s",
+                f"{header.duration:.1f} s",
                 "Cut it into parts first; nothing is shortened silently.",
             )
         )
-
-
-def _decode_pcm16(data: bytes, name: str, max_seconds: float) -> tuple[np.ndarray, int] | None:
-    """16-bit PCM WAV straight from memory, several times faster than through a codec library; None for other WAVs.
-
-    Returns ``(channels, time)`` float32 and the rate. A data chunk that promises more bytes than there are is an
-    error, except for the sizes 0 and 0xFFFFFFFF (and neighbours) that encoders leave when they write to a pipe.
-    """
-    if len(data) < 12 or data[8:12] != b"WAVE":
-        return None
-    position, form = 12, None
-    while position + 8 <= len(data):
-        chunk, size = data[position : position + 4], struct.unpack_from("<I", data, position + 4)[0]
-        body = position + 8
-        if chunk == b"fmt " and size >= 16 and body + 16 <= len(data):
-            form = struct.unpack_from("<HHIIHH", data, body)
-            if form[0] == 0xFFFE and size >= 26 and body + 26 <= len(data):  # WAVE_FORMAT_EXTENSIBLE
-                form = struct.unpack_from("<H", data, body + 24) + form[1:]
-        if chunk == b"data":
-            streamed = size == 0 or size >= 0xFFFFFFFF - 4096
-            present = len(data) - body
-            if size > present and not streamed:
-                raise AudioError(describe(name, f"{size} bytes of samples", f"{present}: the file is cut short"))
-            if form is None or form[0] != 1 or form[5] != 16 or not form[1] or not form[2] or form[4] != 2 * form[1]:
-                return None
-            channels, sample_rate = form[1], form[2]
-            count = (present if streamed else size) // (2 * channels)
-            _check_length(count, sample_rate, name, max_seconds)
-            frames = np.frombuffer(data, "<i2", count * channels, body).reshape(count, channels)
-            return _int16_to_float(frames), sample_rate
-        position = body + size + (size & 1)
-    return None
+    limit = max_seconds * BYTES_PER_SECOND if max_bytes is None else max_bytes
+    size = 4 * header.channels * header.frames
+    if size > limit:
+        what = f"{size / 2**20:.0f} MiB ({header.channels} channel(s) at {header.samplerate} Hz)"
+        cure = "Cut it, or resample it, for instance by `ffmpeg -i IN -ar 48000 OUT.flac`."
+        raise AudioError(describe(name, f"at most {limit / 2**20:.0f} MiB of decoded samples", what, cure))
 
 
 class _Sequential(soundfile.SoundFile):
@@ -202,74 +238,55 @@ class _Memory(io.BytesIO):
             return self.tell()
 
 
-def _decode_libsndfile(data: bytes, name: str, max_seconds: float) -> tuple[np.ndarray, int]:
-    _check_container(data, name)
+@contextlib.contextmanager
+def _opened(content: bytes, name: str) -> Iterator[soundfile.SoundFile]:
+    """A file in memory; what libsndfile says against it, then or while it is read, as :class:`AudioError`."""
     try:
-        with _Sequential(_Memory(data)) as file:
-            promised, sample_rate, subtype = file.frames, file.samplerate, file.subtype
-            if promised == _UNKNOWN_LENGTH:
-                frames = _read_to_the_end(file, name, max_seconds)
-                promised = len(frames)
-            else:
-                _check_length(promised, sample_rate, name, max_seconds)
-                frames = file.read(promised, dtype="float32", always_2d=True)  # (time, channels)
+        with _Sequential(_Memory(content)) as file:
+            yield file
     except (soundfile.LibsndfileError, RuntimeError, MemoryError) as error:
         reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
-        raise AudioError(
-            describe(name, "decodable audio (wav, flac, ogg, mp3, opus)", f"{len(data)} bytes that are not: {reason}")
-        ) from error
-    if len(frames) < promised:
-        raise AudioError(describe(name, f"{promised} samples per channel", f"{len(frames)}: the file is cut short"))
-    if subtype in _FLOAT_SUBTYPES:
-        _check_finite(frames, name)
-        peak = float(np.abs(frames).max(initial=0.0))
+        found = f"{len(content)} bytes that are not: {reason}"
+        raise AudioError(describe(name, "decodable audio (wav, flac, ogg, mp3, opus)", found)) from error
+
+
+def _samples(content: bytes, frames: int, name: str) -> np.ndarray:
+    with _opened(content, name) as file:
+        return file.read(frames, dtype="float32", always_2d=True)  # (time, channels)
+
+
+def _read(links: Sequence[containers.Link], header: Header, name: str) -> np.ndarray:
+    """``(channels, time)`` of all links, exactly as many samples as were counted."""
+    if len(links) == 1 and links[0].pcm16:
+        (start, end) = links[0].ranges[0]
+        count = header.frames * header.channels
+        frames = np.frombuffer(links[0].data, "<i2", count, start).reshape(header.frames, header.channels)
+        return _int16_to_float(frames)
+    samples = np.empty((header.channels, header.frames), np.float32)
+    done = 0
+    for link in links:
+        with _opened(link.content(), name) as file:
+            if (file.channels, file.samplerate) != (header.channels, header.samplerate):
+                found = f"{file.samplerate} Hz with {file.channels} channel(s) in the samples"
+                expected = f"{header.samplerate} Hz with {header.channels} channel(s)"
+                raise AudioError(describe(name, expected, found))
+            ending = done + (file.frames if link.frames is None else link.frames)
+            while done < ending:
+                part = file.read(min(ending - done, _BLOCK), dtype="float32", always_2d=True)  # (time, channels)
+                if not len(part):
+                    raise AudioError(
+                        describe(name, f"{ending} samples per channel", f"{done}: the file is cut short or damaged")
+                    )
+                samples[:, done : done + len(part)] = part.T
+                done += len(part)
+            floats = file.subtype in _FLOAT_SUBTYPES
+    if floats:
+        _check_finite(samples, name)
+        peak = float(np.abs(samples).max(initial=0.0))
         if peak > MAX_PEAK:
             expected = f"samples with full scale at 1 (at most {MAX_PEAK:g})"
             raise AudioError(describe(name, expected, f"a peak of {peak:.3g}", "Divide them by their full scale."))
-    return np.ascontiguousarray(frames.T), sample_rate
-
-
-def _read_to_the_end(file: soundfile.SoundFile, name: str, max_seconds: float) -> np.ndarray:
-    """``(time, channels)`` of a stream whose encoder did not know its length (FLAC written to a pipe)."""
-    parts, total = [], 0
-    while len(part := file.read(2**20, dtype="float32", always_2d=True)):
-        parts.append(part)
-        total += len(part)
-        _check_length(total, file.samplerate, name, max_seconds)
-    return np.concatenate(parts) if parts else np.zeros((0, file.channels), np.float32)
-
-
-def _check_container(data: bytes, name: str) -> None:
-    """Refuse AIFF and Ogg that are cut or damaged: of these libsndfile decodes what is left, without a word."""
-    if data[:4] == b"FORM":
-        promised = 8 + int.from_bytes(data[4:8], "big")
-        if promised > len(data):
-            raise AudioError(describe(name, f"{promised} bytes", f"{len(data)}: the file is cut short"))
-    if data[:4] == b"OggS":
-        _check_ogg(data, name)
-
-
-def _check_ogg(data: bytes, name: str) -> None:
-    """Every page of an Ogg file whole and with its checksum (RFC 3533, section 6)."""
-    start = ended = 0
-    while data[start : start + 4] == b"OggS":
-        segments = data[start + 26] if start + 27 <= len(data) else 0
-        body = start + 27 + segments
-        end = body + sum(data[start + 27 : body])
-        if start + 27 > len(data) or end > len(data):
-            raise AudioError(describe(name, "whole Ogg pages", f"{len(data)} bytes: the file is cut short"))
-        page = data[start : start + 22] + bytes(4) + data[start + 26 : end]  # the checksum's own place counts as zero
-        if _ogg_checksum(page) != int.from_bytes(data[start + 22 : start + 26], "little"):
-            raise AudioError(describe(name, "Ogg pages that match their checksums", f"a damaged one at byte {start}"))
-        ended, start = data[start + 5] & 4, end  # flag: the last page of its stream
-    if start < len(data) and not ended:
-        raise AudioError(describe(name, "an Ogg page", f"something else at byte {start}"))
-
-
-def _ogg_checksum(page: bytes) -> int:
-    """Ogg's CRC-32 by zlib's: the same polynomial with the bits of every byte reversed, nothing inverted."""
-    reversed_crc = zlib.crc32(page.translate(_REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
-    return int(f"{reversed_crc:032b}"[::-1], 2)
+    return samples
 
 
 def _int16_to_float(frames: np.ndarray) -> np.ndarray:
@@ -479,17 +496,6 @@ def sha256(waveform: Waveform) -> str:
     digest = hashlib.sha256(f"{waveform.layout} {waveform.sample_rate} {waveform.samples.shape}\n".encode())
     digest.update(np.ascontiguousarray(waveform.samples, dtype="<f4").data)
     return digest.hexdigest()
-
-
-def read_header(path: str | Path) -> Any:
-    """libsndfile's info of an audio file (``channels``, ``samplerate``, ``frames``, ``duration``), nothing decoded.
-
-    Raises :class:`AudioError` for a file that is not there or is not audio.
-    """
-    try:
-        return soundfile.info(str(path))
-    except (OSError, RuntimeError) as error:  # libsndfile's own error is a RuntimeError
-        raise AudioError(describe(str(path), "an audio file", f"none that can be read ({error})")) from error
 
 
 def silence(waveform: Waveform) -> Waveform:
