@@ -263,7 +263,7 @@ def _read(links: Sequence[containers.Link], header: Header, name: str) -> np.nda
         frames = np.frombuffer(links[0].data, "<i2", count, start).reshape(header.frames, header.channels)
         return _int16_to_float(frames)
     samples = np.empty((header.channels, header.frames), np.float32)
-    done = 0
+    done, floats = 0, False
     for link in links:
         with _opened(link.content(), name) as file:
             if (file.channels, file.samplerate) != (header.channels, header.samplerate):
@@ -272,13 +272,12 @@ def _read(links: Sequence[containers.Link], header: Header, name: str) -> np.nda
                 raise AudioError(describe(name, expected, found))
             ending = done + (file.frames if link.frames is None else link.frames)
             while done < ending:
-                part = file.read(min(ending - done, _BLOCK), dtype="float32", always_2d=True)  # (time, channels)
-                if not len(part):
-                    raise AudioError(
-                        describe(name, f"{ending} samples per channel", f"{done}: the file is cut short or damaged")
-                    )
-                samples[:, done : done + len(part)] = part.T
-                done += len(part)
+                block = samples[:, done : min(ending, done + _BLOCK)]
+                count = _fill(file, block)
+                done += count
+                if count < block.shape[1]:
+                    found_samples = f"{done}: the file is cut short or damaged"
+                    raise AudioError(describe(name, f"{ending} samples per channel", found_samples))
             floats = file.subtype in _FLOAT_SUBTYPES
     if floats:
         _check_finite(samples, name)
@@ -287,6 +286,15 @@ def _read(links: Sequence[containers.Link], header: Header, name: str) -> np.nda
             expected = f"samples with full scale at 1 (at most {MAX_PEAK:g})"
             raise AudioError(describe(name, expected, f"a peak of {peak:.3g}", "Divide them by their full scale."))
     return samples
+
+
+def _fill(file: soundfile.SoundFile, block: np.ndarray) -> int:
+    """Decode into ``(channels, time)``; how many samples per channel there were."""
+    if len(block) == 1:
+        return len(file.read(out=block[0]))
+    frames = file.read(block.shape[1], dtype="float32", always_2d=True)  # (time, channels)
+    block[:, : len(frames)] = frames.T
+    return len(frames)
 
 
 def _int16_to_float(frames: np.ndarray) -> np.ndarray:

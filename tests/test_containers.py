@@ -81,6 +81,7 @@ def promising() -> dict[str, bytes]:
     wav, au, aiff, caf, w64 = (files[kind] for kind in ("wav 16", "au 16", "aiff 16", "caf 16", "w64 16"))
     comm = aiff.index(b"COMM") + 8
     mp3 = audio_files.written(np.zeros((40000, 1), np.float32), 44100, "mp3 constant")
+    info = max(mp3.find(b"Xing"), mp3.find(b"Info")) + 8
     sphere = b"NIST_1A\n   1024\nsample_count -i %d\nsample_rate -i 8000\nend_head\n" % 10**18
     return {
         "flac total": audio_files.flac_total(files["flac 16"], 2**36 - 1),
@@ -91,7 +92,7 @@ def promising() -> dict[str, bytes]:
         "aiff frames": aiff[: comm + 2] + b"\x3f\xff\xff\xff" + aiff[comm + 6 :],
         "caf size": caf[: caf.index(b"data") + 4] + struct.pack(">q", 2**60) + bytes(100),
         "w64 size": w64[:56] + struct.pack("<Q", 2**60) + w64[64:],
-        "mp3 frames": mp3[: mp3.index(b"Info") + 8] + b"\xff" * 4 + mp3[mp3.index(b"Info") + 12 :],
+        "mp3 frames": mp3[:info] + b"\xff" * 4 + mp3[info + 4 :],
         "id3 size": b"ID3\3\0\0\x7f\x7f\x7f\x7f" + bytes(100),
         "sphere": sphere.ljust(1024) + bytes(100),
         "ogg granule": files["ogg vorbis"][:-2000],

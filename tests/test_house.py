@@ -18,6 +18,7 @@ ROOMS = ("audio_llm", "data_prep", "eval")
 # Above the wall, first to last: a file imports its own row and earlier ones. Nothing above names anything below.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors", "config", "files", "registry"),
+    ("containers",),
     ("audio",),
     ("shards",),
     ("language",),
@@ -248,6 +249,7 @@ AUDIO_PATHS = (
     "audio_llm/serving/media.py",
     "audio_llm/serving/plugin.py",
     "audio_llm/audio.py",
+    "audio_llm/containers",
 )
 MIXES_BY_NAME = {"take_channels"}  # the functions of audio.py a caller has to name
 

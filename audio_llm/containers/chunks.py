@@ -9,8 +9,8 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from audio_llm.containers import mpeg
 from audio_llm.containers.base import Buffer, Link, broken, cut, unknown
+from audio_llm.containers.mpeg import links as mpeg_links
 from audio_llm.errors import AudioError, describe
 
 # What programs put behind samples.
@@ -188,7 +188,7 @@ def _wave(
         raise broken(name, "a WAV file with channels and a rate", f"{channels} channels at {rate} Hz")
     size = where[1] - where[0]
     if tag == _MP3:
-        return mpeg.links(data, *where, name)
+        return mpeg_links(data, *where, name)
     frames = None
     if tag in _WIDTHS:
         width = frame // channels

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from audio_llm.containers.base import Buffer, Link, broken, cut
 
 _SIZES = (0, 192, 576, 1152, 2304, 4608, 0, 0, *(256 << i for i in range(8)))
 _STREAMINFO = 34  # bytes
-_STARTS = (b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22")  # the marker, and STREAMINFO behind it
+_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # the marker, and STREAMINFO behind it
 
 
 def _crc_table() -> bytes:
@@ -72,7 +73,8 @@ def links(data: Buffer, start: int, name: str) -> list[Link]:
     position = start
     while position < len(data):
         audio = _first_frame(data, position, name)
-        following = min((at for mark in _STARTS if (at := data.find(mark, audio)) >= 0), default=len(data))
+        another = _START.search(data, audio)
+        following = another.start() if another else len(data)
         found.append(_link(data, position, audio, following, name))
         position = following
     return found
@@ -120,7 +122,7 @@ def _link(data: Buffer, start: int, audio: int, end: int, name: str) -> Link:
 def _head(info: bytearray, samples: int) -> bytes:
     """The marker and one block: STREAMINFO with so many samples, and nothing said of frame sizes and MD5."""
     packed = int.from_bytes(info[10:18], "big") >> 36 << 36 | min(samples, 2**36 - 1)
-    return _STARTS[1] + bytes(info[:4]) + bytes(6) + packed.to_bytes(8, "big") + bytes(16)
+    return b"fLaC\x80\x00\x00\x22" + bytes(info[:4]) + bytes(6) + packed.to_bytes(8, "big") + bytes(16)
 
 
 def _by_the_last(data: Buffer, audio: int, end: int, block: int, total: int, channels: int) -> int | None:
