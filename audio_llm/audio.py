@@ -49,6 +49,7 @@ INT16_SCALE = 32768.0
 MAX_PEAK = 1e10  # 200 dB above full scale; the energies of far larger samples are infinite in float32
 # Only these subtypes can carry NaN or Inf; integer and perceptual codecs cannot, so decoding them needs no scan.
 _FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")
+MAX_SECONDS = 600.0  # of a file that is decoded, unless the caller says otherwise
 BYTES_PER_SECOND = 4 * 4 * 48000  # decoded, at most: four channels at 48 kHz, or as much of others
 _MAX_CHANNELS = 1024  # libsndfile's limit
 _BLOCK = 2**18  # samples per channel that are decoded at once
@@ -102,7 +103,7 @@ def decode(
     *,
     layout: str | None = None,
     name: str | None = None,
-    max_seconds: float = 600.0,
+    max_seconds: float = MAX_SECONDS,
     max_bytes: float | None = None,
 ) -> Waveform:
     """Decode a file, or the bytes of one, at its own rate and with all of its channels.

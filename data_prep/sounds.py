@@ -9,6 +9,7 @@ import functools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ def scan(
             )
         else:
             clips.append(Clip(**{**clip.__dict__, "start": round(result[0], 4), "seconds": round(result[1], 4)}))
-    return Library(library.dataset, clips, library.fingerprint, library.licence, rejects)
+    return replace(library, clips=clips, rejects=rejects)
 
 
 @functools.lru_cache(maxsize=256)  # 256 five-second clips at 16 kHz are 80 MB; neighbouring scenes share recordings

@@ -24,6 +24,7 @@ class ClipSource(Protocol):
     A source may also have
 
     * ``labels``: its classes in the order of its own numbers (by default those of its events, sorted);
+    * ``left_out``: what the folder has and the source has not, as ``{"item": …, "reason": …}``;
     * ``annotates_all``: every sound has its event, so that a sample without events is silent (by default it is unfit).
     """
 
@@ -48,6 +49,7 @@ def open_source(
     reported on, unless `use_test_fold`.
     """
     names = [name for name in sorted(DATASETS) if any(DATASETS[name].recognises(folder) for folder in folders)]
+    names.sort(key=lambda name: getattr(DATASETS[name], "any_sounds", False))  # it knows every folder with a sound
     if names and len(folders) > 1:
         raise ConfigError(describe("train", f"shard folders, or one folder of {names[0]}", f"{len(folders)} folders"))
     if names:

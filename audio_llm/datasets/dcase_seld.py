@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from audio_llm import audio
 from audio_llm.datasets import seld_tables
+from audio_llm.datasets.folders import SUFFIXES, hidden
 from audio_llm.errors import AudioError, ConfigError, DataError, describe, nearest
 from audio_llm.files import glance
 from audio_llm.shards.schema import AudioInfo, Event, Sample, Source
@@ -26,6 +27,7 @@ from audio_llm.shards.schema import AudioInfo, Event, Sample, Source
 AUDIO, TABLES, EVALUATION, CLASSES_FILE = "stereo_dev", "metadata_dev", "stereo_eval", "classes.json"
 TEST_FOLD = "fold4"  # scores are reported on it: it neither trains nor chooses
 DATASET = "dcase2025_task3"
+_METRES = 20  # a table in which nothing is further than so many centimetres was written in metres
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,14 @@ class SELDFolder:
         info = audio.read_header(clip.path)
         if info.channels != 2:
             raise AudioError(describe(str(clip.path), "2 channels", str(info.channels)))
+        rows = self.rows(number)
+        if len(rows) and (rows[:, 0].max() - 1) * seld_tables.FRAME_SECONDS > info.duration:
+            expected = f"frames within {info.duration:g} s"
+            raise DataError(describe(str(clip.table), expected, f"frame {int(rows[:, 0].max())}"))
         return Sample(
             clip.name,
             "seld",
-            events=events_of_rows(self.rows(number), self.labels),
+            events=events_of_rows(rows, self.labels),
             audio=AudioInfo(info.samplerate, 2, "stereo", info.duration),
             source=Source(self.dataset, clip.fold, clip.name),
         )
@@ -83,7 +89,13 @@ class SELDFolder:
     def rows(self, number: int) -> np.ndarray:
         """The clip's table ``(n, 6)`` as :mod:`audio_llm.tasks.seld.tracks` has it; empty where there is none."""
         table = self.clips[number].table
-        return seld_tables.read_rows(table) if table else np.zeros((0, len(seld_tables.COLUMNS)))
+        if table is None:
+            return np.zeros((0, len(seld_tables.COLUMNS)))
+        rows = seld_tables.read_rows(table)
+        if len(rows) and 0 < rows[:, 4].max() < _METRES:
+            found = f"at most {rows[:, 4].max():g} in all of it, which looks like metres"
+            raise DataError(describe(str(table), "distances in centimetres", found))
+        return rows
 
     @property
     def fingerprint(self) -> str:
@@ -155,10 +167,14 @@ def read_labels(folder: str | Path) -> list[str]:
     return labels
 
 
+def _sounds(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES and not hidden(path.name))
+
+
 def find(folder: str | Path) -> SELDFolder:
     """The development clips of a corpus, each with its table; nothing is opened. Raises :class:`DataError`."""
     root = Path(folder)
-    paths = sorted((root / AUDIO).glob("dev-*/*.wav"))
+    paths = _sounds((root / AUDIO).glob("dev-*/*"))
     if not paths:
         raise DataError(describe(str(root), f"clips {AUDIO}/dev-*/*.wav", "none"))
     clips = []
@@ -172,7 +188,7 @@ def find(folder: str | Path) -> SELDFolder:
 
 def find_evaluation(folder: str | Path) -> SELDFolder:
     """The clips of the evaluation set, which have no tables. Raises :class:`DataError` when there are none."""
-    paths = sorted((Path(folder) / EVALUATION).rglob("*.wav"))
+    paths = _sounds((Path(folder) / EVALUATION).rglob("*"))
     if not paths:
         raise DataError(describe(str(folder), f"clips below {EVALUATION}", "none"))
     return SELDFolder([Clip(path.stem, path) for path in paths], read_labels(folder))
@@ -193,7 +209,7 @@ def events_of_rows(rows: np.ndarray, labels: Sequence[str]) -> list[Event]:
         onset, offset = round(first * step, 3), round((last + 1) * step, 3)
         events.append(Event(labels[int(key[0])], onset, offset, key[2], None, key[3] / 100))
 
-    for frame, *cells, _ in sorted(rows.tolist()):
+    for frame, *cells, _ in sorted({tuple(row) for row in rows.tolist()}):  # what is said twice is one
         key = tuple(cells)
         if key in running and running[key][1] == frame - 1:
             running[key][1] = frame

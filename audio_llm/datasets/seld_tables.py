@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 
@@ -13,6 +12,15 @@ from audio_llm.files import write_atomically
 
 COLUMNS = ("frame", "class", "source", "azimuth", "distance", "onscreen")
 FRAME_SECONDS = 0.1
+# Degrees either way of counting, centimetres up to a kilometre, a day of frames.
+BOUNDS = {
+    "frame": (0, 864_000),
+    "class": (0, 10_000),
+    "source": (0, 10_000),
+    "azimuth": (-360, 360),
+    "distance": (0, 100_000),
+    "onscreen": (0, 1),
+}
 
 
 def fold_azimuth(azimuth: np.ndarray) -> np.ndarray:
@@ -22,29 +30,50 @@ def fold_azimuth(azimuth: np.ndarray) -> np.ndarray:
 
 
 def parse_rows(text: str, name: str = "table") -> np.ndarray:
-    """Rows ``(n, 6)`` of a CSV text with its header line. Raises :class:`ShardError` naming the line."""
+    """Rows ``(n, 6)`` of a CSV text, its columns by the names in its header; tables of other years have others, and in
+    another order. Without the columns source and onscreen these are 0; elevation, which two microphones do not hear, is
+    left out. Raises :class:`ShardError` naming the line, for columns that are not known, and for values that cannot be.
+    """
+    lines = text.removeprefix("\ufeff").splitlines()
+    if not any(line.strip() for line in lines):
+        return np.zeros((0, len(COLUMNS)))
+    mark = next((mark for mark in ",;\t" if mark in lines[0]), ",")
+    header = [cell.strip().strip('"').lower() for cell in lines[0].split(mark)]
+    known = {*COLUMNS, "elevation", ""}  # a column without a name is a counter that a program added
+    twice = len({*header}) < len(header)
+    if twice or not known.issuperset(header) or not {"frame", "class", "azimuth", "distance"}.issubset(header):
+        expected = f"the header {','.join(COLUMNS)} (source, onscreen and elevation as they are)"
+        raise ShardError(describe(f"{name}, line 1", expected, repr(lines[0][:60])))
+    places = [header.index(column) if column in header else None for column in COLUMNS]
     rows = []
-    for number, line in enumerate(io.StringIO(text), 1):
-        if number == 1 or not line.strip():
+    for number, line in enumerate(lines[1:], 2):
+        if not line.strip():
             continue
-        cells = line.split(",")
+        cells = line.split(mark)
         try:
-            row = [float(cell) for cell in cells]
-        except ValueError:
-            row = []
-        if len(row) != len(COLUMNS) or not all(map(math.isfinite, row)) or min(row[:3]) < 0:
-            raise ShardError(describe(f"{name}, line {number}", f"numbers {','.join(COLUMNS)}", repr(line.strip())))
+            row = [0.0 if place is None else float(cells[place]) for place in places]
+        except (ValueError, IndexError):
+            row = [math.nan]
+        if len(cells) != len(header) or not all(map(math.isfinite, row)):
+            raise ShardError(describe(f"{name}, line {number}", f"numbers {','.join(header)}", repr(line.strip())))
+        _check(row, f"{name}, line {number}")
         rows.append(row)
-    if text.strip() and not text.lower().startswith("frame"):
-        found = repr(text.splitlines()[0][:60])
-        raise ShardError(describe(f"{name}, line 1", f"the header {','.join(COLUMNS)}", found))
     return np.array(rows, dtype=np.float64).reshape(-1, len(COLUMNS))
+
+
+def _check(row: list[float], where: str) -> None:
+    for column, value in zip(COLUMNS, row, strict=True):
+        low, high = BOUNDS[column]
+        if not low <= value <= high:
+            raise ShardError(describe(where, f"{column} of {low:g} to {high:g}", f"{value:g}"))
+        if column not in ("azimuth", "distance") and value != int(value):
+            raise ShardError(describe(where, f"a whole number as {column}", f"{value:g}"))
 
 
 def read_rows(path: str | Path) -> np.ndarray:
     """:func:`parse_rows` of a file."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ShardError(f"{path}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:

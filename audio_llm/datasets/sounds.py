@@ -9,17 +9,19 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from audio_llm import audio
+from audio_llm.datasets import folders
 from audio_llm.errors import AudioError, ConfigError, describe
 from audio_llm.files import glance
 from audio_llm.shards.schema import AudioInfo, Event, Sample, Source
 
-SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".opus"}
 # Clips in folds 1 to 10 as the corpus was published: a metadata file with other counts was made by somebody else.
 URBANSOUND8K_FOLDS = (873, 888, 925, 990, 936, 823, 838, 806, 816, 837)
 
@@ -48,6 +50,7 @@ class Library:
     fingerprint: str
     licence: str | None = None
     rejects: list[dict[str, str]] = field(default_factory=list)
+    left_out: list[dict[str, str]] = field(default_factory=list)  # what :func:`find` saw and did not list
 
     @property
     def labels(self) -> list[str]:
@@ -57,29 +60,53 @@ class Library:
 # ------------------------------------------------------------------------------------------------ finding clips
 
 
+any_sounds = True  # :func:`recognises` holds for every folder with sounds: other data sets come first
+LAYOUTS = "ESC-50 (meta/esc50.csv, audio/), UrbanSound8K (UrbanSound8K.csv, fold1/ …) or class/file"
+_FOLD = re.compile(r"folds?[ _-]?\d+", re.IGNORECASE)
+_SPLIT = re.compile(r"(train|test|val|valid|dev|eval)(ing|idation|uation|elopment)?([ _-]?(set|split|data))?", re.I)
+_TABLES = ("meta/esc50.csv", "esc50.csv", "metadata/UrbanSound8K.csv", "UrbanSound8K.csv")
+
+
+def _table(root: Path) -> tuple[Path, Path] | None:
+    """(folder, table) of a corpus with metadata: `root` itself, or what `root` is the ``audio/`` of."""
+    places = [root, root.resolve().parent] if root.resolve().name == "audio" else [root]
+    return next(((place, place / name) for place in places for name in _TABLES if (place / name).is_file()), None)
+
+
 def recognises(folder: str | Path) -> bool:
-    """Whether there is anything :func:`find` would list."""
+    """Whether there is anything that :func:`find` would list, or refuse with the reason."""
     root = Path(folder)
-    metadata = (root / "meta" / "esc50.csv", root / "metadata" / "UrbanSound8K.csv")
-    return any(path.is_file() for path in metadata) or any(path.suffix.lower() in SUFFIXES for path in root.glob("*/*"))
+    if not root.is_dir() or next(root.glob("*.tar*"), None) is not None:
+        return False
+    deep = (path for depth in range(1, 5) for path in root.glob("/".join("*" * depth)))
+    return _table(root) is not None or any(path.suffix.lower() in folders.SUFFIXES for path in deep)
 
 
 def find(folder: str | Path) -> Library:
-    """List the clips of a sound folder without opening any audio. Raises :class:`AudioError` when there are none."""
+    """List the clips of a sound folder without opening any audio. Raises :class:`AudioError` for a folder that is laid
+    out otherwise: classes are never guessed."""
     root = Path(folder)
     if not root.is_dir():
         found = "a file" if root.exists() else "no such folder"
         raise AudioError(describe(f"sound folder '{folder}'", "a folder", found))
-    if (root / "meta" / "esc50.csv").is_file():
-        dataset, clips = "esc50", _esc50(root)
-    elif (root / "metadata" / "UrbanSound8K.csv").is_file():
-        dataset, clips = "urbansound8k", _urbansound8k(root)
+    corpus = _table(root)
+    if corpus is None:
+        found_files = folders.listing(root)
+        dataset, clips = root.resolve().name, _class_folders(root, found_files)
     else:
-        dataset, clips = root.resolve().name, _class_folders(root)
-    if not clips:
-        layouts = "meta/esc50.csv + audio/, metadata/UrbanSound8K.csv + audio/fold*/, or class/file"
-        raise AudioError(describe(f"sound folder '{folder}'", f"sounds in one of the layouts {layouts}", "none"))
-    return Library(dataset, clips, fingerprint(clips))
+        place, table = corpus
+        dataset = "esc50" if table.name == "esc50.csv" else "urbansound8k"
+        clips = (_esc50 if dataset == "esc50" else _urbansound8k)(place, table)
+        found_files = folders.listing(place)
+        names = {os.path.basename(clip.path or "") for clip in clips}
+        for path in found_files.files:
+            if path.name not in names:
+                found_files.omit(path, f"not in {table.name}")
+        if not clips:
+            raise AudioError(describe(f"metadata '{table}'", "a row per sound", "none"))
+        if twice := [name for name, count in Counter(clip.name for clip in clips).items() if count > 1]:
+            raise AudioError(describe(f"metadata '{table}'", "each file once", f"{twice[0]} several times"))
+    return Library(dataset, clips, fingerprint(clips), left_out=found_files.left_out)
 
 
 def _rows(path: Path, columns: Iterable[str]) -> Iterator[dict[str, str]]:
@@ -102,45 +129,102 @@ def _rows(path: Path, columns: Iterable[str]) -> Iterator[dict[str, str]]:
 
 
 def tidy(label: str) -> str:
-    """A label as people write it: lower case, words apart."""
+    """A label as people write it: lower case, words apart, in one Unicode form."""
+    label = unicodedata.normalize("NFC", folders.readable(label))
     return " ".join(label.replace("_", " ").split()).lower()
 
 
-def _esc50(root: Path) -> list[Clip]:
-    rows = _rows(root / "meta" / "esc50.csv", ("filename", "fold", "category", "src_file"))
+def _whole(number: str) -> str:
+    """A fold or a recording's number without the decimals that a spreadsheet gives it."""
+    return number.strip().removesuffix(".0")
+
+
+def _esc50(root: Path, table: Path) -> list[Clip]:
+    rows = [*_rows(table, ("filename", "fold", "category", "src_file"))]
+    place = _where([root / "audio", root / "audio" / "audio", root], [row["filename"] for row in rows])
     return [
         Clip(
             tidy(row["category"]),
-            row["src_file"],
-            row["filename"],
-            fold=row["fold"],
-            path=str(root / "audio" / row["filename"]),
+            _whole(row["src_file"]),
+            row["filename"].strip(),
+            fold=_whole(row["fold"]),
+            path=str(folders.find_file(place, row["filename"].strip())),
         )
         for row in rows
     ]
 
 
-def _urbansound8k(root: Path) -> list[Clip]:
-    rows = _rows(root / "metadata" / "UrbanSound8K.csv", ("slice_file_name", "fsID", "fold", "class"))
+def _urbansound8k(root: Path, table: Path) -> list[Clip]:
+    rows = [*_rows(table, ("slice_file_name", "fsID", "fold", "class"))]
+    names = [f"fold{_whole(row['fold'])}/{row['slice_file_name'].strip()}" for row in rows]
+    place = _where([root / "audio", root], names)
     return [
         Clip(
             tidy(row["class"]),
-            row["fsID"],
-            row["slice_file_name"],
-            fold=row["fold"],
-            path=str(root / "audio" / f"fold{row['fold']}" / row["slice_file_name"]),
-            foreground={"1": True, "2": False}.get(row.get("salience") or ""),
+            _whole(row["fsID"]),
+            row["slice_file_name"].strip(),
+            fold=_whole(row["fold"]),
+            path=str(folders.find_file(place, name)),
+            foreground={"1": True, "2": False}.get(_whole(row.get("salience") or "")),
         )
-        for row in rows
+        for row, name in zip(rows, names, strict=True)
     ]
 
 
-def _class_folders(root: Path) -> list[Clip]:
-    files = sorted(path for path in root.glob("*/*") if path.suffix.lower() in SUFFIXES)
+def _where(places: list[Path], names: list[str]) -> Path:
+    """The first of `places` that has any of `names`."""
+    return next((place for place in places if any((place / name).is_file() for name in names)), places[0])
+
+
+def _class_folders(root: Path, found: folders.Listing) -> list[Clip]:
+    classes: dict[str, list[Path]] = defaultdict(list)
+    for path in found.files:
+        if len(path.parts) == 1:
+            found.omit(path, "beside the class folders")
+        else:
+            classes[path.parts[0]].append(path)
+    _check_classes(root, classes, found)
     return [
-        Clip(tidy(path.parent.name), f"{path.parent.name}/{path.stem}", str(path.relative_to(root)), path=str(path))
-        for path in files
+        Clip(
+            tidy(name),
+            folders.readable(path.with_suffix("")),
+            folders.readable(path),
+            path=str(root / path),
+        )
+        for name in sorted(classes)
+        for path in classes[name]
     ]
+
+
+def _check_classes(root: Path, classes: dict[str, list[Path]], found: folders.Listing) -> None:
+    """Raise :class:`AudioError` where the folders below `root` are no classes, or only some of them are."""
+    expected = f"sounds in one of the layouts {LAYOUTS}"
+    names = sorted(classes)
+    told = ", ".join(folders.readable(name) + "/" for name in names[:4]) + (" …" if len(names) > 4 else "")
+    inner = [folders.readable(path) for name in names for path in classes[name] if len(path.parts) > 2]
+    shallow = [name for name in names if any(len(path.parts) == 2 for path in classes[name])]
+    deeper = next((folder for folder in sorted(root.glob("*/")) if _table(folder)), None)
+    cure = None
+    if deeper is not None:
+        problem, cure = f"a corpus one folder further down, in {deeper.name}/", f"Give '{deeper}'."
+    elif not names:
+        problem = f"no class folders, but {len(found.left_out)} item(s) left out" if found.left_out else "none"
+        cure = folders.told(found.left_out)
+    elif all(_FOLD.fullmatch(name) for name in names):
+        problem = f"folds without a table of their classes ({told})"
+        cure = "Put UrbanSound8K.csv beside them, or meta/esc50.csv beside their folder."
+    elif all(_SPLIT.fullmatch(name) for name in names):
+        problem = f"splits, not classes ({told})"
+        cure = f"Give one of them, such as '{root / names[0]}', with a folder for every class."
+    elif not shallow or (inner and len(shallow) < len(names)):
+        problem = f"sounds further down, such as {inner[0]}: which folder is the class?"
+        cure = "Give the folder above the class folders, or move the files up."
+    elif len(names) == 1:
+        problem = f"one class alone ({told})"
+        cure = f"Give the folder that all class folders lie in. {folders.told(found.left_out)}".strip()
+    else:
+        return
+    raise AudioError(describe(f"sound folder '{folders.readable(root)}'", expected, problem, cure))
 
 
 def fingerprint(clips: list[Clip]) -> str:
@@ -149,7 +233,9 @@ def fingerprint(clips: list[Clip]) -> str:
     for clip in clips:
         size = os.path.getsize(clip.path) if clip.path and os.path.exists(clip.path) else -1
         digest.update(
-            f"{clip.label}\0{clip.recording}\0{clip.name}\0{clip.fold}\0{clip.seed}\0{clip.seconds:.6f}\0{size}\n".encode()
+            f"{clip.label}\0{clip.recording}\0{clip.name}\0{clip.fold}\0{clip.seed}\0{clip.seconds:.6f}\0{size}\n".encode(
+                errors="surrogateescape"
+            )
         )
     return digest.hexdigest()[:16]
 
@@ -215,19 +301,20 @@ def open_clips(
     """The clips of a sound folder; of its official `folds` those that are named. None of these is a fixed test fold."""
     library = find(folder)
     if folds is None:
-        return SoundFolder(library.clips, library.dataset)
+        return SoundFolder(library.clips, library.dataset, library.left_out)
     official = official_folds(library)
     for fold in folds:
         if fold not in official:
             raise ConfigError(describe(f"folds of {folder}", ", ".join(official), f"'{fold}'"))
-    return SoundFolder([clip for fold in folds if fold not in without for clip in official[fold]], library.dataset)
+    clips = [clip for fold in folds if fold not in without for clip in official[fold]]
+    return SoundFolder(clips, library.dataset, library.left_out)
 
 
 class SoundFolder:
     """Clips of a sound folder as samples whose one event is the clip's class; what training reads beside shards."""
 
-    def __init__(self, clips: Sequence[Clip], dataset: str) -> None:
-        self.clips, self.dataset = list(clips), dataset
+    def __init__(self, clips: Sequence[Clip], dataset: str, left_out: Sequence[dict[str, str]] = ()) -> None:
+        self.clips, self.dataset, self.left_out = list(clips), dataset, list(left_out)
 
     def __len__(self) -> int:
         return len(self.clips)

@@ -85,6 +85,7 @@ class ClipStore:
         self.max_reject_share = max_reject_share
         audio.audible(self.layouts, hearing)
         self.rejects: list[dict[str, str]] = []
+        self.left_out: list[dict[str, str]] = list(getattr(self.dataset, "left_out", ()))  # not counted as samples
         self._index: list[tuple[int, int, list[Event]]] = []  # (sample, window, events)
         for number in range(len(self.dataset)):
             self._add(number)
@@ -135,6 +136,11 @@ class ClipStore:
         silence = getattr(self.dataset, "annotates_all", False)  # no events, no sound
         if sample.audio is None or not (sample.events or silence):
             self.rejects.append({"sample": sample.id, "reason": _NO_EVENTS})
+            return
+        if sample.audio.seconds > audio.MAX_SECONDS:  # it would not be decoded either
+            found = f"{sample.audio.seconds:.0f} s"
+            reason = describe(sample.id, f"at most {audio.MAX_SECONDS:g} s of audio", found)
+            self.rejects.append({"sample": sample.id, "reason": reason})
             return
         seconds = self.window / self.sample_rate
         for window in range(max(1, math.ceil(sample.audio.seconds / seconds - 1e-4))):

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from audio_llm import config as recipes
+from audio_llm.datasets import folders
 from audio_llm.encoders.published import read_json
 from audio_llm.errors import CheckpointError, ConfigError, TrainingError, describe, require
 from audio_llm.files import append_line, atomic_file, content_hash, write_json, write_lines
@@ -398,7 +399,7 @@ class TaskTrainer:
             }
             write_json(output / SUMMARY, summary)
             (output / CHECKPOINT).unlink(missing_ok=True)
-            write_lines(output / "rejects.jsonl", self.store.rejects)
+            write_lines(output / "rejects.jsonl", [*self.store.rejects, *self.store.left_out])
             if self.curves is not None:
                 self.curves.close()
         self.accelerator.wait_for_everyone()
@@ -411,6 +412,8 @@ def train(recipe: TaskRecipe) -> dict[str, Any]:
     if trainer.main:
         clips, rejects = len(trainer.store), len(trainer.store.rejects)
         print(f"{clips} clips of {len(trainer.labels)} classes ({rejects} rejected), output {recipe.output}")
+        if left_out := folders.told(trainer.store.left_out):
+            print(left_out)
     scores = trainer.fit()
     if trainer.main:
         for name, value in scores.items():

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from audio_llm import config as recipes
 from audio_llm.audio import Waveform
+from audio_llm.datasets import folders
 from audio_llm.errors import AudioLLMError, ConfigError, describe
 from audio_llm.files import atomic_file, write_json, write_lines
 from audio_llm.shards.schema import Sample, Source
@@ -145,6 +146,8 @@ def find_sounds(config: SceneConfig) -> sounds.Library:
     if config.sounds.folder is None:
         return sounds.builtin(config.sounds.classes, config.sounds.recordings, config.sounds.seconds, config.seed)
     library = sounds.find(config.sounds.folder)
+    if left_out := folders.told(library.left_out):
+        print(left_out, file=sys.stderr)
     if config.sounds.classes is None:
         return library
     for name in config.sounds.classes:

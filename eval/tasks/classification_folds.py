@@ -15,7 +15,7 @@ from typing import Any
 
 from audio_llm import audio
 from audio_llm import config as recipes
-from audio_llm.datasets import sounds
+from audio_llm.datasets import folders, sounds
 from audio_llm.encoders.heads import UrbanSoundHead
 from audio_llm.encoders.urbansound_cnn import CLASSES, UrbanSoundCNN, UrbanSoundCNNConfig
 from audio_llm.errors import AudioLLMError, CheckpointError, ConfigError, NothingHeardError, describe
@@ -55,6 +55,8 @@ class CrossValidation:
     def run(self) -> dict[str, Any]:
         """Train and test what is still to do; write scores, table and picture; returns the scores."""
         classification.require_drawing()
+        if left_out := folders.told(self.library.left_out):
+            print(left_out)
         output = self.recipe.output
         output.mkdir(parents=True, exist_ok=True)
         recipes.dump(self.recipe, output / "recipe.yaml")

@@ -183,7 +183,7 @@ def test_recipes_that_would_not_cross_validate_are_refused(corpus, tmp_path, cap
     ("damage", "message"),
     [
         (lambda clip: clip.write_bytes(clip.read_bytes()[:900]), "the file is cut short. Mend them"),
-        (lambda clip: clip.write_text("text"), "Format not recognised.). Mend them"),
+        (lambda clip: clip.write_text("text"), "4 bytes that are not. Mend them"),
         (lambda clip: clip.unlink(), "1-1001-A-0.wav: expected an audio file"),
         (lambda clip: soundfile.write(clip, np.full(8000, np.nan), RATE, subtype="FLOAT"), "8000 of 8000 are NaN"),
     ],
