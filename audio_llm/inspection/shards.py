@@ -38,7 +38,7 @@ def shard_table(dataset: ShardDataset) -> str:
         total = f"  {'total':<30}{len(index):>9}{index.seconds.sum():>11.1f}"
         lines.append(f"{total}  {_formats(index, np.ones(len(index), bool))}")
         if index.rejects:
-            lines.append(f"  {index.reject_count} unusable, the first: {index.rejects[0].reason}")
+            lines.append(f"  {index.told()}")
     return "\n".join(lines)
 
 

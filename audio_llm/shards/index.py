@@ -22,10 +22,10 @@ from audio_llm.errors import ShardError, describe
 from audio_llm.files import content_hash
 from audio_llm.shards.schema import Sample
 
-AUDIO_SUFFIXES = ("flac", "wav", "ogg", "opus", "mp3")
+AUDIO_SUFFIXES = ("flac", "wav", "ogg", "opus", "mp3", "oga", "wave", "aif", "aiff", "au", "caf", "w64")
 CACHE = "index.npz"
 INDEX_REJECTS = "index-rejects.jsonl"
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 LAYOUTS = tuple(LAYOUT_CHANNELS)
 
 
@@ -96,15 +96,25 @@ def scan_shard(path: Path) -> Scan:
     return scan
 
 
+def split_name(member: str) -> tuple[str, str]:
+    """(key, suffix) of a member by WebDataset's rule: parted at the first dot of the base name; ``./`` is no part of a
+    key, endings may be written in capitals. No suffix for what is no part of a sample, as ``._x``."""
+    folder, slash, base = member.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return (folder + slash + stem).removeprefix("./"), suffix.lower() if stem else ""
+
+
 def _scan_members(stream: io.BufferedReader, members: dict[str, Any], scan: Scan, shard: str) -> str | None:
     """Fill ``members[key][suffix] = (offset, size)``; returns why the shard ends too early, or None if it does not."""
     size = os.fstat(stream.fileno()).st_size
     end = 0
+    if os.pread(stream.fileno(), 2, 0) == b"\x1f\x8b":
+        return "a gzip archive: unpack it (gunzip), for samples are read at any place of a shard"
     try:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                key, _, suffix = member.name.partition(".")
+                key, suffix = split_name(member.name)
                 if not member.isfile() or not suffix or member.offset_data + member.size > size:
                     continue
                 parts = members.setdefault(key, {})
@@ -125,21 +135,25 @@ def _add_row(
     audio = next((parts[suffix] for suffix in AUDIO_SUFFIXES if suffix in parts), None)
     if "json" not in parts or audio is None:
         missing = "json" if "json" not in parts else "audio"
-        found = ", ".join(f"{key}.{suffix}" for suffix in parts)
-        reason = cut or f"no {missing} member (found {found})"
-        scan.rejects.append(Reject(shard, key, reason))
+        names = [f"{key}.{suffix}" for suffix in parts]
+        found = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        dotted = sum("." in suffix for suffix in parts)
+        cure = "; a key ends at the first dot of a name, so rename them" if dotted else ""
+        endings = [suffix.rpartition(".")[2] for suffix in parts]
+        stands_for = max(endings.count("json"), sum(ending in AUDIO_SUFFIXES for ending in endings), 1)
+        scan.rejects.append(Reject(shard, key, cut or f"no {missing} member (found {found}{cure})", stands_for))
         return
     offset, size = parts["json"]
     try:
         sample = Sample.from_json(os.pread(stream.fileno(), size, offset), where=f"{shard}: {key}")
-        if sample.id != key:
+        if sample.id not in (key, key.rpartition("/")[2]):  # a folder in the tar is no part of an id
             raise ShardError(describe(f"{shard}: {key}", f"id '{key}'", f"'{sample.id}'"))
     except ShardError as error:
         scan.rejects.append(Reject(shard, key, str(error)))
         return
     info = sample.audio
     described = (info.layout, info.sample_rate, info.seconds) if info else (None, 0, 0.0)
-    scan.rows.append(Row(shard, key, offset, size, audio[0], audio[1], *described))
+    scan.rows.append(Row(shard, sample.id, offset, size, audio[0], audio[1], *described))
 
 
 class ShardIndex:
@@ -171,6 +185,17 @@ class ShardIndex:
         json_offset, json_size, audio_offset, audio_size = self.ranges[i].tolist()
         rate, seconds = int(self.sample_rates[i]), float(self.seconds[i])
         return Row(shard, key, json_offset, json_size, audio_offset, audio_size, layout, rate, seconds)
+
+    def told(self) -> str:
+        """One sentence on the samples that cannot be used, by number and first reason; empty where there are none."""
+        if not self.rejects:
+            return ""
+        first = self.rejects[0]
+        reason = first.reason if len(first.reason) < 300 else first.reason[:300] + " …"
+        return (
+            f"{self.folder}: {self.reject_count} of {len(self) + self.reject_count} samples cannot be used; the first: "
+            f"{first.shard}: {reason.rstrip('.')}. All are in {INDEX_REJECTS}."
+        )
 
     @property
     def reject_count(self) -> int:
@@ -279,9 +304,16 @@ def shard_paths(folder: Path) -> list[Path]:
     """The shards of `folder`, sorted; :class:`ShardError` where there is none."""
     if not folder.is_dir():
         raise ShardError(describe(str(folder), "a folder of shards", "no such folder"))
-    paths = sorted(folder.glob("*.tar"))
+    paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+    packed = sorted(path.name for kind in ("gz", "bz2", "xz", "zst") for path in folder.glob(f"*.tar.{kind}"))
+    packed += sorted(path.name for path in folder.glob("*.tgz"))
+    if packed:
+        cure = "Unpack them (gunzip), for samples are read at any place of a shard."
+        raise ShardError(describe(str(folder), "*.tar shards", f"{len(packed)} compressed, such as {packed[0]}", cure))
     if not paths:
-        raise ShardError(describe(str(folder), "*.tar shards", "none", "Make them with audio-llm prep."))
+        deeper = next((path.parent for path in sorted(folder.glob("*/*.tar"))), None)
+        cure = f"Name the folder that they lie in, such as {deeper}." if deeper else "Make them with audio-llm prep."
+        raise ShardError(describe(str(folder), "*.tar shards", "none", cure))
     return paths
 
 

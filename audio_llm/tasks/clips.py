@@ -86,6 +86,7 @@ class ClipStore:
         audio.audible(self.layouts, hearing)
         self.rejects: list[dict[str, str]] = []
         self.left_out: list[dict[str, str]] = list(getattr(self.dataset, "left_out", ()))  # not counted as samples
+        self.unusable = [index.told() for index in getattr(self.dataset, "indexes", ())]  # of shards, a line each
         self._index: list[tuple[int, int, list[Event]]] = []  # (sample, window, events)
         for number in range(len(self.dataset)):
             self._add(number)

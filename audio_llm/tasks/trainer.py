@@ -412,8 +412,9 @@ def train(recipe: TaskRecipe) -> dict[str, Any]:
     if trainer.main:
         clips, rejects = len(trainer.store), len(trainer.store.rejects)
         print(f"{clips} clips of {len(trainer.labels)} classes ({rejects} rejected), output {recipe.output}")
-        if left_out := folders.told(trainer.store.left_out):
-            print(left_out)
+        for line in (folders.told(trainer.store.left_out), *trainer.store.unusable):
+            if line:
+                print(line)
     scores = trainer.fit()
     if trainer.main:
         for name, value in scores.items():

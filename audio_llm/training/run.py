@@ -148,6 +148,9 @@ class PolicyRun(Run):
         self.processor = load_processor(self.start)
         self.shards = open_shards(data.train, self.processor, data)
         samples = len(self.shards)
+        for index in self.shards.indexes:
+            if index.rejects and self.main:
+                print(index.told())
         arguments.max_steps = planned_steps(recipe, samples, samples_per_step)
         self.order = RunSampler(self.shards, recipe.seed, arguments.max_steps * samples_per_step)
         self.rejects = Rejects(recipe.output / "rejects.jsonl", samples, data.max_reject_share)
