@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from importlib.metadata import entry_points
 from typing import NoReturn
@@ -31,6 +32,12 @@ class _Parser(argparse.ArgumentParser):
                 f" (keys of the recipe are written without dashes: {options[0].strip('-').partition('=')[0]}=VALUE)"
             )
         super().error(message)
+
+
+def _as_file(word: str, parser: argparse.ArgumentParser) -> str:
+    """``./-x.wav`` for a file whose name looks like an option and is none."""
+    known = any(word.partition("=")[0].startswith(option) for option in parser._option_string_actions)
+    return f"./{word}" if word.startswith("-") and not known and os.path.isfile(word) else word
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     end = argv.index("--") if getattr(verb, "PASSES_ON", False) and "--" in argv else len(argv)
     # key=value may stand before and after options; a verb with kinds of its own (`convert lm`) has none of these.
     parse = parser.parse_args if parser._subparsers else parser.parse_intermixed_args
-    args = parse(verb.arguments(argv[1:end]) if hasattr(verb, "arguments") else argv[1:end])
+    words = [_as_file(word, parser) for word in argv[1:end]]
+    args = parse(verb.arguments(words) if hasattr(verb, "arguments") else words)
     args.passed_on = argv[end + 1 :]
     for stream in (sys.stdout, sys.stderr):  # a file's name may have bytes that are no text, a terminal no degree sign
         if isinstance(stream, io.TextIOWrapper):

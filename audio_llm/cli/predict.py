@@ -33,10 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a folder of folds: the model tested on fold N (default: all of them)",
     )
     parser.add_argument("--threshold", type=float, help="of events: when one counts as heard (default: as trained)")
+    parser.add_argument(
+        "--labels", metavar="CSV", help="of classes: their names, as AudioSet's class_labels_indices.csv has them"
+    )
     parser.add_argument("--out", metavar="FOLDER", help="a file for each sound file, instead of printing")
 
 
-OPTIONS = ("hop", "hearing", "fold", "threshold")
+OPTIONS = ("hop", "hearing", "fold", "threshold", "labels")
 
 
 def run(args: argparse.Namespace) -> int:

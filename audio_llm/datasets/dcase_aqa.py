@@ -24,6 +24,7 @@ from string import ascii_uppercase
 from typing import Any, Literal
 
 from audio_llm.audio import Waveform, decode
+from audio_llm.datasets.folders import find_file, hidden
 from audio_llm.datasets.records import SUFFIXES, Cell, Record, read_records
 from audio_llm.errors import DataError, describe
 from audio_llm.files import atomic_file, content_hash, write_atomically
@@ -164,7 +165,13 @@ def _question_files(root: Path) -> list[Path]:
         return [root]
     if not root.is_dir():
         raise DataError(describe(str(root), "a folder of questions, or a file of them", "no such path"))
-    files = sorted(path for path in root.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+    files = sorted(
+        path
+        for path in root.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(hidden(part) for part in path.relative_to(root).parts)
+    )
     if not files:
         raise DataError(describe(str(root), f"question files ({', '.join(SUFFIXES)})", "none"))
     return files
@@ -213,14 +220,14 @@ def find_audio(url: str, path: Path, root: Path, audio: str | Path | None) -> Pa
 
     The same base name stands for other clips in other splits, so that a longer part of the path is tried first.
     """
-    relative = Path(re.sub(r"^[a-z]+://[^/]*/", "", url).lstrip("/"))
+    relative = Path(re.sub(r"^[a-z]+://[^/]*/", "", url.replace("\\", "/")).lstrip("/"))
     if audio is not None:
         tails = [
             Path(*relative.parts[start:]) for start in range(len(relative.parts)) if ".." not in relative.parts[start:]
         ]
-        candidates = [Path(audio) / tail for tail in tails]
+        candidates = [find_file(Path(audio), str(tail)) for tail in tails]
     else:
-        candidates = [folder / relative for folder in (path.parent, root, *root.parents[:1])]
+        candidates = [find_file(folder, str(relative)) for folder in (path.parent, root, *root.parents[:1])]
     return next((file for file in candidates if file.is_file()), candidates[-1] if audio else candidates[0])
 
 

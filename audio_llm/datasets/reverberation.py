@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from audio_llm import audio
+from audio_llm.datasets.folders import SUFFIXES, find_file
 from audio_llm.datasets.sounds import find, official_folds, tidy
 from audio_llm.errors import AudioError, ConfigError, describe, nearest
 
@@ -158,10 +159,10 @@ def read_classes(path: str | Path) -> dict[str, str]:
     The published CSV does not quote names with commas, so a row is split at its first two commas only.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise AudioError(describe(str(path), "a CSV of classes", f"none that can be read ({error})")) from error
-    if not lines or lines[0].split(",") != ["index", "mid", "display_name"]:
+    if not lines or lines[0].lower().split(",") != ["index", "mid", "display_name"]:
         raise AudioError(describe(str(path), "the header index,mid,display_name", repr(lines[0] if lines else "")))
     classes: dict[str, str] = {}
     for number, line in enumerate(lines[1:], 2):
@@ -170,7 +171,10 @@ def read_classes(path: str | Path) -> dict[str, str]:
         row = line.split(",", 2)
         if len(row) != 3 or not row[2].strip(' "') or row[1] in classes:
             raise AudioError(describe(f"{path}: line {number}", "index,mid,display_name, each mid once", repr(line)))
-        classes[row[1].strip()] = row[2].strip().strip('"').lower()
+        name = row[2].strip()
+        if len(name) > 1 and name[0] == name[-1] == '"':
+            name = name[1:-1].replace('""', '"')
+        classes[row[1].strip()] = name.lower()
     return classes
 
 
@@ -179,8 +183,8 @@ def read_audioset(
 ) -> tuple[list[DryClip], list[dict[str, str]]]:
     """Clips of an AudioSet-style JSON (``{"data": [{"id", "folder", "label": [mids]}]}``), and what was left out.
 
-    Files are ``root/folder/id.wav``. A clip without a file or with a label that has no class is left out with its
-    reason; a row that cannot be read is an :class:`AudioError`.
+    Files are ``root/folder/id.wav``, or of another format. A clip without a file or with a label that has no class is
+    left out with its reason; a row that cannot be read is an :class:`AudioError`.
     """
     clips, rejects, seen = [], [], set()
     for number, row in enumerate(_data(Path(metadata))):
@@ -190,7 +194,7 @@ def read_audioset(
             raise AudioError(describe(where, "texts 'id' and 'folder'", f"{name!r} and {folder!r}"))
         if not isinstance(mids, list) or not mids or not all(isinstance(mid, str) for mid in mids):
             raise AudioError(describe(f"{where} ({name})", "'label': a list of identifiers", repr(mids)))
-        path = Path(root) / folder / f"{name}.wav"
+        path = find_file(Path(root) / folder, name if Path(name).suffix.lower() in SUFFIXES else f"{name}.wav")
         unknown = [mid for mid in mids if mid not in classes]
         if unknown or not path.is_file() or name in seen:
             reason = f"no class '{unknown[0]}'" if unknown else "listed twice" if name in seen else f"no file {path}"

@@ -530,4 +530,4 @@ def _one_table(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 def _labels(table: Any, count: int) -> list[str]:
     """Names by class: AudioSet's identifiers from the file's ``label_dict``, else numbers."""
     table = table if isinstance(table, Mapping) else {}
-    return [str(table.get(number, f"class {number}")) for number in range(count)]
+    return [str(table.get(number, table.get(str(number), f"class {number}"))) for number in range(count)]

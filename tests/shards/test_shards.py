@@ -524,3 +524,72 @@ def test_wav_shards_with_less_audio_than_their_json_says(tmp_path: Path) -> None
     (tmp_path / "sizes.json").unlink()
     with pytest.raises(AudioError, match=r"clip-0000: expected 0\.025 s at 16000 Hz.*found 0\.018750 s"):
         ShardDataset(tmp_path)[0]
+
+
+# Packed by hand ------------------------------------------------------------------------------------------------------
+
+
+def repack(folder: Path, target: Path, rename: Any = lambda name: name, mode: str = "w", name: str = "a.tar") -> Path:
+    """The members of a folder's shards in one tar, by other names."""
+    target.mkdir()
+    with tarfile.open(target / name, mode) as packed:
+        for shard in sorted(folder.glob("*.tar")):
+            with tarfile.open(shard) as tar:
+                for member in tar:
+                    data = tar.extractfile(member)
+                    member.name = rename(member.name)
+                    packed.addfile(member, data)
+    return target
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: f"./{name}",
+        lambda name: f"train/{name}",
+        lambda name: f"./train.v1/part.2/{name}",
+        lambda name: name.replace(".flac", ".FLAC"),
+    ],
+    ids=["dot", "folder", "dotted folders", "capitals"],
+)
+def test_shards_packed_by_hand_are_read_by_webdatasets_rule(rename: Any, folder: Path, tmp_path: Path) -> None:
+    packed = repack(folder, tmp_path / "packed", rename)
+    dataset, original = ShardDataset([packed]), ShardDataset([folder])
+    assert len(dataset) == len(original) == 45 and not dataset.indexes[0].rejects
+    keys = [sample["__key__"] for sample in webdataset.WebDataset(str(packed / "a.tar"), shardshuffle=False)]
+    assert len(keys) == 45  # the outside judge groups them alike
+    assert dataset.load_sample(7) == original.load_sample(7)
+
+
+def test_what_is_no_part_of_a_sample_is_passed_over(folder: Path, tmp_path: Path) -> None:
+    packed = repack(folder, tmp_path / "packed")
+    (packed / "._a.tar").write_bytes(b"\0\5\x16\7" + bytes(5000))
+    with tarfile.open(packed / "a.tar", "a") as tar:
+        for name in ("._clip-0001.json", "./._x.flac", ".DS_Store"):
+            member = tarfile.TarInfo(name)
+            member.size = 4
+            tar.addfile(member, io.BytesIO(b"\0\5\x16\7"))
+    assert len(ShardDataset([packed])) == 45 and not ShardDataset([packed]).indexes[0].rejects
+
+
+def test_a_reject_counts_the_samples_that_it_stands_for(folder: Path, tmp_path: Path) -> None:
+    """A dot in every name makes one sample of all: WebDataset's rule, so they are refused, each of them counted."""
+    packed = repack(folder, tmp_path / "packed", lambda name: f"rec.{name}")
+    with pytest.raises(ShardError, match=r"found 45 of 45.*and 87 more; a key ends at the first dot") as caught:
+        ShardDataset([packed])
+    assert len(str(caught.value)) < 600
+    index = ShardIndex.load(packed, max_reject_share=1.0)
+    assert index.reject_count == 45 and len(index) == 0
+    assert "45 of 45 samples cannot be used" in index.told() and len(index.told()) < 500
+
+
+@pytest.mark.parametrize(("name", "told"), [("a.tar", "a gzip archive"), ("a.tar.gz", "Unpack"), ("a.tgz", "Unpack")])
+def test_compressed_shards_are_named(name: str, told: str, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=told):
+        ShardDataset([repack(folder, tmp_path / "packed", mode="w:gz", name=name)])
+
+
+def test_shards_one_folder_down_are_named(folder: Path, tmp_path: Path) -> None:
+    repack(folder, tmp_path / "packed")
+    with pytest.raises(ShardError, match="Name the folder that they lie in, such as .*packed"):
+        ShardDataset([tmp_path])

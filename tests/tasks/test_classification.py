@@ -455,17 +455,25 @@ def test_speed_moves_the_pitch_and_rolling_keeps_every_sample():
         SpatialRecipe(train=[Path(".")], output=Path("."), steps=1, augment=switches).check()
 
 
+def one_window(path):
+    """A clip of a second class, for a folder of one alone is refused."""
+    path.parent.mkdir()
+    soundfile.write(path, np.full(8000, 0.25), RATE, subtype="FLOAT")
+
+
 def test_long_clips_of_one_label_have_windows_of_one_length(tmp_path):
+    one_window(tmp_path / "hum" / "b.wav")
     (tmp_path / "hiss").mkdir()
     soundfile.write(tmp_path / "hiss" / "a.wav", np.arange(18000) / 20000, RATE, subtype="FLOAT")
     store = clips.ClipStore([tmp_path], build_encoder(ENCODER), whole=True)
-    assert [len(store[k].samples[0]) for k in range(3)] == [8000] * 3 and len(store) == 3
+    assert [len(store[k].samples[0]) for k in range(3)] == [8000] * 3 and len(store) == 4
     assert store[2].samples[0, -1] == pytest.approx(17999 / 20000, abs=1e-4)
     plain = clips.ClipStore([tmp_path], build_encoder(ENCODER))
     assert [len(plain[k].samples[0]) for k in range(3)] == [8000, 8000, 2000]
 
 
 def test_channels_are_mixed_only_when_asked_for(tmp_path):
+    one_window(tmp_path / "hum" / "b.wav")
     (tmp_path / "hiss").mkdir()
     stereo = np.stack([np.full(8000, 0.5), np.full(8000, -0.25)], axis=1)
     soundfile.write(tmp_path / "hiss" / "a.wav", stereo, RATE, subtype="FLOAT")

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import t as student
 
-from audio_llm.datasets import seld_tables
+from audio_llm import audio
+from audio_llm.datasets import dcase_seld, seld_tables
 from audio_llm.encoders import seld_head
 from audio_llm.errors import AudioLLMError, ShardError
 from audio_llm.model.encoder import build_encoder
@@ -194,11 +195,54 @@ def test_rows_of_events_are_what_two_channels_tell():
         ("frame,class,source,azimuth,distance,onscreen\n1,2,0,4,5,0\n1,x,3,4,5,6\n", "line 3"),
         ("frame,class,source,azimuth,distance,onscreen\n-1,2,0,4,5,0\n", "line 2"),
         ("1,2,3,4,5,0\n", "line 1"),
+        ("frame,class,source,azimuth,elevation\n1,0,0,30,10\n", "line 1: expected the header"),
+        ("frame,class,source,azimuth,distance,loudness\n1,0,0,30,10,0\n", "line 1: expected the header"),
+        (
+            "frame,class,source,azimuth,distance,onscreen\n1.5,0,0,30,200,0\n",
+            "line 2: expected a whole number as frame",
+        ),
+        ("frame,class,source,azimuth,distance,onscreen\n1,0.7,0,30,200,0\n", "a whole number as class"),
+        ("frame,class,source,azimuth,distance,onscreen\n1,0,0,999,200,0\n", "azimuth of -360 to 360, found 999"),
+        ("frame,class,source,azimuth,distance,onscreen\n1,0,0,30,-200,0\n", "distance of 0 to 100000"),
+        ("frame,class,source,azimuth,distance,onscreen\n1,0,0,30,200,7\n", "onscreen of 0 to 1"),
+        ("frame,class,source,azimuth,distance,onscreen\n1,0,0,30,nan,0\n", "line 2"),
     ],
 )
 def test_a_broken_table_names_its_line(text, line):
     with pytest.raises(ShardError, match=line):
         seld_tables.parse_rows(text, "table.csv")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "frame,class,source,azimuth,elevation,distance\n1,2,3,30,-15,200\n",  # STARSS23
+        "frame,azimuth,distance,class,source,onscreen\n1,30,200,2,3,0\n",
+        "\ufeffFrame; Class; Source; Azimuth; Distance; Onscreen\r\n1; 2; 3; 30; 200; 0\r\n",
+        ",frame,class,source,azimuth,distance,onscreen\n0,1,2,3,30,200,0\n",
+    ],
+)
+def test_columns_are_read_by_their_names(text):
+    assert seld_tables.parse_rows(text).tolist() == [[1, 2, 3, 30, 200, 0]]
+
+
+def test_a_table_that_does_not_fit_its_clip(tmp_path):
+    name = "fold3_room1_mix001_deg000_start0000"
+    sound, table = tmp_path / "stereo_dev/dev-train-tau", tmp_path / "metadata_dev/dev-train-tau"
+    for folder in (sound, table):
+        folder.mkdir(parents=True)
+    waveform = audio.Waveform(np.zeros((2, 24000), np.float32), 24000, "stereo")
+    (sound / f"{name}.flac").write_bytes(audio.encode(waveform))
+    rows = np.array([[9, 0, 0, 30, 250, 0], [9, 0, 0, 30, 250, 0]], float)
+    seld_tables.write_rows(table / f"{name}.csv", rows)
+    source = dcase_seld.find(tmp_path)
+    assert [event.distance for event in source.load_sample(0).events] == [2.5]  # said twice, one event
+    for column, value, told in ((0, 60, "frames within 1 s"), (4, 3, "looks like metres"), (1, 13, "classes 0 to 12")):
+        wrong = rows[:1].copy()
+        wrong[0, column] = value
+        seld_tables.write_rows(table / f"{name}.csv", wrong)
+        with pytest.raises(AudioLLMError, match=told):
+            source.load_sample(0)
 
 
 # -------------------------------------------------------------------------------------------------------------- head

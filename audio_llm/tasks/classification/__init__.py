@@ -35,7 +35,7 @@ class Classification(EncoderTask):
         "or a published classifier"
     )
     formats = ("table", "json", "block")
-    options = ("hop", "hearing", "fold")
+    options = ("hop", "hearing", "fold", "labels")
 
     def train(self, recipe: TaskRecipe) -> None:
         from audio_llm.tasks.trainer import train
@@ -55,9 +55,11 @@ class Classification(EncoderTask):
         return recognises(path)
 
     def predictor(self, path: Path, options: Mapping[str, Any]) -> Callable[[str, str], str]:
-        from audio_llm.tasks.classification.predict import as_text, load, predict_file
+        from audio_llm.tasks.classification.predict import as_text, load, named, predict_file
 
         classifier, hop = load(path, options.get("hearing"), options.get("fold")), options.get("hop")
+        if options.get("labels"):
+            classifier.labels = named(classifier.labels, options["labels"])
         return lambda file, form: as_text(file, predict_file(classifier, file, hop), form)
 
 

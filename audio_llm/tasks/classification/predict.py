@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from audio_llm import audio
 from audio_llm.config import VALUES
+from audio_llm.datasets.reverberation import read_classes
 from audio_llm.errors import AudioError, CheckpointError, ConfigError, describe, one_line
 from audio_llm.model.encoder import AudioEncoder
 from audio_llm.model.validate import CONFIG, read_facts
@@ -153,6 +154,23 @@ def load(path: str | Path, hearing: str | None = None, fold: str | None = None) 
     except ConfigError as error:
         raise ConfigError(f"model {path}: {error}") from error
     return Classifier([member[:2] for member in members], configs[0]["labels"], configs[0]["task"], hearing)
+
+
+def named(labels: Sequence[str], table: str | Path) -> list[str]:
+    """`labels` with names for identifiers (``/m/…``), and for bare numbers where the table has as many classes.
+
+    Raises :class:`ConfigError` for a table that names none of them.
+    """
+    names = read_classes(table)
+    rows = list(names.values())
+    found = []
+    for number, label in enumerate(labels):
+        bare = label == f"class {number}" and len(rows) == len(labels)
+        found.append(names.get(label, rows[number] if bare else label))
+    if found == list(labels):
+        told = f"{len(rows)} others than {', '.join(labels[:2])} …"
+        raise ConfigError(describe(f"--labels {table}", f"names of the model's {len(labels)} classes", told))
+    return found
 
 
 def _folds(path: Path) -> dict[str, list[Path]]:
