@@ -91,15 +91,15 @@ def read_records(path: str | Path) -> list[Record]:
     """The rows of a ``.json`` (an array, an object with the array under ``data``, or one object), ``.jsonl`` or
     ``.parquet`` file. Raises :class:`DataError` naming the file and the row."""
     path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise DataError(describe(str(path), f"a file {', '.join(SUFFIXES)}", f"'{path.suffix}'"))
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(describe(str(path), f"a file {', '.join(SUFFIXES)}", f"'{path.suffix.lower()}'"))
     if not path.is_file():
-        there = sorted(item.name for item in path.parent.glob("*") if item.suffix in SUFFIXES)
+        there = sorted(item.name for item in path.parent.glob("*") if item.suffix.lower() in SUFFIXES)
         found = f"no such file{nearest(path.name, there)}"
         raise DataError(describe(str(path), "a data file", found))
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         return list(_parquet(path))
-    return list(_lines(path) if path.suffix == ".jsonl" else _json(path))
+    return list(_lines(path) if path.suffix.lower() == ".jsonl" else _json(path))
 
 
 def _json(path: Path) -> Iterator[Record]:

@@ -46,7 +46,12 @@ class MultiChannelAudioIO(AudioMediaIO):
 
     def _decode(self, data: bytes, name: str) -> tuple[np.ndarray, float]:
         try:
-            waveform = audio.decode(data, name=name, max_seconds=float(envs.VLLM_MAX_AUDIO_DECODE_DURATION_S))
+            waveform = audio.decode(
+                data,
+                name=name,
+                max_seconds=float(envs.VLLM_MAX_AUDIO_DECODE_DURATION_S),
+                max_bytes=float(envs.VLLM_MAX_AUDIO_DECODE_BYTES),
+            )
             waveform = audio.hear(waveform, None, str(self.kwargs.get("hearing", "refuse")), name=name)
         except AudioLLMError as error:
             raise VLLMValidationError(str(error), parameter="audio") from error

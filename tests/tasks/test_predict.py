@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from audio_llm.audio import Waveform
 from audio_llm.cli import main
 from audio_llm.encoders.heads import build_classifier
+from audio_llm.errors import ConfigError
 from audio_llm.model.encoder import build_encoder
 from audio_llm.model.folder import save_parts
 from audio_llm.tasks.classification import predict
@@ -299,3 +300,30 @@ def test_windows_cover_every_sample(length, window, data):
         heard[start:end] = True
         assert end - start == min(window, length)
     assert heard.all() and places == sorted(set(places))
+
+
+def test_identifiers_get_their_names_by_a_table(tmp_path):
+    """``/m/…`` by the identifier; bare numbers by the row, where the table has as many classes as the model."""
+    from audio_llm.encoders.beats import _labels
+    from audio_llm.tasks.classification.predict import named
+
+    table = tmp_path / "class_labels_indices.csv"
+    table.write_text(
+        '\ufeffindex,mid,display_name\r\n0,/m/068hy,"Animals, pets"\r\n1,/m/x,"Roar ""lion"""\r\n2,/m/z,Speech\r\n'
+    )
+    names = ["animals, pets", 'roar "lion"', "speech"]
+    assert named(["/m/068hy", "/m/x", "/m/z"], table) == names
+    assert named(_labels({"2": "/m/068hy", 0: "/m/z"}, 3), table) == ["speech", 'roar "lion"', "animals, pets"]
+    assert named(_labels(None, 3), table) == names
+    assert named(["/m/z", "siren"], table) == ["speech", "siren"]
+    with pytest.raises(ConfigError, match="names of the model's 2 classes"):
+        named(["dog", "cat"], table)
+
+
+def test_a_file_whose_name_looks_like_an_option(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("-0RWZT.wav").write_bytes(b"RIFF")
+    assert main(["predict", "nothing", "-0RWZT.wav"]) == 2
+    assert "model nothing" in capsys.readouterr().err  # the file was taken as one
+    with pytest.raises(SystemExit):
+        main(["predict", "nothing", "-1RWZT.wav"])
