@@ -77,16 +77,16 @@ def _build(args: argparse.Namespace) -> None:
     cure = "Give a folder with model and tokenizer, as save_pretrained writes it."
     named = ("config.json", "tokenizer_config.json")
     expect_files(f"language model {args.language_model}", args.language_model, named, cure)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from audio_llm.model.build import build_checkpoint
+    from audio_llm.model.build import build_checkpoint, load_language_model
     from audio_llm.model.folder import load_encoder
 
+    encoder = load_encoder(args.encoder)
+    language_model, tokenizer = load_language_model(args.language_model, "--language-model")
     build_checkpoint(
         args.out,
-        encoder=load_encoder(args.encoder),
-        language_model=AutoModelForCausalLM.from_pretrained(args.language_model),
-        tokenizer=AutoTokenizer.from_pretrained(args.language_model),
+        encoder=encoder,
+        language_model=language_model,
+        tokenizer=tokenizer,
         projector={"num_query_tokens": args.queries} if args.queries else None,
         max_windows=args.max_windows,
         seed=args.seed,

@@ -8,7 +8,7 @@ from typing import Any
 from audio_llm.errors import CheckpointError, describe
 from audio_llm.files import atomic_folder
 from audio_llm.language.prompts import AUDIO_TOKEN, TURN_MARKERS, chat_template
-from audio_llm.model.validate import expect_files
+from audio_llm.model.validate import check_language_model, download_cure, expect_files
 
 
 def load_model(folder: str | Path, **kwargs: Any) -> Any:
@@ -31,6 +31,26 @@ def load_processor(folder: str | Path) -> Any:
     expect_files(f"model {folder}", Path(folder), ("processor_config.json",))
     audio_llm.register()
     return AudioLLMProcessor.from_pretrained(folder)
+
+
+def load_language_model(path: str | Path, item: str = "model.language_model.path") -> tuple[Any, Any]:
+    """A causal language model and its tokenizer from a folder, or by a name on the model hub.
+
+    Raises :class:`CheckpointError`, which calls it `item`, for what cannot be loaded.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    check_language_model(path, item)
+    try:
+        return AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the machine's own: no space, no permission
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cure = None if Path(path).is_dir() else download_cure(path)
+        expected = "a language model that Transformers can load"
+        raise CheckpointError(describe(item, expected, f"'{path}': {reason}", cure)) from error
 
 
 def turn_marker(tokenizer: Any) -> str:

@@ -103,6 +103,30 @@ def check_encoder(folder: str | Path) -> dict[str, Any]:
     return config
 
 
+def check_language_model(path: str | Path, item: str = "model.language_model.path") -> None:
+    """:class:`CheckpointError`, which calls it `item`, unless `path` is a language model's folder or may be its name.
+
+    A name counts where the model is in the local cache, or where the network may be asked (``HF_HUB_OFFLINE`` unset).
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    folder, expected = Path(path), "a folder with a language model, or the name of one in the cache"
+    named = 1 <= len(folder.parts) <= 2 and not folder.is_absolute() and not str(path).startswith((".", "~"))
+    if folder.exists():
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(describe(item, expected, f"{path}, which has no config.json"))
+    elif not named or (len(folder.parts) == 2 and folder.parent.is_dir()):
+        raise CheckpointError(describe(item, expected, f"{path}, where nothing is"))
+    elif constants.HF_HUB_OFFLINE and not isinstance(try_to_load_from_cache(str(path), "config.json"), str):
+        found = f"'{path}', which is not in the cache (HF_HUB_OFFLINE=1: nothing is fetched)"
+        raise CheckpointError(describe(item, expected, found, download_cure(path)))
+
+
+def download_cure(name: str | Path) -> str:
+    """What to do about a model that is not on this machine."""
+    return f"Download it with HF_HUB_OFFLINE=0 hf download {name}, or name a folder."
+
+
 def read_facts(folder: str | Path) -> dict[str, Any]:
     """What ``config.json`` of a model's folder says; empty where there is none.
 

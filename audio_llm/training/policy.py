@@ -47,21 +47,21 @@ def load_model(folder: Path, recipe: ModelRecipe, dtype: torch.dtype = torch.flo
 def assemble(recipe: ModelRecipe, folder: Path) -> Path:
     """Build the starting checkpoint from the parts; the first process builds, the others wait for it."""
     from accelerate import PartialState
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from audio_llm.model.build import build_checkpoint
+    from audio_llm.model.build import build_checkpoint, load_language_model
     from audio_llm.model.folder import open_encoder
 
     recipe.check()
     assert recipe.encoder is not None and recipe.language_model is not None
     with PartialState().main_process_first():
         if not (folder / "config.json").is_file():
-            path = recipe.language_model["path"]
+            encoder = open_encoder(recipe.encoder)
+            language_model, tokenizer = load_language_model(recipe.language_model["path"])
             build_checkpoint(
                 folder,
-                encoder=open_encoder(recipe.encoder),
-                language_model=AutoModelForCausalLM.from_pretrained(path),
-                tokenizer=AutoTokenizer.from_pretrained(path),
+                encoder=encoder,
+                language_model=language_model,
+                tokenizer=tokenizer,
                 projector=recipe.projector,
             )
     return folder

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from audio_llm import config
 from audio_llm.audio import Hearing
 from audio_llm.errors import ConfigError, describe
-from audio_llm.model.validate import check_encoder, expect_files
+from audio_llm.model.validate import check_encoder, check_language_model, expect_files
 from audio_llm.shards.index import shard_paths
 from audio_llm.training.rewards import DEFAULT_WEIGHTS, build_rewards
 
@@ -60,9 +60,7 @@ class ModelRecipe:
         assert self.encoder is not None and self.language_model is not None
         if "path" in self.encoder:
             check_encoder(self.encoder["path"])
-        path = Path(self.language_model["path"])
-        if path.is_absolute() or path.parent.is_dir() or len(path.parts) > 2:  # else it may be the name of a model
-            expect_files(f"language model {path}", path, ("config.json",))
+        check_language_model(self.language_model["path"])
 
 
 @dataclass(kw_only=True)

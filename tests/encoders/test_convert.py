@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from audio_llm.cli import main
+from audio_llm.errors import CheckpointError
+from audio_llm.model.build import load_language_model
+from audio_llm.model.validate import check_language_model
 
 LINEARS = r"model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 
@@ -102,6 +105,34 @@ def test_wrong_parts_are_named_and_nothing_is_written(checkpoint, tmp_path: Path
         message = capsys.readouterr().err
         assert word in message and len(message.strip().splitlines()) == 1
         assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        (
+            "Owner/no-such-model",
+            "'Owner/no-such-model', which is not in the cache .* hf download Owner/no-such-model, or",
+        ),
+        ("plain-name", "'plain-name', which is not in the cache"),
+        ("./none", r"\./none, where nothing is"),
+        ("EMPTY", "EMPTY, which has no config.json"),
+    ],
+)
+def test_a_language_model_that_is_not_there_is_said_before_anything_is_loaded(path, found, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "EMPTY").mkdir()
+    with pytest.raises(CheckpointError, match=rf"^model\.language_model\.path: expected a folder .*, found {found}"):
+        check_language_model(path)
+
+
+def test_a_language_model_that_cannot_be_loaded_is_one_sentence_of_ours(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "nobody_knows"}')
+    expected = r"^model\.language_model\.path: expected a language model that .*, found '"
+    with pytest.raises(CheckpointError, match=expected) as error:
+        load_language_model(tmp_path)
+    assert "\\n" not in str(error.value) and ".." not in str(error.value)
 
 
 def test_an_existing_folder_is_not_replaced_unasked(checkpoint, tmp_path: Path, capsys) -> None:
