@@ -271,14 +271,6 @@ def plain_of(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
-def stored(kind: type[T], path: str | Path) -> T | None:
-    """The recipe that :func:`dump` wrote, also one of an earlier version; None where there is none that fits."""
-    try:
-        return load(kind, path)
-    except ConfigError:
-        return None
-
-
 def dump(config: Any, path: str | Path) -> None:
     """Write a dataclass as YAML, so that a run folder always holds the resolved recipe."""
     import yaml

@@ -110,6 +110,16 @@ def test_a_stopped_run_resumes_to_the_same_weights(previous: Path) -> None:
     assert_same_tensors(Path("sft_stopped/checkpoint-4/adapter_model.safetensors"), Path("sft_expected.safetensors"))
 
 
+@pytest.mark.parametrize("run", ["encoder", "sft", "grpo"])  # whose data is kept too
+def test_a_finished_run_is_known_in_its_own_folder(previous: Path, capsys: pytest.CaptureFixture, run: str) -> None:
+    before = {path: path.read_bytes() for path in Path(run).rglob("*.safetensors")}
+    assert main(["run", f"{run}/recipe.yaml"]) == 0
+    assert "this run was finished before" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in before} == before
+    assert main(["run", f"{run}/recipe.yaml", "seed=77"]) == 2
+    assert "another run: seed is 77 here and 0 there" in capsys.readouterr().err
+
+
 def test_a_recipe_run_again_gives_the_same_weights(previous: Path) -> None:
     """From the encoder and the language model of then: assembling, shards, training and merging."""
     assert main(["sft", "sft/recipe.yaml", "output=again"]) == 0

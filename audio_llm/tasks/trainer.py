@@ -13,11 +13,8 @@ and once it is finished ``summary.json`` and ``rejects.jsonl``.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
+import contextlib
 import math
-import shutil
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -33,10 +30,12 @@ from audio_llm import config as recipes
 from audio_llm.datasets import folders
 from audio_llm.encoders.published import read_json
 from audio_llm.errors import CheckpointError, ConfigError, TrainingError, describe, require
-from audio_llm.files import append_line, atomic_file, content_hash, write_json, write_lines
+from audio_llm.files import append_line, atomic_file, write_json, write_lines
+from audio_llm.identity import Identity, empty, held, identity_of, settle, weights_digest
+from audio_llm.identity import write as write_identity
 from audio_llm.model.encoder import AudioEncoder, build_encoder, freeze_below
 from audio_llm.model.folder import CONFIG, WEIGHTS, load_encoder, load_strictly
-from audio_llm.tasks.base import TASKS, TaskRecipe
+from audio_llm.tasks.base import TASKS, TaskRecipe, load_recipe
 from audio_llm.tasks.clips import Batch, BatchPlan, ClipStore, collate, spec_augment
 from audio_llm.tasks.supervised import SupervisedTask
 from audio_llm.training.callbacks import forget_after
@@ -45,8 +44,6 @@ from audio_llm.training.run import check_launch, prepare_torch
 
 # Metrics hold what a run repeats to the digit; what the clock says stands beside them.
 CHECKPOINT, METRICS, TIMING, SUMMARY = "checkpoint.pt", "metrics.jsonl", "timing.jsonl", "summary.json"
-# What may differ between a checkpoint and the run that goes on from it: none of it changes the weights.
-_FREE_KEYS = {"output", "resume", "log_steps", "save_steps", "memory_gib", "eval_batch_size", "tensorboard"}
 
 
 def layer_of(name: str, prefixes: list[str]) -> int:
@@ -142,7 +139,7 @@ class TaskTrainer:
         self.step, self.best = 0, -math.inf
         self.started = time.monotonic()  # of the loop; in a resumed run so much earlier as it had run before
         self.sums: dict[str, float] = {}  # of the steps since the last line of the log
-        self.fingerprint = self._fingerprint()
+        self.identity, self.starts = self._identity()
         self.curves: Any = None
 
     @property
@@ -193,27 +190,37 @@ class TaskTrainer:
                     describe(store.name, f"labels among {len(self.labels)} known", f"'{unknown[0]}'", cure)
                 )
 
-    def _fingerprint(self) -> str:
-        """Of everything that decides the weights: the recipe, the data, and the weights that training starts from."""
-        tree = {key: value for key, value in dataclasses.asdict(self.recipe).items() if key not in _FREE_KEYS}
-        tree["channels"] = tree.pop("hearing")  # as version 0.1 called it, whose runs resume
-        tree["clips"] = len(self.store)
-        tree["labels"] = list(self.labels)
-        tree["data"] = [store.dataset.fingerprint for store in (self.store, self.validation) if store]
+    def _identity(self) -> tuple[Identity, list[Path]]:
+        """Everything that decides the weights, and the folder that training begins with."""
+        digests: dict[str, Any] = {"labels": list(self.labels)}
+        for key, store in (("train", self.store), ("validation", self.validation)):
+            if store:
+                digests[key] = store.dataset.fingerprint
         init, published = self.recipe.init, self.recipe.encoder.get("published")
-        starts = [init / CONFIG, init / WEIGHTS] if init else [published] if published else []
-        tree["starts"] = [content_hash(path) for path in starts]
-        return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()
+        starts = [Path(init)] if init else [Path(published)] if published else []
+        if starts:
+            names = (CONFIG, WEIGHTS) if init else ("",)  # not the log of a run there, which may grow meanwhile
+            digests |= {
+                f"{'init' if init else 'encoder'} {name}".strip(): weights_digest(starts[0] / name) for name in names
+            }
+        return identity_of(self.recipe, digests, ("train", "validation", "init")), starts
 
     # -------------------------------------------------------------------------------------------------- the loop
 
     def fit(self) -> dict[str, Any]:
         """Train to the end of the budget, from the last checkpoint on; returns the scores of the kept weights."""
+        recipe, closing = self.recipe, contextlib.ExitStack()
+        with closing:
+            if self.main:
+                closing.enter_context(held(recipe.output))
+            finished = self._resume()
+            return self._loop() if finished is None else finished
+
+    def _loop(self) -> dict[str, Any]:
+        """:meth:`fit` from where the run stands."""
         from tqdm import tqdm
 
-        recipe, finished = self.recipe, self._resume()
-        if finished is not None:
-            return finished
+        recipe = self.recipe
         bar = tqdm(total=recipe.steps, initial=self.step, desc=recipe.task, unit="step", disable=not self.main)
         for batch in self.plan.batches(self.step):
             if (progress := self._progress()) >= 1.0:
@@ -327,7 +334,6 @@ class TaskTrainer:
             "elapsed": self.seconds,
             "best": self.best,
             "sums": self.sums,
-            "fingerprint": self.fingerprint,
         }
         if self.average is not None:
             state["average"] = self.average.state_dict()
@@ -338,19 +344,20 @@ class TaskTrainer:
         """Make the output folder ready and restore the last checkpoint; the scores of a run that is complete."""
         output, elapsed = self.recipe.output, 0.0
         output.mkdir(parents=True, exist_ok=True)
-        old = self.recipe.resume != "never"
+        made = (CHECKPOINT, SUMMARY, WEIGHTS)
+        old = self.recipe.resume != "never" and settle(output, self.identity, lambda path: load_recipe(path)[1], made)
         if old and (output / SUMMARY).is_file() and (output / WEIGHTS).is_file():
             summary = read_json(output / SUMMARY, "the summary of a finished run")
-            self._same(summary.get("fingerprint"), output / SUMMARY)
+            if self.main:
+                print(f"{output}: this run was finished before; resume=never makes it again")
             return summary["scores"]
         if old and (output / CHECKPOINT).is_file():
             elapsed = self._restore(output / CHECKPOINT)
         self.accelerator.wait_for_everyone()  # all have read the folder before the first process changes it
         if self.main:
             if self.step == 0:  # nothing to go on from: what another run left is not this one's
-                for name in (CHECKPOINT, SUMMARY, METRICS, TIMING, WEIGHTS):
-                    (output / name).unlink(missing_ok=True)
-                shutil.rmtree(output / "tensorboard", ignore_errors=True)
+                empty(output, (CHECKPOINT, SUMMARY, METRICS, TIMING, WEIGHTS, "tensorboard"), self.starts)
+            write_identity(output, self.identity)
             forget_after(output / METRICS, self.step)
             forget_after(output / TIMING, self.step)
             recipes.dump(self.recipe, output / "recipe.yaml")
@@ -370,7 +377,6 @@ class TaskTrainer:
         except Exception as error:  # torch raises many kinds for a damaged file
             cure = "Set resume=never to start over."
             raise CheckpointError(describe(str(path), "a checkpoint", f"{type(error).__name__}", cure)) from error
-        self._same(state["fingerprint"], path)
         load_strictly(self.raw, state["model"], str(path))
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
@@ -378,18 +384,12 @@ class TaskTrainer:
         self.step, self.best, self.sums = state["step"], state["best"], state["sums"]
         return state["elapsed"]
 
-    def _same(self, fingerprint: str | None, path: Path) -> None:
-        if fingerprint != self.fingerprint:
-            cure = "Set resume=never to start over, or choose another output folder."
-            raise ConfigError(describe(str(path), "the recipe and data it was made with", "others", cure))
-
     def _finish(self) -> dict[str, Any]:
         scores = self._validate()
         kept = scores if scores.get("score", math.inf) >= self.best else {"score": self.best}
         if self.main:
             output = self.recipe.output
             summary = {
-                "fingerprint": self.fingerprint,
                 "steps": self.step,
                 "samples": self.step * self.recipe.batch_size,
                 "seconds": round(self.seconds, 1),

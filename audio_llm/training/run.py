@@ -9,7 +9,7 @@ also ``trainable.json``, ``rejects.jsonl`` and the exported ``merged/``, or ``ba
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -25,6 +25,8 @@ import torch
 from audio_llm import config
 from audio_llm.errors import AudioLLMError, ConfigError, PrerequisiteError, TrainingError, describe
 from audio_llm.files import write_json
+from audio_llm.identity import Identity, empty, held, identity_of, settle, weights_digest
+from audio_llm.identity import write as write_identity
 from audio_llm.model.build import load_processor
 from audio_llm.model.export import export_trained
 from audio_llm.training.callbacks import (
@@ -48,6 +50,21 @@ from audio_llm.training.policy import (
 )
 from audio_llm.training.recipes import PolicyRecipe, RunRecipe
 
+# What a run may leave in its folder, by name: `resume=never` removes it. The first five are worth keeping.
+WRITTEN = (
+    *(
+        "checkpoint-*",
+        "merged",
+        "adapter",
+        "result.json",
+        "model.safetensors",
+        "base",
+        "start",
+        "metrics.jsonl",
+        "completions.jsonl",
+    ),
+    *("order.jsonl", "order-*.jsonl", "rejects.jsonl", "trainable.json"),
+)
 STALE_MINUTES = 30  # a build takes half a minute, a few on a very busy machine
 
 
@@ -76,6 +93,27 @@ class Run:
         """Call `close` when the run is over, also after an error."""
         self._closing.callback(close)
 
+    def settle(self, identity: Identity, starts: Sequence[str | Path] = ()) -> None:
+        """Make sure that the run folder is this run's, and this process's alone, before anything is put into it.
+
+        Raises :class:`ConfigError` where it holds another run. ``resume=never`` empties it of what runs write, among
+        which `starts`, what this one begins with, must not lie.
+        """
+        from accelerate import PartialState
+
+        recipe, output = self.recipe, self.recipe.output
+        same = recipe.resume != "never" and settle(
+            output, identity, functools.partial(config.load, type(recipe)), WRITTEN[:5]
+        )
+        PartialState().wait_for_everyone()  # all have read the run folder before the first process changes it
+        if self.main:
+            self._closing.enter_context(held(output))
+            if not same:
+                empty(output, WRITTEN, starts)
+            if not (output / "result.json").is_file():  # of a finished one of version 0.1 nothing is changed
+                write_identity(output, identity)
+        PartialState().wait_for_everyone()
+
     def claim(self, position: Mapping[str, Any]) -> None:
         """Find what was done before, else make the run folder ready.
 
@@ -85,16 +123,14 @@ class Run:
         from accelerate import PartialState
 
         recipe, self.position = self.recipe, dict(position)
-        if recipe.resume != "never":
-            self.finished = finished(recipe, position)
+        self.finished = finished(recipe, position)
         if self.finished is not None:
             if self.main:
                 print(f"{recipe.output}: this run was finished before; resume=never makes it again")
             return
         self.checkpoint = find_resume(recipe.output, recipe.resume, position)
-        PartialState().wait_for_everyone()  # all have read the run folder before the first process changes it
+        PartialState().wait_for_everyone()
         if self.main:
-            recipe.output.mkdir(parents=True, exist_ok=True)
             (recipe.output / "result.json").unlink(missing_ok=True)
             config.dump(recipe, recipe.output / "recipe.yaml")
 
@@ -144,6 +180,7 @@ class PolicyRun(Run):
     def __init__(self, recipe: PolicyRecipe, arguments: Any, samples_per_step: int, position: Mapping[str, Any]):
         super().__init__(recipe, arguments)
         data, self.samples_per_step = recipe.data, samples_per_step
+        self.settle(*policy_identity(recipe))
         self.start = starting_folder(recipe.model, recipe.output)
         self.processor = load_processor(self.start)
         self.shards = open_shards(data.train, self.processor, data)
@@ -301,15 +338,30 @@ def plain_error(error: AudioLLMError) -> AudioLLMError:
     return type(error)(text.splitlines()[-1].partition(": ")[2])
 
 
+def policy_identity(recipe: PolicyRecipe) -> tuple[Identity, list[Path]]:
+    """The identity of a run on shards, and the folders that it begins with."""
+    model, data = recipe.model, recipe.data
+    parts = {"model.path": model.path}
+    if not model.path:
+        encoder, language_model = model.encoder or {}, model.language_model or {}
+        parts = {"model.encoder": encoder.get("path") or encoder.get("published")}
+        parts["model.language_model"] = language_model.get("path")
+    begun = {key: Path(path) for key, path in parts.items() if path}
+    digests = {f"weights of {key}": weights_digest(path) for key, path in begun.items()}
+    for key in ("train", "validation"):
+        if folders := getattr(data, key, None):
+            digests[f"data.{key} (its shards)"] = data_hash(folders)
+    places = ("model.path", "data.train", "data.validation")
+    return identity_of(recipe, digests, places), list(begun.values())
+
+
 def finished(recipe: RunRecipe, position: Mapping[str, Any]) -> dict[str, Any] | None:
-    """``result.json`` of a run of the same recipe on the same data that came to its end, with all that it exported."""
-    result, resolved = recipe.output / "result.json", recipe.output / "recipe.yaml"
-    if not (result.is_file() and resolved.is_file()):
+    """``result.json`` of the folder's run that came to its end, with all that it exported."""
+    result = recipe.output / "result.json"
+    if not result.is_file():
         return None
     found = json.loads(result.read_text())
-    then = config.stored(type(recipe), resolved)
-    same = then is not None and dataclasses.replace(then, resume=recipe.resume) == recipe
-    same = same and found.get("position") == dict(position)
+    same = all(found.get("position", {}).get(key) == value for key, value in position.items())
     return found if same and all(Path(path).is_dir() for path in found.get("exported", {}).values()) else None
 
 

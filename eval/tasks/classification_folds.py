@@ -8,7 +8,6 @@ by the chosen model. Nothing is ever chosen by a test fold.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,10 @@ from audio_llm import config as recipes
 from audio_llm.datasets import folders, sounds
 from audio_llm.encoders.heads import UrbanSoundHead
 from audio_llm.encoders.urbansound_cnn import CLASSES, UrbanSoundCNN, UrbanSoundCNNConfig
-from audio_llm.errors import AudioLLMError, CheckpointError, ConfigError, NothingHeardError, describe
+from audio_llm.errors import AudioLLMError, ConfigError, NothingHeardError, describe
 from audio_llm.files import atomic_file, read_lines, write_atomically, write_json, write_lines
+from audio_llm.identity import held, identity_of, settle
+from audio_llm.identity import write as write_identity
 from audio_llm.tasks.classification import ClassificationRecipe, predict
 from audio_llm.tasks.classification.task import load_classifier
 from audio_llm.tasks.trainer import TaskTrainer
@@ -48,9 +49,7 @@ class CrossValidation:
         unknown = [fold for fold in self.tested if fold not in self.folds]
         if unknown:
             raise ConfigError(describe("test_folds", ", ".join(self.folds), f"'{unknown[0]}'"))
-        tree = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in _FREE_KEYS}
-        text = json.dumps([tree, self.library.fingerprint], sort_keys=True, default=str)
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        self.identity = identity_of(recipe, {"sounds": self.library.fingerprint}, free=_FREE_KEYS)
 
     def run(self) -> dict[str, Any]:
         """Train and test what is still to do; write scores, table and picture; returns the scores."""
@@ -58,8 +57,20 @@ class CrossValidation:
         if left_out := folders.told(self.library.left_out):
             print(left_out)
         output = self.recipe.output
-        output.mkdir(parents=True, exist_ok=True)
-        recipes.dump(self.recipe, output / "recipe.yaml")
+        settle(
+            output,
+            self.identity,
+            type(self.recipe),
+            ["**/" + DONE],
+            "Choose another output folder, or remove this one.",
+        )
+        with held(output):
+            write_identity(output, self.identity)
+            recipes.dump(self.recipe, output / "recipe.yaml")
+            return self._all()
+
+    def _all(self) -> dict[str, Any]:
+        output = self.recipe.output
         seeds: dict[int, dict[str, list[dict[str, Any]]]] = {}
         for seed in self.recipe.seeds:
             seeds[seed] = {fold: self.fold(fold, seed) for fold in self.tested}
@@ -98,7 +109,7 @@ class CrossValidation:
             lines = self._test(test, model)
             write_published(model, folder.parent / MODELS / predict.FOLD_FILE.format(test))
             write_lines(folder / PREDICTIONS, lines)
-            write_json(folder / DONE, {"fingerprint": self.fingerprint, "chosen": chosen, "validation": scores})
+            write_json(folder / DONE, {"chosen": chosen, "validation": scores})
             done = lines
         accuracy = classification.score(done, self.library.labels)["accuracy"]
         print(f"fold {test}: {100 * accuracy:.1f} % of {len(done)} clips", flush=True)
@@ -107,15 +118,6 @@ class CrossValidation:
     def _done(self, folder: Path) -> list[dict[str, Any]] | None:
         if not (folder / DONE).is_file():
             return None
-        try:
-            found = json.loads((folder / DONE).read_text())["fingerprint"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                describe(str(folder / DONE), "what a finished fold writes", "another file")
-            ) from error
-        if found != self.fingerprint:
-            cure = "Choose another output folder, or remove this one."
-            raise ConfigError(describe(str(folder), "the recipe and sounds it was made with", "others", cure))
         return read_lines(folder / PREDICTIONS)
 
     def _validation_fold(self, test: str) -> str:

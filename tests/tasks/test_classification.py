@@ -529,7 +529,7 @@ def test_cross_validation_chooses_without_the_test_fold_and_resumes(corpus, tmp_
     assert count == 1000 + 20 + 30  # what was left: 20 steps of one candidate and the other one
     assert (output / "scores.md").read_bytes() == (tmp_path / "whole" / "scores.md").read_bytes()
     assert folds.CrossValidation(folds_recipe(corpus, output)).run() == expected and count == 1050
-    with pytest.raises(ConfigError, match="expected the recipe and sounds it was made with"):
+    with pytest.raises(ConfigError, match="found another run"):
         folds.CrossValidation(folds_recipe(corpus, output, candidates={})).run()
 
 
@@ -602,7 +602,7 @@ def test_sounds_made_anew_under_their_old_names_are_other_data(tmp_path):
     trainer_module.TaskTrainer(recipe(corpus, tmp_path / "run", steps=1)).fit()
     names = sorted((corpus / "audio").glob("1-*.wav"))
     names[0].write_bytes(names[1].read_bytes())
-    with pytest.raises(ConfigError, match="expected the recipe and data it was made with"):
+    with pytest.raises(ConfigError, match="found another run"):
         trainer_module.TaskTrainer(recipe(corpus, tmp_path / "run", steps=1)).fit()
 
 

@@ -323,7 +323,7 @@ def test_training_resumes_to_the_same_weights(questions: Path, tmp_path: Path) -
     one, other = (load_echotwin(tmp_path / name)[0].state_dict() for name in ("whole", "killed"))
     for name, value in one.items():
         assert torch.equal(value, other[name]), name
-    with pytest.raises(ConfigError, match="settings"):
+    with pytest.raises(ConfigError, match="another run: learning_rate is 0.0001 here"):
         training.fit(dataclasses.replace(killed, learning_rate=1e-4))
 
 

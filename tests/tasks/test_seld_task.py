@@ -251,7 +251,7 @@ def test_a_finished_run_is_not_returned_for_other_data(corpus, tmp_path):
             before = path.read_bytes()
             assert len(other) == len(before) and other != before
             path.write_bytes(other)
-            with pytest.raises(ConfigError, match="expected the recipe and data it was made with"):
+            with pytest.raises(ConfigError, match="found another run"):
                 trainer_module.TaskTrainer(recipe(copy, output)).fit()
             path.write_bytes(before)
     assert trainer_module.TaskTrainer(recipe(copy, output)).fit() == expected
@@ -264,7 +264,7 @@ def test_weights_that_a_run_begins_with_belong_to_it(corpus, tmp_path):
     target = recipe(corpus, tmp_path / "run", steps=1, init=str(tmp_path / "0"))
     trainer_module.TaskTrainer(target).fit()
     shutil.copy(tmp_path / "1" / "encoder.safetensors", tmp_path / "0" / "encoder.safetensors")
-    with pytest.raises(ConfigError, match="expected the recipe and data it was made with"):
+    with pytest.raises(ConfigError, match="found another run"):
         trainer_module.TaskTrainer(target).fit()
 
 

@@ -259,7 +259,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(scenes, tmp_path, monke
         assert torch.equal(value, again.raw.state_dict()[key]), key
     steps = again.step
     assert steps == 12 and trainer.TaskTrainer(recipe(scenes, tmp_path / "killed", **changes)).fit() == expected
-    with pytest.raises(ConfigError, match="expected the recipe and data it was made with"):
+    with pytest.raises(ConfigError, match="found another run"):
         trainer.TaskTrainer(recipe(scenes, tmp_path / "killed", **changes, learning_rate=1e-4)).fit()
 
 
@@ -279,7 +279,7 @@ def test_shards_made_anew_are_other_data(tmp_path):
     trainer.TaskTrainer(recipe(folders, tmp_path / "run", steps=1, batch_size=4)).fit()
     shutil.rmtree(tmp_path / "shards")
     write_scenes(tmp_path / "shards", 8, seed=2)
-    with pytest.raises(ConfigError, match="expected the recipe and data it was made with"):
+    with pytest.raises(ConfigError, match="found another run"):
         trainer.TaskTrainer(recipe(folders, tmp_path / "run", steps=1, batch_size=4)).fit()
 
 

@@ -358,13 +358,16 @@ def test_finished_run_is_not_repeated(checkpoint, shards, tmp_path, capsys):
     assert "this run was finished before" in capsys.readouterr().out
     assert (tmp_path / "result.json").stat().st_mtime_ns == stamp
     recipe.steps = 3
+    with pytest.raises(ConfigError, match="another run: steps is 3 here and 2 there.*resume=never to start over"):
+        sft.run(recipe)
+    recipe.resume = "never"
     assert sft.run(recipe)["steps"] == 3
 
 
 def test_resume_refuses_another_data_stream(checkpoint, shards, tmp_path):
     sft.run(recipe_of(tmp_path, checkpoint(), shards(), steps=2, save_steps=1))
-    with pytest.raises(ConfigError, match="same seed"):
-        sft.run(recipe_of(tmp_path, checkpoint(), shards(), steps=4, save_steps=1, seed=7))
+    with pytest.raises(ConfigError, match="seed is 7 here and 0 there"):
+        sft.run(recipe_of(tmp_path, checkpoint(), shards(), steps=2, save_steps=1, seed=7))
 
 
 def test_incomplete_checkpoint_is_passed_over(tmp_path):

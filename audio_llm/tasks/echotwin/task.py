@@ -9,7 +9,6 @@ a function of its seed and position.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from transformers import Trainer, TrainingArguments
 from audio_llm import files
 from audio_llm.datasets import dcase_aqa
 from audio_llm.errors import TrainingError, describe
+from audio_llm.identity import Identity, identity_of, weights_digest
 from audio_llm.model.build import check_reloaded
 from audio_llm.model.encoder import AudioEncoder, freeze_below
 from audio_llm.model.folder import open_encoder
@@ -259,6 +259,7 @@ def fit(recipe: EchoTwinRecipe) -> dict[str, Any]:
     questions = read_questions(recipe.train, recipe.audio)
     held_out = read_questions([recipe.validation], recipe.audio) if recipe.validation else None
     with Run(recipe, training_arguments(recipe, len(questions.rows))) as run:
+        run.settle(*identity(recipe, questions, held_out))
         run.claim(run_position(recipe, questions, held_out))
         if run.finished is not None:
             return run.finished
@@ -299,17 +300,27 @@ def training_arguments(recipe: EchoTwinRecipe, questions: int) -> TrainingArgume
     return arguments
 
 
+def identity(
+    recipe: EchoTwinRecipe, questions: dcase_aqa.Questions, held_out: dcase_aqa.Questions | None
+) -> tuple[Identity, list[Path]]:
+    """The identity of the run, and the folders that it begins with."""
+    begun = {"encoder": recipe.encoder.get("path") or recipe.encoder.get("published"), "text": recipe.text.path}
+    digests = {f"weights of {key}": weights_digest(path) for key, path in begun.items() if path}
+    digests["questions"] = questions.fingerprint[:16]
+    if held_out is not None:  # it decides which weights are kept
+        digests["questions of validation"] = held_out.fingerprint[:16]
+    places = ("train", "validation", "text.path")
+    return identity_of(recipe, digests, places, free=("audio",)), [Path(path) for path in begun.values() if path]
+
+
 def run_position(
     recipe: EchoTwinRecipe, questions: dcase_aqa.Questions, held_out: dcase_aqa.Questions | None
 ) -> dict[str, Any]:
-    """What decides the weights of a run; a checkpoint carries it, and a resumed run must agree."""
-    free = {"output", "resume", "cache", "log_steps", "save_steps", "keep_checkpoints", "audio", "max_reject_share"}
-    tree = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in free}
-    settings = hashlib.sha256(repr(sorted(tree.items())).encode()).hexdigest()[:16]
+    """What decides the samples of every step; a checkpoint carries it, and a resumed run must agree."""
     position = {"data": questions.fingerprint[:16], "samples": len(questions.rows)}
-    if held_out is not None:  # it decides which weights are kept
+    if held_out is not None:
         position["validation"] = held_out.fingerprint[:16]
-    return position | {"seed": recipe.seed, "settings": settings}
+    return position | {"seed": recipe.seed}
 
 
 def build_trainer(run: Run, recipe: EchoTwinRecipe, model: EchoTwin, tokenizer: Any, data: Data) -> EchoTwinTrainer:

@@ -15,7 +15,9 @@ from typing import Any, ClassVar
 
 from audio_llm import config as recipes
 from audio_llm.errors import ConfigError
-from audio_llm.files import atomic_folder, write_lines
+from audio_llm.files import atomic_folder, content_hash, write_lines
+from audio_llm.identity import identity_of, settle
+from audio_llm.identity import write as write_identity
 from audio_llm.language.prompts import AUDIO_TOKEN, STYLES, chat_template, question_text, target_text
 from audio_llm.model.build import check_reloaded
 
@@ -165,6 +167,12 @@ def train(recipe: LanguageModelRecipe) -> Path:
     from transformers import AutoModelForCausalLM, Qwen2Config, get_cosine_schedule_with_warmup
 
     recipe.check()
+    identity = identity_of(recipe, {"text": content_hash(recipe.text)}, places=("text",))
+    cure = "Choose another output folder, or remove this one."
+    settle(recipe.output, identity, lambda path: recipes.load(LanguageModelRecipe, path), ["metrics.jsonl"], cure)
+    if (recipe.output / "metrics.jsonl").is_file():  # the folder appears whole or not at all
+        print(f"{recipe.output}: this run was finished before")
+        return recipe.output
     samples = read_text(recipe.text)
     if len(samples) <= recipe.validation + recipe.batch_size:
         needed = recipe.validation + recipe.batch_size
@@ -213,5 +221,6 @@ def train(recipe: LanguageModelRecipe) -> Path:
         tokenizer.save_pretrained(folder)
         check_reloaded(folder, tokenizer, [reply for _, reply in texts[:200]])
         recipes.dump(recipe, folder / "recipe.yaml")
+        write_identity(folder, identity)
         write_lines(folder / "metrics.jsonl", metrics)
     return recipe.output

@@ -1,0 +1,176 @@
+"""Which run a folder holds: the recipe that made it, and digests of the data and the weights that it began with.
+
+A run writes ``identity.json`` before anything else. The same command goes on there, or finds that it was finished. A
+run that differs in anything that decides its result is refused with what differs: what two runs made is never mixed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from audio_llm.errors import ConfigError, describe
+from audio_llm.files import content_hash, write_json
+
+FILE = "identity.json"
+CURE = "Choose another output folder, or set resume=never to start over in this one."
+# Keys of any recipe that say where, how often and how fast a run reads, logs and saves: they decide no weight.
+FREE = frozenset(
+    {"output", "resume", "processes", "log_steps", "save_steps", "keep_checkpoints", "record_order", "tensorboard"}
+    | {"memory_gib", "eval_batch_size", "encoder_cache", "cache", "max_reject_share", "data.max_reject_share", "export"}
+)
+_SHOWN = 5  # so many differences are told
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """`recipe`: values by dotted key; `digests`: SHA-256 or the like by what they are of; `usual`: a key's default.
+
+    `places` are keys of paths whose contents have digests: a folder that was moved makes no other run.
+    """
+
+    recipe: Mapping[str, Any]
+    digests: Mapping[str, Any]
+    places: Collection[str] = ()
+    usual: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def identity_of(
+    recipe: Any, digests: Mapping[str, Any] | None = None, places: Collection[str] = (), free: Collection[str] = ()
+) -> Identity:
+    """The identity of the run of a recipe's dataclass; `free` are keys that decide nothing, beside :data:`FREE`."""
+    values, usual = _values(recipe)
+    kept = {key: value for key, value in values.items() if key not in FREE and key not in free}
+    return Identity(_plain(kept), _plain(dict(digests or {})), frozenset(places), _plain(usual))
+
+
+def weights_digest(path: str | Path) -> str:
+    """SHA-256 of the files in a model's folder or of one file; of a name that is no path, the name."""
+    return content_hash(path) or f"name {path}"
+
+
+def differences(folder: Path, identity: Identity, read: Callable[[Path], Any]) -> list[str]:
+    """All that differs, in words; nothing where the folder says nothing of a run.
+
+    A folder of version 0.1 has its ``recipe.yaml`` alone, of which `read` makes a recipe.
+    """
+    if (folder / FILE).is_file():
+        try:
+            known = json.loads((folder / FILE).read_text())
+            recipe, digests = dict(known["recipe"]), dict(known["digests"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(describe(str(folder / FILE), "what a run wrote there", "another file", CURE)) from error
+    elif (folder / "recipe.yaml").is_file():
+        try:
+            recipe, digests = dict(identity_of(read(folder / "recipe.yaml")).recipe), {}
+        except ConfigError:
+            return ["recipe.yaml is of another kind there"]
+    else:
+        return []
+    skipped = {*identity.places} if digests else set()
+    skipped |= set(recipe) - set(identity.recipe)  # free keys of this kind of run, or of another version
+    pairs = [
+        (key, value, recipe.get(key, identity.usual.get(key)))
+        for key, value in identity.recipe.items()
+        if key not in skipped
+    ]
+    pairs += [(key, value, digests[key]) for key, value in identity.digests.items() if key in digests]
+    return [_told(key, here, there) for key, here, there in pairs if here != there]
+
+
+def settle(
+    folder: Path, identity: Identity, read: Callable[[Path], Any], made: Sequence[str], cure: str = CURE
+) -> bool:
+    """Whether `folder` holds the run of `identity`, or nothing yet.
+
+    False where another run was begun there and has `made` nothing: patterns of what is worth keeping. Raises
+    :class:`ConfigError` where it has.
+    """
+    differing = differences(folder, identity, read)
+    if differing and any(next(folder.glob(pattern), None) for pattern in made):
+        more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+        found = f"another run: {'; '.join(differing[:_SHOWN])}{more}"
+        raise ConfigError(describe(f"{folder}", "a new folder, or one of the same run", found, cure))
+    return not differing
+
+
+def write(folder: Path, identity: Identity) -> None:
+    """Say whose the folder is."""
+    write_json(folder / FILE, {"recipe": dict(identity.recipe), "digests": dict(identity.digests)})
+
+
+def empty(folder: Path, patterns: Sequence[str], starts: Sequence[str | Path] = ()) -> None:
+    """Remove what an earlier run wrote, by name, and nothing else.
+
+    Raises :class:`ConfigError` where one of `starts`, what this run begins with, lies among it.
+    """
+    found = [path for pattern in (FILE, "recipe.yaml", *patterns) for path in sorted(folder.glob(pattern))]
+    for path in found:
+        if begun := [start for start in starts if Path(start).resolve().is_relative_to(path.resolve())]:
+            cure = "Choose another output folder."
+            raise ConfigError(describe(f"output {folder}", "a folder that may be emptied", f"{begun[0]} in it", cure))
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep `folder` for this process. Raises :class:`ConfigError` while another one has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        cure = "Wait for it, or choose another output folder."
+        raise ConfigError(describe(str(folder), "one run at a time", "another process that writes", cure)) from error
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(lock)
+
+
+def _values(recipe: Any, prefix: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+    """Values and defaults of a dataclass by dotted key; its groups are dataclasses, any other value is one."""
+    values: dict[str, Any] = {}
+    usual: dict[str, Any] = {}
+    for field in dataclasses.fields(recipe):
+        key, value = f"{prefix}{field.name}", getattr(recipe, field.name)
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            inner, _ = _values(value, f"{key}.")
+            values |= inner
+            if dataclasses.is_dataclass(default) and not isinstance(default, type):
+                usual |= _values(default, f"{key}.")[0]
+        else:
+            values[key] = value
+            if default is not dataclasses.MISSING:
+                usual[key] = default
+    return values, usual
+
+
+def _plain(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """`tree` as JSON gives it back."""
+    plain: dict[str, Any] = json.loads(json.dumps(tree, default=str))
+    return plain
+
+
+def _told(key: str, here: Any, there: Any) -> str:
+    """One difference in words; of two groups, the keys in them that differ."""
+    if isinstance(here, dict) and isinstance(there, dict):
+        keys = [name for name in {**here, **there} if here.get(name) != there.get(name)]
+        return "; ".join(_told(f"{key}.{name}", here.get(name), there.get(name)) for name in keys)
+    short = [str(value)[:12] if len(str(value)) == 64 else str(value) for value in (here, there)]
+    return f"{key} is {short[0]} here and {short[1]} there"
