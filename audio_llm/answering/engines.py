@@ -218,7 +218,7 @@ class TransformersEngine(Engine):
                 do_sample=False,
                 max_new_tokens=max(request.max_tokens for request in batch),
                 logits_processor=LogitsProcessorList([sampler]),
-                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
             )
         new = output[:, inputs["input_ids"].shape[1] :].cpu()
         seconds = round((time.monotonic() - started) / len(batch), 4)

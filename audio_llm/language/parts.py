@@ -18,7 +18,7 @@ _TAG = re.compile(
     rf"(?P<name>{'|'.join((*THINKING, ELEMENTS, *ANSWERS))})\|?\s*[>\]\u25b7]",
     re.IGNORECASE,
 )
-_TURN_END = re.compile(r"(?:<\|im_end\|>|<\|eot_id\|>|<\|endoftext\|>|</s>|<\|end_of_text\|>)\s*$")
+_TURN_END = re.compile(r"(?:<\|im_end\|>|<\|eot_id\|>|<\|endoftext\|>|</s>|<\|end_of_text\|>|<end_of_turn>)\s*$")
 _TURN_START = re.compile(r"^\s*(?:<s>)?\s*(?:\[INST\].*?\[/INST\])?(?:<\|im_start\|>assistant\n)?", re.DOTALL)
 _KEYS = ("answer", "final_answer", "final answer", "choice", "option", "prediction", "selected", "label")
 _COMMAND = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|textrm|emph)\s*\{([^{}]*)\}")

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
-from typing import Any, Protocol, overload
+from typing import Any, NamedTuple, Protocol, overload
 
 from audio_llm.errors import DataError, describe
 
@@ -24,12 +24,33 @@ OPENINGS = {"answer": "<answer>", "think": "<think>", "think_semantics": "<think
 # What a question with choices can be answered with, and the sentence that asks for it.
 ANSWERS_AS = {"option": "Answer with the words of one choice.", "letter": "Answer with the letter of one choice only."}
 
-# (opens the user's turn, closes a turn, opens the assistant's turn) by the marker a tokenizer already knows.
-# The last row needs no special token: it serves base models without a chat format.
+
+class Turns(NamedTuple):
+    """How a family of language models marks who speaks: what opens a turn of `role`, and what closes it."""
+
+    opening: str
+    closing: str
+    assistant: tuple[str, str] | None = None  # of the assistant's turns, where they differ
+    system: bool = True  # False: the system's words have no turn, they stand at the head of the user's
+
+    def of(self, role: str) -> tuple[str, str]:
+        """What opens a turn of `role`, and what closes it."""
+        if role == "assistant" and self.assistant:
+            return self.assistant
+        return self.opening.format(role=role), self.closing
+
+
+# By the marker that a tokenizer already knows: ChatML (Qwen), Llama 3, Gemma, Mistral since Nemo, and before it (its
+# own template sets a space). The last row needs no special token: it serves base models without a chat format.
 TURN_MARKERS = {
-    "<|im_start|>": ("<|im_start|>{role}\n", "<|im_end|>\n"),
-    "<|start_header_id|>": ("<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>"),
-    "": ("### {role}:\n", "\n\n"),
+    "<|im_start|>": Turns("<|im_start|>{role}\n", "<|im_end|>\n"),
+    "<|start_header_id|>": Turns("<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>"),
+    "<start_of_turn>": Turns(
+        "<start_of_turn>{role}\n", "<end_of_turn>\n", ("<start_of_turn>model\n", "<end_of_turn>\n"), system=False
+    ),
+    "[INST]": Turns("[INST]", "[/INST]", ("", "</s>"), system=False),
+    "[INST] ": Turns("[INST] ", "[/INST]", (" ", "</s>"), system=False),
+    "": Turns("### {role}:\n", "\n\n"),
 }
 
 
@@ -59,20 +80,38 @@ def chat_template(marker: str = "<|im_start|>", bos_token: str | None = None) ->
     A literal ``<|audio|>`` typed by a user is removed: it would be tokenized as the real placeholder and take over the
     position of the audio.
     """
-    opening, closing = TURN_MARKERS[marker]
-    start = opening.format(role="' + message['role'] + '")
-    quote = "'{}'".format
+    turns = TURN_MARKERS[marker]
+
+    def quote(text: str) -> str:
+        return "'{}'".format(text.replace("\n", "\\n"))
+
     clean = f"| replace('{AUDIO_TOKEN}', '')"
-    bos = "{{ " + quote(bos_token) + " }}" if bos_token else ""
-    return (
-        bos + "{% for message in messages %}{{ " + quote(start.replace("\n", "\\n")) + " }}"
+    words = (
         "{% if message['content'] is string %}{{ message['content'] " + clean + " }}{% else %}"
         "{% for part in message['content'] %}"
         "{% if part['type'] in ('audio', 'input_audio', 'audio_url') %}{{ '" + AUDIO_TOKEN + "' }}"
         "{% elif part['type'] == 'text' %}{{ part['text'] " + clean + " }}{% endif %}{% endfor %}{% endif %}"
-        "{{ " + quote(closing.replace("\n", "\\n")) + " }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ "
-        + quote(opening.format(role="assistant").replace("\n", "\\n"))
+    )
+    start, end = turns.of("' + message['role'] + '")
+    before, after = "{{ " + quote(start) + " }}", "{{ " + quote(end) + " }}"
+    if turns.assistant:
+        mine, others = (quote(text) for text in turns.assistant), (quote(text) for text in turns.of("user"))
+        before, after = (
+            "{{ " + one + " if message['role'] == 'assistant' else " + other + " }}"
+            for one, other in zip(mine, others, strict=True)
+        )
+    if not turns.system:  # its words open the user's turn, and the user's own words go on in it
+        before = "{% if not turn.open %}" + before + "{% endif %}{% set turn.open = message['role'] == 'system' %}"
+        after = "{% if turn.open %}{{ '\\n\\n' }}{% else %}" + after + "{% endif %}"
+    return (
+        ("{{ " + quote(bos_token) + " }}" if bos_token else "")
+        + ("" if turns.system else "{% set turn = namespace(open=false) %}")
+        + "{% for message in messages %}"
+        + before
+        + words
+        + after
+        + "{% endfor %}{% if add_generation_prompt %}{{ "
+        + quote(turns.of("assistant")[0])
         + " }}{% endif %}"
     )
 

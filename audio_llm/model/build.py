@@ -7,8 +7,10 @@ from typing import Any
 
 from audio_llm.errors import CheckpointError, describe
 from audio_llm.files import atomic_folder
-from audio_llm.language.prompts import AUDIO_TOKEN, TURN_MARKERS, chat_template
+from audio_llm.language.prompts import AUDIO_TOKEN, TAGS, TURN_MARKERS, chat_template
 from audio_llm.model.validate import check_language_model, download_cure, expect_files
+
+VOCABULARY_MULTIPLE = 64  # a vocabulary that grows does so to a multiple of it, as tensor cores like it
 
 
 def load_model(folder: str | Path, **kwargs: Any) -> Any:
@@ -54,9 +56,52 @@ def load_language_model(path: str | Path, item: str = "model.language_model.path
 
 
 def turn_marker(tokenizer: Any) -> str:
-    """The marker of ``TURN_MARKERS`` that `tokenizer` knows; the empty one when it has no chat format."""
-    vocabulary = tokenizer.get_vocab()
-    return next((marker for marker in TURN_MARKERS if marker and marker in vocabulary), "")
+    """The marker of ``TURN_MARKERS`` that `tokenizer` knows; the empty one when it has no chat format.
+
+    Raises :class:`CheckpointError` for a chat format of another kind: its model would be asked in words it never saw.
+    """
+    vocabulary, own = tokenizer.get_vocab(), str(tokenizer.chat_template or "")
+    marker = next((marker for marker in TURN_MARKERS if marker and marker in vocabulary), "")
+    closing = TURN_MARKERS[marker].of("assistant")[1].strip()
+    if closing and closing not in vocabulary:
+        raise CheckpointError(
+            describe("language model", f"{closing}, which closes a turn of {marker}", "no such token")
+        )
+    if not marker and own and "### ' + message['role']" not in own:
+        known = ", ".join(name for name in TURN_MARKERS if name == name.strip() and name)
+        cure = (
+            "Give its base model, or delete chat_template (chat_template.jinja) from its folder: "
+            "it then learns the plain form '### user:'."
+        )
+        raise CheckpointError(
+            describe("language model", f"a chat format marked by {known}, or none", repr(own[:60]), cure)
+        )
+    return f"{marker} " if f"{marker} " in TURN_MARKERS and f"{marker} " in own else marker
+
+
+def prepare_tokenizer(tokenizer: Any) -> str:
+    """Make `tokenizer` the checkpoint's, in place, and return the marker of its chat format.
+
+    It gets the audio placeholder beside its own special tokens, our template, one token that ends a turn (which is
+    learnt, and where generation stops) and one to pad with; the tags of a reply become words that decoding keeps.
+    """
+    from tokenizers import AddedToken
+
+    marker = turn_marker(tokenizer)
+    closing = TURN_MARKERS[marker].of("assistant")[1].strip() or tokenizer.eos_token
+    if closing is None:
+        cure = "Name one in its tokenizer_config.json: eos_token."
+        raise CheckpointError(describe("language model", "a token that ends a text", "a tokenizer without", cure))
+    if AUDIO_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"extra_special_tokens": [AUDIO_TOKEN]}, replace_extra_special_tokens=False)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or closing
+    tokenizer.eos_token = closing
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    tags = [tag for name in TAGS for tag in (f"<{name}>", f"</{name}>") if tag in special]
+    tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in tags])
+    tokenizer.chat_template = chat_template(marker, tokenizer.bos_token if marker != "<|im_start|>" else None)
+    return marker
 
 
 def build_checkpoint(
@@ -73,7 +118,8 @@ def build_checkpoint(
 
     `language_model` is a Transformers causal language model with its `tokenizer`; ``<|audio|>`` is added to the
     vocabulary when missing. The projector's output is scaled to the language model's embeddings, so that untrained
-    audio does not drown the text.
+    audio does not drown the text. Raises :class:`CheckpointError` for a chat format that cannot be kept, a tokenizer
+    without an end, and a family that computes something which this package's model does not.
     """
     import torch
 
@@ -82,22 +128,24 @@ def build_checkpoint(
     from audio_llm.model.modeling import AudioLLMForConditionalGeneration
     from audio_llm.model.processing import AudioLLMFeatureExtractor, AudioLLMProcessor
 
-    if AUDIO_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"additional_special_tokens": [AUDIO_TOKEN]})
-    if len(tokenizer) > language_model.config.vocab_size:
-        language_model.resize_token_embeddings(len(tokenizer))
-    marker = turn_marker(tokenizer)
-    closing = TURN_MARKERS[marker][1].strip()
-    end_id = tokenizer.convert_tokens_to_ids(closing) if closing else tokenizer.eos_token_id
+    prepare_tokenizer(tokenizer)
+    audio_token_id = tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)
+    words = [token for token in range(min(9, language_model.config.vocab_size)) if token != audio_token_id]
+    text = torch.tensor([words], device=language_model.device)
+    with torch.no_grad():
+        expected = language_model.eval()(text).logits.float()
+    rows = max(tokenizer.get_vocab().values()) + 1
+    if rows > language_model.config.vocab_size:  # matrices of such a size are multiplied without a rest
+        language_model.resize_token_embeddings(rows, pad_to_multiple_of=VOCABULARY_MULTIPLE)
     config = AudioLLMConfig(
         text_config=language_model.config.to_dict(),
         encoder=encoder_config(encoder),
         projector=dict(projector or {}),
-        audio_token_id=tokenizer.convert_tokens_to_ids(AUDIO_TOKEN),
+        audio_token_id=audio_token_id,
         max_windows=max_windows,
         architectures=["AudioLLMForConditionalGeneration"],
-        eos_token_id=end_id,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     torch.manual_seed(seed)
     model = AudioLLMForConditionalGeneration(config)
@@ -105,9 +153,17 @@ def build_checkpoint(
     model.model.language_model.load_state_dict(language_model.get_decoder().state_dict())
     model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
     with torch.no_grad():
-        scale = model.get_input_embeddings().weight.float().pow(2).mean().sqrt()
-        model.model.projector.norm.weight.fill_(float(scale))
-    model.generation_config.eos_token_id = end_id
+        # What the table gives, not its weights: Gemma's multiplies them by √hidden, and audio comes in behind it.
+        table = model.get_input_embeddings()(torch.arange(rows))
+        model.model.projector.norm.weight.fill_(float(table.float().pow(2).mean().sqrt()))
+        found = model.eval()(text.cpu()).logits[..., : expected.shape[-1]].float()
+    apart = float((found - expected.cpu()).abs().max())
+    if not apart <= 0.05 * float(expected.abs().max()):  # bfloat16 against float32 is one or two per cent
+        cure = f"Models of type {language_model.config.model_type} compute something that this package's does not."
+        raise CheckpointError(
+            describe("language model", "the same logits as a part of the checkpoint", f"{apart:.3g} between them", cure)
+        )
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = config.pad_token_id
     model.generation_config.do_sample = False
     # A sampled placeholder would be counted as one more audio by the next forward.
@@ -119,7 +175,6 @@ def build_checkpoint(
         window_seconds=encoder.window_seconds,
         max_windows=max_windows,
     )
-    tokenizer.chat_template = chat_template(marker, tokenizer.bos_token if marker != "<|im_start|>" else None)
     processor = AudioLLMProcessor(
         extractor, tokenizer, tokenizer.chat_template, num_query_tokens=config.num_query_tokens
     )

@@ -120,6 +120,8 @@ class AudioLLMProcessor(ProcessorMixin):
         num_query_tokens: int = 64,
         **kwargs: Any,
     ) -> None:
+        if tokenizer.pad_token is None:  # of a checkpoint that was built before every one had its own
+            tokenizer.pad_token = tokenizer.eos_token
         self.audio_token = AUDIO_TOKEN
         self.audio_token_id = tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)
         self.num_query_tokens = num_query_tokens

@@ -138,13 +138,12 @@ def collate(examples: Sequence[Example], tokenizer: Any) -> dict[str, Any]:
     """A batch padded on the right: input_ids, attention_mask and labels (batch, n), the audio of :func:`join_audio`,
     `ids` of the samples and the `rejects` they replace."""
     length = max(len(example.ids) for example in examples)
-    pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     def pad(tensors: list[Tensor], value: int) -> Tensor:  # tensors (n,) -> (batch, length)
         return torch.stack([torch.nn.functional.pad(t, (0, length - len(t)), value=value) for t in tensors])
 
     return {
-        "input_ids": pad([example.ids for example in examples], pad_token_id),
+        "input_ids": pad([example.ids for example in examples], tokenizer.pad_token_id),
         "attention_mask": pad([torch.ones_like(example.ids) for example in examples], 0),
         "labels": pad([example.labels for example in examples], IGNORED),
         "ids": [example.row["sample_id"] for example in examples],

@@ -91,13 +91,10 @@ def build_trainer(
     run: PolicyRun, recipe: GRPORecipe, model: Any, engine: RolloutEngine, functions: list[Any]
 ) -> AudioGRPOTrainer:
     """The trainer of `run` with its prompts, rewards (`functions`) and logs."""
-    tokenizer = run.processor.tokenizer
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     completions, order_log = recipe.output / "completions.jsonl", recipe.output / "order.jsonl"
     return AudioGRPOTrainer(
         reward_funcs=functions,
-        processing_class=tokenizer,
+        processing_class=run.processor.tokenizer,
         prompts=Examples(run.shards, run.processor, recipe.data.style, reply=False, hearing=recipe.data.hearing),
         engine=engine,
         parity_bound=parity_bound(recipe),

@@ -67,6 +67,15 @@ def test_a_convolutional_encoder_with_adapters_folded_in(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_families_that_scale_their_embeddings_or_cap_their_logits(tmp_path: Path) -> None:
+    models = [
+        make_checkpoint(tmp_path / family, family, tie=family != "mistral")  # every Gemma's head is its embeddings
+        for family in ("mistral", "gemma", "gemma2", "gemma3_text")
+    ]
+    parity(models, [], tmp_path / "report.json")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2, 4])
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
 def test_matrix(checkpoint, tmp_path: Path, family: str, channels: int) -> None:
