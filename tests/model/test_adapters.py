@@ -116,7 +116,8 @@ def test_the_server_refuses_before_it_starts_and_while_it_runs(exported: Path, m
     options = launcher.ServeOptions(exported / "merged", adapters={"step": exported / "adapter"})
     with pytest.raises(CheckpointError, match="on which it was trained"):
         launcher.serve(options)
-    facts = {"checkpoint": str(exported / "merged"), "max_lora_rank": 64, "audio_token_id": 1}
+    options = launcher.ServeOptions(exported / "merged", allow_adapter_updates=True)
+    facts = launcher._guard_facts(options, {}, {"audio_token_id": 1})
     monkeypatch.setenv(launcher.SERVER, json.dumps(facts))
     request = {"lora_name": "step", "lora_path": str(exported / "adapter")}
     with pytest.raises(CheckpointError, match="on which it was trained"):
