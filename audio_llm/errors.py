@@ -7,9 +7,11 @@ with its exit code. Anything else that escapes is a defect of ours.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
-_BREAKS = "\x7f\x85\u2028\u2029"
+# What a terminal obeys instead of showing: C0 and C1 controls, and marks that turn the direction of writing.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
 
 class AudioLLMError(Exception):
@@ -55,9 +57,14 @@ class TrainingError(AudioLLMError):
     """A run that must not go on (too many rejects, parity bound broken, a launch that became one process)."""
 
 
+def visible(text: str) -> str:
+    """`text` with what would steer a terminal written out, as JSON writes it (``\\u001b``); lines and tabs stay."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def one_line(text: str) -> str:
-    """`text` with line breaks and other control characters as escapes: a file's name may have them."""
-    return "".join(ascii(char)[1:-1] if char in _BREAKS or ord(char) < 32 else char for char in text)
+    """`text` as :func:`visible` shows it, and in one line: a file's name may have line breaks."""
+    return visible(text.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t"))
 
 
 def describe(item: str, expected: str, found: str, cure: str | None = None) -> str:

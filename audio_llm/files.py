@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
+import socket
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from audio_llm.errors import AudioLLMError, DataError, describe
+
+LOCK = ".lock"  # of a folder that is written
+MAX_DEPTH = 100  # brackets around a value of JSON; ours have eight
+MAX_JSON_BYTES = 2**28  # of one file
+MAX_DIGITS = 300  # of a whole number: a larger one is no float64
+_LONG = re.compile(rf"\d{{{MAX_DIGITS + 1}}}")
 # An escape that looks like half of a pair: a high one without its low one behind it, or the other way round.
 _HALF = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
@@ -22,12 +33,73 @@ _HALF = re.compile(
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
 
 
+class FolderInUse(AudioLLMError):
+    """A folder that another process writes into."""
+
+
+@contextlib.contextmanager
+def only_writer(folder: str | Path) -> Iterator[None]:
+    """Hold `folder`, which is made where it is missing, against every other process until the block ends.
+
+    The lock is the kernel's and ends with its process. Raises :class:`FolderInUse` where another one has it. A disk
+    without locks is written without one, and a folder that cannot be written has none.
+    """
+    path = Path(folder) / LOCK
+    made = not path.parent.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES):
+                raise
+            yield  # nothing can be written there; a finished run is only looked at
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            process = os.pread(descriptor, 100, 0).decode(errors="replace").strip() or "unknown"
+            os.close(descriptor)
+            cure = "Wait until it is done, or give another folder."
+            raise FolderInUse(
+                describe(str(folder), "no other run", f"process {process}, which writes here", cure)
+            ) from error
+        except OSError:
+            pass
+        if _is_file(descriptor, path):
+            break
+        os.close(descriptor)  # its holder took the file away when it ended
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+            if made:
+                path.parent.rmdir()  # where nothing was written
+        os.close(descriptor)
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _beside(target: Path, ending: str) -> Path:
+    """A name that nobody else has, and nobody can guess, in the folder of `target`."""
+    return target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.{ending}")
+
+
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place when the block ends without an error."""
+    """A new empty file beside `path` that takes its place when the block ends without an error."""
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.tmp")
+    temporary = _beside(target, "tmp")
     try:
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         yield temporary
         os.replace(temporary, target)
     except BaseException as error:
@@ -40,25 +112,68 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(destination: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `destination` that takes its name when the block ends without an error."""
+    """A temporary folder beside `destination` that takes its name when the block ends without an error.
+
+    A folder that is there is replaced by a new one of its kind: :class:`FileExistsError` where the two have no name in
+    common.
+    """
     target = Path(destination)
-    if target.exists() and not target.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISDIR(target.stat().st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    folder.chmod(0o755)
+    folder, old = _beside(target, "tmp"), _beside(target, "old")
+    folder.mkdir()
     try:
         yield folder
-        old = target.with_name(f".{target.name}-old") if target.exists() else None
-        if old:
-            shutil.rmtree(old, ignore_errors=True)  # what a process killed between the next two lines left
-            os.replace(target, old)
-        os.replace(folder, target)
-        if old:
-            shutil.rmtree(old)
+        there = _names(target)
+        if there and there.isdisjoint(path.name for path in folder.iterdir()):
+            raise FileExistsError(errno.EEXIST, "holds other files, which would be lost", str(target))
+        _exchange(folder, target, old)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _names(folder: Path) -> set[str]:
+    """What is in a folder, hidden files left out; nothing where another process has just taken it away."""
+    try:
+        return {name for name in os.listdir(folder) if not name.startswith(".")}
+    except FileNotFoundError:
+        return set()
+
+
+def _exchange(folder: Path, target: Path, old: Path) -> None:
+    """Put `folder` in the place of `target`, also while others do so: the last one stays."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(target, old)
+        try:
+            os.replace(folder, target)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            _remove(old)
+    name = glob.escape(old.name.partition(f".{target.name[:40]}.")[1])
+    for left in {old, *target.parent.glob(f"{name}*.old"), target.with_name(f".{target.name}-old")}:
+        _remove(left)  # those of processes that were killed right here as well
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def within(folder: str | Path, name: str) -> Path:
+    """The file that a stranger's list calls `name`, under `folder`. Raises :class:`DataError` for a name that leads out
+    of it; a link that lies there was laid by whoever made the folder."""
+    parts = Path(name.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or "\0" in name:
+        raise DataError(describe(f"file '{name}'", f"a name under {folder}", "one that leads out of it"))
+    return Path(folder) / parts
 
 
 def glance(path: str | Path, pieces: int = 8, size: int = 1024) -> str:
@@ -127,20 +242,57 @@ def write_lines(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """``json.loads`` of a text that others wrote. Half of a surrogate pair, which nothing can hash or tokenise, and
-    brackets nested without end are no valid JSON either. Raises :class:`ValueError`: :class:`json.JSONDecodeError`
-    with the place, and of bytes in no known encoding :class:`UnicodeDecodeError`."""
+    """``json.loads`` of a text that others wrote. Half of a surrogate pair, which nothing can hash or tokenise, is no
+    valid JSON either, nor are brackets nested beyond ``MAX_DEPTH`` and whole numbers beyond ``MAX_DIGITS``. Raises
+    :class:`ValueError`: :class:`json.JSONDecodeError` with the place, and :class:`UnicodeDecodeError`."""
     text = text.decode(json.detect_encoding(text)) if isinstance(text, bytes) else text
+    long = _LONG.search(text)
     try:
-        tree = json.loads(text)
+        tree = json.loads(text, parse_int=_small) if long else json.loads(text)
     except RecursionError as error:
         raise json.JSONDecodeError("Brackets nested without end", text, 0) from error
+    except _TooLarge as error:
+        raise json.JSONDecodeError(
+            f"A whole number of more than {MAX_DIGITS} digits", text, long.start() if long else 0
+        ) from error
+    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(tree) > MAX_DEPTH:
+        raise json.JSONDecodeError(f"Brackets nested deeper than {MAX_DEPTH}", text, 0)
     if half := _HALF.search(text):
         try:
             json.dumps(tree, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise json.JSONDecodeError("Half of a surrogate pair", text, half.start()) from error
     return tree
+
+
+class _TooLarge(Exception):
+    pass
+
+
+def _small(digits: str) -> int:
+    if len(digits) > MAX_DIGITS + 1:
+        raise _TooLarge
+    return int(digits)
+
+
+def _depth(tree: Any) -> int:
+    """How many brackets stand around the innermost value, counted as far as one beyond ``MAX_DEPTH``."""
+    level, depth = [tree], 0
+    while depth <= MAX_DEPTH and (inner := [node for node in level if isinstance(node, (dict, list))]):
+        level = [part for node in inner for part in (node.values() if isinstance(node, dict) else node)]
+        depth += 1
+    return depth
+
+
+def read_json(path: str | Path) -> Any:
+    """:func:`parse_json` of a plain file of at most ``MAX_JSON_BYTES``. Raises :class:`OSError`, or ValueError."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:  # a pipe would wait for its writer
+        facts = os.fstat(stream.fileno())
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(errno.EINVAL, "not a file", str(path))
+        if facts.st_size > MAX_JSON_BYTES:
+            raise ValueError(f"{facts.st_size} bytes, where at most {MAX_JSON_BYTES} are read")
+        return parse_json(stream.read())
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
@@ -150,6 +302,6 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
         return []
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):
             records.append(json.loads(line))
     return [record for record in records if isinstance(record, dict)]

@@ -6,13 +6,10 @@ run that differs in anything that decides its result is refused with what differ
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
-import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,26 +115,6 @@ def empty(folder: Path, patterns: Sequence[str], starts: Sequence[str | Path] = 
             raise ConfigError(describe(f"output {folder}", "a folder that may be emptied", f"{begun[0]} in it", cure))
     for path in found:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keep `folder` for this process. Raises :class:`ConfigError` while another one has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lock)
-        cure = "Wait for it, or choose another output folder."
-        raise ConfigError(describe(str(folder), "one run at a time", "another process that writes", cure)) from error
-    except OSError:  # a file system without locks
-        pass
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            os.close(lock)
 
 
 def _values(recipe: Any, prefix: str = "") -> tuple[dict[str, Any], dict[str, Any]]:

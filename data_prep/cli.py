@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from audio_llm import config as recipes
     from audio_llm.errors import ConfigError
+    from audio_llm.files import only_writer
     from data_prep import sounds
     from data_prep.tasks import KINDS
 
@@ -45,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     tree = recipes.read(args.recipe, overrides, kind.recipe.verb)
     tree.pop("kind", None)
     recipe, out = recipes.build(kind.recipe, tree, str(args.recipe)), Path(args.out)
-    summary = kind.prepare(recipe, out, workers=args.workers, overwrite=args.overwrite, quiet=args.quiet)
+    with only_writer(out):
+        summary = kind.prepare(recipe, out, workers=args.workers, overwrite=args.overwrite, quiet=args.quiet)
     if args.plot:
         for path in kind.draw(out):
             print(f"drawn: {path}", file=sys.stderr)

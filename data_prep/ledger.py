@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from audio_llm.errors import ConfigError, describe
-from audio_llm.files import write_json, write_lines
+from audio_llm.files import LOCK, write_json, write_lines
 from audio_llm.shards.writer import ShardWriter
 from data_prep import text_check
 from data_prep.scenes.pool import Jobs
@@ -88,8 +88,9 @@ class Ledger:
 def _earlier(out: Path) -> dict[str, Any] | None:
     path = out / MANIFEST
     if not path.exists():
-        if out.is_dir() and any(out.iterdir()):
-            found = ", ".join(sorted(item.name for item in out.iterdir())[:3])
+        others = sorted(item.name for item in out.glob("*") if item.name != LOCK)
+        if others:
+            found = ", ".join(others[:3])
             raise ConfigError(
                 describe(str(out), "a new or empty folder, or one made by audio-llm prep", f"a folder with {found}")
             )

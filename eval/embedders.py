@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from audio_llm.errors import ConfigError, describe
+from audio_llm.files import read_json
 from audio_llm.language.replies import normalise
 
 
@@ -98,7 +98,7 @@ def _read_table(path: str) -> dict[str, np.ndarray]:
             with np.load(path, allow_pickle=False) as arrays:
                 texts, vectors = [str(text) for text in arrays["texts"]], np.asarray(arrays["vectors"], np.float64)
         else:
-            tree = json.loads(Path(path).read_text(encoding="utf-8"))
+            tree = read_json(path)
             texts, vectors = list(tree), np.asarray(list(tree.values()), np.float64)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         expected = "an .npz with texts and vectors, or JSON {text: [numbers]}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 
 from audio_llm.audio import Waveform, decode
 from audio_llm.errors import ConfigError, nearest
+from audio_llm.files import read_json
 from audio_llm.language import prompts
 
 
@@ -134,7 +134,7 @@ def decoded(sound: Waveform | Path) -> Waveform:
 def folder_config(folder: str | Path) -> dict[str, Any]:
     """What ``config.json`` in `folder` says; nothing where there is none that can be read."""
     try:
-        tree = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        tree = read_json(Path(folder) / "config.json")
     except (OSError, ValueError):
         return {}
     return tree if isinstance(tree, dict) else {}

@@ -6,7 +6,6 @@ expand the audio placeholder by the same rule (one token for four log-mel frames
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from audio_llm.answering.base import Options, Request, decoded, folder_config
 from audio_llm.answering.engines import TransformersEngine
 from audio_llm.audio import Waveform, hear, resample
 from audio_llm.errors import AudioError, CheckpointError, describe
+from audio_llm.files import read_json
 from audio_llm.model.validate import expect_files
 
 # model_type in config.json -> the class that answers in text.
@@ -30,7 +30,7 @@ def chat_template(folder: Path, tokenizer: Any) -> str:
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     if (folder / "chat_template.json").is_file():
-        return str(json.loads((folder / "chat_template.json").read_text(encoding="utf-8"))["chat_template"])
+        return str(read_json(folder / "chat_template.json")["chat_template"])
     if tokenizer.chat_template:
         return str(tokenizer.chat_template)
     raise CheckpointError(describe(f"model {folder}", "a chat template (chat_template.jinja)", "none"))

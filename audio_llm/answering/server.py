@@ -19,9 +19,11 @@ from typing import Any
 from audio_llm.answering.base import Answer, Engine, Options, Request, decoded, is_address
 from audio_llm.audio import Waveform, encode_level, hear
 from audio_llm.errors import AudioLLMError, ConfigError, describe, nearest
+from audio_llm.files import parse_json
 from audio_llm.language import prompts
 
 RETRIES = 5  # 1 + 2 + 4 + 8 + 16 s: outlives a restarting server, not a dead one
+MAX_REPLY_BYTES = 2**26
 TIMEOUT_SECONDS = 600.0  # a long reply of a large model on CPU takes minutes
 KEY_VARIABLE = "OPENAI_API_KEY"
 # What says that this one request cannot be served. Other 4xx would meet every request: a wrong key, no credit left, a
@@ -107,8 +109,8 @@ class Endpoint:
         for attempt in range(retries + 1):
             try:
                 call = urllib.request.Request(self.base + path, data=data, headers=headers)
-                with urllib.request.urlopen(call, timeout=TIMEOUT_SECONDS) as response:
-                    said = response.read()
+                with _OPENER.open(call, timeout=TIMEOUT_SECONDS) as response:
+                    said = _read(response)
                 if (reply := _object(said)) is not None:
                     return reply
                 reason = repr(said[:200].decode(errors="replace"))
@@ -116,7 +118,7 @@ class Endpoint:
                 reason = f"HTTP {error.code}: {_body(error)}"
                 if error.code in REFUSED and body is not None:
                     raise RefusedRequest(reason) from error
-                if 400 <= error.code < 500 and error.code not in AGAIN:
+                if error.code < 500 and error.code not in AGAIN:
                     cure = f"Mend the address, the model's name or {KEY_VARIABLE}, and repeat the command."
                     break
             except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
@@ -205,6 +207,31 @@ class HttpEngine(Engine):
         )
 
 
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """A redirection would take the key, and the sounds, to another host: it is an answer like any other error."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_Stay)
+
+
+def _read(response: Any) -> bytes:
+    """The whole reply. Raises :class:`EngineError` for one that does not end, in bytes or in time."""
+    parts: list[bytes] = []
+    size, end = 0, time.monotonic() + TIMEOUT_SECONDS
+    while part := response.read1(2**20):
+        parts.append(part)
+        size += len(part)
+        if size > MAX_REPLY_BYTES or time.monotonic() > end:
+            limit = f"a reply of at most {MAX_REPLY_BYTES} bytes within {TIMEOUT_SECONDS:g} s"
+            raise EngineError(describe(response.url, limit, "one that goes on"))
+    if response.length:  # `read1` says nothing of a reply that ends too early
+        raise http.client.IncompleteRead(b"", response.length)
+    return b"".join(parts)
+
+
 def _names_host(url: str) -> bool:
     try:
         parts = urllib.parse.urlsplit(url)
@@ -216,8 +243,8 @@ def _names_host(url: str) -> bool:
 
 def _object(said: bytes) -> dict[str, Any] | None:
     try:
-        tree = json.loads(said)
-    except (ValueError, RecursionError):
+        tree = parse_json(said)
+    except ValueError:
         return None
     return tree if isinstance(tree, dict) else None
 
@@ -234,7 +261,7 @@ def _text(content: Any) -> str:
 def _body(error: urllib.error.HTTPError) -> str:
     """What the server says went wrong; the beginning of its reply, as far as it came, where that is not its JSON."""
     try:
-        text = error.read().decode(errors="replace")
+        text = error.read(2**16).decode(errors="replace")
     except (OSError, http.client.HTTPException):
         return str(error.reason)
     try:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import sys
+from collections.abc import Iterable
 from importlib.metadata import entry_points
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO
 
-from audio_llm.errors import AudioLLMError, nearest, one_line
+from audio_llm.errors import AudioLLMError, nearest, one_line, visible
 
 # How the list of verbs is shown; one from another package that is not here comes under "more".
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -38,6 +40,24 @@ def _as_file(word: str, parser: argparse.ArgumentParser) -> str:
     """``./-x.wav`` for a file whose name looks like an option and is none."""
     known = any(word.partition("=")[0].startswith(option) for option in parser._option_string_actions)
     return f"./{word}" if word.startswith("-") and not known and os.path.isfile(word) else word
+
+
+class _Visible:
+    """A stream for people: what strangers' texts hold of a terminal's commands is shown and not obeyed."""
+
+    def __init__(self, stream: TextIO, kept: str = "") -> None:
+        self._stream, self._kept = stream, kept
+
+    def write(self, text: str) -> int:
+        parts = text.split(self._kept) if self._kept else [text]
+        return self._stream.write(self._kept.join(map(visible, parts)))
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,8 +96,11 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a file's name may have bytes that are no text, a terminal no degree sign
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    out: Any = _Visible(sys.stdout)
+    errors: Any = _Visible(sys.stderr, "\r")  # a bar goes back to the start of its line
     try:
-        return int(verb.run(args) or 0)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+            return int(verb.run(args) or 0)
     except KeyboardInterrupt:
         print(f"audio-llm {argv[0]}: interrupted; the same command resumes.", file=sys.stderr)
         return 130

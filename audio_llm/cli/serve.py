@@ -31,6 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-files", type=Path, metavar="DIR", help="let clients name audio files under DIR (file: URLs)"
     )
+    parser.add_argument(
+        "--allow-hosts", action="append", default=[], metavar="HOST", help="fetch audio from this host; repeatable"
+    )
+    parser.add_argument(
+        "--allow-origin", action="append", default=[], metavar="URL", help="let web pages of URL ask; repeatable"
+    )
+    parser.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="keys, one a line: every request must have one of them"
+    )
+    parser.add_argument("--max-body-mb", type=float, default=64.0, help="largest request in MiB (default 64)")
     parser.add_argument("--max-audios", type=int, default=4, help="audios per request (default 4)")
     parser.add_argument("--max-tokens", type=int, help="prompt and reply together (default: what fits into memory)")
     add_hearing(parser)
@@ -51,6 +61,10 @@ def run(args: argparse.Namespace) -> int:
             allow_adapter_updates=args.allow_adapter_updates,
             max_lora_rank=args.max_lora_rank,
             allow_files=args.allow_files,
+            allow_hosts=[host for text in args.allow_hosts for host in text.split(",") if host],
+            allow_origins=args.allow_origin,
+            api_key_file=args.api_key_file,
+            max_body_mb=args.max_body_mb,
             max_audios=args.max_audios,
             max_tokens=args.max_tokens,
             hearing=args.hearing,

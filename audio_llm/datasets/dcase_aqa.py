@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 import re
 import zipfile
 from collections import Counter
@@ -227,7 +228,12 @@ def find_audio(url: str, path: Path, root: Path, audio: str | Path | None) -> Pa
         ]
         candidates = [find_file(Path(audio), str(tail)) for tail in tails]
     else:
-        candidates = [find_file(folder, str(relative)) for folder in (path.parent, root, *root.parents[:1])]
+        named = [find_file(folder, str(relative)) for folder in (path.parent, root, *root.parents[:1])]
+        # The published lists lie at questions/SPLIT/ and say ../../audio/SPLIT/; nothing beyond that folder is read.
+        whole = Path(os.path.abspath(path)).parents[:3][-1]
+        candidates = [file for file in named if Path(os.path.abspath(file)).is_relative_to(whole)]
+        if not candidates:
+            raise DataError(describe(f"{path}: sound '{url}'", f"a file under {whole}", "one outside"))
     return next((file for file in candidates if file.is_file()), candidates[-1] if audio else candidates[0])
 
 
@@ -242,6 +248,7 @@ def _refuse_doubles(rows: Sequence[Question]) -> None:
 
 # ------------------------------------------------------------------------------------------------ submissions
 
+MAX_MEMBER_BYTES = 2**26  # of a package, unpacked
 LABEL = re.compile(r"[A-Za-z][A-Za-z-]*_[A-Za-z0-9-]+_task5_[1-4]")
 # The blocks of DCASE's system description; what is empty must be filled in by hand before it is handed in.
 META: dict[str, Any] = {
@@ -390,6 +397,8 @@ def _submitted_text(path: Path) -> tuple[str | None, list[str]]:
     problems: list[str] = []
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
+        if any(entry.file_size > MAX_MEMBER_BYTES for entry in archive.infolist()):
+            return None, [describe(path.name, f"files of at most {MAX_MEMBER_BYTES} bytes", "a larger one")]
         label = path.stem
         for ending in (".output.csv", ".meta.yaml"):
             if [name for name in names if name.endswith(ending)] != [f"{label}/{label}{ending}"]:

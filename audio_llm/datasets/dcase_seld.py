@@ -21,7 +21,7 @@ from audio_llm import audio
 from audio_llm.datasets import seld_tables
 from audio_llm.datasets.folders import SUFFIXES, hidden
 from audio_llm.errors import AudioError, ConfigError, DataError, describe, nearest
-from audio_llm.files import glance
+from audio_llm.files import glance, read_json
 from audio_llm.shards.schema import AudioInfo, Event, Sample, Source
 
 AUDIO, TABLES, EVALUATION, CLASSES_FILE = "stereo_dev", "metadata_dev", "stereo_eval", "classes.json"
@@ -157,7 +157,7 @@ def read_labels(folder: str | Path) -> list[str]:
 
         return list(CLASSES)
     try:
-        labels = json.loads(path.read_text(encoding="utf-8"))
+        labels = read_json(path)
     except ValueError as error:
         raise DataError(describe(str(path), "a list of names", "no JSON")) from error
     if not isinstance(labels, list) or not labels or not all(isinstance(name, str) for name in labels):

@@ -16,6 +16,7 @@ from audio_llm.errors import DataError, describe, nearest, require
 from audio_llm.files import parse_json
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
+MAX_TABLE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,15 @@ def _parquet(path: Path) -> Iterator[Record]:
     schema = file.schema_arrow
     heavy = [field.name for field in schema if _holds_bytes(field.type)]
     light = [field.name for field in schema if field.name not in heavy]
+    size = sum(
+        group.column(column).total_uncompressed_size
+        for group in map(file.metadata.row_group, range(file.metadata.num_row_groups))
+        for column in range(group.num_columns)
+        if group.column(column).path_in_schema.partition(".")[0] in light
+    )
+    if max(size, file.metadata.num_rows) > MAX_TABLE_BYTES:
+        found = f"{size} bytes in {file.metadata.num_rows} rows"
+        raise DataError(describe(str(path), f"at most {MAX_TABLE_BYTES} bytes of texts and numbers, unpacked", found))
     try:
         rows = file.read(columns=light).to_pylist() if light else [{} for _ in range(file.metadata.num_rows)]
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:

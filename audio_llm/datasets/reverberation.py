@@ -10,7 +10,6 @@ The data come from seeds that name what they are for: a sample depends on the re
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from audio_llm import audio
 from audio_llm.datasets.folders import SUFFIXES, find_file
 from audio_llm.datasets.sounds import find, official_folds, tidy
 from audio_llm.errors import AudioError, ConfigError, describe, nearest
+from audio_llm.files import read_json, within
 
 Array = np.ndarray
 SAMPLE_RATE = 32_000  # Hz, of the published responses; an .npy file does not say
@@ -118,7 +118,7 @@ def load_response(response: Response, layout: str = "binaural") -> Array:
 def _data(path: Path) -> list[dict[str, Any]]:
     """The mappings under ``data``, as all of the published metadata files have them."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = read_json(path)
     except FileNotFoundError as error:
         there = ", ".join(sorted(item.name for item in path.parent.glob("*.json"))) or "no JSON file"
         raise AudioError(describe(str(path), "a metadata file", f"{there} in the folder")) from error
@@ -194,7 +194,8 @@ def read_audioset(
             raise AudioError(describe(where, "texts 'id' and 'folder'", f"{name!r} and {folder!r}"))
         if not isinstance(mids, list) or not mids or not all(isinstance(mid, str) for mid in mids):
             raise AudioError(describe(f"{where} ({name})", "'label': a list of identifiers", repr(mids)))
-        path = find_file(Path(root) / folder, name if Path(name).suffix.lower() in SUFFIXES else f"{name}.wav")
+        inside = within(root, f"{folder}/{name}" if folder else name)
+        path = find_file(inside.parent, name if Path(name).suffix.lower() in SUFFIXES else f"{name}.wav")
         unknown = [mid for mid in mids if mid not in classes]
         if unknown or not path.is_file() or name in seen:
             reason = f"no class '{unknown[0]}'" if unknown else "listed twice" if name in seen else f"no file {path}"

@@ -19,7 +19,7 @@ from pathlib import Path
 from audio_llm import audio
 from audio_llm.datasets import folders
 from audio_llm.errors import AudioError, ConfigError, describe
-from audio_llm.files import glance
+from audio_llm.files import glance, within
 from audio_llm.shards.schema import AudioInfo, Event, Sample, Source
 
 # Clips in folds 1 to 10 as the corpus was published: a metadata file with other counts was made by somebody else.
@@ -139,6 +139,12 @@ def _whole(number: str) -> str:
     return number.strip().removesuffix(".0")
 
 
+def _file(place: Path, name: str) -> Path:
+    """The file that a table calls `name`. Raises :class:`DataError` for a name that leads out of `place`."""
+    within(place, name)
+    return folders.find_file(place, name)
+
+
 def _esc50(root: Path, table: Path) -> list[Clip]:
     rows = [*_rows(table, ("filename", "fold", "category", "src_file"))]
     place = _where([root / "audio", root / "audio" / "audio", root], [row["filename"] for row in rows])
@@ -148,7 +154,7 @@ def _esc50(root: Path, table: Path) -> list[Clip]:
             _whole(row["src_file"]),
             row["filename"].strip(),
             fold=_whole(row["fold"]),
-            path=str(folders.find_file(place, row["filename"].strip())),
+            path=str(_file(place, row["filename"].strip())),
         )
         for row in rows
     ]
@@ -164,7 +170,7 @@ def _urbansound8k(root: Path, table: Path) -> list[Clip]:
             _whole(row["fsID"]),
             row["slice_file_name"].strip(),
             fold=_whole(row["fold"]),
-            path=str(folders.find_file(place, name)),
+            path=str(_file(place, name)),
             foreground={"1": True, "2": False}.get(_whole(row.get("salience") or "")),
         )
         for row, name in zip(rows, names, strict=True)

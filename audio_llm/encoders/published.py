@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import os
 import re
@@ -24,6 +23,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from audio_llm import files
 from audio_llm.encoders import features
 from audio_llm.errors import CheckpointError, ConfigError, describe
 from audio_llm.files import content_hash
@@ -253,7 +253,7 @@ def check_front_end(state: Mapping[str, Tensor], config: FrontEnd, name: str | o
 
 def read_json(path: Path, kind: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = files.read_json(path)
     except OSError as error:
         raise CheckpointError(describe(str(path), kind, error.strerror or str(error))) from error
     except ValueError as error:

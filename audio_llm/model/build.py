@@ -8,7 +8,13 @@ from typing import Any
 from audio_llm.errors import CheckpointError, describe
 from audio_llm.files import atomic_folder
 from audio_llm.language.prompts import AUDIO_TOKEN, TAGS, TURN_MARKERS, chat_template
-from audio_llm.model.validate import check_language_model, download_cure, expect_files
+from audio_llm.model.validate import (
+    check_language_model,
+    check_template,
+    download_cure,
+    expect_files,
+    refuse_adapter_in,
+)
 
 VOCABULARY_MULTIPLE = 64  # a vocabulary that grows does so to a multiple of it, as tensor cores like it
 
@@ -22,6 +28,7 @@ def load_model(folder: str | Path, **kwargs: Any) -> Any:
 
     expect_files(f"model {folder}", Path(folder), ("config.json",))
     audio_llm.register()
+    refuse_adapter_in(folder)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=kwargs.pop("dtype", torch.float32), **kwargs).eval()
 
 
@@ -31,6 +38,7 @@ def load_processor(folder: str | Path) -> Any:
     from audio_llm.model.processing import AudioLLMProcessor
 
     expect_files(f"model {folder}", Path(folder), ("processor_config.json",))
+    check_template(folder)
     audio_llm.register()
     return AudioLLMProcessor.from_pretrained(folder)
 

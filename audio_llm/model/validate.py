@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audio_llm.errors import CheckpointError, describe
-from audio_llm.files import write_json
+from audio_llm.errors import CheckpointError, DataError, describe
+from audio_llm.files import read_json, within, write_json
 from audio_llm.language.prompts import AUDIO_TOKEN
 
 MODEL_TYPE = "audio_llm"
@@ -65,6 +65,8 @@ def check_checkpoint(folder: str | Path) -> dict[str, Any]:
     """Return the configuration of a checkpoint folder, or raise :class:`CheckpointError` with the first defect."""
     folder = Path(folder)
     config = _read_json(folder, "config.json", "a checkpoint folder")
+    refuse_adapter_in(folder)
+    check_template(folder)
     if config.get("model_type") != MODEL_TYPE:
         cure = "'audio-llm convert' makes a checkpoint of ours from published weights."
         raise CheckpointError(
@@ -140,6 +142,60 @@ def _all_are(value: Any, kind: Any, holds: Callable[[Any], bool] = lambda item: 
     return isinstance(value, list) and all(isinstance(item, kind) and holds(item) for item in value)
 
 
+def check_template(folder: str | Path) -> None:
+    """Raise :class:`CheckpointError` for a chat template that counts within counting, or makes texts or numbers grow by
+    themselves: every question would hang on it. (Transformers' sandbox bounds one count to 100,000.)"""
+    from jinja2 import Environment, TemplateError
+
+    path = Path(folder) / "chat_template.jinja"
+    if not path.is_file():
+        return
+    try:
+        if path.stat().st_size > 2**20:
+            raise CheckpointError(describe(str(path), "at most 1 MiB", f"{path.stat().st_size} bytes"))
+        text = _GENERATION.sub("", path.read_text(encoding="utf-8"))
+        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
+    except (TemplateError, ValueError, RecursionError, OSError) as error:
+        raise CheckpointError(describe(str(path), "a Jinja template", str(error)[:200])) from error
+    if endless := _endless(tree, 0):
+        raise CheckpointError(describe(str(path), "a template that ends", endless))
+
+
+_GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")
+
+
+def _endless(node: Any, counting: int) -> str:
+    """What makes a part of a template take for ever, inside of `counting` loops over numbers; "" for nothing."""
+    from jinja2 import nodes
+
+    if isinstance(node, nodes.Pow):
+        return "a power"
+    if isinstance(node, nodes.Mul):
+        constants = [side.value for side in (node.left, node.right) if isinstance(side, nodes.Const)]
+        if any(isinstance(value, str) or value > 1000 for value in constants):
+            return "a text or a number many times"
+    if isinstance(node, nodes.For):
+        over = nodes.Output([node.iter])  # so that the loop's own expression is found as well
+        called = (call.node for call in over.find_all(nodes.Call))
+        counting += any(isinstance(name, nodes.Name) and name.name == "range" for name in called)
+        if counting > 1:
+            return "a count within a count"
+    return next(filter(None, (_endless(child, counting) for child in node.iter_child_nodes())), "")
+
+
+def is_checkpoint(folder: str | Path) -> bool:
+    """Whether a folder holds a whole model, beside which an adapter would be loaded with it, unasked."""
+    return any((Path(folder) / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+
+
+def refuse_adapter_in(folder: str | Path) -> None:
+    """Raise :class:`CheckpointError` for a model's folder that holds an adapter: Transformers would load the model that
+    the adapter names in the place of this one, and the adapter on top of it."""
+    if (Path(folder) / "adapter_config.json").exists():
+        expected, found = "a model alone", "adapter_config.json, which names another model"
+        raise CheckpointError(describe(f"checkpoint {folder}", expected, found, "Move the adapter's files away."))
+
+
 def check_adapter(folder: str | Path, base: str | Path | None = None, max_rank: int | None = None) -> AdapterInfo:
     """Check a PEFT adapter folder, and that `base`, where it is given, is the checkpoint that it was trained on.
 
@@ -153,8 +209,15 @@ def check_adapter(folder: str | Path, base: str | Path | None = None, max_rank: 
     if config.get("peft_type") != "LORA":
         raise CheckpointError(describe(item, "peft_type LORA", str(config.get("peft_type"))))
     for name, why in _UNSUPPORTED.items():
-        if config.get(name) not in (None, False, "none", [], {}):
+        if config.get(name) not in _EMPTY:
             raise CheckpointError(describe(item, f"no {name}", str(config[name]), why))
+    for name, value in config.items():
+        if name not in _KEYS and value not in _EMPTY and (name, value) not in _DEFAULTS:
+            raise CheckpointError(describe(item, f"no {name[:80]}", repr(value)[:80], "It could load other code."))
+    targets = config.get("target_modules")
+    if targets != LORA_TARGETS and not (isinstance(targets, list) and targets and set(targets) <= set(LINEARS)):
+        expected = f"target_modules as a list of {', '.join(LINEARS)}"
+        raise CheckpointError(describe(item, expected, repr(targets)[:80], cure))
     rank = config.get("r")
     if not isinstance(rank, int) or rank < 1:
         raise CheckpointError(describe(item, "a rank r of 1 or more", str(rank)))
@@ -229,6 +292,13 @@ def weights_digest(folder: str | Path) -> str:
     return digest
 
 
+_EMPTY: tuple[Any, ...] = (None, False, "none", [], {})
+# What an adapter's configuration may say; all else must be as it is by default, for some of it names code to import.
+_KEYS = {
+    *("peft_type", "peft_version", "task_type", "r", "lora_alpha", "lora_dropout", "target_modules", "inference_mode"),
+    *("base_model_name_or_path", "revision", "use_rslora", "init_lora_weights"),
+}
+_DEFAULTS = (("megatron_core", "megatron.core"), ("qalora_group_size", 16))
 _UNSUPPORTED = {
     "modules_to_save": "A trained projector or encoder belongs into the base checkpoint; save it there.",
     "rank_pattern": "Ranks per layer are scaled wrongly when served; use one rank.",
@@ -284,7 +354,7 @@ def _check_ties_and_keys(folder: Path, config: dict[str, Any]) -> None:
 def _read_json(folder: Path, name: str, kind: str) -> dict[str, Any]:
     path = folder / name
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as error:
         raise CheckpointError(describe(str(folder), f"{kind} with {name}", error.strerror or str(error))) from error
     except ValueError as error:
@@ -299,7 +369,16 @@ def _parts(folder: Path, stem: str) -> list[str]:
     index = folder / f"{stem}.safetensors.index.json"
     if not index.is_file():
         return [f"{stem}.safetensors"]
-    return sorted(set(_read_json(folder, index.name, "a sharded checkpoint").get("weight_map", {}).values()))
+    weights = _read_json(folder, index.name, "a sharded checkpoint").get("weight_map")
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
+        raise CheckpointError(describe(str(index), "a weight_map of names", "something else"))
+    names = sorted(set(weights.values()))
+    try:
+        for name in names:
+            within(folder, name)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    return names
 
 
 def _tensor_shapes(folder: Path, stem: str) -> dict[str, list[int]]:

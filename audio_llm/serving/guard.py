@@ -1,116 +1,202 @@
-"""What the server refuses before vLLM sees it, because vLLM would accept it and answer wrongly.
+"""What stands between the network and vLLM: who may ask, where, how much, and whether what is asked means anything.
 
-An ASGI middleware (``vllm serve --middleware``). It checks adapters that are loaded at run time, and prompts of the
-plain completions endpoint, which can carry a placeholder but no audio.
+An ASGI middleware (``vllm serve --middleware``), the outermost one. In this order: the key, the origin of a web page,
+the path, the size of the body, its JSON. Without the key nothing of a request is read but its head, and no file is
+opened. Paths are those of :data:`READS`, :data:`CHECKS` and :data:`ADAPTERS`: vLLM has more, which generate, score or
+scale without asking for its key.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
-from audio_llm.errors import AudioLLMError, describe
-from audio_llm.language.prompts import AUDIO_TOKEN
-from audio_llm.model.validate import check_adapter
+from audio_llm.errors import AudioLLMError, one_line
+from audio_llm.files import parse_json
+from audio_llm.serving.checks import check_chat, check_completion, check_load, check_unload
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+Check = Callable[[dict[str, Any], dict[str, Any]], None]
+
+READS = frozenset({"/health", "/ping", "/version", "/metrics", "/v1/models"})
+CHECKS: dict[str, Check] = {"/v1/chat/completions": check_chat, "/v1/completions": check_completion}
+ADAPTERS: dict[str, Check] = {"/v1/load_lora_adapter": check_load, "/v1/unload_lora_adapter": check_unload}
+TOKEN, TOKEN_FILE = "AUDIO_LLM_ROLLOUT_TOKEN", "AUDIO_LLM_ROLLOUT_TOKEN_FILE"
+BODY_SECONDS = 120.0  # for the whole body to arrive
+CHECK_SECONDS = 60.0  # for what it says to be checked
+HELD_BODIES = 8  # bodies of full size in memory at the same time; further ones wait before they are read
+
+
+class Refused(Exception):
+    """A request that goes no further: HTTP status, reason, and what else the head of the reply says."""
+
+    def __init__(self, status: int, reason: str, *headers: tuple[bytes, bytes]) -> None:
+        super().__init__(reason)
+        self.status, self.headers = status, headers
+
+
+NO_KEY = Refused(401, "a key is wanted: Authorization: Bearer KEY", (b"www-authenticate", b"Bearer"))
 
 
 class Guard:
-    """Answers HTTP 400 with a reason, or hands the request on untouched."""
+    """Answers with a reason, or hands the request on as it came."""
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self.app = app
         self.facts: dict[str, Any] = json.loads(os.environ["AUDIO_LLM_SERVER"])
-        self.checks = {"/v1/load_lora_adapter": self.check_load, "/v1/completions": self.check_completion}
+        self.keys = [bytes.fromhex(digest) for digest in self.facts["keys"]]
+        self.origins = set(self.facts["origins"])
+        self.limit: int = self.facts["max_body_bytes"]
+        self.checks = CHECKS | ADAPTERS
+        self.slow = ThreadPoolExecutor(2)
+        self.room = Room(HELD_BODIES * self.limit)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, self._announcing(send))
             return
-        check = (
-            self.checks.get(scope.get("path", "")) if scope["type"] == "http" and scope["method"] == "POST" else None
-        )
-        if check is None:
-            await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
             return
-        body = await _read(receive)
-        problem = await asyncio.to_thread(_problem, check, body)
-        if problem is None:
-            await self.app(scope, _replay(body, receive), send)
-        else:
-            await _refuse(send, problem)
+        try:
+            check = self._admit(scope)
+            if check is None:
+                await self.app(scope, receive, send)
+                return
+            async with self.room.for_body(self._length(scope)):
+                body = await self._read(receive)
+                await self._checked(check, body)
+                await self.app(scope, _replay(body, receive), send)
+        except Refused as error:
+            await _refuse(send, error)
 
-    def check_load(self, request: dict[str, Any]) -> None:
-        """An adapter that would be mis-scaled or partly ignored, of another base, or answering from stale caches."""
-        if not self.facts["adapters"]:
-            cure = "Start the server with --allow-adapter-updates."
-            raise AudioLLMError(describe("adapter", "a server that loads adapters while it runs", "another", cure))
-        if request.get("load_inplace"):
-            raise AudioLLMError(
-                "load_inplace: prompts that were answered with the old weights would be answered from its cache. "
-                "Load the new adapter under a new name, then unload the old one."
-            )
-        folder = request.get("lora_path")
-        if isinstance(folder, str) and folder:
-            check_adapter(folder, self.facts["checkpoint"], self.facts["max_lora_rank"])
+    def _admit(self, scope: dict[str, Any]) -> Check | None:
+        """The check of the request's body, None for one without; :class:`Refused` by its head alone."""
+        origins = [value.decode("latin-1") for name, value in scope["headers"] if name == b"origin"]
+        foreign = [origin for origin in origins if origin not in self.origins]
+        path, method = scope["path"].removeprefix(scope.get("root_path", "")), scope["method"]
+        if method == "OPTIONS" and origins and not foreign:  # a browser asks first, without the key
+            return None
+        if self.keys and not _has_key(scope, self.keys):
+            raise NO_KEY
+        if foreign:
+            raise Refused(403, "web pages may not ask this server (audio-llm serve --allow-origin)")
+        if path not in READS and path not in self.checks:
+            raise Refused(404, f"no such path here; there are {', '.join(sorted(READS | self.checks.keys()))}")
+        if method not in (("GET", "HEAD") if path in READS else ("POST",)):
+            raise Refused(405, f"{path}: expected {'GET' if path in READS else 'POST'}, found {method}")
+        return self.checks.get(path)
 
-    def check_completion(self, request: dict[str, Any]) -> None:
-        """A prompt with audio placeholders at an endpoint that has no audio."""
-        prompts = request.get("prompt")
-        token = self.facts["audio_token_id"]
-        stack = [prompts]
-        while stack:
-            prompt = stack.pop()
-            if (isinstance(prompt, str) and AUDIO_TOKEN in prompt) or (isinstance(prompt, list) and token in prompt):
-                raise AudioLLMError(
-                    f"prompt: {AUDIO_TOKEN} stands for audio, and this endpoint has none. Use /v1/chat/completions "
-                    "with input_audio or audio_url parts."
-                )
-            if isinstance(prompt, list):
-                stack += [entry for entry in prompt if isinstance(entry, (str, list))]
+    def _length(self, scope: dict[str, Any]) -> int:
+        """Bytes of the body, the most there may be where the request does not say."""
+        said = [value for name, value in scope["headers"] if name == b"content-length"]
+        length = int(said[0]) if said and said[0].isdigit() and len(said[0]) < 20 else self.limit
+        if length > self.limit:
+            raise self._too_large()
+        return length
+
+    def _too_large(self) -> Refused:
+        return Refused(413, f"body: expected at most {self.limit} bytes (audio-llm serve --max-body-mb), found more")
+
+    async def _read(self, receive: Receive) -> bytes:
+        body = bytearray()
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Refused(400, "the body ends too early")
+                    body += message.get("body", b"")
+                    if len(body) > self.limit:
+                        raise self._too_large()
+                    if not message.get("more_body"):
+                        return bytes(body)
+        except TimeoutError as error:
+            raise Refused(408, f"body: expected within {BODY_SECONDS:g} s") from error
+
+    async def _checked(self, check: Check, body: bytes) -> None:
+        """Adapters lie on disks that may not answer: they are looked at by threads of their own, within a time."""
+        pool = self.slow if check is check_load else None
+        try:
+            async with asyncio.timeout(CHECK_SECONDS):
+                await asyncio.get_running_loop().run_in_executor(pool, self._check, check, body)
+        except TimeoutError as error:
+            raise Refused(400, f"expected to be looked at within {CHECK_SECONDS:g} s") from error
+
+    def _check(self, check: Check, body: bytes) -> None:
+        try:
+            request = parse_json(body)
+        except ValueError as error:
+            raise Refused(400, f"body: expected JSON, found other text ({error})") from error
+        if not isinstance(request, dict):
+            raise Refused(400, f"body: expected a JSON object, found {type(request).__name__}")
+        try:
+            check(request, self.facts)
+        except AudioLLMError as error:
+            raise Refused(400, str(error)) from error
 
     def _announcing(self, send: Send) -> Send:
         async def announce(message: dict[str, Any]) -> None:
             await send(message)
             if message["type"] == "lifespan.startup.complete":
-                print(
-                    f"audio-llm serve: '{self.facts['name']}' listens at {self.facts['address']}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                text = f"audio-llm serve: '{self.facts['name']}' listens at {self.facts['address']}"
+                print(one_line(text), file=sys.stderr, flush=True)
 
         return announce
 
 
-def _problem(check: Callable[[dict[str, Any]], None], body: bytes) -> str | None:
-    try:
-        request = json.loads(body)
-    except ValueError:
-        return None  # vLLM's own answer to malformed JSON says where it is malformed
-    if not isinstance(request, dict):
-        return None
-    try:
-        check(request)
-    except AudioLLMError as error:
-        return str(error)
-    return None
+class RolloutGuard:
+    """Of a rollout server, whose every path belongs to the trainer: it could load other weights into the policy."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self.app = app
+        token = os.environ.get(TOKEN) or Path(os.environ[TOKEN_FILE]).read_text(encoding="ascii").strip()
+        self.keys = [hashlib.sha256(token.encode()).digest()]
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and _has_key(scope, self.keys)):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            await _refuse(send, NO_KEY)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
 
 
-async def _read(receive: Receive) -> bytes:
-    parts: list[bytes] = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return b"".join(parts)
-        parts.append(message.get("body", b""))
-        if not message.get("more_body"):
-            return b"".join(parts)
+def _has_key(scope: dict[str, Any], keys: list[bytes]) -> bool:
+    sent = [value for name, value in scope["headers"] if name == b"authorization"]
+    scheme, _, key = (sent[0] if len(sent) == 1 else b"").partition(b" ")
+    digest = hashlib.sha256(key.strip()).digest()
+    known = [hmac.compare_digest(digest, each) for each in keys]  # all of them, however soon one fits
+    return scheme.lower() == b"bearer" and any(known)
+
+
+class Room:
+    """Memory for bodies: each takes what it may need before it is read, so that many large ones wait for each other."""
+
+    def __init__(self, size: int) -> None:
+        self.free, self.changed = size, asyncio.Condition()
+
+    @asynccontextmanager
+    async def for_body(self, size: int) -> AsyncIterator[None]:
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.free >= size)
+            self.free -= size
+        try:
+            yield
+        finally:
+            async with self.changed:
+                self.free += size
+                self.changed.notify_all()
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -123,9 +209,12 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-async def _refuse(send: Send, reason: str) -> None:
-    content = {"error": {"message": reason, "type": "BadRequestError", "param": None, "code": 400}}
+async def _refuse(send: Send, error: Refused) -> None:
+    kind = {401: "AuthenticationError", 404: "NotFoundError"}.get(error.status, "BadRequestError")
+    content = {"error": {"message": str(error), "type": kind, "param": None, "code": error.status}}
     body = json.dumps(content).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *error.headers]
+    if error.status in (401, 403, 404, 405, 408, 413):  # what the client still sends is not read
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -8,15 +8,17 @@ and workers die with it (:func:`audio_llm.serving.plugin.die_with_parent`).
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-from audio_llm.errors import AudioLLMError, CheckpointError, PrerequisiteError
+from audio_llm.errors import AudioLLMError, CheckpointError, ConfigError, PrerequisiteError, describe
 from audio_llm.model.validate import AdapterInfo, check_adapter, check_checkpoint
 
 SUPPORTED = "0.31"
@@ -25,6 +27,7 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can allocate for
 STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
 GUARD = "audio_llm.serving.guard.Guard"
 NEVER_SAY_AUDIO = "audio_llm.serving.sampling:NeverSayAudio"
+KEY_FLAG, KEY_VARIABLE = "--api-key", "VLLM_API_KEY"
 SERVER = "AUDIO_LLM_SERVER"  # environment variable: what the guard has to know, as JSON
 
 
@@ -41,6 +44,10 @@ class ServeOptions:
     allow_adapter_updates: bool = False
     max_lora_rank: int | None = None
     allow_files: Path | None = None
+    allow_hosts: list[str] = field(default_factory=list)  # audio is fetched from these alone
+    allow_origins: list[str] = field(default_factory=list)  # web pages of these alone may ask
+    api_key_file: Path | None = None  # a key a line; a request must have one of them
+    max_body_mb: float = 64.0  # of one request, in MiB
     max_audios: int = 4
     max_tokens: int | None = None  # prompt and reply together; what fits into memory by default
     hearing: str = "refuse"  # what is heard of sound in another layout, where a request does not say it
@@ -109,6 +116,9 @@ def server_arguments(options: ServeOptions, adapters: dict[str, AdapterInfo], cp
     arguments += ["--dtype", options.dtype or ("float32" if cpu else "auto")]
     if options.hearing != "refuse":
         arguments += ["--media-io-kwargs", json.dumps({"audio": {"hearing": options.hearing}})]
+    arguments += ["--allowed-origins", json.dumps(options.allow_origins)]
+    if options.allow_hosts:
+        arguments += ["--allowed-media-domains", *options.allow_hosts]
     if options.allow_files is not None:
         arguments += ["--allowed-local-media-path", str(options.allow_files.resolve())]
     if adapters or options.allow_adapter_updates:
@@ -116,7 +126,7 @@ def server_arguments(options: ServeOptions, adapters: dict[str, AdapterInfo], cp
         arguments += ["--enable-lora", "--max-loras", str(slots), "--max-lora-rank", str(lora_rank(options, adapters))]
     if adapters:
         arguments += ["--lora-modules", *(f"{name}={info.folder.resolve()}" for name, info in adapters.items())]
-    return arguments + options.vllm_arguments
+    return arguments + _without(options.vllm_arguments, KEY_FLAG)[0]
 
 
 def lora_rank(options: ServeOptions, adapters: dict[str, AdapterInfo]) -> int:
@@ -137,16 +147,24 @@ def serve(options: ServeOptions) -> NoReturn:
     if options.allow_files is not None and not options.allow_files.is_dir():
         raise AudioLLMError(f"--allow-files {options.allow_files}: expected a folder, found none.")
     adapters = {name: check_adapter(folder, options.model) for name, folder in options.adapters.items()}
+    keys = read_keys(options, os.environ)
     arguments = server_arguments(options, adapters, cpu)
     environment = server_environment(cpu)
+    environment.pop(KEY_VARIABLE, None)  # the guard asks for it, on every path
     if options.allow_adapter_updates:
         environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
-    environment[SERVER] = json.dumps(_guard_facts(options, adapters, config))
+    environment[SERVER] = json.dumps(guard_facts(options, adapters, config, keys))
     print(f"audio-llm serve: loading {options.model} ({'CPU' if cpu else 'GPU'}) …", file=sys.stderr, flush=True)
+    if not keys and not _is_loopback(options.host):
+        text = f"note: whoever reaches {options.host} may use this server; --api-key-file FILE asks for a key"
+        print(text, file=sys.stderr, flush=True)
     os.execve(sys.executable, [sys.executable, "-m", "audio_llm.serving.launcher", *arguments], environment)
 
 
-def _guard_facts(options: ServeOptions, adapters: dict[str, AdapterInfo], config: dict[str, Any]) -> dict[str, Any]:
+def guard_facts(
+    options: ServeOptions, adapters: dict[str, AdapterInfo], config: dict[str, Any], keys: list[str]
+) -> dict[str, Any]:
+    """What the guard knows of the server; of the keys, their digests."""
     host = f"[{options.host}]" if ":" in options.host else options.host
     return {
         "address": f"http://{host}:{options.port}",
@@ -154,8 +172,53 @@ def _guard_facts(options: ServeOptions, adapters: dict[str, AdapterInfo], config
         "checkpoint": str(options.model.resolve()),
         "max_lora_rank": lora_rank(options, adapters),
         "audio_token_id": config["audio_token_id"],
+        "keys": [hashlib.sha256(key.encode()).hexdigest() for key in keys],
+        "origins": options.allow_origins,
+        "max_body_bytes": round(options.max_body_mb * 2**20),
         "adapters": options.allow_adapter_updates,
     }
+
+
+def read_keys(options: ServeOptions, environment: Mapping[str, str]) -> list[str]:
+    """The keys of which a request must have one: of the file, of vLLM's flag and of its variable; none where neither is
+    given. Raises :class:`ConfigError` for a file without keys, and for keys that no head of a request can hold.
+    """
+    keys = _without(options.vllm_arguments, KEY_FLAG)[1] + list(filter(None, [environment.get(KEY_VARIABLE, "")]))
+    if options.api_key_file is not None:
+        try:
+            lines = options.api_key_file.read_text(encoding="ascii").split("\n")
+        except (OSError, ValueError) as error:
+            found = f"none that can be read ({error})"
+            raise ConfigError(describe(f"--api-key-file {options.api_key_file}", "a file of keys", found)) from error
+        found_keys = [line.strip() for line in lines if line.strip()]
+        if not found_keys:
+            raise ConfigError(describe(f"--api-key-file {options.api_key_file}", "a key a line", "no key"))
+        keys += found_keys
+    for key in keys:
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise ConfigError(describe("key", "printable ASCII without spaces", "other characters"))
+    return keys
+
+
+def _without(arguments: list[str], flag: str) -> tuple[list[str], list[str]]:
+    """`arguments` less `flag` and its values, and those values: ``--flag A B`` or ``--flag=A``."""
+    kept: list[str] = []
+    values: list[str] = []
+    inside = False
+    for word in arguments:
+        if word == flag or word.startswith(f"{flag}="):
+            inside = word == flag
+            values += [] if inside else [word.partition("=")[2]]
+        elif inside and not word.startswith("--"):
+            values.append(word)
+        else:
+            inside = False
+            kept.append(word)
+    return kept, values
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 def main() -> None:

@@ -1,26 +1,35 @@
 """How vLLM's server fetches audio: every channel is kept, and what cannot be read is the client's error (HTTP 4xx).
 
 vLLM's own connector averages all channels, so the server runs with ``VLLM_MEDIA_CONNECTOR=audio_llm``. Files are
-decoded by :func:`audio_llm.audio.decode`, the function that training reads its shards with.
+decoded by :func:`audio_llm.audio.decode`, the function that training reads its shards with. Addresses are those of
+:mod:`audio_llm.serving.fetching`; what is there and what is not, clients are not told.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
+import stat
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
-import aiohttp
 import numpy as np
-import requests
 from vllm import envs
-from vllm.exceptions import VLLMClientError, VLLMUnprocessableEntityError, VLLMValidationError
+from vllm.exceptions import VLLMUnprocessableEntityError, VLLMValidationError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, AudioMediaIO, MediaConnector
 
 from audio_llm import audio
-from audio_llm.errors import AudioLLMError
+from audio_llm.errors import AudioLLMError, one_line
+from audio_llm.serving.fetching import FetchError, HostNotAllowed, fetch
 
 CONNECTOR = "audio_llm"
+logger = logging.getLogger("vllm.audio_llm")  # vLLM's handlers write it
+
+
+class NoSuchFile(Exception):
+    """A file that is not there, or may not be read by clients, or is none."""
 
 
 class MultiChannelAudioIO(AudioMediaIO):
@@ -34,14 +43,15 @@ class MultiChannelAudioIO(AudioMediaIO):
         return self._decode(data, "audio")
 
     def load_file(self, filepath: Path) -> tuple[np.ndarray, float]:
-        if not filepath.is_file():
-            raise VLLMValidationError(f"audio file '{filepath.name}' does not exist on the server", parameter="audio")
         try:
-            self._validate_encoded_size(filepath.stat().st_size)
-            data = filepath.read_bytes()
+            descriptor = os.open(filepath, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)  # a pipe would wait for ever
+            with open(descriptor, "rb") as stream:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise NoSuchFile
+                self._validate_encoded_size(os.fstat(descriptor).st_size)
+                data = stream.read()
         except OSError as error:
-            reason = f"audio file '{filepath.name}' cannot be read ({error.strerror})"
-            raise VLLMValidationError(reason, parameter="audio") from error
+            raise NoSuchFile from error
         return self._decode(data, f"audio file '{filepath.name}'")
 
     def _decode(self, data: bytes, name: str) -> tuple[np.ndarray, float]:
@@ -63,47 +73,55 @@ class MultiChannelMediaConnector(MediaConnector):
     """``input_audio`` (base64) and ``audio_url`` (``data:``, ``file:``, ``http(s):``) with all channels."""
 
     def fetch_audio(self, audio_url: str) -> Any:
-        try:
-            return self.load_from_url(audio_url, self._audio_io(), fetch_timeout=envs.VLLM_AUDIO_FETCH_TIMEOUT)
-        except Exception as error:
-            raise _client_error(audio_url, error) from error
+        return asyncio.run(self.fetch_audio_async(audio_url))
 
     async def fetch_audio_async(self, audio_url: str) -> Any:
+        """``(samples (channels, time), rate)``; 422 for an address that gives nothing, 400 for the rest."""
+        scheme = audio_url[:12].partition(":")[0].lower()
+        load = {"data": self._data, "file": self._file, "http": self._fetched, "https": self._fetched}.get(scheme)
+        if load is None:
+            raise _refused("expected an address that begins with data:, file:, http: or https:")
         try:
-            return await self.load_from_url_async(
-                audio_url, self._audio_io(), fetch_timeout=envs.VLLM_AUDIO_FETCH_TIMEOUT
-            )
-        except Exception as error:
-            raise _client_error(audio_url, error) from error
+            return await load(audio_url, MultiChannelAudioIO(**self.media_io_kwargs.get("audio", {})))
+        except VLLMValidationError:
+            raise
+        except NoSuchFile as error:
+            raise _refused("no such file under the folder that this server may read") from error
+        except HostNotAllowed as error:
+            raise _refused(
+                "this server fetches nothing from that host (audio-llm serve --allow-hosts). "
+                "Send the sound itself: input_audio, or a data: address."
+            ) from error
+        except FetchError as error:
+            logger.warning("cannot fetch %s: %s", one_line(audio_url[:200]), one_line(str(error)))
+            reason = "the sound cannot be fetched from its address"
+            raise VLLMUnprocessableEntityError(reason, parameter="audio_url") from error
+        except (ValueError, NotImplementedError) as error:  # base64, and the form of data: addresses
+            raise _refused(f"cannot use the data of the sound ({one_line(str(error))[:200]})") from error
 
-    def _audio_io(self) -> MultiChannelAudioIO:
-        return MultiChannelAudioIO(**self.media_io_kwargs.get("audio", {}))
+    async def _data(self, url: str, loader: MultiChannelAudioIO) -> Any:
+        return await asyncio.to_thread(self._load_data_url, url, loader)
+
+    async def _fetched(self, url: str, loader: MultiChannelAudioIO) -> Any:
+        most, seconds = envs.VLLM_MAX_AUDIO_CLIP_FILESIZE_MB * 2**20, float(envs.VLLM_AUDIO_FETCH_TIMEOUT)
+        data = await fetch(url, self.allowed_media_domains, most, seconds)
+        return await asyncio.to_thread(loader.load_bytes, data)
+
+    async def _file(self, url: str, loader: MultiChannelAudioIO) -> Any:
+        return await asyncio.to_thread(lambda: loader.load_file(self._allowed(url)))
+
+    def _allowed(self, url: str) -> Path:
+        """The file of a ``file:`` address, its links followed, where it lies under ``--allow-files``."""
+        try:
+            parts = urlsplit(url)
+            path = Path(unquote(parts.path)).resolve()
+        except (ValueError, OSError, RuntimeError) as error:
+            raise NoSuchFile from error
+        root = self.allowed_local_media_path
+        if root is None or parts.netloc not in ("", "localhost") or root not in path.parents:
+            raise NoSuchFile
+        return path
 
 
-def _client_error(url: str, error: Exception) -> Exception:
-    """What the client is told: 422 for an address that gives nothing, 400 for the rest; never a 500 for either."""
-    shown = url if len(url) <= 120 and not url.startswith("data:") else url[:40] + "…"
-    if isinstance(error, VLLMUnprocessableEntityError) or _is_fetch_error(error):
-        return VLLMUnprocessableEntityError(f"cannot fetch {shown}: {_fetch_reason(error)}", parameter="audio_url")
-    if isinstance(error, VLLMClientError):
-        return error
-    if isinstance(error, (ValueError, RuntimeError, NotImplementedError, OSError)):
-        return VLLMValidationError(f"cannot use {shown}: {error}", parameter="audio_url")
-    return error
-
-
-def _is_fetch_error(error: Exception) -> bool:
-    if isinstance(error, requests.exceptions.RequestException):
-        return True
-    return isinstance(error, (aiohttp.ClientError, asyncio.TimeoutError, TimeoutError, ConnectionError))
-
-
-def _fetch_reason(error: Exception) -> str:
-    root = error.__cause__ if isinstance(error, VLLMUnprocessableEntityError) and error.__cause__ else error
-    if isinstance(root, aiohttp.ClientResponseError):
-        return f"the address answered HTTP {root.status}"
-    if isinstance(root, requests.exceptions.HTTPError) and root.response is not None:
-        return f"the address answered HTTP {root.response.status_code}"
-    if isinstance(root, (asyncio.TimeoutError, TimeoutError, requests.exceptions.Timeout)):
-        return "the address did not answer in time"
-    return f"no connection ({str(root) or type(root).__name__})"
+def _refused(reason: str) -> VLLMValidationError:
+    return VLLMValidationError(reason, parameter="audio_url")

@@ -7,6 +7,7 @@ the very modules that training uses, and the audio reaches them as float32 wavef
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ from vllm.multimodal.processing import (
     PromptUpdate,
     PromptUpdateDetails,
 )
+from vllm.renderers.base import BaseRenderer
 from vllm.sequence import IntermediateTensors
 
 from audio_llm.audio import Waveform, resample
@@ -73,11 +75,13 @@ class AudioLLMDataParser(MultiModalDataParser):
         many = isinstance(data, list) and not (data and isinstance(data[0], float))
         many = many or (isinstance(data, (np.ndarray, torch.Tensor)) and data.ndim > 2)
         items = list(data) if many else [data]
-        # None stands for an audio that the client names by the identifier of an earlier request.
-        return AudioProcessorItems([None if item is None else self._read(item, i) for i, item in enumerate(items)])
+        return AudioProcessorItems([self._read(item, number) for number, item in enumerate(items)])
 
     def _read(self, item: Any, number: int) -> np.ndarray:
         name = f"audio {number}"
+        if item is None:  # the client names one that it sent before
+            reason = f"{name}: no data; what was heard is not kept, so that the sound must be sent again"
+            raise VLLMValidationError(reason, parameter="audio")
         if isinstance(item, Waveform):
             item = (item.samples, item.sample_rate)
         samples, rate = item if isinstance(item, tuple) else (item, None)
@@ -141,10 +145,12 @@ class AudioLLMMultiModalProcessor(BaseMultiModalProcessor[AudioLLMProcessingInfo
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         """As the base class, for prompts with one placeholder per audio or already expanded ones; others are refused.
 
-        The base class would let surplus placeholders pass and would expand expanded ones again.
+        The base class would let surplus placeholders pass and would expand expanded ones again. It would also take a
+        client's name of an audio (``uuid``) for the audio: another one of that name would be answered from the first
+        one's embeddings. Audio is known by its samples here.
         """
         prompt = self._one_placeholder_each(list(inputs.prompt), inputs.mm_data_items)
-        return super().apply(dataclasses.replace(inputs, prompt=prompt), timing_ctx)
+        return super().apply(dataclasses.replace(inputs, prompt=prompt, mm_uuid_items=None), timing_ctx)
 
     def _one_placeholder_each(self, prompt: list[int], mm_items: MultiModalDataItems) -> list[int]:
         token = self.info.get_hf_config().audio_token_id
@@ -162,7 +168,7 @@ class AudioLLMMultiModalProcessor(BaseMultiModalProcessor[AudioLLMProcessingInfo
         if isinstance(items, AudioEmbeddingItems):
             return [items.get_feature_size(i) for i in range(len(items))]
         count, queries = self.info.extractor.count_windows, self.info.num_query_tokens
-        return [0 if (item := items.get(i)) is None else count(item.shape[-1]) * queries for i in range(len(items))]
+        return [count(item.shape[-1]) * queries for item in items.get_all()]
 
     def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]) -> BatchFeature:
         # Not through vLLM's helper, which casts to the model's dtype: a waveform in bfloat16 is noise at -50 dB.
@@ -210,6 +216,29 @@ class AudioLLMMultiModalProcessor(BaseMultiModalProcessor[AudioLLMProcessingInfo
             return PromptUpdateDetails.select_token_id([token] * count, embed_token_id=token)
 
         return [PromptReplacement(modality="audio", target=[token], replacement=placeholders)]
+
+
+def compare_prompts_without_audio() -> None:
+    """Have vLLM's renderer refuse placeholders in a prompt without audio, which it never shows to the processor."""
+    for name in ("_process_tokens", "_process_tokens_async"):
+        stock = getattr(BaseRenderer, name)
+        if hasattr(stock, "__wrapped__"):
+            continue
+
+        @functools.wraps(stock)
+        def compared(self: BaseRenderer, prompt: Any, *, _stock: Any = stock, **kwargs: Any) -> Any:
+            config = self.model_config.hf_config
+            if isinstance(config, AudioLLMConfig) and not prompt.get("multi_modal_data"):
+                found = list(prompt["prompt_token_ids"]).count(config.audio_token_id)
+                if found:
+                    reason = f"the prompt has {found} audio placeholders for 0 audios"
+                    raise VLLMValidationError(reason, parameter="audio")
+            return _stock(self, prompt, **kwargs)
+
+        setattr(BaseRenderer, name, compared)
+
+
+compare_prompts_without_audio()
 
 
 def _collapse(prompt: list[int], token: int, lengths: list[int]) -> list[int] | None:

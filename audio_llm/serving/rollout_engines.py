@@ -13,10 +13,12 @@ import contextlib
 import io
 import os
 import random
+import secrets
 import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -32,8 +34,9 @@ import torch
 from torch import Tensor
 
 from audio_llm.errors import ConfigError, PrerequisiteError, TrainingError, describe, require
-from audio_llm.files import atomic_file
+from audio_llm.files import FolderInUse, atomic_file, only_writer
 from audio_llm.model.export import write_adapter, write_language_model
+from audio_llm.serving.guard import TOKEN, TOKEN_FILE
 from audio_llm.serving.launcher import LORA_RANKS, cpu_build, server_environment
 from audio_llm.serving.plugin import hide_llvmlite_attributes
 from audio_llm.training.recipes import EngineRecipe, SyncMode
@@ -145,7 +148,8 @@ class VLLMRollouts:
         self.mode = resolve_sync(self.recipe.sync, policy)
         self.max_model_len = _model_length(policy, self.recipe)
         self.version: int | None = None
-        self._folder = Path(tempfile.mkdtemp(prefix="audio-llm-engine-", dir=_fast_folder()))
+        self._closing = contextlib.ExitStack()
+        self._folder = self._closing.enter_context(_private_folder())
         atexit.register(self.close)
         self._adapter: Any = None
         self._prefixes = 0
@@ -249,7 +253,7 @@ class VLLMRollouts:
         if getattr(self, "_llm", None) is not None:
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._closing.close()
 
 
 def _completion(choice: Any) -> Completion:
@@ -257,9 +261,35 @@ def _completion(choice: Any) -> Completion:
     return Completion(ids, [float(row[token].logprob) for row, token in zip(choice.logprobs, ids, strict=True)])
 
 
-def _fast_folder() -> str | None:
-    """Memory-backed storage where there is some: adapters and merged weights are written at every update."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+_PREFIX, _FRESH_SECONDS = "audio-llm-engine-", 60.0
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[Path]:
+    """A folder of this process alone, in memory where that can be: weights are written at every update.
+
+    What processes that were killed left there goes first: their locks are open.
+    """
+    root = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
+    sweep(root)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+    try:
+        with only_writer(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(root: Path) -> None:
+    """Delete the engine folders of ours under `root` that no process holds any more."""
+    for folder in root.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError, FolderInUse):
+            facts = folder.lstat()
+            if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
+                continue
+            if time.time() - facts.st_mtime > _FRESH_SECONDS:  # else its process may be about to lock it
+                with only_writer(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 # --- over HTTP -----------------------------------------------------------------------------------------------------
@@ -290,10 +320,8 @@ class HTTPRollouts:
         self.mode = resolve_sync(self.recipe.sync, policy)
         self.max_model_len = _model_length(policy, self.recipe)
         self.version: int | None = None
-        self._own_folder = self.recipe.shared_folder is None
-        self._folder = self.recipe.shared_folder or Path(
-            tempfile.mkdtemp(prefix="audio-llm-engine-", dir=_fast_folder())
-        )
+        self._closing = contextlib.ExitStack()
+        self._folder = self.recipe.shared_folder or self._closing.enter_context(_private_folder())
         self._server: Server | None = None
         atexit.register(self.close)
         url = self.recipe.url
@@ -302,6 +330,8 @@ class HTTPRollouts:
             url = self._server.url
         self.url = url.rstrip("/")
         self._session = requests.Session()
+        if token := self._token():
+            self._session.headers["Authorization"] = f"Bearer {token}"
         self._session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=connections))
         self._pool = ThreadPoolExecutor(connections)
         self._model = self._served_model()
@@ -313,6 +343,16 @@ class HTTPRollouts:
         rank = _lora_rank(policy) if self.mode == "adapter" else None
         dtype = str(policy.base.dtype).removeprefix("torch.")
         return Server(model, dtype, self.recipe, self.max_model_len, rank, seed)
+
+    def _token(self) -> str:
+        """What the server asks for: our own one's, or that of ``engine.token``; "" without."""
+        if self._server is not None:
+            return self._server.token
+        path = self.recipe.token
+        try:
+            return path.read_text(encoding="ascii").strip() if path else ""
+        except (OSError, ValueError) as error:
+            raise ConfigError(describe(f"engine.token {path}", "the server's file of its token", str(error))) from error
 
     def _served_model(self) -> str:
         try:
@@ -412,8 +452,7 @@ class HTTPRollouts:
             self._session.close()
         if self._server is not None:
             self._server.stop()
-        if self._own_folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._closing.close()
 
 
 def server_command(
@@ -424,6 +463,7 @@ def server_command(
     command += ["--host", "127.0.0.1", "--port", str(port), "--uvicorn-log-level", "warning", "--seed", str(seed)]
     command += ["--max-model-len", str(max_model_len), "--max-num-seqs", str(recipe.max_num_seqs)]
     command += ["--block-size", str(recipe.block_size), "--generation-config", "vllm"]
+    command += ["--middleware", ROLLOUT_GUARD, "--allowed-origins", "[]"]
     command += ["--enable-prompt-embeds", "--logprobs-mode", "processed_logprobs"]
     command += ["--enable-prefix-caching" if recipe.prefix_caching else "--no-enable-prefix-caching"]
     if lora_rank is not None:
@@ -436,7 +476,8 @@ def server_command(
 def prepare_server(model: Path, output: Path, recipe: EngineRecipe, lora: Any, seed: int, port: int = 8000) -> str:
     """Write the language model of checkpoint folder `model` and return the shell command that serves it for rollouts.
 
-    `lora` is the recipe's (None without): a server that swaps adapters must be built for their rank.
+    `lora` is the recipe's (None without): a server that swaps adapters must be built for their rank. The server asks
+    for the token that lies beside `output`: give its file to the trainer as ``engine.token``.
     """
     from audio_llm.model.build import load_model, load_processor
 
@@ -446,7 +487,12 @@ def prepare_server(model: Path, output: Path, recipe: EngineRecipe, lora: Any, s
     rank = _fitting_rank(lora.rank) if lora is not None and swaps else None
     dtype = str(policy.base.dtype).removeprefix("torch.")
     command = server_command(output, dtype, recipe, _model_length(policy, recipe), rank, seed, port)
-    stated = {name: value for name, value in rollout_server_environment().items() if os.environ.get(name) != value}
+    token = output.resolve().with_name(f"{output.name}.token")
+    token.unlink(missing_ok=True)
+    with open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        stream.write(secrets.token_hex(16))
+    environment = rollout_server_environment() | {TOKEN_FILE: str(token)}
+    stated = {name: value for name, value in environment.items() if os.environ.get(name) != value}
     return shlex.join(["env", *(f"{name}={value}" for name, value in stated.items()), *command])
 
 
@@ -466,6 +512,7 @@ def rollout_server_environment() -> dict[str, str]:
     }
 
 
+ROLLOUT_GUARD = "audio_llm.serving.guard.RolloutGuard"
 _LOOK = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
@@ -486,11 +533,12 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
+        self.token = secrets.token_hex(16)
         self._stopped = False
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (lives as long as the server)
         self._process = subprocess.Popen(
             server_command(model, dtype, recipe, max_model_len, lora_rank, seed, port),
-            env=rollout_server_environment(),
+            env=rollout_server_environment() | {TOKEN: self.token},
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # its engine and workers form one group that can be killed together
@@ -506,7 +554,8 @@ class Server:
             if os.waitid(os.P_PID, self._process.pid, _LOOK) is not None:
                 break
             with contextlib.suppress(OSError):
-                if requests.get(f"{self.url}/health", timeout=5).status_code == 200:
+                head = {"Authorization": f"Bearer {self.token}"}
+                if requests.get(f"{self.url}/health", headers=head, timeout=5).status_code == 200:
                     return
             time.sleep(0.5)
         self._log.seek(0)

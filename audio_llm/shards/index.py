@@ -11,6 +11,7 @@ import io
 import json
 import os
 import tarfile
+import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +20,15 @@ import numpy as np
 
 from audio_llm.audio import LAYOUT_CHANNELS
 from audio_llm.errors import ShardError, describe
-from audio_llm.files import content_hash
+from audio_llm.files import content_hash, parse_json, read_json
 from audio_llm.shards.schema import Sample
 
 AUDIO_SUFFIXES = ("flac", "wav", "ogg", "opus", "mp3", "oga", "wave", "aif", "aiff", "au", "caf", "w64")
 CACHE = "index.npz"
 INDEX_REJECTS = "index-rejects.jsonl"
-CACHE_VERSION = 2
+CACHE_VERSION = 3
+# What a member may hold: a sample's JSON has a few kilobytes, ten minutes of sound a quarter of a gibibyte.
+MAX_JSON_BYTES, MAX_AUDIO_BYTES, MAX_HEADER_BYTES = 2**24, 2**30, 2**20
 LAYOUTS = tuple(LAYOUT_CHANNELS)
 
 
@@ -70,7 +73,7 @@ def read_sizes(folder: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     try:
-        tree = json.loads(path.read_bytes())
+        tree = read_json(path)
         shards = tree.get("shards", tree)
         return {name: {"samples": int(e)} if isinstance(e, int) else {**e} for name, e in shards.items()}
     except (ValueError, TypeError, AttributeError) as error:
@@ -111,27 +114,46 @@ def _scan_members(stream: io.BufferedReader, members: dict[str, Any], scan: Scan
     if os.pread(stream.fileno(), 2, 0) == b"\x1f\x8b":
         return "a gzip archive: unpack it (gunzip), for samples are read at any place of a shard"
     try:
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
+        with tarfile.open(fileobj=_Headers(stream), mode="r:") as tar:
             for member in tar:
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 key, suffix = split_name(member.name)
                 if not member.isfile() or not suffix or member.offset_data + member.size > size:
                     continue
                 parts = members.setdefault(key, {})
-                if suffix in parts:
+                limit = MAX_JSON_BYTES if suffix == "json" else MAX_AUDIO_BYTES
+                if member.issparse() or member.size > limit:
+                    what = "a sparse member" if member.issparse() else f"{member.size} bytes, where {limit} are read"
+                    scan.rejects.append(Reject(shard, key, f"member '{member.name}': {what}"))
+                elif suffix in parts:
                     scan.rejects.append(Reject(shard, key, f"duplicate member '{member.name}'"))
                 else:
                     parts[suffix] = (member.offset_data, member.size)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:
         return f"cut in the middle, or not a tar file ({error})"
     if size < end + 2 * tarfile.BLOCKSIZE:  # a tar ends with two blocks of zeros
         return f"cut in the middle: {size} bytes without an end of archive"
     return None
 
 
+class _Headers(io.RawIOBase):
+    """A tar file of which headers are read: an extended one of gigabytes is none."""
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        self._stream = stream
+        self.seek, self.tell = stream.seek, stream.tell  # type: ignore[method-assign]
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._stream.read(size)
+
+
 def _add_row(
     stream: io.BufferedReader, shard: str, key: str, parts: dict[str, Any], scan: Scan, cut: str | None
 ) -> None:
+    if not parts and any(reject.key == key for reject in scan.rejects):
+        return  # said before
     audio = next((parts[suffix] for suffix in AUDIO_SUFFIXES if suffix in parts), None)
     if "json" not in parts or audio is None:
         missing = "json" if "json" not in parts else "audio"
@@ -215,10 +237,8 @@ class ShardIndex:
         _check_names(folder, paths, sizes)
         if verify:
             _check_sums(folder, paths, sizes)
-        fingerprint = json.dumps(
-            [CACHE_VERSION, [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in paths], sizes], sort_keys=True
-        )
-        index = cls._from_cache(folder, fingerprint)
+        fingerprint = json.dumps([CACHE_VERSION, [(p.name, *_known(p.stat())) for p in paths], sizes], sort_keys=True)
+        index = cls._from_cache(folder, fingerprint, paths)
         if index is None:
             index = cls._scan(folder, paths, sizes)
             index._to_cache(fingerprint)
@@ -245,6 +265,23 @@ class ShardIndex:
                 reason = "missing from a shard that is cut" if name in scans else "the whole shard is missing"
                 rejects.append(Reject(name, None, reason, lost))
         return cls(folder, rows, rejects)
+
+    def _fits(self, sizes: dict[str, int]) -> bool:
+        """Whether every row is of a shard of `sizes` (bytes by name) and lies within it."""
+        if not set(self.shards) <= set(sizes) or self.ranges.shape != (len(self), 4) or not len(self):
+            return False
+        columns = (self.shard_of, self.keys, self.layouts, self.sample_rates, self.seconds)
+        if any(column.shape != (len(self),) for column in columns) or self.ranges.dtype != np.int64:
+            return False
+        if self.shard_of.min() < 0 or self.shard_of.max() >= len(self.shards):
+            return False
+        if self.layouts.min() < -1 or self.layouts.max() >= len(LAYOUTS):
+            return False
+        starts, lengths = self.ranges[:, ::2], self.ranges[:, 1::2]  # (samples, JSON and audio)
+        ends = np.array([sizes[shard] for shard in self.shards], np.int64)[self.shard_of, None]
+        most = np.array([MAX_JSON_BYTES, MAX_AUDIO_BYTES])
+        inside = (starts >= 0) & (lengths >= 0) & (lengths <= most) & (starts <= ends - lengths)
+        return bool(inside.all())
 
     def _check_share(self, max_reject_share: float) -> None:
         total = len(self) + self.reject_count
@@ -285,17 +322,21 @@ class ShardIndex:
                 temporary.unlink(missing_ok=True)
 
     @classmethod
-    def _from_cache(cls, folder: Path, fingerprint: str) -> ShardIndex | None:
+    def _from_cache(cls, folder: Path, fingerprint: str, paths: list[Path]) -> ShardIndex | None:
+        """The cached index, where it was made here and speaks of the folder's own shards, within their sizes."""
         try:
+            with zipfile.ZipFile(folder / CACHE) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    return None  # not ours, and of any size once it is unpacked
             with np.load(folder / CACHE, allow_pickle=False) as cache:
-                head = json.loads(str(cache["head"]))
+                head = parse_json(str(cache["head"]))
                 if head["fingerprint"] != fingerprint:
                     return None
                 index = cls(folder, [], [Reject(**reject) for reject in head["rejects"]])
                 index.shards = head["shards"]
                 for name in ("shard_of", "keys", "ranges", "layouts", "sample_rates", "seconds"):
                     setattr(index, name, cache[name])
-                return index
+                return index if index._fits({path.name: path.stat().st_size for path in paths}) else None
         except Exception:  # a cache that cannot be read, for whatever reason, is a cache to make again
             return None
 
@@ -315,6 +356,12 @@ def shard_paths(folder: Path) -> list[Path]:
         cure = f"Name the folder that they lie in, such as {deeper}." if deeper else "Make them with audio-llm prep."
         raise ShardError(describe(str(folder), "*.tar shards", "none", cure))
     return paths
+
+
+def _known(facts: os.stat_result) -> tuple[int, ...]:
+    """What tells a file from others: its inode and the time of its change are this disk's, so that an index that came
+    with the shards is not believed."""
+    return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino
 
 
 def _check_names(folder: Path, paths: list[Path], sizes: dict[str, dict[str, Any]]) -> None:

@@ -30,8 +30,8 @@ from audio_llm import config as recipes
 from audio_llm.datasets import folders
 from audio_llm.encoders.published import read_json
 from audio_llm.errors import CheckpointError, ConfigError, TrainingError, describe, require
-from audio_llm.files import append_line, atomic_file, write_json, write_lines
-from audio_llm.identity import Identity, empty, held, identity_of, settle, weights_digest
+from audio_llm.files import append_line, atomic_file, only_writer, write_json, write_lines
+from audio_llm.identity import Identity, empty, identity_of, settle, weights_digest
 from audio_llm.identity import write as write_identity
 from audio_llm.model.encoder import AudioEncoder, build_encoder, freeze_below
 from audio_llm.model.folder import CONFIG, WEIGHTS, load_encoder, load_strictly
@@ -212,7 +212,7 @@ class TaskTrainer:
         recipe, closing = self.recipe, contextlib.ExitStack()
         with closing:
             if self.main:
-                closing.enter_context(held(recipe.output))
+                closing.enter_context(only_writer(recipe.output))
             finished = self._resume()
             return self._loop() if finished is None else finished
 

@@ -84,10 +84,17 @@ class Checkpoints(TrainerCallback):
         if not state.is_world_process_zero:
             return
         newest = self.folder / f"checkpoint-{state.global_step}"
-        write_json(newest / COMPLETE, {"step": state.global_step, **self.position})
+        write_json(newest / COMPLETE, {"step": state.global_step, "pickles": pickles(newest), **self.position})
         for old in complete_checkpoints(self.folder)[: -self.keep or None]:
             (old / COMPLETE).unlink()  # first, so that a removal that is cut off does not look complete
             shutil.rmtree(old)
+
+
+def pickles(checkpoint: Path) -> dict[str, list[int]]:
+    """DeepSpeed's files of a checkpoint, whose loading runs what they say, and what only this disk knows of each: inode
+    and time of change. Files that came from elsewhere have others."""
+    found = sorted(checkpoint.glob("global_step*/*.pt"))
+    return {str(path.relative_to(checkpoint)): [(facts := path.stat()).st_ino, facts.st_ctime_ns] for path in found}
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:

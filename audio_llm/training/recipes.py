@@ -205,14 +205,16 @@ class EngineRecipe:
 
     `sync` is how vLLM follows the policy: merged weights, or an adapter that is swapped (``auto``: adapter on a GPU).
     `url` names a running server for ``vllm_http``; without it one is started. `shared_folder` is where weights are
-    handed to that server. `max_model_len` bounds prompt and completion (None: the model's positions, at most 4096).
-    `block_size` is that of the key-value cache: with vLLM's 128 on CPU short prompts would never share a prefix.
+    handed to that server, `token` the file of what it asks for on every path. `max_model_len` bounds prompt and
+    completion (None: the model's positions, at most 4096). `block_size` is that of the key-value cache: with vLLM's 128
+    on CPU short prompts would never share a prefix.
     """
 
     backend: Literal["auto", "vllm", "vllm_http", "transformers"] = "auto"
     sync: SyncMode = "auto"
     url: str | None = None
     shared_folder: Path | None = None
+    token: Path | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 256
     gpu_memory_utilization: float = 0.3

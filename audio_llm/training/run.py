@@ -24,8 +24,8 @@ import torch
 
 from audio_llm import config
 from audio_llm.errors import AudioLLMError, ConfigError, PrerequisiteError, TrainingError, describe
-from audio_llm.files import write_json
-from audio_llm.identity import Identity, empty, held, identity_of, settle, weights_digest
+from audio_llm.files import only_writer, write_json
+from audio_llm.identity import Identity, empty, identity_of, settle, weights_digest
 from audio_llm.identity import write as write_identity
 from audio_llm.model.build import load_processor
 from audio_llm.model.export import export_trained
@@ -36,6 +36,7 @@ from audio_llm.training.callbacks import (
     StopOnNaN,
     TimeBudget,
     complete_checkpoints,
+    pickles,
     quiet,
 )
 from audio_llm.training.encoder_cache import open_cache
@@ -82,6 +83,8 @@ class Run:
         self.finished: dict[str, Any] | None = None
         self.checkpoint: Path | None = None
         self._closing = contextlib.ExitStack()
+        if self.main:
+            self._closing.enter_context(only_writer(recipe.output))
 
     def __enter__(self) -> Self:
         return self
@@ -107,7 +110,6 @@ class Run:
         )
         PartialState().wait_for_everyone()  # all have read the run folder before the first process changes it
         if self.main:
-            self._closing.enter_context(held(output))
             if not same:
                 empty(output, WRITTEN, starts)
             if not (output / "result.json").is_file():  # of a finished one of version 0.1 nothing is changed
@@ -179,6 +181,13 @@ class PolicyRun(Run):
 
     def __init__(self, recipe: PolicyRecipe, arguments: Any, samples_per_step: int, position: Mapping[str, Any]):
         super().__init__(recipe, arguments)
+        with contextlib.ExitStack() as failed:
+            failed.callback(self._closing.close)
+            self._open(samples_per_step, position)
+            failed.pop_all()
+
+    def _open(self, samples_per_step: int, position: Mapping[str, Any]) -> None:
+        recipe, arguments = self.recipe, self.arguments
         data, self.samples_per_step = recipe.data, samples_per_step
         self.settle(*policy_identity(recipe))
         self.start = starting_folder(recipe.model, recipe.output)
@@ -384,6 +393,9 @@ def find_resume(folder: Path, resume: str, position: Mapping[str, Any]) -> Path 
                 describe(f"resume {checkpoint}", "a complete checkpoint", "none", "Use auto, never or a path.")
             )
     saved = json.loads((checkpoint / COMPLETE).read_text())
+    if resume == "auto" and (here := pickles(checkpoint)) and here != saved.get("pickles"):
+        cure = f"Loading them runs code: if you trust who wrote them, say resume={checkpoint}, else resume=never."
+        raise ConfigError(describe(f"resume from {checkpoint}", "DeepSpeed's files as they were saved", "others", cure))
     for key, value in position.items():
         if saved.get(key) != value:
             raise ConfigError(

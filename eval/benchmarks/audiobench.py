@@ -17,7 +17,7 @@ from typing import Any
 from audio_llm.audio import Waveform, decode
 from audio_llm.datasets.records import SUFFIXES, Cell, Record, read_records
 from audio_llm.errors import ConfigError, describe, nearest
-from audio_llm.files import content_hash, write_json
+from audio_llm.files import content_hash, within, write_json
 from audio_llm.language.replies import read_key, strip_letters
 from eval.benchmarks.base import BenchmarkError, Collection, Item, check_options, refuse_doubles
 from eval.predictions import Prediction
@@ -160,7 +160,7 @@ def _sound_of(record: Record, folder: Path) -> Path | Cell:
         if isinstance(value, Cell):
             return value
         if isinstance(value, str) and value:
-            return folder / value
+            return within(folder, value)
     raise record.lacks(*SOUND)
 
 

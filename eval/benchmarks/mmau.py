@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any
 
 from audio_llm.audio import Waveform, decode
 from audio_llm.datasets.records import Record, read_records
-from audio_llm.errors import ConfigError, describe, nearest
-from audio_llm.files import content_hash, write_json
+from audio_llm.errors import ConfigError, DataError, describe, nearest
+from audio_llm.files import content_hash, within, write_json
 from eval.benchmarks.base import (
     NAME_SOUNDS,
     BenchmarkError,
@@ -176,8 +177,11 @@ def _defects(record: Mapping[str, Any]) -> list[str]:
 
 
 def _audio_file(folder: Path, audio_id: str) -> Path:
-    file = folder / audio_id
-    return file if file.is_file() else folder / Path(audio_id).name
+    """The named file under `folder`, else the one of its last name there."""
+    with contextlib.suppress(DataError):
+        if (file := within(folder, audio_id)).is_file():
+            return file
+    return folder / Path(audio_id).name
 
 
 def _record(row: Prediction) -> dict[str, Any]:

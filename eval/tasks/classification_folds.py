@@ -18,8 +18,8 @@ from audio_llm.datasets import folders, sounds
 from audio_llm.encoders.heads import UrbanSoundHead
 from audio_llm.encoders.urbansound_cnn import CLASSES, UrbanSoundCNN, UrbanSoundCNNConfig
 from audio_llm.errors import AudioLLMError, ConfigError, NothingHeardError, describe
-from audio_llm.files import atomic_file, read_lines, write_atomically, write_json, write_lines
-from audio_llm.identity import held, identity_of, settle
+from audio_llm.files import atomic_file, only_writer, read_lines, write_atomically, write_json, write_lines
+from audio_llm.identity import identity_of, settle
 from audio_llm.identity import write as write_identity
 from audio_llm.tasks.classification import ClassificationRecipe, predict
 from audio_llm.tasks.classification.task import load_classifier
@@ -54,6 +54,10 @@ class CrossValidation:
     def run(self) -> dict[str, Any]:
         """Train and test what is still to do; write scores, table and picture; returns the scores."""
         classification.require_drawing()
+        with only_writer(self.recipe.output):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         if left_out := folders.told(self.library.left_out):
             print(left_out)
         output = self.recipe.output
@@ -64,13 +68,8 @@ class CrossValidation:
             ["**/" + DONE],
             "Choose another output folder, or remove this one.",
         )
-        with held(output):
-            write_identity(output, self.identity)
-            recipes.dump(self.recipe, output / "recipe.yaml")
-            return self._all()
-
-    def _all(self) -> dict[str, Any]:
-        output = self.recipe.output
+        write_identity(output, self.identity)
+        recipes.dump(self.recipe, output / "recipe.yaml")
         seeds: dict[int, dict[str, list[dict[str, Any]]]] = {}
         for seed in self.recipe.seeds:
             seeds[seed] = {fold: self.fold(fold, seed) for fold in self.tested}

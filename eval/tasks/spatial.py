@@ -21,7 +21,7 @@ import numpy as np
 from audio_llm import audio
 from audio_llm.encoders.heads import SpatialHeads
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, NothingHeardError, describe
-from audio_llm.files import append_line, read_lines, write_json
+from audio_llm.files import append_line, read_json, read_lines, write_json
 from audio_llm.model.encoder import AudioEncoder
 from audio_llm.model.folder import WEIGHTS, load_encoder
 from audio_llm.shards.reader import ShardDataset
@@ -54,7 +54,7 @@ def load(folder: str | Path, labels: str | Path | None = None) -> Network:
     if labels is None:
         return Network(encoder, heads, names)
     try:
-        listed = json.loads(Path(labels).read_text(encoding="utf-8"))["labels"]
+        listed = read_json(labels)["labels"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(describe(f"--labels {labels}", "JSON with a list 'labels'", repr(error))) from error
     if not isinstance(listed, list) or len(set(map(str, listed))) != len(names):

@@ -110,17 +110,15 @@ def test_an_adapter_that_does_not_say_its_base_is_taken_with_a_note(exported: Pa
 
 def test_the_server_refuses_before_it_starts_and_while_it_runs(exported: Path, monkeypatch) -> None:
     from audio_llm.serving import launcher
-    from audio_llm.serving.guard import Guard
+    from audio_llm.serving.checks import check_load
 
     monkeypatch.setattr(launcher, "cpu_build", lambda: True)  # the check needs no vLLM
     options = launcher.ServeOptions(exported / "merged", adapters={"step": exported / "adapter"})
     with pytest.raises(CheckpointError, match="on which it was trained"):
         launcher.serve(options)
     options = launcher.ServeOptions(exported / "merged", allow_adapter_updates=True)
-    facts = launcher._guard_facts(options, {}, {"audio_token_id": 1})
-    monkeypatch.setenv(launcher.SERVER, json.dumps(facts))
+    facts = launcher.guard_facts(options, {}, {"audio_token_id": 1}, [])
     request = {"lora_name": "step", "lora_path": str(exported / "adapter")}
     with pytest.raises(CheckpointError, match="on which it was trained"):
-        Guard(None).check_load(request)  # type: ignore[arg-type]
-    monkeypatch.setenv(launcher.SERVER, json.dumps(facts | {"checkpoint": str(exported / "base")}))
-    Guard(None).check_load(request)  # type: ignore[arg-type]
+        check_load(request, facts)
+    check_load(request, facts | {"checkpoint": str(exported / "base")})

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from audio_llm.serving.guard import Guard
-from audio_llm.serving.launcher import SERVER, ServeOptions, _guard_facts
+from audio_llm.serving.launcher import SERVER, ServeOptions, guard_facts
 
 
 @pytest.mark.parametrize("allowed", [False, True])
 def test_adapters_at_run_time_want_the_switch_first(allowed: bool, tmp_path: Path, monkeypatch) -> None:
     options = ServeOptions(tmp_path, allow_adapter_updates=allowed)
-    monkeypatch.setenv(SERVER, json.dumps(_guard_facts(options, {}, {"audio_token_id": 3})))
+    monkeypatch.setenv(SERVER, json.dumps(guard_facts(options, {}, {"audio_token_id": 3}, [])))
     replies: list[dict[str, Any]] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

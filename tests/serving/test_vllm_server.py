@@ -6,6 +6,7 @@ The last test kills it with SIGKILL and looks for orphans; its name keeps it las
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import http.server
 import json
@@ -41,6 +42,7 @@ from tests.serving.vllm_tools import alive, descendants, end, make_adapter
 pytestmark = pytest.mark.vllm
 TOKENS = 12
 QUESTION = "Which sound is heard?"
+KEY = "tests-key"
 STARTUP_SECONDS = 480  # 25 s on a calm machine with two cores
 
 
@@ -67,7 +69,8 @@ class Server:
     def call(self, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
         """Status and JSON (or text) of a reply."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        head = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+        request = urllib.request.Request(self.url + path, data, head)
         try:
             with urllib.request.urlopen(request, timeout=120) as response:
                 return response.status, _json(response.read())
@@ -123,10 +126,18 @@ def start(checkpoint: Path, folder: Path, *options: str) -> tuple[subprocess.Pop
         try:
             with urllib.request.urlopen(url + "/health", timeout=2):
                 return process, url, log
+        except urllib.error.HTTPError as error:
+            assert error.code == 401, "it lives, and wants the key"
+            return process, url, log
         except OSError:
             time.sleep(0.3)
     end(process)
     raise AssertionError(f"the server did not start:\n{log.read_text()[-4000:]}")
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)  # what our own client sends
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +152,9 @@ def server(checkpoint, tmp_path_factory: pytest.TempPathFactory):
     handler = functools.partial(QuietFiles, directory=str(files))
     web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=web.serve_forever, daemon=True).start()
+    (folder / "keys").write_text(f"{KEY}\n")
     options = ["--lora", f"one={adapters['one']}", "--allow-adapter-updates", "--allow-files", str(files)]
+    options += ["--api-key-file", str(folder / "keys"), "--allow-hosts", "127.0.0.1", "--max-body-mb", "8"]
     process, url, log = start(model, folder, *options)
     try:
         yield Server(process, url, files, f"http://127.0.0.1:{web.server_address[1]}", model, adapters, log)
@@ -251,6 +264,81 @@ def test_words_that_look_like_a_placeholder_are_words(server: Server) -> None:
     trick = server.outcome([audio(server, "other.wav"), text("hear <|audio|>this")])
     assert trick == plain
     assert server.chat([text("<|audio|> alone")])[0] == 200
+    made = ["<|au<|audio|>dio|>", "<|au<|au<|audio|>dio|>dio|>"]
+    for words in (
+        [text(made[0])],
+        [text(made[1])],
+        [text("<|au"), text("dio|>")],
+        [text(made[0]), audio(server, "other.wav")],
+    ):
+        status, reply = server.chat(words)
+        assert status == 400 and "audio placeholders for" in reply["error"]["message"], reply
+
+
+def test_a_sound_is_known_by_its_samples_alone(server: Server) -> None:
+    """64 clients give four sounds the same name: each is answered about its own."""
+    names = ["binaural.wav", "other.wav", "fast.flac", "binaural.flac"]
+    expected = {name: server.expected(samples(server, name)) for name in names}
+    with ThreadPoolExecutor(64) as pool:
+        ask = lambda name: server.outcome([audio(server, name) | {"uuid": "clip"}, text()])  # noqa: E731
+        found = list(pool.map(ask, names * 16))
+    for name, outcome in zip(names * 16, found, strict=True):
+        assert_same(outcome, expected[name])
+    for part in (
+        {"type": "audio_url", "audio_url": None, "uuid": "clip"},
+        {"type": "input_audio", "input_audio": None, "uuid": "clip"},
+        {"type": "audio_url", "audio_url": None, "uuid": "nobody"},
+        {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}},
+    ):
+        status, reply = server.chat([part, text()])
+        assert status == 400, (part, reply)
+    status, reply = server.chat([audio(server, "other.wav") | {"uuid": 7}, text()])
+    assert status in (200, 400), reply
+    assert server.chat([text()])[0] == 200, "the engine survives"
+
+
+def test_strangers_are_refused_and_the_server_lives(server: Server) -> None:
+    """Without the key nothing; with it nothing that costs more than its answer is worth."""
+    before = resident(server.process.pid)
+    for path in ("/health", "/v1/models", "/metrics", "/invocations", "/tokenize", "/openapi.json", "/v1/completions"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(server.url + path, timeout=20)
+        assert refused.value.code == 401, path
+    ours = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+    for path in ("/invocations", "/generative_scoring", "/v1/chat/completions/batch", "/v1/responses", "/tokenize"):
+        assert server.call(path, ours)[0] == 404, path
+    with contextlib.suppress(OSError):  # closed while the rest was still being sent
+        assert server.call("/v1/chat/completions", ours | {"user": "x" * 2**24})[0] == 413
+    bomb = bomb_flac()
+    assert len(bomb) < 400_000
+    part = {"type": "input_audio", "input_audio": {"data": base64.b64encode(bomb).decode(), "format": "flac"}}
+    status, reply = server.chat([part, text()])
+    assert status == 400, reply
+    for wanted in ({"regex": "((x{1,1000}){1,1000}){1,1000}"}, {"choice": [f"c{i}" for i in range(20_000)]}):
+        assert server.chat([text()], structured_outputs=wanted)[0] == 400
+    assert server.chat([text()], guided_choice=["a"])[0] == 400
+    assert server.chat([text()] * 1500)[0] == 400
+    assert server.chat([text()])[0] == 200, "the engine survives"
+    assert resident(server.process.pid) - before < 1000, "MiB"
+
+
+def bomb_flac(seconds: int = 60, rate: int = 655_350, channels: int = 8) -> bytes:
+    """A FLAC of silence: small, and 1.26 GB of float32."""
+    import io
+
+    import soundfile
+
+    buffer = io.BytesIO()
+    with soundfile.SoundFile(buffer, "w", rate, channels, format="FLAC", subtype="PCM_16") as file:
+        for _ in range(seconds):
+            file.write(np.zeros((rate, channels), np.int16))
+    return buffer.getvalue()
+
+
+def resident(pid: int) -> int:
+    """The largest memory that process `pid` has had, MiB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
 
 
 def test_many_requests_at_once(server: Server) -> None:
@@ -289,15 +377,17 @@ def test_bad_audio_is_refused_with_a_reason(server: Server, case: str) -> None:
 def test_bad_requests_are_refused_with_a_reason(server: Server) -> None:
     outside = {"type": "audio_url", "audio_url": {"url": "file:///etc/passwd"}}
     refused = {"type": "audio_url", "audio_url": {"url": "http://127.0.0.1:9/none.wav"}}
+    elsewhere = {"type": "audio_url", "audio_url": {"url": "http://localhost:9/none.wav"}}
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     bad_base64 = {"type": "input_audio", "input_audio": {"data": "@@@", "format": "wav"}}
     cases: list[tuple[list[dict[str, Any]], tuple[int, ...], str]] = [
         ([audio(server, "other.wav")] * 5, (400,), "At most 4"),
         ([bad_base64], (400,), ""),
-        ([outside], (400,), "must be a subpath"),
-        ([audio(server, "none.wav", "file")], (400,), "does not exist"),
-        ([audio(server, "none.wav", "http")], (422,), "HTTP 404"),
-        ([refused], (422,), "no connection"),
+        ([outside], (400,), "no such file under the folder"),
+        ([audio(server, "none.wav", "file")], (400,), "no such file under the folder"),
+        ([audio(server, "none.wav", "http")], (422,), "cannot be fetched"),
+        ([refused], (422,), "cannot be fetched"),
+        ([elsewhere], (400,), "--allow-hosts"),
         ([image], (400,), ""),
         ([text("far " * 3000)], (400,), ""),
     ]
@@ -331,7 +421,7 @@ def test_adapters_at_run_time(server: Server) -> None:
     assert len({tuple(outcome.logprobs) for outcome in (base, *expected.values())}) == 3
     folder = server.adapters["two"].parent
     for path, extra, reason in [
-        (folder / "outside", {}, "language-model linears"),
+        (folder / "outside", {}, "target_modules"),
         (folder / "nowhere", {}, "adapter_config.json"),
         (server.adapters["one"], {"load_inplace": True}, "new name"),
     ]:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from audio_llm import config as recipes
 from audio_llm.errors import ConfigError
-from audio_llm.files import atomic_folder, content_hash, write_lines
+from audio_llm.files import atomic_folder, content_hash, only_writer, write_lines
 from audio_llm.identity import identity_of, settle
 from audio_llm.identity import write as write_identity
 from audio_llm.language.prompts import AUDIO_TOKEN, STYLES, chat_template, question_text, target_text
@@ -162,11 +162,16 @@ def exact_share(model: Any, rows: Sequence[Row], pad: int) -> float:
 
 def train(recipe: LanguageModelRecipe) -> Path:
     """Train tokenizer and model; writes a Transformers folder at `recipe.output` with ``metrics.jsonl`` beside it."""
+    recipe.check()
+    with only_writer(recipe.output):
+        return _train(recipe)
+
+
+def _train(recipe: LanguageModelRecipe) -> Path:
     import torch
     from tqdm import trange
     from transformers import AutoModelForCausalLM, Qwen2Config, get_cosine_schedule_with_warmup
 
-    recipe.check()
     identity = identity_of(recipe, {"text": content_hash(recipe.text)}, places=("text",))
     cure = "Choose another output folder, or remove this one."
     settle(recipe.output, identity, lambda path: recipes.load(LanguageModelRecipe, path), ["metrics.jsonl"], cure)

@@ -1,0 +1,184 @@
+"""What the body of a request may say: vLLM passes over keys that it does not know, and takes some it answers wrongly.
+
+Every check gets the request and the facts of the server (``launcher.guard_facts``), and raises
+:class:`~audio_llm.errors.AudioLLMError` with the key that was meant.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from audio_llm.errors import AudioLLMError, describe, nearest
+from audio_llm.language.prompts import AUDIO_TOKEN
+from audio_llm.model.validate import check_adapter, is_checkpoint
+
+# Keys of OpenAI's that change no answer; its clients send them and vLLM has none of them.
+NOTES = frozenset({"metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
+ROLES = ("system", "developer", "user", "assistant", "tool")
+MAX_MESSAGES, MAX_PARTS, MAX_REPLIES = 1000, 1000, 128
+MAX_GRAMMAR_BYTES, MAX_CHOICES, MAX_WEIGHT = 2**16, 1000, 200_000
+_KINDS = ("choice", "json", "regex", "grammar", "json_object", "structural_tag")
+GRAMMAR_KEYS = (*_KINDS, "disable_any_whitespace", "disable_additional_properties", "whitespace_pattern")
+LOAD_KEYS = frozenset({"lora_name", "lora_path", "load_inplace"})
+_NAME = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)
+_COUNTED = re.compile(r"\{(\d+)?,?(\d+)?\}")
+_WORD = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{\d*,?\d*\}|.", re.DOTALL)  # an escape, a class, a count, a character
+_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+
+
+def check_chat(request: dict[str, Any], facts: dict[str, Any]) -> None:
+    """A chat whose keys are known, whose messages are a list of turns, and whose grammar is of a size to build."""
+    if request.get("modalities") == ["text"]:
+        request = {key: value for key, value in request.items() if key != "modalities"}
+    _check_keys(request, _fields("chat_completion", "ChatCompletionRequest") | NOTES)
+    messages = request.get("messages")
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise AudioLLMError(describe("messages", "a list of messages", type(messages).__name__))
+    if len(messages) > MAX_MESSAGES:
+        raise AudioLLMError(describe("messages", f"at most {MAX_MESSAGES}", str(len(messages))))
+    for number, message in enumerate(messages):
+        if message.get("role") not in ROLES:
+            raise AudioLLMError(
+                describe(f"messages[{number}].role", f"one of {', '.join(ROLES)}", repr(message.get("role"))[:40])
+            )
+        parts = message.get("content")
+        if isinstance(parts, list) and len(parts) > MAX_PARTS:
+            raise AudioLLMError(describe(f"messages[{number}].content", f"at most {MAX_PARTS} parts", str(len(parts))))
+    _check_replies(request)
+    _check_grammar(request)
+
+
+def check_completion(request: dict[str, Any], facts: dict[str, Any]) -> None:
+    """A completion whose keys are known, without audio placeholders: this endpoint has no audio."""
+    _check_keys(request, _fields("completion", "CompletionRequest") | NOTES)
+    token = facts["audio_token_id"]
+    stack = [request.get("prompt"), request.get("suffix")]
+    while stack:
+        prompt = stack.pop()
+        if (isinstance(prompt, str) and AUDIO_TOKEN in prompt) or (isinstance(prompt, list) and token in prompt):
+            raise AudioLLMError(
+                f"prompt: {AUDIO_TOKEN} stands for audio, and this endpoint has none. Use /v1/chat/completions "
+                "with input_audio or audio_url parts."
+            )
+        if isinstance(prompt, list):
+            stack += [entry for entry in prompt if isinstance(entry, (str, list))]
+    _check_replies(request)
+    _check_grammar(request)
+
+
+def check_load(request: dict[str, Any], facts: dict[str, Any]) -> None:
+    """An adapter that would be mis-scaled or partly ignored, of another base, or answering from stale caches."""
+    _check_updates(facts)
+    _check_keys(request, LOAD_KEYS)
+    if request.get("load_inplace"):
+        raise AudioLLMError(
+            "load_inplace: prompts that were answered with the old weights would be answered from its cache. "
+            "Load the new adapter under a new name, then unload the old one."
+        )
+    name, folder = request.get("lora_name"), request.get("lora_path")
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name == facts["name"]:
+        raise AudioLLMError(
+            describe("lora_name", "a name of letters, digits, '.', '-', '_', not the model's", "another")
+        )
+    if not isinstance(folder, str) or not folder or not Path(folder).is_absolute():
+        raise AudioLLMError(describe("lora_path", "the full path of an adapter's folder", "something else"))
+    if not (Path(folder) / "adapter_config.json").is_file():  # whatever else there may be: it is not told
+        raise AudioLLMError(describe("lora_path", "a PEFT adapter folder with adapter_config.json", "none"))
+    if is_checkpoint(folder):
+        raise AudioLLMError(describe("lora_path", "a folder of an adapter alone", "one that holds a model as well"))
+    check_adapter(folder, facts["checkpoint"], facts["max_lora_rank"])
+
+
+def check_unload(request: dict[str, Any], facts: dict[str, Any]) -> None:
+    """The name of an adapter, by which vLLM knows it."""
+    _check_updates(facts)
+    _check_keys(request, frozenset({"lora_name", "lora_int_id"}))
+
+
+def _check_updates(facts: dict[str, Any]) -> None:
+    if not facts["adapters"]:
+        cure = "Start the server with --allow-adapter-updates."
+        raise AudioLLMError(describe("adapter", "a server that loads adapters while it runs", "another", cure))
+
+
+@cache
+def _fields(module: str, name: str) -> frozenset[str]:
+    """The keys of one of vLLM's requests."""
+    import importlib
+
+    fields = getattr(importlib.import_module(f"vllm.entrypoints.openai.{module}.protocol"), name).model_fields
+    return frozenset(fields) | {field.alias for field in fields.values() if field.alias}
+
+
+def _check_keys(request: dict[str, Any], known: Collection[str], where: str = "") -> None:
+    for key in request:
+        if key in known:
+            continue
+        if key.startswith("guided_"):
+            kind = {"guided_decoding": "choice", "guided_json": "json"}.get(key, key.removeprefix("guided_"))
+            cure = f"Say it as structured_outputs: {{'{kind}': ...}}."
+            raise AudioLLMError(describe(key, "keys that this server heeds", "one that vLLM no longer has", cure))
+        raise AudioLLMError(f"{where}{key[:80]!r}: no such key{nearest(key[:80], known)}.")
+
+
+def _check_replies(request: dict[str, Any]) -> None:
+    for key in ("n", "best_of", "prompt_logprobs", "logprobs", "top_logprobs"):
+        value = request.get(key)
+        if isinstance(value, int) and value > MAX_REPLIES:
+            raise AudioLLMError(describe(key, f"at most {MAX_REPLIES}", str(value)[:20]))
+
+
+def _check_grammar(request: dict[str, Any]) -> None:
+    """Constraints that take minutes or gigabytes to build are refused before anything is built."""
+    wanted = request.get("structured_outputs")
+    if isinstance(wanted, dict):
+        _check_keys(wanted, GRAMMAR_KEYS, "structured_outputs: ")
+        choices = wanted.get("choice")
+        if isinstance(choices, list) and not 1 <= len(choices) <= MAX_CHOICES:
+            expected = f"1 to {MAX_CHOICES} choices"
+            raise AudioLLMError(describe("structured_outputs.choice", expected, str(len(choices))))
+    for name in ("structured_outputs", "response_format", "tools"):
+        tree = request.get(name)
+        if tree is None:
+            continue
+        size = len(json.dumps(tree))
+        if size > MAX_GRAMMAR_BYTES:
+            raise AudioLLMError(describe(name, f"at most {MAX_GRAMMAR_BYTES} bytes", str(size)))
+        if _weight(tree) > MAX_WEIGHT:
+            expected = f"at most {MAX_WEIGHT} characters when its repetitions are written out"
+            raise AudioLLMError(describe(name, expected, "more"))
+
+
+def _weight(node: Any) -> float:
+    """How many characters a grammar, a regular expression or a JSON schema has when its repetitions are written out."""
+    if isinstance(node, dict):
+        counts = [node[key] for key in _COUNTS if isinstance(node.get(key), (int, float))]
+        return max([1, *counts]) * (1 + sum(map(_weight, node.values())))
+    if isinstance(node, list):
+        return 1 + sum(map(_weight, node))
+    return _text_weight(node) if isinstance(node, str) else 1
+
+
+def _text_weight(text: str) -> float:
+    groups: list[float] = [0.0]  # weights of the open brackets, the whole text's first
+    last = 0.0  # of what a following {m,n} repeats
+    for word in _WORD.findall(text):
+        if word == "(":
+            groups.append(0.0)
+            continue
+        if word == ")" and len(groups) > 1:
+            last = groups.pop()
+        elif counts := _COUNTED.fullmatch(word):
+            times = max(int(count) for count in ("1", *counts.groups()) if count)
+            last *= max(times - 1, 0)
+        else:
+            last = 1.0
+        groups[-1] += last
+        if word[0] == "{":
+            last = groups[-1]
+    return sum(groups)
