@@ -64,6 +64,13 @@ class Prediction:
         """What makes a line unique in a run: item, control, temperature, sample."""
         return self.id, self.control, self.temperature, self.sample
 
+    @property
+    def cluster(self) -> str:
+        """What its answer is not independent of, the unit of intervals and tests: the recording that a scene's (first)
+        sound is cut from, else the clip asked about, else itself."""
+        recordings = self.meta.get("recordings")
+        return str(recordings[0]) if isinstance(recordings, list) and recordings else self.clip or self.id
+
     def reply(self) -> Reply:
         """The raw reply taken apart, read as it was asked for."""
         return _read_once(self.raw, tuple(self.choices), self.answer_as)

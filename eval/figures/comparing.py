@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from audio_llm.errors import describe, nearest
+from eval.figures.estimates import Comparison
 from eval.figures.runs import Run
-from eval.figures.scores import Cell, Comparison, Scored, compare, grouped, summarise
+from eval.figures.scores import Cell, Scored, by, compare, group_of, grouped, summarise
+from eval.figures.tables import percent
 from eval.predictions import Prediction, PredictionsError
 from eval.scorers import Scorer
 from eval.scorers.base import Asking
@@ -22,6 +24,7 @@ class Line:
     first: Cell
     second: Cell
     found: Comparison
+    silent: tuple[Cell | None, Cell | None]  # both runs in silence, where they were asked so
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ def compare_runs(first: Run, second: Run, *, answers: str, group: str) -> Compar
     _refuse_unknown_group(group, [entry.row for entry in firsts])
     groups = {name: [entry.row.id for entry in found] for name, found in grouped(firsts, group).items()}
     parts = [("all", common), *(groups.items() if len(groups) > 1 else [])]
-    lines = [_line(name, ids, left, right) for name, ids in parts]
+    silent = [_silent(run, scorer, group, set(common)) for run in (first, second)]
+    lines = [_line(name, ids, left, right, silent) for name, ids in parts]
     only = len(left) - len(common), len(right) - len(common)
     return Compared((first.name, second.name), f"{scorer.name} {scorer.version}", only, lines)
 
@@ -88,13 +92,25 @@ def _refuse_other_question(name: str, first: Prediction, second: Prediction) -> 
 
 def _refuse_unknown_group(group: str, rows: list[Prediction]) -> None:
     known = sorted({"question_type", "format"}.union(*(row.meta for row in rows)))
-    if not any(hasattr(row, group) or group in row.meta for row in rows):
+    if all(group_of(row, group) is None for row in rows):
         raise PredictionsError(describe("--by", f"one of {', '.join(known)}", f"'{group}'{nearest(group, known)}"))
 
 
-def _line(name: str, ids: list[str], left: Mapping[str, list[Scored]], right: Mapping[str, list[Scored]]) -> Line:
+def _silent(run: Run, scorer: Scorer, group: str, common: set[str]) -> dict[str, Cell]:
+    found = [entry for entry in run.scored("silence", scorer) if entry.row.id in common]
+    return {"all": summarise(found), **by(found, group)} if found else {}
+
+
+def _line(
+    name: str,
+    ids: list[str],
+    left: Mapping[str, list[Scored]],
+    right: Mapping[str, list[Scored]],
+    silent: list[dict[str, Cell]],
+) -> Line:
     first, second = ([entry for item in ids for entry in scored[item]] for scored in (left, right))
-    return Line(name, summarise(first), summarise(second), compare(first, second))
+    one, other = (found.get(name) for found in silent)
+    return Line(name, summarise(first), summarise(second), compare(first, second), (one, other))
 
 
 def table(compared: Compared) -> str:
@@ -103,15 +119,12 @@ def table(compared: Compared) -> str:
     head = f"accuracy in percent [95 % interval], scorer {compared.scorer}"
     lines = [f"{compared.names[0]} -> {compared.names[1]}: {head}"]
     for line in compared.lines:
-        test = line.found.mcnemar
-        note = (
-            f", right only before {test.only_first}, only after {test.only_second}, p {test.p_value:.2g}"
-            if test
-            else ""
-        )
+        found, quiet = line.found, [percent(cell.accuracy.value) if cell else "–" for cell in line.silent]
         lines.append(
             f"  {line.name:<{width}}  {line.first.accuracy!s:>22}  {line.second.accuracy!s:>22}  "
-            f"difference {line.found.difference!s:>22}  n {line.found.difference.n}{note}"
+            f"difference {found.difference!s:>22}  n {found.difference.n}, better only before {found.only_first}, only "
+            f"after {found.only_second}, p {found.p_value:.2g}; chance {percent(line.second.chance)}, "
+            f"silence {quiet[0]} and {quiet[1]}"
         )
     if any(compared.only):
         lines.append(f"  answered by one run alone and left out: {compared.only[0]} and {compared.only[1]}")

@@ -11,6 +11,7 @@ from audio_llm.config import load
 from audio_llm.errors import ConfigError
 from eval.figures.runs import Run
 from eval.figures.scores import compare, summarise
+from eval.figures.tables import percent
 
 Measure = Literal["accuracy", "above_chance", "difference", "flips", "parse_failures"]
 
@@ -93,8 +94,7 @@ def _measure(check: Expectation, runs: Mapping[str, Run]) -> tuple[float, float,
         for each in (run, other):
             _check_asked(each, check.answers)
         found = compare(other.scored(check.answers, run.headline), run.scored(check.answers))
-        p_value = f", McNemar p = {found.mcnemar.p_value:.2g}" if found.mcnemar else ""
-        return found.difference.value, found.difference.low, f"{found.difference} points{p_value}"
+        return found.difference.value, found.difference.low, f"{found.difference} points, p = {found.p_value:.2g}"
     if check.measure == "flips":
         flips = run.summary.flips
         if flips is None or flips.share.n == 0:
@@ -105,17 +105,15 @@ def _measure(check: Expectation, runs: Mapping[str, Run]) -> tuple[float, float,
     if cell.accuracy.n == 0:
         raise LookupError(f"run '{check.run}' has no scored answers '{check.answers}'")
     accuracy = cell.accuracy
+    silent = run.silent().get("")
+    beside = f"chance {percent(cell.chance)}" + (f", silence {percent(silent.accuracy.value)}" if silent else "")
     if check.measure == "accuracy":
-        return accuracy.value, accuracy.low, f"{accuracy} %"
+        return accuracy.value, accuracy.low, f"{accuracy} % ({beside})"
     if check.measure == "above_chance":
         above = accuracy.value - cell.chance
-        return (
-            above,
-            accuracy.low - cell.chance,
-            f"{100 * above:+.1f} points ({accuracy} %, chance {100 * cell.chance:.1f})",
-        )
-    share = cell.parse_failures / accuracy.n
-    return share, share, f"{100 * share:.1f} % ({cell.parse_failures} of {accuracy.n})"
+        return above, accuracy.low - cell.chance, f"{100 * above:+.1f} points ({accuracy} %, {beside})"
+    share = cell.unread
+    return share.value, share.low, f"{share} % ({cell.parse_failures} of {cell.replies} replies)"
 
 
 def _run(runs: Mapping[str, Run], name: str) -> Run:

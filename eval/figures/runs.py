@@ -11,7 +11,7 @@ from typing import Any
 
 from audio_llm.errors import ConfigError, describe
 from eval.benchmarks import get_benchmark
-from eval.figures.scores import Scored, score_rows
+from eval.figures.scores import Cell, Scored, by, score_rows, summarise
 from eval.figures.summary import Reading, RunSummary, passes_of, reading, summarise_run
 from eval.predictions import MANIFEST_NAME, Prediction, PredictionsError, read, read_manifest
 from eval.scorers import SCORERS, Scorer, get_scorers
@@ -70,6 +70,12 @@ class Run:
     @cached_property
     def summary(self) -> RunSummary:
         return summarise_run(self.name, {name: self.scored(name) for name in self.passes}, self.headline)
+
+    def silent(self, attribute: str = "", scorer: Scorer | None = None) -> dict[str, Cell]:
+        """Its answers in silence, the figure to read an accuracy against: of all questions under "", and of each group
+        of them by `attribute`. Nothing where silence was not asked."""
+        found = self.scored("silence", scorer)
+        return {"": summarise(found), **(by(found, attribute) if attribute else {})} if found else {}
 
     def readings(self, answers: str) -> list[Reading]:
         """A pass under every scorer that applies to it."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from audio_llm.language.replies import normalise
-from eval.figures.estimates import Estimate, McNemar, mcnemar, paired_difference, proportion
-from eval.predictions import Prediction
+from eval.figures.estimates import Comparison, Estimate, paired, proportion
+from eval.predictions import KINDS, Prediction
 from eval.scorers.base import Asking, Score, Scorer
 from eval.scorers.choice import OptionResolution
 from eval.scorers.open_answers import OPEN_SCORERS, answer_kind
@@ -33,11 +34,6 @@ class Scored:
     scorer: str
     problem: str = ""
 
-    @property
-    def clip(self) -> str:
-        """The recording asked about, the unit of every interval."""
-        return self.row.clip or self.row.id
-
 
 def score_rows(rows: Sequence[Prediction], scorer: Scorer) -> list[Scored]:
     """Every row with its score, in order; a scorer that asks somebody else asks about all rows together."""
@@ -53,32 +49,28 @@ def score_rows(rows: Sequence[Prediction], scorer: Scorer) -> list[Scored]:
 
 @dataclass(frozen=True)
 class Cell:
-    """One group of score rows. `chance` is what guessing reaches; `errors` are items left out of `accuracy.n`."""
+    """One group of score rows. `chance` is what guessing reaches; `parse_failures` are among its `replies`, several
+    samples of an item included, and `unread` is their share; `errors` are items left out of `accuracy.n`."""
 
     accuracy: Estimate
     chance: float
+    replies: int
     parse_failures: int
+    unread: Estimate
     errors: int
     parts: dict[str, Estimate]
     mean_completion_tokens: float
     truncated: int
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two runs on their common items: mean difference (second - first) and, for 0/1 rows, McNemar's test."""
-
-    difference: Estimate
-    mcnemar: McNemar | None
-
-
 # ---------------------------------------------------------------------------------------------------------- tables
 
 
 def chance_levels(scored: Iterable[Scored]) -> dict[tuple[str, str, float, int], float]:
-    """What guessing reaches, per row: one over the number of choices; for an open question, what the best constant
-    answer scores on the questions of its type in these rows, the most that is to be had without listening (NaN under
-    a scorer outside ``OPEN_RULE``: no constant answer was tried there)."""
+    """What guessing reaches, per row: the share of its choices that are the right one, so one over their number where
+    none repeats; for an open question, what the best constant answer scores on the questions of its type in these
+    rows, the most that is to be had without listening (NaN under a scorer outside ``OPEN_RULE``: no constant answer
+    was tried there)."""
     scored = list(scored)
     golds: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for entry in scored:
@@ -87,7 +79,9 @@ def chance_levels(scored: Iterable[Scored]) -> dict[tuple[str, str, float, int],
             golds[row.question_type, answer_kind(row)][normalise(row.gold)] += 1
     best = {group: _best_constant(group[1], counts) for group, counts in golds.items()}
     return {
-        row.key: 1 / len(row.choices) if row.choices else best.get((row.question_type, answer_kind(row)), math.nan)
+        row.key: max(1, row.choices.count(row.gold)) / len(row.choices)
+        if row.choices
+        else best.get((row.question_type, answer_kind(row)), math.nan)
         for row in (entry.row for entry in scored)
     }
 
@@ -105,74 +99,89 @@ def _constant_score(kind: str, answer: str, gold: str) -> float:
     return OPEN_SCORERS[kind](Prediction("", "", "", "", [], gold), answer).value
 
 
-def summarise(scored: Iterable[Scored], *, seed: int = 0) -> Cell:
+def summarise(scored: Iterable[Scored]) -> Cell:
     """Accuracy with its interval, chance, parse failures and errors of one group of replies of one pass.
 
-    Several samples of an item count as one item with the mean of their values (mean@1), so n is a count of items.
-    Questions about one clip are not independent: clips are the unit of the interval (:func:`proportion`).
+    Several samples of an item count as one item with the mean of their values (mean@1), so n is a count of items;
+    intervals are over clusters of them (:attr:`Prediction.cluster`).
     """
     scored = list(scored)
     kept = [(entry, entry.score) for entry in scored if entry.score is not None]
     answered = [entry.row for entry, _ in kept]
     chance = chance_levels(entry for entry, _ in kept)
-    clips = {entry.row.id: entry.clip for entry, _ in kept}
-    parts: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    clusters = _clusters(scored)
+    parts: dict[str, list[tuple[str, float]]] = defaultdict(list)
     for entry, found in kept:
         for name, value in found.parts.items():
-            parts[name].append((value, entry.clip))
+            parts[name].append((entry.row.id, value))
     return Cell(
-        accuracy=_proportion(((value, clips[item]) for item, value in item_values(scored).items()), seed),
+        accuracy=_proportion(item_values(scored), clusters),
         chance=float(np.mean(list(chance.values()))) if chance else math.nan,
+        replies=len(kept),
         parse_failures=sum(not found.parsed for _, found in kept),
+        unread=_proportion(_by_item((entry.row.id, float(not found.parsed)) for entry, found in kept), clusters),
         errors=sum(bool(entry.row.error) for entry in scored),
-        parts={name: _proportion(parts[name], seed) for name in sorted(parts)},
+        parts={name: _proportion(_by_item(parts[name]), clusters) for name in sorted(parts)},
         mean_completion_tokens=float(np.mean([row.completion_tokens for row in answered])) if answered else math.nan,
         truncated=sum(row.finish_reason == "length" for row in answered),
     )
 
 
-def _proportion(pairs: Iterable[tuple[float, str]], seed: int) -> Estimate:
-    """The mean of values, each with the clip that it is about."""
-    pairs = list(pairs)
-    return proportion(
-        np.array([value for value, _ in pairs]), seed=seed, clusters=np.array([clip for _, clip in pairs])
-    )
+def _clusters(scored: Iterable[Scored]) -> dict[str, str]:
+    """The cluster of every item."""
+    return {entry.row.id: entry.row.cluster for entry in scored}
+
+
+def _proportion(values: Mapping[str, float], clusters: Mapping[str, str]) -> Estimate:
+    """The mean of values by item."""
+    return proportion(np.array(list(values.values())), np.array([clusters[item] for item in values]))
+
+
+def _by_item(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """The mean of each item's values, in first-seen order."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for item, value in values:
+        found[item].append(value)
+    return {item: float(np.mean(entries)) for item, entries in found.items()}
 
 
 def item_values(scored: Iterable[Scored]) -> dict[str, float]:
     """Mean score per item id, in first-seen order, rows that the scorer does not apply to left out."""
-    values: dict[str, list[float]] = defaultdict(list)
-    for entry in scored:
-        if entry.score is not None:
-            values[entry.row.id].append(entry.score.value)
-    return {item: float(np.mean(entries)) for item, entries in values.items()}
+    return _by_item((entry.row.id, entry.score.value) for entry in scored if entry.score is not None)
 
 
 def grouped(scored: Iterable[Scored], attribute: str) -> dict[str, list[Scored]]:
-    """Replies per value of ``question_type``, ``format`` or a key of `meta`, most frequent first."""
+    """Replies per value of ``question_type``, ``format``, a key of `meta` or another field, most frequent first."""
     groups: dict[str, list[Scored]] = defaultdict(list)
     for entry in scored:
-        name = getattr(entry.row, attribute, None) or entry.row.meta.get(attribute)
-        groups[str(name) if name else "not stated"].append(entry)
+        name = group_of(entry.row, attribute)
+        groups["not stated" if name in (None, "") else str(name)].append(entry)
     return dict(sorted(groups.items(), key=lambda pair: -len(pair[1])))
 
 
-def by(scored: Iterable[Scored], attribute: str, *, seed: int = 0) -> dict[str, Cell]:
+def group_of(row: Prediction, attribute: str) -> Any:
+    """What `row` has under a name: benchmarks' own keys (`meta`) come before our fields, but for the two that all rows
+    are filed under. None where there is nothing."""
+    if attribute in ("question_type", "format") or attribute not in row.meta:
+        return getattr(row, attribute) if attribute in KINDS else None
+    return row.meta[attribute]
+
+
+def by(scored: Iterable[Scored], attribute: str) -> dict[str, Cell]:
     """:func:`summarise` of every one of the :func:`grouped` replies."""
-    return {name: summarise(group, seed=seed) for name, group in grouped(scored, attribute).items()}
+    return {name: summarise(group) for name, group in grouped(scored, attribute).items()}
 
 
-def compare(first: Iterable[Scored], second: Iterable[Scored], *, seed: int = 0) -> Comparison:
-    """Paired comparison of two passes on the items that both answered; clips are the resampled unit."""
+def compare(first: Iterable[Scored], second: Iterable[Scored]) -> Comparison:
+    """Paired comparison of two passes on the items that both answered, over clusters of them."""
     first, second = list(first), list(second)
-    clips = {entry.row.id: entry.clip for entry in first}
-    left, right = item_values(first), item_values(second)
+    clusters, left, right = _clusters(first), item_values(first), item_values(second)
     common = [item for item in left if item in right]
-    a, b = np.array([left[item] for item in common]), np.array([right[item] for item in common])
-    clusters = np.array([clips[item] for item in common])
-    difference = paired_difference(a, b, seed=seed, clusters=clusters if len(common) else None)
-    binary = len(common) > 0 and np.isin(np.concatenate([a, b]), (0.0, 1.0)).all()
-    return Comparison(difference, mcnemar(a > 0.5, b > 0.5) if binary else None)
+    return paired(
+        np.array([left[item] for item in common]),
+        np.array([right[item] for item in common]),
+        np.array([clusters[item] for item in common]),
+    )
 
 
 @dataclass(frozen=True)
@@ -190,16 +199,15 @@ class Permutations:
     consistency: Estimate
 
 
-def permutations(shuffled: Iterable[Scored], *, own: Iterable[Scored] = (), seed: int = 0) -> Permutations | None:
+def permutations(shuffled: Iterable[Scored], *, own: Iterable[Scored] = ()) -> Permutations | None:
     """Of the control ``shuffled_options`` and the `own` answers to the same questions; None where none is scored."""
     scores: dict[str, list[float]] = defaultdict(list)
     answers: dict[str, set[str | None]] = defaultdict(set)
-    clips: dict[str, str] = {}
+    shuffled = list(shuffled)
     for entry in shuffled:
         if entry.score is not None:
             scores[entry.row.id].append(entry.score.value)
             answers[entry.row.id].add(entry.score.answer)
-            clips[entry.row.id] = entry.clip
     for entry in own:
         if entry.row.id in scores and entry.row.sample == 0 and entry.score is not None:
             answers[entry.row.id].add(entry.score.answer)
@@ -211,8 +219,10 @@ def permutations(shuffled: Iterable[Scored], *, own: Iterable[Scored] = (), seed
     orders = [np.array([values[order % len(values)] for values in scores.values()]) for order in range(k)]
     worst: np.ndarray = min(orders, key=np.mean)
 
+    clusters = _clusters(shuffled)
+
     def over_questions(values: Iterable[float]) -> Estimate:
-        return _proportion(zip(values, clips.values(), strict=True), seed)
+        return _proportion(dict(zip(scores, values, strict=True)), clusters)
 
     return Permutations(
         k=k,
@@ -241,8 +251,7 @@ def flips(greedy: Iterable[Scored], swapped: Iterable[Scored]) -> Flips:
     greedy = list(greedy)
     right_before = {item for item, value in item_values(greedy).items() if value == 1.0}
     old_gold = {entry.row.id: normalise(entry.row.gold) for entry in greedy}
-    clips = {entry.row.id: entry.clip for entry in greedy}
     scores = [entry.score for entry in swapped if entry.row.id in right_before and entry.score is not None]
-    followed = [(float(found.value == 1.0), clips[found.id]) for found in scores]
+    followed = {found.id: float(found.value == 1.0) for found in scores}
     stuck = sum(found.answer is not None and normalise(found.answer) == old_gold[found.id] for found in scores)
-    return Flips(_proportion(followed, 0), int(sum(value for value, _ in followed)), stuck)
+    return Flips(_proportion(followed, _clusters(greedy)), int(sum(followed.values())), stuck)

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from eval.controls import CONTROLS, GUESSED
-from eval.figures.estimates import Estimate
+from eval.figures.estimates import Comparison, Estimate
 from eval.figures.scores import (
     Cell,
-    Comparison,
     Flips,
     Permutations,
     Scored,
@@ -33,8 +32,8 @@ class RunSummary:
     sampled: Cell | None
     sampled_temperature: float
     controls: dict[str, Cell]
+    beside: dict[str, str]  # by control: the pass that it is compared with, the true sound at its own temperature
     flips: Flips | None
-    silence_gap: Estimate | None  # accuracy with the sound minus accuracy in silence, on the same questions
     contributions: dict[str, Comparison]  # of the audio: against each control without it, on the same questions
     permutations: Permutations | None
     ranked: Estimate | None  # the figure that the benchmark ranks systems by, where that is not the accuracy
@@ -52,37 +51,50 @@ def passes_of(rows: Sequence[Prediction]) -> dict[str, list[Prediction]]:
     warmest = max((row.temperature for row in rows if not row.control), default=0.0)
     passes: dict[str, list[Prediction]] = {}
     for row in rows:
-        if row.control:
-            name = row.control
-        elif row.temperature == 0:
-            name = "greedy"
-        elif row.temperature == warmest:
-            name = "sampled"
-        else:
-            name = f"temperature {row.temperature:g}"
-        passes.setdefault(name, []).append(row)
+        passes.setdefault(row.control or _true_sound(row.temperature, warmest), []).append(row)
     return passes
 
 
-def summarise_run(name: str, passes: Mapping[str, list[Scored]], scorer: Scorer, *, seed: int = 0) -> RunSummary:
+def _true_sound(temperature: float, warmest: float) -> str:
+    if temperature == 0:
+        return "greedy"
+    return "sampled" if temperature == warmest else f"temperature {temperature:g}"
+
+
+def _beside(passes: Mapping[str, list[Scored]]) -> dict[str, str]:
+    """The pass that each control differs from by its sound (or order of options) alone: that of the same temperature.
+    Controls are asked at the first temperature of a run, which need not be that of the main pass."""
+    temperatures = {name: found[0].row.temperature for name, found in passes.items() if found}
+    return {
+        control: name
+        for control in CONTROLS
+        for name in temperatures
+        if control in temperatures and name not in CONTROLS and temperatures[name] == temperatures[control]
+    }
+
+
+def summarise_run(name: str, passes: Mapping[str, list[Scored]], scorer: Scorer) -> RunSummary:
     """All tables of one run, from its passes as `scorer` scored them."""
     main = passes.get("greedy") or passes.get("sampled") or []
-    contributions = {name: compare(passes[name], main, seed=seed) for name in GUESSED if name in passes}
-    by_type = by(main, "question_type", seed=seed)
+    beside = _beside(passes)
+    contributions = {name: compare(passes[name], passes[beside[name]]) for name in GUESSED if name in beside}
+    by_type = by(main, "question_type")
     right = [cell.accuracy.value for cell in by_type.values() if cell.accuracy.n]
     return RunSummary(
         name=name,
-        greedy=summarise(passes["greedy"], seed=seed) if "greedy" in passes else None,
-        sampled=summarise(passes["sampled"], seed=seed) if "sampled" in passes else None,
+        greedy=summarise(passes["greedy"]) if "greedy" in passes else None,
+        sampled=summarise(passes["sampled"]) if "sampled" in passes else None,
         sampled_temperature=passes["sampled"][0].row.temperature if "sampled" in passes else 0.0,
-        controls={control: summarise(found, seed=seed) for control, found in passes.items() if control in CONTROLS},
-        flips=flips(main, passes["swap"]) if "swap" in passes else None,
-        silence_gap=contributions["silence"].difference if "silence" in contributions else None,
+        controls={control: summarise(found) for control, found in passes.items() if control in CONTROLS},
+        beside=beside,
+        flips=flips(passes[beside["swap"]], passes["swap"]) if "swap" in beside else None,
         contributions=contributions,
-        permutations=permutations(passes.get("shuffled_options", []), own=main, seed=seed),
-        ranked=_intervals(scorer, main, seed).get(scorer.ranked_by) if isinstance(scorer, Bounding) else None,
+        permutations=permutations(
+            passes.get("shuffled_options", []), own=passes.get(beside.get("shuffled_options", ""), [])
+        ),
+        ranked=_intervals(scorer, main).get(scorer.ranked_by) if isinstance(scorer, Bounding) else None,
         by_type=by_type,
-        by_format=by(main, "format", seed=seed),
+        by_format=by(main, "format"),
         macro_by_type=sum(right) / len(right) if right else math.nan,
     )
 
@@ -99,18 +111,18 @@ class Reading:
     intervals: dict[str, Estimate] = field(default_factory=dict)  # of some of the figures
 
 
-def reading(scorer: Scorer, scored: Sequence[Scored], *, seed: int = 0) -> Reading | None:
+def reading(scorer: Scorer, scored: Sequence[Scored]) -> Reading | None:
     """The figures of one pass; None where the scorer applies to none of it."""
     rows, scores = _applied(scored)
     if not scores:
         return None
     figures = scorer.aggregate(rows, scores) if isinstance(scorer, Aggregating) else {}
-    cell, intervals = summarise(scored, seed=seed), _intervals(scorer, scored, seed)
+    cell, intervals = summarise(scored), _intervals(scorer, scored)
     return Reading(scorer.name, scorer.version, scorer.title, cell, figures, intervals)
 
 
-def _intervals(scorer: Scorer, scored: Sequence[Scored], seed: int) -> dict[str, Estimate]:
-    return scorer.intervals(*_applied(scored), seed=seed) if isinstance(scorer, Bounding) else {}
+def _intervals(scorer: Scorer, scored: Sequence[Scored]) -> dict[str, Estimate]:
+    return scorer.intervals(*_applied(scored)) if isinstance(scorer, Bounding) else {}
 
 
 def _applied(scored: Sequence[Scored]) -> tuple[list[Prediction], list[Score]]:

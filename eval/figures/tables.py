@@ -13,6 +13,8 @@ from eval.figures.runs import Run
 from eval.figures.scores import Cell, by
 from eval.scorers.base import Bounding
 
+SOUNDED = ("greedy", "sampled")  # passes with the true sound
+SOUNDED = ("greedy", "sampled")  # passes with the true sound
 SCORES_NAME, SCORE_LINES_NAME = "scores.json", "scores.jsonl"
 
 
@@ -50,22 +52,21 @@ def print_run(run: Run) -> None:
     print(f"\n{run.name}: accuracy in percent [95 % interval], scorer {scorer.name} {scorer.version}")
     published = run.by_published_rule
     beside = f"; {published.scorer} {published.cell.accuracy!s}" if published is not None else ""
-    for label, cell in [
-        ("greedy", summary.greedy),
-        (f"T={summary.sampled_temperature:g}", summary.sampled),
-        *summary.controls.items(),
-    ]:
+    silent = run.silent()
+    for label, cell in [("greedy", summary.greedy), (f"T={summary.sampled_temperature:g}", summary.sampled)]:
         if cell is not None:
-            print(f"  {label:<34} {_line(cell)}{beside}")
+            print(f"  {label:<34} {line(cell, silent.get(''))}{beside}")
             beside = ""
+    for control, cell in summary.controls.items():
+        print(f"  {control + _at(run, control):<34} {line(cell)}")
     if summary.ranked is not None and isinstance(scorer, Bounding):
         print(f"  {scorer.ranked_by:<34} {summary.ranked!s:>22}")
     if summary.flips is not None and summary.flips.share.n:
         share = summary.flips.share
         print(f"  {'swap: right answers that follow':<34} {share!s:>22}  of {share.n}")
     for control, found in summary.contributions.items():
-        test = f", McNemar p {found.mcnemar.p_value:.2g}" if found.mcnemar else ""
-        print(f"  {'audio contribution over ' + control:<34} {found.difference!s:>22}  n {found.difference.n}{test}")
+        label = f"audio contribution over {control}{_at(run, control)}"
+        print(f"  {label:<34} {found.difference!s:>22}  n {found.difference.n}, p {found.p_value:.2g}")
     if summary.permutations is not None:
         orders, label = summary.permutations, f"options in {summary.permutations.k} other orders"
         spread = f"std {100 * orders.std:.1f}, worst {orders.worst}, all {orders.all_k}"
@@ -74,16 +75,27 @@ def print_run(run: Run) -> None:
     if warning := unheard_by_count(run.rows):
         print(f"  warning: {warning}")
     print("  by kind of question")
+    silent = run.silent("question_type")
     for kind, cell in summary.by_type.items():
-        print(f"    {kind:<32} {_line(cell)}")
+        print(f"    {kind:<32} {line(cell, silent.get(kind))}")
     for group in (name for name in run.groups if name != "question_type"):
         print(f"  by {group}")
+        silent = run.silent(group)
         for value, cell in by(run.main, group).items():
-            print(f"    {value:<32} {_line(cell)}")
+            print(f"    {value:<32} {line(cell, silent.get(value))}")
 
 
-def _line(cell: Cell) -> str:
-    notes = [f"chance {percent(cell.chance)}", f"n {cell.accuracy.n}"]
+def _at(run: Run, control: str) -> str:
+    """The temperature of a control where it is not that of the pass in the first line."""
+    pass_ = run.summary.beside.get(control, run.answers)
+    return "" if pass_ == run.answers else f", T={run.passes[control][0].temperature:g}"
+
+
+def line(cell: Cell, silent: Cell | None = None) -> str:
+    """An accuracy with its interval, and beside it what guessing and `silent`, the same questions in silence, reach."""
+    notes = [f"chance {percent(cell.chance)}"]
+    notes += [f"silence {percent(silent.accuracy.value)}"] if silent else []
+    notes += [f"n {cell.accuracy.n}"]
     notes += [f"unread {cell.parse_failures}"] if cell.parse_failures else []
     notes += [f"cut {cell.truncated}"] if cell.truncated else []
     notes += [f"errors {cell.errors} left out"] if cell.errors else []
@@ -94,13 +106,13 @@ def print_spectrum(run: Run) -> None:
     """One line a scorer and pass: accuracy with its interval, unreadable replies; further figures below it."""
     for name, readings in run.spectrum.items():
         print(f"\n{name}: accuracy in percent [95 % interval] by scorer")
+        quiet = {reading.scorer: reading.cell for reading in run.spectrum.get("silence", []) if name in SOUNDED}
         for reading in readings:
-            print(f"  {reading.scorer:<26} {_line(reading.cell)}")
+            print(f"  {reading.scorer:<26} {line(reading.cell, quiet.get(reading.scorer))}")
             for figure, value in reading.figures.items():
                 found = reading.intervals.get(figure)
-                print(
-                    f"      {figure:<46} {number(value)}" + (f" [{found.low:.4f}, {found.high:.4f}]" if found else "")
-                )
+                bounds = f" [{number(found.low)}, {number(found.high)}]{found.few}" if found else ""
+                print(f"      {figure:<46} {number(value)}{bounds}")
     unscored = [line for line in run.score_lines if line["value"] is None]
     if unscored:
         first = unscored[0]

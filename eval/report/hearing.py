@@ -11,7 +11,7 @@ import numpy as np
 from audio_llm.language.directions import AXES, read_directions
 from eval.controls import GUESSED
 from eval.figures import charts
-from eval.figures.estimates import Estimate, wilson
+from eval.figures.estimates import Estimate, proportion
 from eval.figures.runs import Run
 from eval.figures.scores import Cell, by, summarise
 from eval.report.markup import accuracy, escape, estimate, kind_of, note, percent, signed, table, won_and_lost
@@ -21,6 +21,7 @@ DIRECTIONS = ("front", "left", "behind", "right")
 UNREAD = "none"
 MOST_CHOICES = 6  # options of a question, for the plot of their places
 SECTOR = 30  # degrees of a wedge of the compass
+Pair = tuple[str, str, str]  # a true and an answered word, and the cluster of the question
 
 
 def controls(runs: Sequence[Run]) -> str:
@@ -33,10 +34,16 @@ def controls(runs: Sequence[Run]) -> str:
         main = run.summary.main
         if main is not None:
             rows.append(_control_row(run, "the true sound", main.accuracy.n, accuracy(main), main.chance))
+        for name in sorted(set(run.summary.beside.values()) - {run.answers}):
+            other = summarise(run.scored(name))
+            label = f"the true sound, T={run.passes[name][0].temperature:g}"
+            rows.append(_control_row(run, label, other.accuracy.n, accuracy(other), other.chance))
         for name in names:
             cell = run.summary.controls.get(name)
             if cell is not None and main is not None:
                 label = name.replace("_", " ")
+                if run.summary.beside.get(name, run.answers) != run.answers:
+                    label += f", T={run.passes[name][0].temperature:g}"
                 rows.append(_control_row(run, label, cell.accuracy.n, accuracy(cell), cell.chance, name))
     head = ["asked with", "run", "right", "chance", "questions", "the sound adds", "won : lost"]
     text = (
@@ -44,24 +51,25 @@ def controls(runs: Sequence[Run]) -> str:
         "truth, on questions whose answer turns on the side. <b>Other audio</b>: the sound of another question. "
         "<b>Shuffled options</b>: the same sound, the choices in other orders. <b>Text only</b>: no sound in the "
         "prompt. <b>The sound adds</b>: accuracy with the true sound minus that without it on the same questions, in "
-        "points, with a paired bootstrap 95 % interval; then questions right only with : only without the sound, "
-        "and the exact McNemar test."
+        "points, with its 95 % interval; then questions done better only with : only without the sound, and the paired "
+        "test. A control is compared with the true sound at its own temperature."
     )
     return table(head, rows) + note(text) + _guessed_bars(runs[-1]) + permutations(runs)
 
 
 def _control_row(run: Run, label: str, count: int, right: str, chance: float, name: str = "") -> list[str]:
     found = run.summary.contributions.get(name)
-    added = [signed(found.difference), won_and_lost(found.mcnemar)] if found else ["–", "–"]
+    added = [signed(found.difference), won_and_lost(found)] if found else ["–", "–"]
     return [escape(label), escape(run.name), right, percent(chance), str(count), *added]
 
 
 def _guessed_bars(run: Run) -> str:
     """By kind of question: with the sound, and with each control that takes it away."""
-    ways = {"true sound": run.main}
-    ways |= {name.replace("_", " "): run.scored(name) for name in GUESSED if name in run.passes}
-    if len(ways) < 2:
+    controls = [name for name in GUESSED if name in run.summary.beside]
+    if not controls:
         return ""
+    ways = {"true sound": run.scored(run.summary.beside[controls[0]])}
+    ways |= {name.replace("_", " "): run.scored(name) for name in controls}
     cells = {label: by(scored, "question_type") for label, scored in ways.items()}
     groups = [
         (kind_of(kind), cell.chance, [charts.Bar.of(label, _accuracy_of(cells[label].get(kind))) for label in ways])
@@ -84,7 +92,7 @@ def permutations(runs: Sequence[Run]) -> str:
         if found is None:
             continue
         asked = {row.id for row in run.passes["shuffled_options"]}
-        own = summarise(entry for entry in run.main if entry.row.id in asked)
+        own = summarise(entry for entry in run.scored(run.summary.beside["shuffled_options"]) if entry.row.id in asked)
         cells = [accuracy(own), estimate(found.mean), f"{100 * found.std:.1f}", estimate(found.worst)]
         cells += [estimate(found.all_k), estimate(found.consistency)]
         rows.append([escape(run.name), str(found.k), *cells, str(found.all_k.n)])
@@ -107,38 +115,28 @@ def permutations(runs: Sequence[Run]) -> str:
 def positions(run: Run) -> str:
     """Which places of the list of options a model prefers: share of answers against share of gold answers."""
     rows = [*run.passes.get(run.answers, []), *run.passes.get("shuffled_options", [])]
-    counts: dict[int, np.ndarray] = {}
-    read: dict[int, int] = defaultdict(int)
+    read: dict[int, list[tuple[int, int, str]]] = defaultdict(list)  # by number of options: answered, right, cluster
     for row in rows:
         size = len(row.choices)
         if row.error or row.gold not in row.choices or not 2 <= size <= MOST_CHOICES:
             continue
-        table_of_size = counts.setdefault(size, np.zeros((2, size), dtype=int))
         choice = row.reply().choice
         if choice is not None:  # both shares are over the same questions: those with an answer
-            read[size] += 1
-            table_of_size[0, choice] += 1
-            table_of_size[1, row.choices.index(row.gold)] += 1
-    groups = [
-        (
-            f"{'ABCDEF'[place]} of {size}",
-            1 / size,
-            [
-                charts.Bar.of("answered", wilson(int(found[0, place]), read[size])),
-                charts.Bar.of("right option", wilson(int(found[1, place]), read[size])),
-            ],
-        )
-        for size, found in sorted(counts.items())
-        if read[size]
-        for place in range(size)
-    ]
+            read[size].append((choice, row.choices.index(row.gold), row.cluster))
+    groups, worst = [], 0.0
+    for size, found in sorted(read.items()):
+        answered, right, clusters = map(np.array, zip(*found, strict=True))
+        for place in range(size):
+            shares = [proportion(places == place, clusters) for places in (answered, right)]
+            worst = max(worst, abs(shares[0].value - shares[1].value))
+            bars = [charts.Bar.of(*pair) for pair in zip(("answered", "right option"), shares, strict=True)]
+            groups.append((f"{'ABCDEF'[place]} of {size}", 1 / size, bars))
     if not groups:
         return ""
-    worst = max(float(np.abs(found[0] - found[1]).max()) / read[size] for size, found in counts.items() if read[size])
     shuffled = " (options in other orders included)" if "shuffled_options" in run.passes else ""
     text = (
         "How often each place of the list was answered, and how often the right option stood there, over "
-        f"{sum(read.values())} answers{shuffled}. The largest gap is {100 * worst:.1f} "
+        f"{sum(map(len, read.values()))} answers{shuffled}. The largest gap is {100 * worst:.1f} "
         "points; a model without a habit of place has none beyond the intervals."
     )
     names = ["answered", "right option"]
@@ -166,39 +164,41 @@ def directions(run: Run) -> str:
 
 def _word_maps(run: Run) -> list[str]:
     """Questions whose answer is one word of ``DIRECTIONS``, kinds with other choices apart."""
-    pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    pairs: dict[str, list[Pair]] = defaultdict(list)
     chance: dict[str, list[float]] = defaultdict(list)
     for entry in run.main:
         gold = entry.row.gold.casefold()
         if entry.score is not None and gold in DIRECTIONS:
-            pairs[entry.row.question_type].append((gold, (entry.score.answer or UNREAD).casefold()))
+            pairs[entry.row.question_type].append((gold, (entry.score.answer or UNREAD).casefold(), entry.row.cluster))
             chance[entry.row.question_type].append(1 / max(len(entry.row.choices), 1))
     return [_map(kind_of(kind), DIRECTIONS, found, float(np.mean(chance[kind]))) for kind, found in pairs.items()]
 
 
 def _axis_maps(run: Run) -> list[str]:
     """Answers of several direction words ("left, front, above; 2m"), axis by axis."""
-    pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    pairs: dict[str, list[Pair]] = defaultdict(list)
     for row in run.passes.get(run.answers, []):
         if row.choices or row.error or answer_kind(row) not in ("place", "direction"):
             continue
         gold, said = read_directions(row.gold), read_directions(row.reply().said)
         if len(gold) > 1:
             for axis, word in gold.items():
-                pairs[axis].append((word, said.get(axis, UNREAD)))
+                pairs[axis].append((word, said.get(axis, UNREAD), row.cluster))
     words = {"/".join(axis): axis for axis in AXES}
     return [_map(axis, words[axis], pairs[axis]) for axis in words if pairs[axis]]
 
 
-def _map(title: str, words: Sequence[str], pairs: Sequence[tuple[str, str]], chance: float | None = None) -> str:
-    """The confusion map of (true, answered) `pairs`; words that neither occur nor are answered are left out. `chance`:
+def _map(title: str, words: Sequence[str], pairs: Sequence[Pair], chance: float | None = None) -> str:
+    """The confusion map of `pairs`; words that neither occur nor are answered are left out. `chance`:
     by default that of the most frequent true word."""
     labels = [*words, UNREAD]
     counts = np.zeros((len(words), len(labels)))
-    for gold, said in pairs:
+    for gold, said, _ in pairs:
         counts[words.index(gold), labels.index(said) if said in labels else -1] += 1
     chance = counts.sum(axis=1).max() / len(pairs) if chance is None else chance
-    right = wilson(int(np.trace(counts[:, : len(words)])), len(pairs))
+    right = proportion(
+        np.array([gold == said for gold, said, _ in pairs]), np.array([cluster for _, _, cluster in pairs])
+    )
     verdict = "" if right.low > chance else ", not beyond chance"
     present = [index for index in range(len(words)) if counts[index].sum() or counts[:, index].sum()]
     unread = [len(words)] if counts[:, -1].sum() else []

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.figures.estimates import Estimate, McNemar
+from eval.figures.estimates import Comparison, Estimate
 from eval.figures.scores import Cell
 
 # SpatialSoundQA's types of question in words.
@@ -54,19 +54,21 @@ def accuracy(cell: Cell | None) -> str:
 
 
 def estimate(value: Estimate) -> str:
-    return f"<b>{100 * value.value:.1f}</b> <small>{100 * value.low:.1f} – {100 * value.high:.1f}</small>"
+    bounds = f"{100 * value.low:.1f} – {100 * value.high:.1f}{value.few}"
+    return f"<b>{100 * value.value:.1f}</b> <small>{bounds}</small>"
 
 
 def signed(value: Estimate) -> str:
     """A difference in points; coloured where its interval lies on one side of zero."""
     css = "good" if value.low > 0 else "bad" if value.high < 0 else ""
-    text = f"<b>{100 * value.value:+.1f}</b> <small>{100 * value.low:+.1f} – {100 * value.high:+.1f}</small>"
+    bounds = f"{100 * value.low:+.1f} – {100 * value.high:+.1f}{value.few}"
+    text = f"<b>{100 * value.value:+.1f}</b> <small>{bounds}</small>"
     return f'<span class="{css}">{text}</span>'
 
 
-def won_and_lost(test: McNemar | None) -> str:
-    """Questions that only the second : only the first got right, and the exact test."""
-    return f"{test.only_second} : {test.only_first}, p {_p(test.p_value)}" if test else "–"
+def won_and_lost(found: Comparison) -> str:
+    """Questions that the second : the first alone did better on, and the test."""
+    return f"{found.only_second} : {found.only_first}, p {_p(found.p_value)}"
 
 
 def percent(value: float) -> str:

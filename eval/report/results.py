@@ -111,7 +111,7 @@ def headline(runs: Sequence[Run]) -> str:
         if (main := run.summary.main) is not None
     ]
     text = (
-        "Accuracy in percent with its 95 % interval, of which a clip is the unit where several questions share one. "
+        "Accuracy in percent with its 95 % interval, over clusters of questions about one recording or clip. "
         "<b>Chance</b>: one over the number of choices, and for open "
         "questions the best constant answer. <b>Silence</b>: the same questions with the sound taken away. <b>Swap "
         "follows</b>: of the right left/right answers, how many turn round when the channels are exchanged. "
@@ -168,13 +168,13 @@ def differences(runs: Sequence[Run]) -> str:
                 if found.difference.n == 0:
                     cells += ["no common questions", "–"]
                     continue
-                cells += [signed(found.difference), won_and_lost(found.mcnemar)]
+                cells += [signed(found.difference), won_and_lost(found)]
             rows.append(cells)
     if not rows:
         return ""
     text = (
-        "Difference in points with a paired bootstrap 95 % interval (whole clips are drawn); then questions that only "
-        "the one : only the other run got right, with the exact McNemar test."
+        "Difference in points with its 95 % interval; then questions that only the one : only the other run did better "
+        "on, with the paired test. Questions about one recording or clip are one cluster in both."
     )
     return table(["difference", "greedy", "won : lost", "one sample", "won : lost"], rows) + note(text)
 

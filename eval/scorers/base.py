@@ -58,7 +58,7 @@ class Bounding(Protocol):
 
     ranked_by: str
 
-    def intervals(self, rows: Sequence[Prediction], scores: Sequence[Score], *, seed: int) -> dict[str, Estimate]: ...
+    def intervals(self, rows: Sequence[Prediction], scores: Sequence[Score]) -> dict[str, Estimate]: ...
 
 
 @runtime_checkable

@@ -59,13 +59,13 @@ class DcaseAqa:
             figures |= {f"type {name}": float(np.mean(types[name])), f"type {name}: questions": len(types[name])}
         return figures
 
-    def intervals(self, rows: Sequence[Prediction], scores: Sequence[Score], *, seed: int) -> dict[str, Estimate]:
-        """Of the domain average: the parts' own intervals, over clips, put together."""
+    def intervals(self, rows: Sequence[Prediction], scores: Sequence[Score]) -> dict[str, Estimate]:
+        """Of the domain average: the parts' own intervals, over clusters, put together."""
         parts: dict[int, list[tuple[float, str]]] = defaultdict(list)
         for row, score in zip(rows, scores, strict=True):
-            parts[int(row.meta.get("part") or 0)].append((score.value, row.clip or row.id))
+            parts[int(row.meta.get("part") or 0)].append((score.value, row.cluster))
         found = [
-            proportion(np.array([value for value, _ in pairs]), seed=seed, clusters=np.array([c for _, c in pairs]))
+            proportion(np.array([value for value, _ in pairs]), np.array([cluster for _, cluster in pairs]))
             for _, pairs in sorted(parts.items())
         ]
         return {self.ranked_by: mean_of(found)} if found else {}

@@ -17,7 +17,7 @@ from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.language.quantities import read_distance
 from audio_llm.language.replies import normalise, read_labels
 from eval.embedders import CharacterNgrams, LocalEncoder, Table, TextEmbedder, unit
-from eval.figures.estimates import Estimate, proportion, ratio
+from eval.figures.estimates import Estimate, average, proportion, share
 from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer, unscored
 from eval.scorers.open_answers import answer_kind, score_open
@@ -55,13 +55,13 @@ class SpatialSoundQA:
             figures["non-binary accuracy, mean of types"] = _mean(open_ended)
         return figures
 
-    def intervals(self, rows: Sequence[Prediction], scores: Sequence[Score], *, seed: int) -> dict[str, Estimate]:
-        """Of the micro F1 of labels and of distance errors, over clips."""
+    def intervals(self, rows: Sequence[Prediction], scores: Sequence[Score]) -> dict[str, Estimate]:
+        """Of the micro F1 of labels and of distance errors, over clusters."""
         found: dict[str, Estimate] = {}
         for name, pairs in _by(list(zip(rows, scores, strict=True)), lambda row: answer_kind(row)).items():
-            clips = np.array([row.clip or row.id for row, _ in pairs])
+            clusters = np.array([row.cluster for row, _ in pairs])
             if name in INTERVALS:
-                found |= {f"{name}: {figure}": value for figure, value in INTERVALS[name](pairs, clips, seed).items()}
+                found |= {f"{name}: {figure}": value for figure, value in INTERVALS[name](pairs, clusters).items()}
         return found
 
 
@@ -100,11 +100,11 @@ def labels_figures(pairs: Sequence[Pair]) -> dict[str, float]:
     }
 
 
-def label_intervals(pairs: Sequence[Pair], clips: np.ndarray, seed: int) -> dict[str, Estimate]:
+def label_intervals(pairs: Sequence[Pair], clusters: np.ndarray) -> dict[str, Estimate]:
     said = [(read_labels(score.answer or ""), read_labels(row.gold)) for row, score in pairs]
     hits = np.array([2 * len(mine & true) for mine, true in said])
     labels = np.array([len(mine) + len(true) for mine, true in said])
-    return {"micro F1": ratio(hits, labels, clips, seed=seed)} if labels.any() else {}
+    return {"micro F1": share(hits, labels, clusters)} if labels.any() else {}
 
 
 def direction_figures(pairs: Sequence[Pair]) -> dict[str, float]:
@@ -122,13 +122,11 @@ def distance_figures(pairs: Sequence[Pair]) -> dict[str, float]:
     return {**rates, "MAE (m)": _mean(read), "without a distance": 1 - len(read) / len(errors)}
 
 
-def distance_intervals(pairs: Sequence[Pair], clips: np.ndarray, seed: int) -> dict[str, Estimate]:
+def distance_intervals(pairs: Sequence[Pair], clusters: np.ndarray) -> dict[str, Estimate]:
     errors = np.array(_distance_errors(pairs))
-    found = {
-        f"DER beyond {limit:g} m": proportion(errors > limit + 1e-9, seed=seed, clusters=clips) for limit in TOLERANCES
-    }
+    found = {f"DER beyond {limit:g} m": proportion(errors > limit + 1e-9, clusters) for limit in TOLERANCES}
     read = np.isfinite(errors)
-    return found | ({"MAE (m)": ratio(errors[read], np.ones(read.sum()), clips[read], seed=seed)} if read.any() else {})
+    return found | ({"MAE (m)": average(errors[read], clusters[read])} if read.any() else {})
 
 
 def _distance_errors(pairs: Sequence[Pair]) -> list[float]:
@@ -165,7 +163,7 @@ FIGURES: dict[str, Callable[[Sequence[Pair]], dict[str, float]]] = {
 }
 
 
-INTERVALS: dict[str, Callable[[Sequence[Pair], np.ndarray, int], dict[str, Estimate]]] = {
+INTERVALS: dict[str, Callable[[Sequence[Pair], np.ndarray], dict[str, Estimate]]] = {
     "labels": label_intervals,
     "distance": distance_intervals,
     "place": distance_intervals,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,30 +40,62 @@ def score(predictions: Predictions, labels: Sequence[str]) -> dict[str, float]:
     return scores
 
 
-def summarise(folds: Mapping[str, Predictions], labels: Sequence[str]) -> dict[str, Any]:
-    """Every fold's scores, their mean and sample standard deviation, recall per class and the pooled confusion.
+def summarise(seeds: Mapping[int, Mapping[str, Predictions]], labels: Sequence[str]) -> dict[str, Any]:
+    """Every fold's scores under every seed, their mean and deviations, recall per class, the pooled confusion.
 
-    Mean and deviation are over folds, as the corpora's authors ask; recall is over all clips, with its 95 % interval,
-    of which a recording is the unit where several clips are of one.
+    Mean and sample standard deviation are over folds, as the corpora's authors ask; ``sd_seeds`` is that of the seeds'
+    means. Accuracy and recall over all clips have their 95 % intervals over recordings. Several seeds make neither more
+    folds nor more clips: a clip counts once, with the share of seeds that have it right.
     """
-    each = {name: score(predictions, labels) for name, predictions in folds.items()}
+    runs = {(fold, seed): lines for seed, folds in seeds.items() for fold, lines in folds.items()}
+    each = {run: score(lines, labels) for run, lines in runs.items()}
     names = list(next(iter(each.values())))
-    values = {name: np.array([scores[name] for scores in each.values() if name in scores]) for name in names}
-    lines = [line for predictions in folds.values() for line in predictions]
-    recall = {}
-    for index, label in enumerate(labels):
-        mine = [line for line in lines if line["label"] == label]
-        right = np.array([int(np.argmax(line["probabilities"])) == index for line in mine], dtype=float)
-        estimate = proportion(right, clusters=np.array([line["recording"] for line in mine]))
-        recall[label] = {"recall": estimate.value, "low": estimate.low, "high": estimate.high, "clips": estimate.n}
+    found = {name: {run: scores[name] for run, scores in each.items() if name in scores} for name in names}
+    pooled = confusion([line for lines in runs.values() for line in lines], labels)
+    clips, silent = _by_clip(runs, labels), np.bincount([labels.index(line["label"]) for line in _clips_of(seeds)])
     return {
-        "folds": each,
-        "mean": {name: float(found.mean()) for name, found in values.items()},
-        "sd": {name: float(found.std(ddof=1)) if len(found) > 1 else None for name, found in values.items()},
-        "recall": recall,
-        "confusion": confusion(lines, labels).tolist(),
+        "folds": {fold if len(seeds) == 1 else f"{fold}, seed {seed}": scores for (fold, seed), scores in each.items()},
+        "mean": {name: float(np.mean(list(values.values()))) for name, values in found.items()},
+        "sd": {name: _deviation(values, 0) for name, values in found.items()},
+        "sd_seeds": {name: _deviation(values, 1) for name, values in found.items()},
+        "accuracy": _plain("value", [entry for entries in clips.values() for entry in entries]),
+        "chance": 1 / len(labels),
+        "one_answer": float(silent.max() / silent.sum()),
+        "recall": {label: _plain("recall", clips[label]) for label in labels},
+        "confusion": pooled.tolist(),
         "labels": list(labels),
     }
+
+
+def _clips_of(seeds: Mapping[int, Mapping[str, Predictions]]) -> list[Mapping[str, Any]]:
+    return [line for lines in next(iter(seeds.values())).values() for line in lines]
+
+
+def _by_clip(runs: Mapping[tuple[str, int], Predictions], labels: Sequence[str]) -> dict[str, list[tuple[float, str]]]:
+    """By class, of every clip the share of seeds that have it right, and its recording."""
+    right: dict[tuple[str, str, str, str], list[bool]] = defaultdict(list)
+    for (fold, _), lines in runs.items():
+        for number, line in enumerate(lines):
+            clip = str(line.get("clip", number))
+            key = (line["label"], fold, clip, str(line.get("recording") or f"{fold} {clip}"))
+            right[key].append(labels[int(np.argmax(line["probabilities"]))] == line["label"])
+    found: dict[str, list[tuple[float, str]]] = {label: [] for label in labels}
+    for (label, _, _, recording), values in right.items():
+        found[label].append((float(np.mean(values)), recording))
+    return found
+
+
+def _plain(name: str, clips: Sequence[tuple[float, str]]) -> dict[str, float]:
+    estimate = proportion(np.array([value for value, _ in clips]), np.array([recording for _, recording in clips]))
+    return {name: estimate.value, "low": estimate.low, "high": estimate.high, "clips": estimate.n}
+
+
+def _deviation(values: Mapping[tuple[str, int], float], part: int) -> float | None:
+    """Sample standard deviation of the means over folds (`part` 0) or seeds (1); None of a single one."""
+    groups: dict[Any, list[float]] = defaultdict(list)
+    for run, value in values.items():
+        groups[run[part]].append(value)
+    return float(np.std([np.mean(found) for found in groups.values()], ddof=1)) if len(groups) > 1 else None
 
 
 def table(scores: Mapping[str, Any]) -> str:
@@ -85,11 +118,15 @@ def table(scores: Mapping[str, Any]) -> str:
 
 
 def headline(scores: Mapping[str, Any]) -> str:
-    """Mean accuracy ± deviation over the folds, in percent; of one fold there is no deviation."""
-    mean, spread = _number("accuracy", scores["mean"]["accuracy"]), scores["sd"]["accuracy"]
-    if spread is None:
-        return f"{mean} % on one fold"
-    return f"{mean} ± {_number('accuracy', spread)} % over {len(scores['folds'])} folds"
+    """Mean accuracy ± deviation over the folds in percent, its interval, and what needs no listening."""
+    mean, spread = (_number("accuracy", scores[kind]["accuracy"]) for kind in ("mean", "sd"))
+    folds = len({name.partition(", seed ")[0] for name in scores["folds"]})
+    over = f" ± {spread} % over {folds} folds" if folds > 1 else " % on one fold"
+    if (seeds := scores["sd_seeds"]["accuracy"]) is not None:
+        over += f", ± {_number('accuracy', seeds)} over {len(scores['folds']) // folds} seeds"
+    low, high = (_number("accuracy", scores["accuracy"][end]) for end in ("low", "high"))
+    silent = f"one answer to all, as in silence, {_number('accuracy', scores['one_answer'])}"
+    return f"{mean}{over} [{low}, {high}]; chance {_number('accuracy', scores['chance'])}, {silent}"
 
 
 def _number(name: str, value: float | None) -> str:
@@ -122,7 +159,7 @@ def draw_confusion(scores: Mapping[str, Any], path: str | Path, title: str) -> N
     axes.set_yticks(range(len(labels)), labels)
     axes.set_xlabel("answer")
     axes.set_ylabel("truth")
-    axes.set_title(f"{title}\n{counts.sum()} clips, chance {100 / len(labels):.1f} %, rows in percent")
+    axes.set_title(f"{title}\n{scores['accuracy']['clips']} clips, rows in percent", size=9)
     axes.spines[:].set_visible(False)
     if len(labels) <= 20:  # beyond that the numbers are smaller than the eye
         for row, column in zip(*np.nonzero(counts), strict=True):

@@ -73,21 +73,15 @@ class CrossValidation:
         seeds: dict[int, dict[str, list[dict[str, Any]]]] = {}
         for seed in self.recipe.seeds:
             seeds[seed] = {fold: self.fold(fold, seed) for fold in self.tested}
-        scores = classification.summarise(self._by_fold(seeds), self.library.labels)
+        scores = classification.summarise(seeds, self.library.labels)
         scores |= {"dataset": self.library.dataset, "seeds": self.recipe.seeds, "chosen": self._chosen()}
         members = [str(self.folder(fold, seed).relative_to(output) / "model") for seed in seeds for fold in self.tested]
         write_json(output / predict.FOLDS, {"members": members})
         write_json(output / SCORES, scores)
         write_atomically(output / TABLE, classification.table(scores) + "\n")
-        title = f"{self.recipe.sounds.name}: {classification.headline(scores)}"
+        title = f"{self.recipe.sounds.name}: {classification.headline(scores).partition(';')[0]}"
         classification.draw_confusion(scores, output / PICTURE, title)
         return scores
-
-    @staticmethod
-    def _by_fold(seeds: dict[int, dict[str, list[dict[str, Any]]]]) -> dict[str, list[dict[str, Any]]]:
-        if len(seeds) == 1:
-            return next(iter(seeds.values()))
-        return {f"{fold}, seed {seed}": lines for seed, folds in seeds.items() for fold, lines in folds.items()}
 
     def _chosen(self) -> dict[str, str]:
         places = {f"{seed}/{fold}": self.folder(fold, seed) for seed in self.recipe.seeds for fold in self.tested}

@@ -17,7 +17,8 @@ from audio_llm.tasks.echotwin.engine import EchoTwinEngine
 from eval.benchmarks.base import as_asked
 from eval.benchmarks.dcase_aqa import item_of
 from eval.figures import runs
-from eval.figures.scores import Cell, Permutations, Scored, by, compare, permutations, score_rows, summarise
+from eval.figures.scores import Cell, Permutations, Scored, by, compare, score_rows, summarise
+from eval.figures.tables import line, percent
 from eval.predictions import Prediction
 from eval.scorers.dcase_aqa import DcaseAqa
 
@@ -81,7 +82,7 @@ def dev_table(answers: Sequence[Answered]) -> str:
     scored = score_rows([_prediction(row) for row in usable], DcaseAqa())
     parts = {f"part {part}": cell for part, cell in sorted(by(scored, "part").items())}
     groups = {"overall": summarise(scored), **parts, **by(scored, "question_type")}
-    lines = [f"{name:<24} {cell.accuracy} ({cell.accuracy.n})" for name, cell in groups.items()]
+    lines = [f"{name:<24} {line(cell)}" for name, cell in groups.items()]
     lines.insert(1, f"{'mean of the parts':<24} {100 * _mean(parts):.1f}")
     reasons = Counter("no usable answer" if row.scores else row.problem for row in answers if row not in usable)
     return "\n".join([*lines, *(f"left out: {count} × {reason}" for reason, count in reasons.items())])
@@ -130,11 +131,12 @@ def write_submission(answers: Sequence[Answered], path: str | Path, key: dcase_a
 @dataclass(frozen=True)
 class Row:
     """A model's answers with their own sound, scored as every table of a run is; `orders` of those that were asked with
-    their options permuted, `permutable` how many have another order."""
+    their options permuted, `permutable` how many have another order, `silence` of those asked in silence."""
 
     name: str
     scored: list[Scored]
     orders: Permutations | None = None
+    silence: Cell | None = None
     permutable: int = 0
 
     @property
@@ -155,9 +157,8 @@ class Row:
 def row_of(name: str, folder: str | Path) -> Row:
     """The row of a run folder."""
     run = runs.load(folder, name=name, scorers=DcaseAqa.name)
-    orders = permutations(run.scored("shuffled_options"), own=run.main)
     asked = {entry.row.id for entry in run.main if entry.score is not None and len(set(entry.row.choices)) > 1}
-    return Row(name, run.main, orders, len(asked))
+    return Row(name, run.main, run.summary.permutations, run.silent().get(""), len(asked))
 
 
 def majority_letter(model: Row, training: Sequence[str]) -> Row:
@@ -203,8 +204,7 @@ def table(models: Mapping[str, str], baselines: Mapping[str, str], training: Seq
             if not gain.difference.low > 0:
                 expected = "a gain beyond its interval"
                 failures.append(describe(f"{first.name} over {second.name}", expected, str(gain.difference)))
-            test = f", McNemar p = {gain.mcnemar.p_value:.2g}" if gain.mcnemar else ""
-            lines.append(f"{first.name} over {second.name}: {gain.difference} points{test}")
+            lines.append(f"{first.name} over {second.name}: {gain.difference} points, p = {gain.p_value:.2g}")
     left_out = len(asked - keys)
     reason = "; no right answer is known, or not every model could be asked" if left_out else ""
     lines.append(f"({len(keys)} questions, {left_out} left out{reason})")
@@ -226,14 +226,17 @@ def table_lines(rows: Sequence[Row]) -> list[str]:
     """A Markdown table, and an empty line."""
     parts = sorted({part for row in rows for part in row.parts})
     lines = [
-        f"| model | accuracy, 95 % interval | {' | '.join(f'part {part}' for part in parts)} | mean of parts "
-        "| choice moves when options are permuted |",
-        f"|---|---|{'---|' * len(parts)}---|---|",
+        f"| model | accuracy, 95 % interval | chance | silence | {' | '.join(f'part {part}' for part in parts)} "
+        "| mean of parts | choice moves when options are permuted |",
+        f"|---|---|---|---|{'---|' * len(parts)}---|---|",
     ]
     for row in rows:
         found = row.parts
         cells = [f"{100 * found[part].accuracy.value:.1f}" if part in found else "–" for part in parts]
         moved = f"{100 * row.moved:.1f} % of {row.orders.consistency.n}" if row.orders else ""
-        accuracy = summarise(row.scored).accuracy
-        lines.append(f"| {row.name} | {accuracy} | {' | '.join(cells)} | {100 * _mean(found):.1f} | {moved} |")
+        whole = summarise(row.scored)
+        given = f"{percent(whole.chance)} | {percent(row.silence.accuracy.value) if row.silence else '–'}"
+        lines.append(
+            f"| {row.name} | {whole.accuracy} | {given} | {' | '.join(cells)} | {100 * _mean(found):.1f} | {moved} |"
+        )
     return [*lines, ""]

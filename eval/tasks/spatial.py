@@ -29,7 +29,7 @@ from audio_llm.shards.schema import Event
 from audio_llm.tasks.scores import average_precision, great_circle, unit_vector
 from audio_llm.tasks.spatial.heads import DISTANCE_STEP, azimuth_class, class_azimuth, distance_class, elevation_class
 from audio_llm.tasks.spatial.task import ER_DEGREES, load_spatial
-from eval.figures.estimates import Estimate, bootstrap_mean, proportion
+from eval.figures.estimates import Estimate, average, proportion
 from eval.tasks import Options
 
 PREDICTIONS, RUN, SCORES = "predictions.jsonl", "run.json", "scores.json"
@@ -231,10 +231,10 @@ def score(
     metres = np.array([abs(line["distance"] - line["place"][2]) for line in placed])
     return {
         "mean_ap": mean_average_precision(sound, targets, empty_classes=empty_classes, seed=seed),
-        "er20": proportion(angles > ER_DEGREES, seed=seed),
-        "direction_mae": _mean(angles, 180.0, seed),
-        "der": proportion(np.abs(classes) > 1, seed=seed),
-        "distance_mae": _mean(metres, math.inf, seed),
+        "er20": proportion(angles > ER_DEGREES),
+        "direction_mae": average(angles, highest=180.0),
+        "der": proportion(np.abs(classes) > 1),
+        "distance_mae": average(metres),
         "clips": len(lines),
         "errors": len(latest) - len(lines),
     }
@@ -246,10 +246,6 @@ def direction_error(line: Mapping[str, Any]) -> float:
     truth = unit_vector(class_azimuth(azimuth_class(azimuth)), elevation_class(elevation) - 90)
     guess = unit_vector(line["azimuth"], line["elevation"])
     return float(great_circle(np.array(guess), np.array(truth)))
-
-
-def _mean(values: np.ndarray, highest: float, seed: int) -> Estimate:
-    return bootstrap_mean(values, seed=seed) if values.size else Estimate(math.nan, 0.0, highest, 0)
 
 
 def mean_average_precision(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import shutil
 import signal
@@ -18,7 +17,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from audio_llm.cli import main
 from audio_llm.errors import ConfigError
@@ -26,118 +24,10 @@ from audio_llm.language.mirroring import mirror_text
 from eval import controls, predictions
 from eval.benchmarks.base import Item
 from eval.figures import estimates, scores
+from eval.figures.runs import Run
 from eval.predictions import Prediction, PredictionsError, PredictionWriter
 from eval.scorers.choice import OptionResolution
 from tests.servers import Listener, serving
-
-# ---------------------------------------------------------------------------------------------------- statistics
-
-
-@given(st.integers(1, 3000), st.data())
-@settings(max_examples=60, deadline=None)
-def test_wilson_is_scipys(n: int, data: st.DataObject) -> None:
-    k = data.draw(st.integers(0, n))
-    wanted = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
-    found = estimates.wilson(k, n)
-    assert found.value == k / n
-    assert found.low == pytest.approx(wanted.low, abs=1e-9)
-    assert found.high == pytest.approx(wanted.high, abs=1e-9)
-
-
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=400))
-@settings(max_examples=60, deadline=None)
-def test_mcnemar_is_the_exact_binomial_test(pairs: list[tuple[bool, bool]]) -> None:
-    first, second = np.array(pairs).T
-    found = estimates.mcnemar(first, second)
-    discordant = found.only_first + found.only_second
-    assert discordant == int((first != second).sum())
-    wanted = stats.binomtest(found.only_second, discordant, 0.5).pvalue if discordant else 1.0
-    assert found.p_value == pytest.approx(wanted, abs=1e-9)
-
-
-def test_bootstrap_agrees_with_scipy_and_repeats() -> None:
-    values = np.random.default_rng(3).gamma(2.0, size=300)
-    wanted = stats.bootstrap(
-        (values,), np.mean, method="percentile", n_resamples=4000, random_state=0
-    ).confidence_interval
-    found = estimates.bootstrap_mean(values, seed=1)
-    width = wanted.high - wanted.low
-    assert abs(found.low - wanted.low) < 0.06 * width
-    assert abs(found.high - wanted.high) < 0.06 * width
-    assert found == estimates.bootstrap_mean(values, seed=1)
-
-
-def test_paired_interval_covers_the_truth_95_times_in_100() -> None:
-    rng, covered, trials = np.random.default_rng(0), 0, 300
-    for trial in range(trials):
-        skill = rng.random(200)
-        first, second = rng.random(200) < 0.2 + 0.6 * skill, rng.random(200) < 0.3 + 0.6 * skill
-        found = estimates.paired_difference(first, second, seed=trial)
-        covered += found.low <= 0.1 <= found.high
-    assert stats.binomtest(covered, trials, 0.95).pvalue > 0.001
-
-
-def test_questions_about_one_clip_are_not_independent() -> None:
-    rng = np.random.default_rng(0)
-    clip = np.repeat(np.arange(50), 8)
-    second = np.repeat(rng.random(50) < 0.6, 8).astype(float)
-    alone = estimates.paired_difference(np.zeros(400), second)
-    together = estimates.paired_difference(np.zeros(400), second, clusters=clip)
-    assert together.value == alone.value
-    assert (together.high - together.low) > 2 * (alone.high - alone.low)  # sqrt(8) in expectation
-
-
-def test_an_interval_counts_clips_where_questions_share_them() -> None:
-    """Eight questions about a clip that are right or wrong together say no more than one."""
-    rng = np.random.default_rng(1)
-    clip, right = np.repeat(np.arange(60), 8), np.repeat((rng.random(60) < 0.6).astype(float), 8)
-    found, alone = estimates.proportion(right, clusters=clip), estimates.proportion(right)
-    assert (found.value, found.n) == (alone.value, 480)
-    assert found.high - found.low == pytest.approx(math.sqrt(8) * (alone.high - alone.low), rel=0.12)
-    assert found == estimates.proportion(right, clusters=clip) != estimates.proportion(right, clusters=clip, seed=1)
-    assert estimates.proportion(right[:60], clusters=np.arange(60)) == estimates.proportion(right[:60])
-
-
-def test_the_bootstrap_over_clips_is_scipys() -> None:
-    """Clips of one to four questions; drawn by kinds of clip, which must be the same as drawing clips."""
-    rng = np.random.default_rng(2)
-    sizes = rng.integers(1, 5, 80)
-    hits = np.array([rng.binomial(size, rng.random()) for size in sizes])
-    clip = np.repeat(np.arange(80), sizes)
-    right = np.concatenate([np.arange(size) < hit for size, hit in zip(sizes, hits, strict=True)]).astype(float)
-    found = estimates.proportion(right, clusters=clip)
-    draw = stats.bootstrap(
-        (hits, sizes),
-        lambda a, b, axis: a.sum(axis) / b.sum(axis),
-        paired=True,
-        n_resamples=20_000,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    width = draw.high - draw.low
-    assert abs(found.low - draw.low) < 0.08 * width and abs(found.high - draw.high) < 0.08 * width
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_clips_that_are_all_alike_are_no_certainty(share: float) -> None:
-    """Ten clips of two questions each, every clip with the same share right: resampling would see no spread."""
-    values = np.tile([float(share > 0), float(share == 1)], 10)
-    found = estimates.proportion(values, clusters=np.repeat(np.arange(10), 2))
-    wanted = estimates.wilson(10 * share, 10)
-    assert (found.value, found.low, found.high, found.n) == (share, wanted.low, wanted.high, 20)
-
-
-def test_the_mean_of_parts_has_the_interval_of_a_bootstrap_within_parts() -> None:
-    rng = np.random.default_rng(3)
-    parts = [(rng.random(size) < rate).astype(float) for size, rate in ((224, 0.4), (609, 0.5), (1633, 0.6))]
-    found = estimates.mean_of([estimates.proportion(part) for part in parts])
-    draws = np.mean([rng.choice(part, (4000, part.size)).mean(axis=1) for part in parts], axis=0)
-    low, high = np.quantile(draws, (0.025, 0.975))
-    assert found.value == pytest.approx(np.mean([part.mean() for part in parts])) and found.n == 2466
-    assert abs(found.low - low) < 0.1 * (high - low) and abs(found.high - high) < 0.1 * (high - low)
-    certain = estimates.mean_of([estimates.wilson(10, 10)] * 3)
-    assert certain.value == certain.high == 1.0 and 0.7 < certain.low < 0.9  # 30 answers, all right
-
 
 # ----------------------------------------------------------------------------------------------------- scoring
 
@@ -233,6 +123,59 @@ def test_chance_is_that_of_the_choices_or_of_the_best_constant_answer() -> None:
     assert set(scores.chance_levels(scored(places)).values()) == {0.5}  # "left, front, above" with any distance
     metres = [row("x", [], f"{gold}m", "MIXUP_NONBINARY_DISTANCE", id=str(gold)) for gold in (1, 1.5, 2, 5)]
     assert set(scores.chance_levels(scored(metres)).values()) == {0.75}  # 1.5 m is within half a metre of three of them
+
+
+def test_chance_counts_an_option_as_often_as_it_stands_there() -> None:
+    cell = scores.summarise(scored([row("b", ["a", "b", "b", "b"], "b")]))
+    assert cell.chance == 0.75
+    assert scores.summarise(scored([row("b", ["a", "b", "b", "b"], "a")])).chance == 0.25
+
+
+def test_groups_are_named_by_what_the_benchmark_says_be_it_zero_no_or_a_field_of_ours() -> None:
+    meta = [{"fold": n % 2, "noisy": n > 1, "seed": "low", "sample": "s", "clip": "c", "empty": ""} for n in range(4)]
+    rows = scored([row("B", id=str(n), meta=entry, clip=f"clip{n}") for n, entry in enumerate(meta)])
+    names = {name: sorted(scores.by(rows, name)) for name in ("fold", "noisy", "seed", "sample", "clip", "empty")}
+    assert names["fold"] == ["0", "1"] and names["noisy"] == ["False", "True"] and names["clip"] == ["c"]
+    assert names["seed"] == ["low"] and names["sample"] == ["s"] and names["empty"] == ["not stated"]
+    assert list(scores.by(rows, "question_type")) == ["identity"] and list(scores.by(rows, "reply")) == ["not stated"]
+    plain = scored([row("B", id=str(n), clip=f"clip{n}", meta={"recordings": ["r"]}) for n in range(2)])
+    assert len(scores.by(plain, "clip")) == 2 and plain[0].row.cluster == plain[1].row.cluster == "r"
+
+
+def test_unread_replies_are_a_share_of_replies() -> None:
+    """Three of four samples of each of ten questions cannot be read: 75 %, not 300 % of the questions."""
+    rows = [row("B" if s == 3 else "??", id=str(i), temperature=1.0, sample=s) for i in range(10) for s in range(4)]
+    cell = scores.summarise(scored(rows))
+    assert (cell.parse_failures, cell.replies, cell.unread.value) == (30, 40, 0.75)
+
+
+def test_controls_are_compared_with_the_pass_of_their_own_temperature() -> None:
+    """A deaf model, sure of itself greedily and at chance when sampled: the sound adds nothing in any order."""
+    rng = np.random.default_rng(0)
+
+    def asked(control: str, temperature: float) -> list[Prediction]:
+        sure = temperature < 0.5
+        return [
+            row(
+                "b" if sure or rng.random() < 0.5 else "a",
+                ["a", "b"],
+                "b",
+                id=f"{n}",
+                temperature=temperature,
+                control=control,
+            )
+            for n in range(200)
+        ]
+
+    for temperatures in ([0.0, 1.0], [1.0, 0.0], [0.3, 1.0], [1.0, 0.3], [0.7]):
+        rows = [entry for temperature in temperatures for entry in asked("", temperature)]
+        controlled = ("silence", "text_only", "shuffled_options")
+        rows += [entry for control in controlled for entry in asked(control, temperatures[0])]
+        run = Run("deaf", rows, [HEADLINE])
+        for found in run.summary.contributions.values():
+            assert found.difference.low <= 0 <= found.difference.high and found.difference.n == 200
+        temperature = run.passes[run.summary.beside["silence"]][0].temperature
+        assert temperature == temperatures[0] and set(run.summary.beside) == set(controlled)
 
 
 def test_errors_change_the_counts_and_nothing_else() -> None:
@@ -414,7 +357,8 @@ def test_controls_find_out_a_model_that_listens(shards, tmp_path: Path, capsys) 
     assert summary["greedy"]["accuracy"]["value"] == 1.0
     assert summary["controls"]["shuffled_options"]["accuracy"]["value"] == 1.0
     assert summary["controls"]["swap"]["accuracy"]["value"] == 1.0
-    assert summary["flips"]["share"] == {"value": 1.0, "low": pytest.approx(0.94, abs=0.01), "high": 1.0, "n": 60}
+    followed = {"value": 1.0, "low": pytest.approx(0.94, abs=0.01), "high": 1.0, "n": 60, "clusters": 60}
+    assert summary["flips"]["share"] == followed
     rows = predictions.read(out)
     left = np.mean([entry.gold == "left" for entry in rows if entry.control == ""])
     assert summary["controls"]["silence"]["accuracy"]["value"] == pytest.approx(left)  # silence: always "left"

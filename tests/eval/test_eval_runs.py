@@ -105,13 +105,13 @@ def test_a_model_that_listens_is_told_from_one_that_does_not(finished, capsys) -
     shown = capsys.readouterr().out
     tree = json.loads((out / "scores.json").read_text())
     summary = tree["summary"]
-    assert summary["greedy"]["accuracy"] | {"low": 0} == {"value": 1.0, "low": 0, "high": 1.0, "n": 40}
+    assert summary["greedy"]["accuracy"] | {"low": 0} == {"value": 1.0, "low": 0, "high": 1.0, "n": 40, "clusters": 40}
     rows = predictions.read(out)
     first = np.mean([row.gold == row.choices[0] for row in rows if row.control == "silence"])
     for name in ("silence", "text_only"):
         assert summary["controls"][name]["accuracy"]["value"] == first
         assert summary["contributions"][name]["difference"]["value"] == pytest.approx(1 - first)
-        assert summary["contributions"][name]["mcnemar"]["only_second"] == round(40 * (1 - first))
+        assert summary["contributions"][name]["only_second"] == round(40 * (1 - first))
     assert summary["controls"]["other_audio"]["accuracy"]["value"] < 0.7
     orders = summary["permutations"]
     assert (orders["k"], orders["mean"]["value"], orders["worst"]["value"], orders["all_k"]["value"]) == (3, 1, 1, 1)
@@ -465,7 +465,8 @@ def test_two_runs_are_compared_question_by_question(finished, tmp_path: Path, ca
     (worse / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in plain[:38]))
     assert main(["compare", str(worse), str(out), "--by", "difficulty"]) == 0
     shown = capsys.readouterr().out
-    assert "right only before 0, only after 10, p 0.002" in shown  # 2 * 0.5**10
+    assert "better only before 0, only after 10, p 0.00" in shown  # chance, silence (asked of one run alone) beside it
+    assert "chance 25.0, silence – and 50.0" in shown
     assert "n 38" in shown and "easy" in shown
     assert "answered by one run alone and left out: 0 and 2" in shown
     assert main(["compare", str(worse), str(out), "--by", "dificulty"]) == 2

@@ -246,7 +246,7 @@ def test_figures_that_are_sums_have_intervals_over_clips() -> None:
     rows = [replace(row, clip=f"c{number // 4}") for number, row in enumerate(rows)]
     scorer = SCORERS["spatial-sound-qa"]
     scores = [scorer.score(row) for row in rows]
-    found = scorer.intervals(rows, scores, seed=0)  # type: ignore[attr-defined]
+    found = scorer.intervals(rows, scores)  # type: ignore[attr-defined]
     values = figures("spatial-sound-qa", rows)
     assert set(found) == {"labels: micro F1", "place: MAE (m)"} | {
         f"place: DER beyond {limit} m" for limit in ("0", "0.5", "1")

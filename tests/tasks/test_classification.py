@@ -256,23 +256,46 @@ def test_summary_is_over_folds_and_recall_over_clips():
 
     first = [line("a", 0, True), line("a", 0, False), line("b", 1, True), line("b", 0, False)]
     second = [line("a", 1, True), line("b", 1, True)]
-    scores = scoring.summarise({"1": first, "2": second}, ["a", "b"])
+    scores = scoring.summarise({0: {"1": first, "2": second}}, ["a", "b"])
     assert scores["mean"]["accuracy"] == pytest.approx(np.mean([0.75, 0.5]))
     assert scores["sd"]["accuracy"] == pytest.approx(np.std([0.75, 0.5], ddof=1))
     assert scores["confusion"] == [[2, 1], [1, 2]] and scores["recall"]["a"]["recall"] == pytest.approx(2 / 3)
     assert scores["folds"]["1"]["foreground_accuracy"] == 1.0 and scores["folds"]["1"]["background_accuracy"] == 0.5
     assert "b (1)" in scoring.table(scores) and "62.5 ± 17.7" in scoring.table(scores)
-    assert scoring.headline(scores) == "62.5 ± 17.7 % over 2 folds"
-    alone = scoring.summarise({"1": first}, ["a", "b"])
-    assert scoring.headline(alone) == "75.0 % on one fold" and "±  |" not in scoring.table(alone)
+    assert scoring.headline(scores).startswith("62.5 ± 17.7 % over 2 folds [")
+    alone = scoring.summarise({0: {"1": first}}, ["a", "b"])
+    assert scoring.headline(alone).startswith("75.0 % on one fold [") and "±  |" not in scoring.table(alone)
     assert "| **mean ± sd** | 75.0 |" in scoring.table(alone)
     # Clips of one recording are one piece of evidence: the interval of recall is wider.
     apart, together = (
-        scoring.summarise({"1": [line("a", int(n < 3), True, r(n)) for n in range(12)]}, ["a", "b"])["recall"]["a"]
+        scoring.summarise({0: {"1": [line("a", int(n < 3), True, r(n)) for n in range(12)]}}, ["a", "b"])["recall"]["a"]
         for r in (str, lambda n: f"r{n // 3}")
     )
     assert apart["recall"] == together["recall"] == 0.75
     assert together["high"] - together["low"] > apart["high"] - apart["low"]
+    assert "chance 50.0, one answer to all, as in silence, 50.0" in scoring.headline(scores)
+
+
+def test_several_seeds_are_no_further_clips_and_no_further_folds():
+    """Twenty clips a fold, all heard by three networks alike: what is known of the class stays what it was."""
+    rng = np.random.default_rng(0)
+
+    def fold(number, right):
+        lines = [{"label": "a", "probabilities": [0.9, 0.1] if hit else [0.1, 0.9]} for hit in right]
+        lines += [{"label": "b", "probabilities": [0.1, 0.9]} for _ in right]
+        return [
+            line | {"clip": f"{number}-{index}", "recording": f"{number}-{index // 2}"}
+            for index, line in enumerate(lines)
+        ]
+
+    folds = {str(number): fold(number, rng.random(20) < 0.7) for number in range(4)}
+    one = scoring.summarise({0: folds}, ["a", "b"])
+    three = scoring.summarise(dict.fromkeys(range(3), folds), ["a", "b"])
+    assert three["recall"] == one["recall"] and one["recall"]["a"]["clips"] == 80
+    assert three["accuracy"] == one["accuracy"] and three["sd"] == pytest.approx(one["sd"])
+    assert one["sd_seeds"]["accuracy"] is None
+    assert three["sd_seeds"]["accuracy"] < 1e-9 and "over 4 folds, ± 0.0 over 3 seeds" in scoring.headline(three)
+    assert list(three["folds"])[:2] == ["0, seed 0", "1, seed 0"]
 
 
 def test_windows_of_a_clip_are_averaged_by_length():
