@@ -59,6 +59,8 @@ def swap(item: Item, seed: int, sample: int = 0) -> Item | None:
     """
     events = [mirror_event(event) for event in item.events]
     mirrored = mirror_text(item.gold)
+    if mirrored is None:
+        return None
     if mirrored != item.gold:
         if item.choices and mirrored not in item.choices:
             return None

@@ -213,7 +213,9 @@ class Examples(Dataset[Example]):
         if self.silent[position] and "waveform" in item:
             item["waveform"] = audio.silence(item["waveform"])
         if self.swapped[position] and "waveform" in item and item["waveform"].num_channels > 1:
-            item |= {"waveform": audio.swap_channels(item["waveform"]), "sample": mirror_sample(item["sample"])}
+            mirrored = mirror_sample(item["sample"])
+            if mirrored is not None:  # else it stays as it is: what it says has no certain mirror image
+                item |= {"waveform": audio.swap_channels(item["waveform"]), "sample": mirrored}
         return item
 
 
