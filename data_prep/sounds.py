@@ -18,10 +18,12 @@ from audio_llm.datasets.sounds import Clip, Library, find, fingerprint
 from audio_llm.errors import AudioError, ConfigError, describe, nearest
 from data_prep import procedural
 
-__all__ = ["Clip", "Library", "audible", "builtin", "find", "load", "parse_folds", "scan", "split"]
+__all__ = ["Clip", "Library", "audible", "builtin", "find", "load", "parse_folds", "scan", "split", "trimmed"]
 
 SPLITS = ("train", "validation", "test")
 SCAN_RATE = 16_000  # the audible part is looked for at one rate, so that it does not depend on the recipe
+FRAME = 0.02  # seconds, of the frames that are silent or loud
+LOUD_DB = -20.0  # frames above this, re the loudest, are heard as the event itself: it starts and ends with one
 FLOOR_DB = -40.0  # frames this far below the loudest one are silence (ESC-50 pads short clips with digital zeros)
 
 
@@ -47,18 +49,31 @@ def builtin(classes: list[str] | None, recordings: int, seconds: tuple[float, fl
 # ------------------------------------------------------------------------------------------------ the audible part
 
 
-def audible(samples: np.ndarray, rate: int) -> tuple[float, float]:
-    """(start, seconds) of the part between the first and the last 20 ms frame above ``FLOOR_DB`` re the loudest.
+def audible(samples: np.ndarray, rate: int) -> tuple[float, float, str]:
+    """(start, seconds) of the part between the first and the last frame above ``FLOOR_DB`` re the loudest, and which of
+    its frames are above ``LOUD_DB``.
 
     `samples` is (time,). Raises :class:`AudioError` when the clip is silent.
     """
-    hop = max(1, round(0.02 * rate))
+    hop = max(1, round(FRAME * rate))
     frames = len(samples) // hop or 1
     power = np.square(samples[: frames * hop].astype(np.float64)).reshape(frames, -1).mean(axis=1)
     if power.max() < 1e-10:
         raise AudioError("the clip is silent")
-    loud = np.flatnonzero(power > power.max() * 10 ** (FLOOR_DB / 10))
-    return float(loud[0] * hop / rate), float((loud[-1] + 1 - loud[0]) * hop / rate)
+    first, *_, last = np.flatnonzero(power > power.max() * 10 ** (FLOOR_DB / 10))[[0, 0, -1]]
+    loud = power[first : last + 1] > power.max() * 10 ** (LOUD_DB / 10)
+    return float(first * hop / rate), float((last + 1 - first) * hop / rate), "".join("01"[int(yes)] for yes in loud)
+
+
+def trimmed(clip: Clip, skip: float, seconds: float) -> tuple[float, float]:
+    """The part of a cut (`seconds` of `clip` from `skip`) between its first and its last loud frame: (skip, seconds),
+    no seconds where no frame is. A clip that was never opened is loud throughout."""
+    if not clip.loud:
+        return skip, seconds
+    frames = np.arange(len(clip.loud)) * FRAME
+    inside = (frames >= skip - 1e-6) & (frames + FRAME <= skip + seconds + 1e-6)
+    found = frames[inside & (np.frombuffer(clip.loud.encode(), dtype=np.uint8) == ord("1"))]
+    return (float(found[0]), float(found[-1] + FRAME - found[0])) if len(found) else (skip, 0.0)
 
 
 def _read(path: str) -> tuple[np.ndarray, int]:
@@ -69,7 +84,7 @@ def _read(path: str) -> tuple[np.ndarray, int]:
     return np.ascontiguousarray(waveform.samples[0]), waveform.sample_rate
 
 
-def _scan_one(path: str) -> tuple[float, float] | str:
+def _scan_one(path: str) -> tuple[float, float, str] | str:
     try:
         return audible(*_read(path))
     except (AudioError, OSError) as error:
@@ -91,7 +106,8 @@ def scan(
                 {"item": clip.name, "reason": f"audible for {result[1]:.2f} s, needed at least {shortest} s"}
             )
         else:
-            clips.append(Clip(**{**clip.__dict__, "start": round(result[0], 4), "seconds": round(result[1], 4)}))
+            start, seconds, loud = result
+            clips.append(replace(clip, start=round(start, 4), seconds=round(seconds, 4), loud=loud))
     return replace(library, clips=clips, rejects=rejects)
 
 

@@ -28,7 +28,8 @@ URBANSOUND8K_FOLDS = (873, 888, 925, 990, 936, 823, 838, 806, 816, 837)
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip: `start` and `seconds` frame its audible part; a built-in sound has no `path` but a `seed`."""
+    """One clip: `start` and `seconds` frame its audible part; a built-in sound has no `path` but a `seed`. `loud` says
+    which frames of that part are (``data_prep.sounds``), "1" or "0" each, where it was opened."""
 
     label: str
     recording: str
@@ -38,6 +39,7 @@ class Clip:
     fold: str | None = None
     path: str | None = None
     seed: int = 0
+    loud: str = ""
     foreground: bool | None = None  # UrbanSound8K's salience: is the sound in the foreground of its recording?
 
 

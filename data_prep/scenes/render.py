@@ -114,14 +114,15 @@ def dry_event(placed: Placed, rate: int) -> Array:
     """The dry event (time,) float64 at unit RMS, faded at both ends.
 
     Where the cut would fall into a pause of the recording (more than 6 dB below its mean), the loudest cut of the same
-    length is taken, so that every event in the ground truth can be heard.
+    length is taken, so that every event in the ground truth can be heard; the cut of a recording with `loud` frames was
+    chosen by them (:func:`data_prep.scenes.world.cut`).
     """
     whole = sounds.load(placed.clip, rate).astype(np.float64)
     length = min(round(placed.seconds * rate), len(whole))
     energy = np.concatenate([[0.0], np.cumsum(np.square(whole))])
     power = (energy[length:] - energy[:-length]) / length  # of the cut at every start
     start = min(round(placed.skip * rate), len(whole) - length)
-    if power[start] < 0.25 * energy[-1] / len(whole):
+    if not placed.clip.loud and power[start] < 0.25 * energy[-1] / len(whole):
         start = int(np.argmax(power))
     if power[start] <= 1e-14:
         raise AudioError(f"{placed.clip.name}: the clip is silent")

@@ -226,28 +226,30 @@ def impulse_response(images: Images, head: Head, rate: int, seconds: float, *, k
 
 
 def add_tail(
-    response: Array, room: Room, config: RoomsConfig, head: Head, rate: int, rng: np.random.Generator
+    response: Array, room: Room, config: RoomsConfig, head: Head, rate: int, rng: np.random.Generator, distance: float
 ) -> Array:
     """Carry on where the image sources end: diffuse noise that fills up to the energy of the statistical field.
 
-    The field of a unit source decays as 4πc/V · exp(−13.8 t / T60), T60 by Eyring (Kuttruff, Room Acoustics, §5);
-    what the image sources already have is taken off, so nothing is counted twice. Ears get independent noise.
+    The field of a unit source decays from its emission as 4πc/V · exp(−13.8 t / T60), T60 by Eyring (Kuttruff, Room
+    Acoustics, §5); the source is `distance` metres away, so the direct sound comes later than that. What the image
+    sources already have is taken off, so nothing is counted twice. Channels hear the field as loud as they hear diffuse
+    noise (a figure of eight a third of it); ears get independent noise.
     """
     volume = float(np.prod(room.size))
     a, b, c = room.size
     absorption = min(float(np.mean(room.absorption)), 0.99)
     decay_time = 0.161 * volume / (-2 * (a * b + b * c + a * c) * np.log(1 - absorption))
-    start = int(config.max_order * min(room.size) / SPEED_OF_SOUND * rate * 0.5)
-    length = response.shape[1]
-    if start >= length:
+    length, travel = response.shape[1], distance / SPEED_OF_SOUND
+    time = (np.arange(length) - pre_delay(head, rate)) / rate + (0.0 if config.keep_delay else travel)  # from emission
+    late = time >= max(travel, config.max_order * min(room.size) / SPEED_OF_SOUND * 0.5)
+    if not late.any():
         return response
-    time = np.arange(length) / rate
     field = 4 * np.pi * SPEED_OF_SOUND / volume / rate * np.exp(-13.8 * time / decay_time)
+    noise = head.diffuse(rng, length)
     width = max(1, round(0.01 * rate))
-    present = np.convolve(np.square(response).mean(axis=0), np.ones(width) / width, "same")
-    missing = np.sqrt(np.clip(field - present, 0, None))
-    missing[:start] = 0
-    return response + head.diffuse(rng, length) * missing
+    present = np.square(response).mean(axis=0) / np.square(noise).mean()
+    missing = np.sqrt(np.clip(field - np.convolve(present, np.ones(width) / width, "same"), 0, None))
+    return response + noise * (missing * late)
 
 
 def response_of(
@@ -257,5 +259,5 @@ def response_of(
     response = impulse_response(images, head, rate, config.seconds, keep_delay=config.keep_delay)
     if config.tail:
         rng = seeded("tail", room.name, listener.position, index)
-        response = add_tail(response, room, config, head, rate, rng)
+        response = add_tail(response, room, config, head, rate, rng, float(listener.distance[index]))
     return response.astype(np.float32)

@@ -30,7 +30,7 @@ from data_prep.questions.records import dcase_record, mmau_record, spatialsoundq
 from data_prep.scenes import pool, receivers, render, rooms
 from data_prep.scenes.world import EventsConfig, Margins, World
 
-FORMAT_VERSION = 2  # raise it when the same recipe would give other bytes
+FORMAT_VERSION = 3  # raise it when the same recipe would give other bytes
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class SceneConfig:
     sounds: SoundsConfig = field(default_factory=SoundsConfig)
     split: dict[str, float] = field(default_factory=lambda: {"train": 0.7, "validation": 0.1, "test": 0.2})
     folds: dict[str, list[str]] | None = None
+    split_seed: int | None = None  # of the split of recordings, which several recipes may share; None: `seed`
     rooms: rooms.RoomsConfig = field(default_factory=rooms.RoomsConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     events: EventsConfig = field(default_factory=EventsConfig)
@@ -91,6 +92,11 @@ class SceneConfig:
     subsets: dict[str, dict[str, Any]] = field(default_factory=dict)
     text: TextConfig = field(default_factory=TextConfig)
     samples_per_shard: int = 256
+
+    @property
+    def recordings_seed(self) -> int:
+        """What splits the recordings."""
+        return self.seed if self.split_seed is None else self.split_seed
 
     @property
     def parts(self) -> dict[str, SubsetConfig]:
@@ -295,7 +301,7 @@ def split_sounds(
 ) -> tuple[sounds.Library, dict[str, list[sounds.Clip]], list[dict[str, str]]]:
     """The clips that can be used, by split too, and what had to be left out, which is told and written down."""
     library = scan_sounds(config, out, library, workers, quiet)
-    groups, left_out = sounds.split(library, config.split, config.seed, config.folds)
+    groups, left_out = sounds.split(library, config.split, config.recordings_seed, config.folds)
     rejects = library.rejects + left_out
     write_lines(out / REJECTS, rejects)
     for reject in left_out:

@@ -17,7 +17,7 @@ from audio_llm.errors import ConfigError
 from audio_llm.shards.schema import Event
 from data_prep.scenes.receivers import unit_vectors
 from data_prep.scenes.rooms import Room
-from data_prep.sounds import Clip
+from data_prep.sounds import Clip, trimmed
 
 Array = np.ndarray
 Pair = Callable[[int, Array], Array]  # (index of the first source, indices of candidates) -> which candidates fit
@@ -67,6 +67,22 @@ class Wish:
 
     label: str
     region: Region = ("any",)
+
+
+SHORTEST = 0.1  # seconds that an event of a recording with pauses lasts at least
+CUTS = 20  # drawn before a recording is given up
+
+
+def cut(rng: np.random.Generator, clip: Clip, seconds: float) -> tuple[float, float]:
+    """A place in `clip` and the length there: drawn uniformly, then trimmed to what is loud, so that an event is heard
+    from its onset to its offset. Where a cut would keep under half of its length another is drawn."""
+    best = (0.0, 0.0)
+    for _ in range(CUTS):
+        found = trimmed(clip, float(rng.uniform(0, clip.seconds - seconds)), seconds)
+        best = max(best, found, key=lambda pair: pair[1])
+        if found[1] >= 0.5 * seconds:
+            return found
+    return best
 
 
 class World:
@@ -216,21 +232,31 @@ class World:
         ceiling = self.seconds if timing != "sequence" else room / count
         low, high = self.events.seconds
         bounds = lengths or [(min(low, 0.9 * ceiling), min(high, ceiling))] * count
-        clips, seconds = [], []
+        clips, seconds, skips = [], [], []
         for wish, (shortest, longest) in zip(wishes, bounds, strict=True):
             clip = self.clip(rng, wish.label, shortest if lengths else 0.0)
             if clip is None:
                 return None
+            skip, length = None, min(float(rng.uniform(shortest, longest)), clip.seconds)
+            if clip.loud:
+                skip, length = cut(rng, clip, length)
+                if length < (shortest if lengths else SHORTEST):
+                    return None
             clips.append(clip)
-            seconds.append(min(float(rng.uniform(shortest, longest)), clip.seconds))
+            seconds.append(length)
+            skips.append(skip)
         onsets = self._onsets(rng, seconds, timing)
         if onsets is None:
             return None
         return [
             Placed(
-                clip, source, round(onset, 3), round(length, 3), round(float(rng.uniform(0, clip.seconds - length)), 3)
+                clip,
+                source,
+                round(onset, 3),
+                round(length, 3),
+                round(float(rng.uniform(0, clip.seconds - length)) if skip is None else skip, 3),
             )
-            for clip, source, onset, length in zip(clips, sources, onsets, seconds, strict=True)
+            for clip, source, onset, length, skip in zip(clips, sources, onsets, seconds, skips, strict=True)
         ]
 
     def _onsets(self, rng: np.random.Generator, seconds: list[float], timing: str) -> list[float] | None:

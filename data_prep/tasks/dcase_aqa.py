@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,15 +20,17 @@ from typing import Any, ClassVar
 
 from audio_llm import audio
 from audio_llm import config as recipes
-from audio_llm.errors import ConfigError, describe
+from audio_llm.datasets.sounds import find
+from audio_llm.errors import ConfigError, DataError, describe
 from audio_llm.files import atomic_folder, read_lines, write_json
 from data_prep.ledger import REJECTS, Ledger, Summary, digest, plain
+from data_prep.procedural import CLASSES
 from data_prep.questions.records import dcase_record
 from data_prep.scenes import pool, simulate
 from data_prep.scenes.rooms import seeded
 from data_prep.tasks.base import Kind
 
-FORMAT_VERSION = 1  # raise it when the same recipe would give other files
+FORMAT_VERSION = 2  # raise it when the same recipe would give other files
 KIND_NAME = "dcase_aqa"
 # How the challenge's parts name their sounds; readers may tell the part by it.
 FOLDERS = ("audio", "scenes")  # of a set, beside its splits
@@ -65,15 +68,28 @@ class AudioQuestionsConfig:
     defects: Defects = field(default_factory=Defects)
 
     def of(self, part: str) -> simulate.SceneConfig:
-        """The scenes of one part. A part has a seed of its own, so that no two parts draw the same recordings."""
+        """The scenes of one part. A part has a seed of its own for rooms, scenes and built-in sounds; a folder's
+        recordings are split by one seed for all parts, so that none is on two sides.
+
+        Classes that name built-in sounds say nothing of a folder without them: such a part hears all of its classes.
+        """
         tree = _merged(self.scenes, self.parts[part])
         tree["seed"] = self.seed * len(PARTS) + list(PARTS).index(part)
+        tree["split_seed"] = self.seed
+        if self.of_built_in_sounds(part):
+            tree["sounds"] = {**tree["sounds"], "classes": None}
         tree["subsets"] = {
             name: {"split": split.split, "count": split.count[part], "formats": {KIND_NAME: 1.0}}
             for name, split in self.split_configs.items()
             if split.count.get(part)
         }
         return recipes.build(simulate.SceneConfig, tree, where=f"parts.{part}")
+
+    def of_built_in_sounds(self, part: str) -> bool:
+        """Whether the classes of `part` are built-in ones, and its sounds those of a folder that has none of them."""
+        chosen = _merged(self.scenes, self.parts[part]).get("sounds", {})
+        folder, classes = chosen.get("folder"), set(chosen.get("classes") or ())
+        return bool(folder and classes) and classes <= set(CLASSES) and not classes & set(find(folder).labels)
 
     @property
     def split_configs(self) -> dict[str, SplitConfig]:
@@ -127,10 +143,13 @@ def prepare(
     if ledger.finished and all((out / name).is_dir() for name in splits):
         return ledger.finished
     ledger.begin()
+    for part in filter(config.of_built_in_sounds, config.parts):
+        print(f"{part}: its classes are built-in sounds; it hears all classes of the folder", file=sys.stderr)
     made = [
         simulate.prepare(config.of(part), out / "scenes" / part, workers=workers, quiet=quiet) for part in config.parts
     ]
     counts = {name: write_split(config, name, out, quiet) for name in splits}
+    _refuse_shared_recordings(config, out)
     biased = [row for part in made for row in part.biased]
     rejects = [reject for part in made for reject in read_lines(part.out / REJECTS)]
     return ledger.finish(rejects, biased=biased, config=tree, subsets=counts)
@@ -167,6 +186,22 @@ def write_split(config: AudioQuestionsConfig, name: str, out: Path, quiet: bool)
                 del record["answer"]
             write_json(texts / f"{record['id']}.json", record)
     return {"split": split.split, **counts}
+
+
+def _refuse_shared_recordings(config: AudioQuestionsConfig, out: Path) -> None:
+    """No recording is in two splits, whichever parts it is in. Raises :class:`DataError`."""
+    from audio_llm.shards.reader import ShardDataset
+
+    owners: dict[str, tuple[str, str]] = {}
+    for name, split in config.split_configs.items():
+        for part in (part for part in config.parts if split.count.get(part)):
+            dataset = ShardDataset(out / "scenes" / part / name, decode=False)
+            for sample in map(dataset.load_sample, range(len(dataset))):
+                for recording in sample.meta["recordings"]:
+                    owner = owners.setdefault(recording, (split.split, part))
+                    if owner[0] != split.split:
+                        found = f"{split.split} ({part})"
+                        raise DataError(describe(f"recording {recording}", f"only {owner[0]} ({owner[1]})", found))
 
 
 def _samples(config: AudioQuestionsConfig, name: str, out: Path) -> Iterator[tuple[str, Any, audio.Waveform]]:

@@ -12,6 +12,8 @@ from audio_llm.cli import main
 from audio_llm.datasets import dcase_aqa
 from audio_llm.errors import ConfigError
 from audio_llm.shards.reader import ShardDataset
+from data_prep import sounds
+from data_prep.scenes import simulate
 from data_prep.tasks import dcase_aqa as dcase_aqa_module
 from tests.paths import ROOT
 
@@ -47,6 +49,31 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("aqa") / "data"
     config = recipes.build(dcase_aqa_module.AudioQuestionsConfig, RECIPE)
     return out, dcase_aqa_module.prepare(config, out, workers=1, quiet=True).manifest
+
+
+def test_a_folders_recordings_are_split_once_for_all_parts(tmp_path):
+    """Whatever a part draws of them; and the shipped recipe, whose first part names built-in sounds, takes a folder."""
+    for number in range(160):
+        path = tmp_path / f"class{number % 8}" / f"rec{number:03d}.wav"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"RIFF")
+    tree = recipes.read(ROOT / "recipes" / "echotwin" / "questions.yaml")
+    tree = {key: value for key, value in tree.items() if key not in ("verb", "kind")}
+    tree["scenes"]["sounds"] = {**tree["scenes"]["sounds"], "folder": str(tmp_path)}
+    config = recipes.build(dcase_aqa_module.AudioQuestionsConfig, tree)
+    config.check()
+    assert config.of_built_in_sounds("part1") and config.of("part1").sounds.classes is None
+    sides: dict[str, set[str]] = {}
+    for part in config.parts:
+        scenes = config.of(part)
+        groups, _ = sounds.split(simulate.find_sounds(scenes), scenes.split, scenes.recordings_seed, scenes.folds)
+        for side, clips in groups.items():
+            sides.setdefault(side, set()).update(clip.recording for clip in clips)
+    assert not sides["train"] & sides["test"] and not sides["train"] & sides["validation"]
+    assert len(set().union(*sides.values())) == 160
+    tree["parts"]["part1"]["sounds"]["classes"] = ["class0", "class1", "class2", "class3"]
+    config = recipes.build(dcase_aqa_module.AudioQuestionsConfig, tree)
+    assert config.of("part1").sounds.classes == ["class0", "class1", "class2", "class3"]
 
 
 def test_the_reader_counts_what_was_put_in(made) -> None:

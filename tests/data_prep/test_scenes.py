@@ -262,6 +262,30 @@ def test_tail_brings_the_decay_to_eyrings_reverberation_time():
     assert 0.7 * expected < measured < 1.3 * expected
 
 
+@pytest.mark.parametrize("layout", receivers.LAYOUTS)
+@pytest.mark.parametrize("distance", [1.0, 8.0])
+@pytest.mark.parametrize("keep_delay", [False, True])
+def test_late_reverberation_is_the_statistical_field_counted_from_the_emission(layout, distance, keep_delay):
+    """Within a decibel of theory from near and from far, in every layout, wherever the response begins."""
+    config = rooms.RoomsConfig(seconds=0.5, keep_delay=keep_delay)
+    listener = rooms.Listener((3.0, 4.0, 1.5), 0.0, np.array([20.0]), np.array([0.0]), np.array([distance]))
+    room = rooms.Room("room", (12.0, 8.0, 3.0), np.array([0.35]), (listener,))
+    head = receivers.build(layout)
+    images = rooms.image_sources(room, listener, config)[0]
+    found = rooms.response_of(room, listener, images, 0, config, head, RATE).astype(float)
+    since = np.arange(found.shape[1]) / RATE - rooms.pre_delay(head, RATE) / RATE
+    since += 0.0 if keep_delay else distance / receivers.SPEED_OF_SOUND
+    volume, surface = 12 * 8 * 3, 2 * (12 * 8 + 12 * 3 + 8 * 3)
+    decay = 0.161 * volume / (-surface * np.log(0.65))
+    heard = {"binaural": 1.0, "mono": 1.0, "foa": 0.5, "stereo": 4 / 3}[layout]  # of a diffuse field, mean of channels
+    field = heard * 4 * np.pi * receivers.SPEED_OF_SOUND / volume / RATE * np.exp(-13.8 * since / decay)
+    arrived = since - distance / receivers.SPEED_OF_SOUND
+    late = (arrived > 0.15) & (arrived < 0.3)  # before, single reflections of this flat room stand above the field
+    level = 10 * np.log10(np.square(found).mean(axis=0)[late].sum() / field[late].sum())
+    assert abs(level) < 1
+    assert np.abs(found[:, arrived < -0.002]).max(initial=0) < 0.05 / distance  # nothing comes before the direct sound
+
+
 def test_rooms_of_different_splits_are_different():
     config = rooms.RoomsConfig(positions=2)
     sizes = {rooms.draw_room(config, split, i, seed=0).size for split in sounds.SPLITS for i in range(5)}
@@ -511,7 +535,7 @@ def test_esc_folds_are_kept(tmp_path):
     )
     assert not left_out
     assert {clip.fold for clip in groups["train"]} == {"1", "2", "3"} and len(groups["test"]) == 80
-    start, seconds = sounds._scan_one(groups["test"][0].path)
+    start, seconds, loud = sounds._scan_one(groups["test"][0].path)
     assert start >= 0 and 0.1 < seconds <= 5.0
 
 
