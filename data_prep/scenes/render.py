@@ -152,13 +152,30 @@ def render_scene(
     placed: Sequence[Placed], world: World, bank: Path, head: Head, config: AudioConfig, *seed: object
 ) -> tuple[Waveform, dict[str, Any]]:
     """Mix one scene. Returns it and what was done: SNR in dB, events' gains, and the gain against clipping (if any)."""
+    waveform, done, _ = mix_scene(placed, world, bank, head, config, *seed)
+    return waveform, done
+
+
+def mix_scene(
+    placed: Sequence[Placed],
+    world: World,
+    bank: Path,
+    head: Head,
+    config: AudioConfig,
+    *seed: object,
+    frame: float = 0.1,
+) -> tuple[Waveform, dict[str, Any], Array]:
+    """:func:`render_scene`, and in which frames of so many seconds each event is as loud as the noise or louder:
+    (events, frames) bool. Its reverberation counts as the event."""
     from scipy.signal import oaconvolve
 
     rng = rooms.seeded("render", *seed)
     rate, total = config.sample_rate, round(config.seconds * config.sample_rate)
     mixed, active = np.zeros((LAYOUT_CHANNELS[config.layout], total)), np.zeros(total, dtype=bool)
     gains = []
-    for item in placed:
+    hop = round(frame * rate)
+    powers = np.zeros((len(placed), -(-total // hop)))
+    for number, item in enumerate(placed):
         room, index = world.places[item.source]
         response = np.load(bank / room / f"{index}.npy").astype(np.float64)
         gain = config.level_db + float(rng.uniform(-1, 1)) * config.level_jitter_db
@@ -166,12 +183,14 @@ def render_scene(
         start = round(item.onset * rate)
         stop = min(total, start + wet.shape[1])
         mixed[:, start:stop] += wet[:, : stop - start]
+        powers[number] = _frame_energy(np.pad(wet[:, : stop - start], ((0, 0), (start, total - stop))), hop)
         active[start : min(total, start + round(item.seconds * rate))] = True
         gains.append(round(gain, 2))
     snr = float(rng.uniform(*config.snr_db))
     heard = active.any()  # without events: noise as beside one that is heard from 1 m
     signal_power = float(np.square(mixed[:, active]).mean()) if heard else 10 ** (config.level_db / 10)
-    mixed += pink_noise(head, rng, total) * np.sqrt(signal_power * 10 ** (-snr / 10))
+    noise = pink_noise(head, rng, total) * np.sqrt(signal_power * 10 ** (-snr / 10))
+    mixed += noise
     meta: dict[str, Any] = {"snr_db": round(snr, 1)}
     if config.level_jitter_db:
         meta["level_db"] = gains
@@ -179,4 +198,9 @@ def render_scene(
     if peak > PEAK:
         mixed *= PEAK / peak
         meta["clip_gain_db"] = round(20 * np.log10(PEAK / peak), 2)
-    return Waveform(mixed.astype(np.float32), rate, config.layout), meta
+    return Waveform(mixed.astype(np.float32), rate, config.layout), meta, powers >= _frame_energy(noise, hop)
+
+
+def _frame_energy(samples: Array, hop: int) -> Array:
+    """Energy of every frame of `hop` samples, over all channels."""
+    return np.add.reduceat(np.square(samples).sum(axis=0), np.arange(0, samples.shape[1], hop))

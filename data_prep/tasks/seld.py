@@ -1,7 +1,8 @@
 """Stereo scenes in the layout of DCASE 2025 task 3, from any labelled sound folder and the room simulator.
 
 Sounds, rooms and events are those of :mod:`data_prep.scenes`; what differs is what is written: five-second clips with a
-table of 100 ms rows each, without questions. No recording and no room is in two splits.
+table of 100 ms rows each, of the frames in which an event is heard, without questions. No recording and no room is in
+two splits.
 """
 
 from __future__ import annotations
@@ -80,14 +81,20 @@ class ClipRenderer(simulate.Renderer):
         if table.is_file():  # written last
             return
         seed = (config.seed, split, number)
-        waveform, _ = render.render_scene(placed, world, self.bank, self.head, config.audio, *seed)
+        placed.sort(
+            key=lambda item: (round(item.onset, 3), item.clip.label)
+        )  # as their events are, whose rows these are
+        frame = seld_tables.FRAME_SECONDS
+        waveform, _, heard = render.mix_scene(placed, world, self.bank, self.head, config.audio, *seed, frame=frame)
         path = self.out / dcase_seld.AUDIO / folder / f"{name}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
         table.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as temporary:
             temporary.write_bytes(audio.encode(waveform, format="wav"))
-        frames = round(config.audio.seconds / seld_tables.FRAME_SECONDS)
-        seld_tables.write_rows(table, event_rows(world.events_of(placed), self.labels, frames))
+        rows = event_rows(world.events_of(placed), self.labels, round(config.audio.seconds / frame))
+        # Pauses of a recording are no event: a frame is labelled where the event can be heard over the noise.
+        rows = rows[heard[rows[:, 2].astype(int), rows[:, 0].astype(int)]] if len(rows) else rows
+        seld_tables.write_rows(table, rows)
 
 
 def draw(world: World, config: simulate.SceneConfig, split: str, number: int) -> tuple[list[Placed], int]:

@@ -7,6 +7,7 @@ anew from the predictions; tables of other people's systems are scored the same 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,7 +20,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from audio_llm import config as recipes
+from audio_llm.audio import Waveform
 from audio_llm.datasets import dcase_seld, seld_tables
+from audio_llm.datasets.seld_tables import FRAME_SECONDS
 from audio_llm.errors import AudioLLMError, ConfigError, NothingHeardError, describe, nearest
 from audio_llm.files import write_json, write_lines
 from audio_llm.model.folder import CONFIG, WEIGHTS
@@ -31,6 +34,7 @@ from eval.tasks import Options
 from eval.tasks.seld_metric import Evaluation, Groups, read_folder, score_tables, write_submission
 
 PREDICTIONS, SUBMISSION, RUN, RESULT, REJECTS = "predictions", "submission", "run.json", "scores.json", "rejects.jsonl"
+STANDS_OUT = 1.0  # dB, about the smallest difference of level that is heard
 RECIPE = "recipe.yaml"  # what training leaves in a model's folder
 _SWITCHES = {"true": True, "false": False}
 _CHOICES = {"part": ("development", "evaluation"), "average": ("macro", "micro"), "intervals": get_args(Groups)}
@@ -228,9 +232,39 @@ def score(predictions: str | Path, data: str | Path, settings: Settings, out: Pa
     tables, labels = references(data, settings)
     result = score_tables(tables, read_folder(predictions), settings.criteria, settings.strict, len(labels))
     report = as_tree(result, labels, settings, _seen_by(Path(predictions)))
+    if dcase_seld.recognises(data):
+        heard = heard_tables(choose(data, settings))
+        oracle = score_tables(tables, heard, settings.criteria, settings.strict, len(labels))
+        report["ceiling"] = _plain(oracle.scores(settings.average).values[0])
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / RESULT, report)
     return as_text(report)
+
+
+def heard_tables(clips: dcase_seld.SELDFolder) -> dict[str, np.ndarray]:
+    """What an oracle could predict: the true rows of frames that stand out of their clip's background. A clip that
+    cannot be opened keeps all of them."""
+    tables = {}
+    for number, clip in enumerate(clips.clips):
+        rows = clips.rows(number)
+        with contextlib.suppress(AudioLLMError):
+            rows = standing_out(rows, clips.load_waveform(number))
+        tables[f"{clip.name}.csv"] = rows
+    return tables
+
+
+def standing_out(rows: np.ndarray, waveform: Waveform) -> np.ndarray:
+    """Rows of the frames that are `STANDS_OUT` dB louder than the median frame without any; all where there are not
+    three such."""
+    hop = round(FRAME_SECONDS * waveform.sample_rate)
+    frames = waveform.num_samples // hop
+    power = np.square(waveform.samples[:, : frames * hop].astype(np.float64)).mean(axis=0).reshape(frames, hop)
+    level = 10 * np.log10(power.mean(axis=1) + 1e-14)
+    rows = rows[rows[:, 0] < frames]
+    quiet = np.setdiff1d(np.arange(frames), rows[:, 0].astype(int))
+    if len(quiet) < 3:
+        return rows
+    return rows[level[rows[:, 0].astype(int)] > np.median(level[quiet]) + STANDS_OUT]
 
 
 def _seen_by(predictions: Path) -> list[str]:
@@ -314,6 +348,9 @@ def as_text(tree: Mapping[str, Any]) -> str:
         lines.append(
             f"| {title} | {_shown(name, tree['scores'][name])} | {_shown(name, low)} to {_shown(name, high)} |"
         )
+    if tree.get("ceiling") is not None:
+        said = f"an oracle that hears every labelled frame {STANDS_OUT:g} dB above its clip's background reaches F "
+        lines += ["", f"Ceiling: {said}{100 * tree['ceiling']:.1f} %."]
     lines += ["", "| class | " + " | ".join(title for title, _, _ in _COLUMNS.values()) + " |", "|---|---|---|---|---|"]
     for label, values in tree["classes"].items():
         lines.append(f"| {label} | " + " | ".join(_shown(name, values[name]) for name in _COLUMNS) + " |")

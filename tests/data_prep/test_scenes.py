@@ -500,7 +500,8 @@ def test_class_folder_is_split_by_file_and_bad_files_are_listed(tmp_path):
 def test_audible_part_skips_padding():
     samples = np.zeros(8000, dtype=np.float32)
     samples[3200:5600] = np.random.default_rng(0).standard_normal(2400)
-    start, seconds = sounds.audible(samples, 8000)
+    start, seconds, loud = sounds.audible(samples, 8000)
+    assert set(loud) == {"1"} and len(loud) == round(seconds / sounds.FRAME)
     assert abs(start - 0.4) <= 0.02 and abs(seconds - 0.3) <= 0.04
     with pytest.raises(AudioError, match="silent"):
         sounds.audible(np.zeros(8000, dtype=np.float32), 8000)
@@ -535,7 +536,7 @@ def test_esc_folds_are_kept(tmp_path):
     )
     assert not left_out
     assert {clip.fold for clip in groups["train"]} == {"1", "2", "3"} and len(groups["test"]) == 80
-    start, seconds, loud = sounds._scan_one(groups["test"][0].path)
+    start, seconds, _ = sounds._scan_one(groups["test"][0].path)
     assert start >= 0 and 0.1 < seconds <= 5.0
 
 
