@@ -6,7 +6,7 @@ import argparse
 
 from eval.cli.options import add_scorer_settings
 
-HELP = "compare two runs question by question: difference with its interval, McNemar's test"
+HELP = "compare two runs question by question: difference with its interval and test"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -51,7 +51,7 @@ def compare_runs(first: Run, second: Run, *, answers: str, group: str) -> Compar
     _refuse_unknown_group(group, [entry.row for entry in firsts])
     groups = {name: [entry.row.id for entry in found] for name, found in grouped(firsts, group).items()}
     parts = [("all", common), *(groups.items() if len(groups) > 1 else [])]
-    silent = [_silent(run, scorer, group, set(common)) for run in (first, second)]
+    silent = [_silent(run, answers, scorer, group, set(common)) for run in (first, second)]
     lines = [_line(name, ids, left, right, silent) for name, ids in parts]
     only = len(left) - len(common), len(right) - len(common)
     return Compared((first.name, second.name), f"{scorer.name} {scorer.version}", only, lines)
@@ -96,8 +96,9 @@ def _refuse_unknown_group(group: str, rows: list[Prediction]) -> None:
         raise PredictionsError(describe("--by", f"one of {', '.join(known)}", f"'{group}'{nearest(group, known)}"))
 
 
-def _silent(run: Run, scorer: Scorer, group: str, common: set[str]) -> dict[str, Cell]:
-    found = [entry for entry in run.scored("silence", scorer) if entry.row.id in common]
+def _silent(run: Run, answers: str, scorer: Scorer, group: str, common: set[str]) -> dict[str, Cell]:
+    asked = run.scored("silence", scorer) if run.summary.beside.get("silence") == answers else []
+    found = [entry for entry in asked if entry.row.id in common]
     return {"all": summarise(found), **by(found, group)} if found else {}
 
 

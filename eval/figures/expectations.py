@@ -105,7 +105,7 @@ def _measure(check: Expectation, runs: Mapping[str, Run]) -> tuple[float, float,
     if cell.accuracy.n == 0:
         raise LookupError(f"run '{check.run}' has no scored answers '{check.answers}'")
     accuracy = cell.accuracy
-    silent = run.silent().get("")
+    silent = run.silent(answers=check.answers).get("")
     beside = f"chance {percent(cell.chance)}" + (f", silence {percent(silent.accuracy.value)}" if silent else "")
     if check.measure == "accuracy":
         return accuracy.value, accuracy.low, f"{accuracy} % ({beside})"

@@ -71,10 +71,10 @@ class Run:
     def summary(self) -> RunSummary:
         return summarise_run(self.name, {name: self.scored(name) for name in self.passes}, self.headline)
 
-    def silent(self, attribute: str = "", scorer: Scorer | None = None) -> dict[str, Cell]:
-        """Its answers in silence, the figure to read an accuracy against: of all questions under "", and of each group
-        of them by `attribute`. Nothing where silence was not asked."""
-        found = self.scored("silence", scorer)
+    def silent(self, attribute: str = "", answers: str = "") -> dict[str, Cell]:
+        """What to read the accuracy of the pass `answers` (by default :attr:`main`) against: silence at the same
+        temperature, of all questions under "" and of each group of them by `attribute`. Nothing without one."""
+        found = self.scored("silence") if self.summary.beside.get("silence") == (answers or self.answers) else []
         return {"": summarise(found), **(by(found, attribute) if attribute else {})} if found else {}
 
     def readings(self, answers: str) -> list[Reading]:

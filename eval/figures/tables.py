@@ -14,7 +14,6 @@ from eval.figures.scores import Cell, by
 from eval.scorers.base import Bounding
 
 SOUNDED = ("greedy", "sampled")  # passes with the true sound
-SOUNDED = ("greedy", "sampled")  # passes with the true sound
 SCORES_NAME, SCORE_LINES_NAME = "scores.json", "scores.jsonl"
 
 
@@ -52,10 +51,10 @@ def print_run(run: Run) -> None:
     print(f"\n{run.name}: accuracy in percent [95 % interval], scorer {scorer.name} {scorer.version}")
     published = run.by_published_rule
     beside = f"; {published.scorer} {published.cell.accuracy!s}" if published is not None else ""
-    silent = run.silent()
-    for label, cell in [("greedy", summary.greedy), (f"T={summary.sampled_temperature:g}", summary.sampled)]:
+    labels = {"greedy": "greedy", "sampled": f"T={summary.sampled_temperature:g}"}
+    for name, cell in (("greedy", summary.greedy), ("sampled", summary.sampled)):
         if cell is not None:
-            print(f"  {label:<34} {line(cell, silent.get(''))}{beside}")
+            print(f"  {labels[name]:<34} {line(cell, run.silent(answers=name).get(''))}{beside}")
             beside = ""
     for control, cell in summary.controls.items():
         print(f"  {control + _at(run, control):<34} {line(cell)}")
@@ -106,7 +105,8 @@ def print_spectrum(run: Run) -> None:
     """One line a scorer and pass: accuracy with its interval, unreadable replies; further figures below it."""
     for name, readings in run.spectrum.items():
         print(f"\n{name}: accuracy in percent [95 % interval] by scorer")
-        quiet = {reading.scorer: reading.cell for reading in run.spectrum.get("silence", []) if name in SOUNDED}
+        beside = run.spectrum.get("silence", []) if run.summary.beside.get("silence") == name else []
+        quiet = {reading.scorer: reading.cell for reading in beside}
         for reading in readings:
             print(f"  {reading.scorer:<26} {line(reading.cell, quiet.get(reading.scorer))}")
             for figure, value in reading.figures.items():

@@ -17,7 +17,7 @@ from audio_llm.errors import AudioError, ConfigError
 from audio_llm.shards.reader import ShardDataset
 from data_prep import procedural, sounds
 from data_prep.scenes import receivers, render, rooms, simulate
-from data_prep.scenes.world import Placed
+from data_prep.scenes.world import Placed, cut
 from tests.paths import ROOT, SHARED
 
 RATE = 16_000
@@ -505,6 +505,20 @@ def test_audible_part_skips_padding():
     assert abs(start - 0.4) <= 0.02 and abs(seconds - 0.3) <= 0.04
     with pytest.raises(AudioError, match="silent"):
         sounds.audible(np.zeros(8000, dtype=np.float32), 8000)
+
+
+def test_an_event_starts_and_ends_where_its_recording_is_loud():
+    """Two bursts of 0.2 s in two seconds: whatever is cut, onset and offset are those of a burst."""
+    loud = "".join("1" if 10 <= n < 20 or 70 <= n < 80 else "0" for n in range(100))
+    clip = sounds.Clip("dog", "r", "r", seconds=2.0, loud=loud)
+    assert sounds.trimmed(clip, 0.0, 2.0) == pytest.approx((0.2, 1.4))
+    assert sounds.trimmed(clip, 0.3, 0.5) == pytest.approx((0.3, 0.1)) and sounds.trimmed(clip, 0.5, 0.5)[1] == 0
+    assert sounds.trimmed(dataclasses.replace(clip, loud=""), 0.5, 0.5) == (0.5, 0.5)
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        skip, seconds = cut(rng, clip, 1.0)
+        first, last = round(skip / sounds.FRAME), round((skip + seconds) / sounds.FRAME) - 1
+        assert loud[first] == loud[last] == "1"
 
 
 def test_urbansound8k_layout_keeps_slices_of_a_recording_together(tmp_path):

@@ -407,7 +407,7 @@ def test_validation_and_evaluation_leave_out_the_same_questions(
     assert {row.question.id for row in answers} - {row.question.id for row in scored} == set(reasons)
     assert np.mean([row.choice == row.question.answer for row in scored]) == result["validation_accuracy"]
     table = echotwin.dev_table(answers)
-    assert table.startswith("overall") and "(7)" in table.splitlines()[0]
+    assert table.startswith("overall") and "n 7" in table.splitlines()[0]
     command = ["eval", str(tmp_path / "run"), str(dev), "--benchmark", "dcase_aqa", "--quiet", "--controls", "none"]
     assert main([*command, "--out", str(tmp_path / "eval")]) == 0
     values = item_values(echotwin.row_of("run", tmp_path / "eval").scored)
