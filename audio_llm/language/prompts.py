@@ -131,17 +131,28 @@ def lettered(choices: Sequence[str]) -> list[str]:
     return [f"({letter}) {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False)]
 
 
+# How a request can be put together, by what comes first; the first is ours everywhere, the others come from clients.
+ORDERS = ("audio", "text", "system")
+SYSTEM = "You are a helpful assistant."
+
+
 @overload
 def conversation(item: Question, *, audios: int = 1, instruction: str | None = None) -> list[dict[str, Any]]: ...
 @overload
-def conversation(item: Taught, *, style: str, audios: int = 1) -> list[dict[str, Any]]: ...
+def conversation(item: Taught, *, style: str | None, audios: int = 1, order: str = "audio") -> list[dict[str, Any]]: ...
 def conversation(
-    item: Any, *, style: str | None = None, audios: int = 1, instruction: str | None = None
+    item: Any, *, style: str | None = None, audios: int = 1, instruction: str | None = None, order: str = "audio"
 ) -> list[dict[str, Any]]:
-    """Chat messages for `item`: the user's turn (audio parts first) and, with a `style`, the assistant's turn."""
+    """Chat messages for `item`: the user's turn and, with a `style`, the assistant's turn.
+
+    The user's audio parts stand before the text, by the `order` "text" behind it; "system" has a system message first.
+    """
     text = question_text(item.question, item.choices or (), instruction)
     content: list[dict[str, Any]] = [{"type": "audio"} for _ in range(audios)]
-    messages: list[dict[str, Any]] = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
+    words = {"type": "text", "text": text}
+    parts = [words, *content] if order == "text" else [*content, words]
+    messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}] if order == "system" else []
+    messages.append({"role": "user", "content": parts})
     if style is not None:
         messages.append({"role": "assistant", "content": target_text(item, style)})
     return messages

@@ -17,7 +17,8 @@ class AudioLLMConfig(PreTrainedConfig):
 
     `encoder` is what ``model.encoder.build_encoder`` takes (its ``name`` and the fields of its configuration),
     `projector` what ``model.projector.build_projector`` takes, `text_config` any causal language model's configuration.
-    An audio longer than one window of the encoder becomes several, at most `max_windows`.
+    An audio longer than one window of the encoder becomes several, at most `max_windows`. `orders` are those that
+    it was taught, of :data:`audio_llm.language.prompts.ORDERS`.
     """
 
     model_type = "audio_llm"
@@ -28,6 +29,7 @@ class AudioLLMConfig(PreTrainedConfig):
     projector: dict | None = None
     audio_token_id: int = 0
     max_windows: int = 4
+    orders: list[str] | None = None
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
 

@@ -155,10 +155,21 @@ def serve(options: ServeOptions) -> NoReturn:
         environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     environment[SERVER] = json.dumps(guard_facts(options, adapters, config, keys))
     print(f"audio-llm serve: loading {options.model} ({'CPU' if cpu else 'GPU'}) …", file=sys.stderr, flush=True)
+    print(f"audio-llm serve: {taught_orders(config)}", file=sys.stderr, flush=True)
     if not keys and not _is_loopback(options.host):
         text = f"note: whoever reaches {options.host} may use this server; --api-key-file FILE asks for a key"
         print(text, file=sys.stderr, flush=True)
     os.execve(sys.executable, [sys.executable, "-m", "audio_llm.serving.launcher", *arguments], environment)
+
+
+def taught_orders(config: dict[str, Any]) -> str:
+    """In which orders of its parts the model was taught to be asked; older checkpoints know the first alone."""
+    if len(config.get("orders") or ()) > 1:
+        return "the model was trained on audio before text, on text before audio and with a system message"
+    return (
+        "the model was trained on audio before text, without a system message: ask in that order "
+        "(data.order_share in SFT teaches the others)"
+    )
 
 
 def guard_facts(

@@ -27,7 +27,8 @@ from audio_llm.shards.reader import ShardDataset, epoch_order
 from audio_llm.training.recipes import DataRecipe
 
 IGNORED = -100  # the label torch's cross entropy leaves out
-SILENCE_STREAM, SWAP_STREAM = 1, 2  # keep these draws apart from the order of samples, which has the same seed
+# Keep these draws apart from the order of samples, which has the same seed.
+SILENCE_STREAM, SWAP_STREAM, ORDER_STREAM = 1, 2, 3
 MAX_REPLACEMENTS = 64  # so many bad samples in a row are no accident: the data as a whole does not fit
 
 
@@ -59,8 +60,10 @@ def encode(
     reply: bool = True,
     max_length: int | None = None,
     hearing: str = "refuse",
+    order: str = "audio",
 ) -> Example:
     """One `item` of a :class:`ShardDataset` as the model is given it; with `reply`, the answer in `style` is learnt.
+    Its parts stand in an `order` of :data:`audio_llm.language.prompts.ORDERS`.
 
     Raises :class:`ShardError` or :class:`AudioError` for a sample that cannot be used, and :class:`TrainingError` for
     what is wrong with all of them: a chat template that does not begin the conversation with the prompt, or sound that
@@ -77,7 +80,7 @@ def encode(
         waveform = audio.hear(waveform, extractor.layouts, hearing, name=sample.id)
         audio.check(waveform, layouts=None, sample_rate=extractor.sampling_rate, name=sample.id)
     audios = [] if waveform is None else [waveform.samples]
-    messages = prompts.conversation(sample, audios=len(audios))
+    messages = prompts.conversation(sample, style=None, audios=len(audios), order=order)
     prompt = processor.render(messages, generate=True)
     features = processor(text=[prompt], audio=[audios] if audios else None)
     ids = features["input_ids"][0]
@@ -94,7 +97,7 @@ def encode(
         cure = "Training on it would teach the model to guess without listening."
         raise TrainingError(describe(f"{name}, which has audio", expected, found, cure))
     if reply:
-        whole = processor.render(prompts.conversation(sample, style=style, audios=len(audios)))
+        whole = processor.render(prompts.conversation(sample, style=style, audios=len(audios), order=order))
         if not whole.startswith(prompt):
             expected = "the prompt to be a prefix of the conversation"
             raise TrainingError(describe("chat template", expected, f"{prompt!r} against {whole!r}"))
@@ -167,7 +170,8 @@ def join_audio(examples: Iterable[Example]) -> dict[str, Tensor]:
 class Examples(Dataset[Example]):
     """Samples of `shards` as examples. One that cannot be used is replaced by the next that can (so the order stays
     the same in every run and layout) and named in the `rejects` of its replacement. The sample's place and the seed
-    decide whether it is heard as silence (`silent_share`), and whether mirrored (`swap_share`)."""
+    decide whether it is heard as silence (`silent_share`), whether mirrored (`swap_share`), and whether its text comes
+    before its audio or behind a system message (`order_share`, half of it each)."""
 
     def __init__(
         self,
@@ -180,6 +184,7 @@ class Examples(Dataset[Example]):
         limit: int | None = None,
         silent_share: float = 0.0,
         swap_share: float = 0.0,
+        order_share: float = 0.0,
         seed: int = 0,
         hearing: str = "refuse",
     ):
@@ -188,6 +193,8 @@ class Examples(Dataset[Example]):
         self.encode: Callable[..., Example] = functools.partial(encode, processor, **how)
         self.silent = np.random.default_rng([seed, SILENCE_STREAM]).random(len(shards)) < silent_share
         self.swapped = np.random.default_rng([seed, SWAP_STREAM]).random(len(shards)) < swap_share
+        draws = np.random.default_rng([seed, ORDER_STREAM]).random(len(shards))
+        self.orders = np.select([draws < order_share / 2, draws < order_share], ["text", "system"], "audio")
 
     def __len__(self) -> int:
         return self.size
@@ -197,7 +204,7 @@ class Examples(Dataset[Example]):
         for offset in range(min(MAX_REPLACEMENTS, self.size)):
             position = (index + offset) % self.size
             try:
-                example = self.encode(self._read(position))
+                example = self.encode(self._read(position), order=str(self.orders[position]))
             except TrainingError:
                 raise
             except AudioLLMError as error:

@@ -169,7 +169,8 @@ class SFTData(DataRecipe):
     `silent_share` of the samples are heard as silence: from them the model learns what the question alone allows, so
     that without sound it guesses among the choices instead of naming a sound that is not there. `swap_share` of those
     with sides to tell (stereo, binaural, FOA) are mirrored, in sound and in every word of question, choices, reasoning
-    and answer.
+    and answer. `order_share` of them are asked as some clients do: half with the text before the audio, half with a
+    system message.
     """
 
     validation: list[Path] = field(default_factory=list)
@@ -177,10 +178,11 @@ class SFTData(DataRecipe):
     max_length: int = 4096
     silent_share: float = 0.0
     swap_share: float = 0.0
+    order_share: float = 0.0
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("silent_share", "swap_share"):
+        for name in ("silent_share", "swap_share", "order_share"):
             if not 0 <= (share := getattr(self, name)) < 1:
                 raise ConfigError(describe(f"data.{name}", "a share from 0 to below 1", f"{share:g}"))
 

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 
 from audio_llm import files
+from audio_llm.language.prompts import ORDERS
 from audio_llm.training.callbacks import BudgetedSchedule
 from audio_llm.training.encoder_cache import EncoderCache
 from audio_llm.training.examples import IGNORED, Examples, Rejects, RunSampler, collate, open_shards, reply_ids
@@ -64,6 +65,8 @@ def build_trainer(run: PolicyRun, recipe: SFTRecipe, model: Any) -> SFTTrainer:
     """The trainer of `run` with its data."""
     data = recipe.data
     warn_if_endless(run.processor, model)
+    taught = set(ORDERS[:1] if data.order_share == 0 else ORDERS) | set(model.config.orders or ())
+    model.config.orders = [order for order in ORDERS if order in taught]
     validation = None
     if data.validation:
         shards, limit = open_shards(data.validation, run.processor, data), data.validation_samples
@@ -77,6 +80,7 @@ def build_trainer(run: PolicyRun, recipe: SFTRecipe, model: Any) -> SFTTrainer:
             max_length=data.max_length,
             silent_share=data.silent_share,
             swap_share=data.swap_share,
+            order_share=data.order_share,
             seed=recipe.seed,
             hearing=data.hearing,
         ),
