@@ -128,8 +128,8 @@ def evaluate(
     if engine.needs_audio and "text_only" in settings.controls:
         others = ",".join(name for name in settings.controls if name != "text_only") or "none"
         raise ConfigError(f"control 'text_only': {engine.name} cannot be asked without audio. Use --controls {others}.")
-    out.mkdir(parents=True, exist_ok=True)
-    claim(out, manifest)
+    if check_free(out, manifest):
+        write_json(out / MANIFEST_NAME, manifest)
     path = out / FILE_NAME
     started = time.monotonic()
     work = Work(questions, settings, engine, mend(path), max_errors)
@@ -385,12 +385,11 @@ def build_manifest(
     }
 
 
-def claim(out: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest of a new run. Raises :class:`PredictionsError` where another run's answers lie already."""
+def check_free(out: Path, manifest: dict[str, Any]) -> bool:
+    """Whether the run in `out` is a new one. Raises :class:`PredictionsError` where another run's answers lie there."""
     old = read_manifest(out)
     if not mend(out / FILE_NAME):
-        write_json(out / MANIFEST_NAME, manifest)
-        return
+        return True
     if not old:
         cure = "Use another --out, or --overwrite to start again."
         raise PredictionsError(
@@ -403,6 +402,7 @@ def claim(out: Path, manifest: dict[str, Any]) -> None:
         runs = identity(manifest), identity(old)
         expected, found = (", ".join(str(known.get(name)) for name in changed) for known in runs)
         raise PredictionsError(describe(f"run {out}: {', '.join(changed)}", expected, f"{found} from earlier", cure))
+    return False
 
 
 def _versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ import soundfile
 
 from audio_llm.cli import main
 from audio_llm.shards.index import INDEX_REJECTS
+from tests.paths import ROOT
 
 RATE = 16000
 
@@ -127,6 +128,17 @@ def test_a_wrong_layout_names_both_sides(checkpoint, tmp_path: Path, capsys) -> 
 )
 def test_missing_things_are_named(capsys, arguments: list[str], word: str) -> None:
     assert word in complaint(capsys, arguments)
+
+
+def test_a_text_that_is_none_is_named(capsys, tmp_path: Path) -> None:
+    (tmp_path / "text.jsonl").write_bytes(b"\xf4 is no UTF-8")
+    recipe = [
+        ROOT / "recipes/quickstart/language_model.yaml",
+        f"text={tmp_path / 'text.jsonl'}",
+        f"output={tmp_path / 'lm'}",
+    ]
+    assert "it is not UTF-8" in complaint(capsys, ["train", *recipe])
+    assert not (tmp_path / "lm").exists()
 
 
 def sft(folder: Path, model: Path, data: Path, *more: str) -> list[str]:

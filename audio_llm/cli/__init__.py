@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 from typing import Any, NoReturn, TextIO
@@ -83,6 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in verbs:
         print(f"audio-llm: no verb '{argv[0]}'{nearest(argv[0], names)}; verbs: {', '.join(names)}", file=sys.stderr)
         return 2
+    _hush(argv[0])
     verb = verbs[argv[0]].load()
     parser = _Parser(prog=f"audio-llm {argv[0]}", description=verb.HELP)
     verb.add_arguments(parser)
@@ -110,6 +113,22 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"audio-llm {argv[0]}: error: {one_line(message)}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
+
+
+def _hush(verb: str) -> None:
+    """Leave out what libraries say of themselves and nobody can act on, before any of them is loaded."""
+    if os.environ.get("HF_HUB_OFFLINE") == "1":  # no downloads: only bars of files that are read or written in a moment
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("DeepSpeed").addFilter(_tells_news)
+    # DeepSpeed calls collectives by their old names, a warning per step and process; vLLM looks at one of them.
+    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
+    if verb in ("ask", "eval"):  # vLLM on a CPU says where its memory is; in training, torch's C++ has more to say
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def _tells_news(record: logging.LogRecord) -> bool:
+    """Not on a machine without a GPU that it has none."""
+    return not record.getMessage().startswith("Setting accelerator to CPU.")
 
 
 def _message(error: Exception) -> str | None:

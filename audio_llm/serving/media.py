@@ -35,7 +35,8 @@ class NoSuchFile(Exception):
 class MultiChannelAudioIO(AudioMediaIO):
     """Encoded bytes or a file → ``(samples (channels, time) float32, sample rate in Hz)``.
 
-    A server's ``--hearing``, and a request's ``media_io_kwargs: {"audio": {"hearing": …}}``, convert its channels.
+    A server's ``--hearing`` converts its channels; with vLLM's ``--trust-request-mm-kwargs`` so does a request's
+    ``media_io_kwargs: {"audio": {"hearing": …}}``.
     """
 
     def load_bytes(self, data: bytes) -> tuple[np.ndarray, float]:

@@ -156,7 +156,11 @@ class PolicyRecipe(RunRecipe):
         self.model.check()
 
     def check_paths(self) -> None:
-        """:class:`ShardError` and :class:`CheckpointError` for data or a model that is not there."""
+        """:class:`ShardError`, :class:`CheckpointError` or :class:`ConfigError` for data, a model or a checkpoint to
+        resume from that is not there."""
+        if self.resume not in ("auto", "never") and not Path(self.resume).is_dir():
+            expected = "auto, never or the folder of a checkpoint"
+            raise ConfigError(describe(f"resume {self.resume}", expected, "none of that name"))
         for folder in (*self.data.train, *getattr(self.data, "validation", ())):
             shard_paths(folder)
         self.model.check_paths(self.output / "start")

@@ -15,7 +15,6 @@ import json
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -246,8 +245,6 @@ def prepare_torch() -> None:
         torch.serialization.register_package(5, lambda _: None, _restore_numbered_cpu)
         torch.serialization._audio_llm_cpu_index = True  # type: ignore[attr-defined]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork of loader workers
-    # DeepSpeed calls collectives by their old names: a warning per step and process, which nobody here can act on.
-    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads and threads.isdigit():
         torch.set_num_threads(int(threads))

@@ -132,8 +132,8 @@ def _run(args: argparse.Namespace) -> int:
     if not args.overwrite and runner.is_complete(out, manifest):
         print(f"{out}: all that can be asked is answered already (--overwrite asks again).")
     else:
-        if not args.overwrite:
-            runner.claim(out, manifest)
+        if not args.overwrite:  # now: loading a model takes long
+            runner.check_free(out, manifest)
         size, seed, hearing = args.batch_size, args.seed, args.hearing
         engine = open_engine(args.engine, args.model, args.adapter, batch_size=size, seed=seed, hearing=hearing)
         manifest["engine"] = engine.name

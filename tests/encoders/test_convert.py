@@ -64,7 +64,7 @@ def test_a_merged_checkpoint_computes_what_peft_computes(checkpoint, tmp_path: P
     assert inputs(out, with_audio=True)["input_ids"].tolist() == batch["input_ids"].tolist()
 
 
-def test_building_keeps_both_parts(checkpoint, tmp_path: Path) -> None:
+def test_building_keeps_both_parts(checkpoint, tmp_path: Path, capsys) -> None:
     """An encoder folder and a plain language model become a checkpoint whose parts are theirs, bit for bit."""
     from transformers import AutoModelForCausalLM
 
@@ -81,6 +81,12 @@ def test_building_keeps_both_parts(checkpoint, tmp_path: Path) -> None:
     out = tmp_path / "model"
     parts = ["--encoder", str(tmp_path / "encoder"), "--language-model", str(tmp_path / "lm")]
     assert main(["convert", "build", *parts, "--queries", "6", "--max-windows", "2", str(out)]) == 0
+    parts[-1] = parts[1]  # an encoder is no language model, whatever files lie beside it
+    (tmp_path / "encoder" / "tokenizer_config.json").write_text("{}")
+    capsys.readouterr()
+    assert main(["convert", "build", *parts, str(tmp_path / "none")]) == 2
+    assert "language model that Transformers can load" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
     model = load_model(out)
     for name, value in encoder.state_dict().items():
         assert torch.equal(model.model.audio_encoder.state_dict()[name], value), name

@@ -477,11 +477,13 @@ def test_bad_arguments_are_one_line(shards, tmp_path: Path, capsys) -> None:
             "an address http://HOST:PORT/v1): expected one of echotwin, http, native, transformers, vllm",
         ),
         ([], "checkpoint folder with config.json"),
+        (["--engine", "transformers"], "checkpoint folder with config.json"),
     ]:
         assert main([*base, *more]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert "Traceback" not in error
+    assert not (tmp_path / "run").exists(), "a run that cannot begin leaves nothing"
 
 
 def test_a_question_longer_than_the_model_is_that_rows_alone(checkpoint, shards, tmp_path: Path) -> None:

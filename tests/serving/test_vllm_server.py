@@ -36,6 +36,7 @@ from audio_llm.audio import Waveform, decode, encode, encode_level, limit_peak, 
 from audio_llm.language import prompts
 from audio_llm.model.build import load_model, load_processor
 from benchmarks.parity import BOUND, Case, Outcome, reference
+from eval import predictions
 from eval.benchmarks.base import Item
 from tests.serving.vllm_tools import alive, descendants, end, make_adapter
 
@@ -155,7 +156,7 @@ def server(checkpoint, tmp_path_factory: pytest.TempPathFactory):
     (folder / "keys").write_text(f"{KEY}\n")
     options = ["--lora", f"one={adapters['one']}", "--allow-adapter-updates", "--allow-files", str(files)]
     options += ["--api-key-file", str(folder / "keys"), "--allow-hosts", "127.0.0.1", "--max-body-mb", "8"]
-    process, url, log = start(model, folder, *options)
+    process, url, log = start(model, folder, *options, "--", "--trust-request-mm-kwargs")
     try:
         yield Server(process, url, files, f"http://127.0.0.1:{web.server_address[1]}", model, adapters, log)
     finally:
@@ -211,6 +212,11 @@ def audio(server: Server, name: str, way: str = "input_audio") -> dict[str, Any]
         return {"type": "input_audio", "input_audio": {"data": data, "format": kind}}
     urls = {"data": f"data:audio/{kind};base64,{data}", "file": f"file://{path}", "http": f"{server.files_url}/{name}"}
     return {"type": "audio_url", "audio_url": {"url": urls[way]}}
+
+
+def asked_to_hear(hearing: str) -> dict[str, Any]:
+    """What a request says of sound in another layout than the model's."""
+    return {"media_io_kwargs": {"audio": {"hearing": hearing}}}
 
 
 def samples(server: Server, name: str) -> np.ndarray:
@@ -486,6 +492,36 @@ def test_ask_repeats_the_server_s_reason(server: Server, capsys: pytest.CaptureF
     assert "adapter: expected one of tiny, one, found 'nobody'" in capsys.readouterr().err
 
 
+def test_a_request_says_what_is_heard_of_one_channel(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    content, both = [audio(server, "mono.wav"), text()], np.repeat(samples(server, "mono.wav"), 2, axis=0)
+    for way in ("input_audio", "data", "file", "http"):
+        found = server.outcome([audio(server, "mono.wav", way), text()], **asked_to_hear("duplicate"))
+        assert_same(found, server.expected(both))
+    for hearing, reason in (("left", "2 channels"), ("both", "hearing: expected one of")):
+        status, reply = server.chat(content, **asked_to_hear(hearing))
+        assert status == 400 and reason in reply["error"]["message"], reply
+    assert server.chat(content)[0] == 400, "it held for that request alone"
+    question = ["ask", str(server.files / "mono.wav"), QUESTION, "--hearing", "duplicate", "--json"]
+    replies = []
+    for place in (["--url", server.url], ["--model", str(server.checkpoint)]):
+        assert cli.main([*question, "--max-tokens", str(TOKENS), *place]) == 0
+        replies.append(json.loads(capsys.readouterr().out)["raw"])
+    assert replies[0].rstrip("\ufffd") == replies[1].rstrip("\ufffd")
+
+
+def test_eval_over_http_hears_one_channel_as_both_where_it_is_told(
+    server: Server, shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["eval", "tiny", str(shards(8, 1)), "--engine", server.url + "/v1", "--max-tokens", "4", "--quiet"]
+    assert cli.main([*asked, "--controls", "none", "--out", str(tmp_path / "refused")]) == 1
+    assert "2 channels" in capsys.readouterr().err
+    out = tmp_path / "heard"
+    assert cli.main([*asked, "--controls", "silence", "--out", str(out), "--hearing", "duplicate"]) == 0
+    rows = predictions.read(out)
+    assert len(rows) == 16 and not [row.error for row in rows if row.error]
+    assert predictions.read_manifest(out)["settings"]["hearing"] == "duplicate"
+
+
 def test_the_log_is_readable(server: Server) -> None:
     log = server.log.read_text()
     assert f"'tiny' listens at {server.url}" in log
@@ -507,8 +543,17 @@ def test_zz_killing_the_server_leaves_no_orphans(server: Server) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_server_cleanly(checkpoint, tmp_path: Path, number: int) -> None:
-    process, _, log = start(checkpoint("qwen2", 2), tmp_path)
+    """Until then it hears one channel as both, as it was told at its start, and no request says otherwise."""
+    model = checkpoint("qwen2", 2)
+    write_files(tmp_path)
+    process, url, log = start(model, tmp_path, "--hearing", "duplicate")
     family = descendants(process.pid)
+    if number == signal.SIGTERM:
+        told = Server(process, url, tmp_path, "", model, {}, log)
+        content, both = [audio(told, "mono.wav"), text()], np.repeat(samples(told, "mono.wav"), 2, axis=0)
+        assert_same(told.outcome(content), told.expected(both))
+        status, reply = told.chat(content, **asked_to_hear("refuse"))
+        assert status == 400 and "--trust-request-mm-kwargs" in reply["error"]["message"]
     process.send_signal(number)
     process.wait(30)
     deadline = time.monotonic() + 5

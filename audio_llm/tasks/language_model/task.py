@@ -109,9 +109,10 @@ def read_text(path: Path) -> list[Any]:
     from audio_llm.shards.schema import Sample
 
     try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise ConfigError(f"text {path}: cannot be read ({error.strerror}). `audio-llm prep` writes it.") from error
+        lines = path.read_text(encoding="utf-8").split("\n")  # words may hold other characters that end a line
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f"text {path}: cannot be read ({why}). `audio-llm prep` writes it.") from error
     return [Sample.from_json(line, where=f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
