@@ -10,9 +10,7 @@ import torch
 from audio_llm.cli import main
 from audio_llm.errors import CheckpointError
 from audio_llm.model.build import load_language_model
-from audio_llm.model.validate import check_language_model
-
-LINEARS = r"model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+from audio_llm.model.validate import LORA_TARGETS, check_language_model
 
 
 def inputs(folder: Path, with_audio: bool) -> dict[str, torch.Tensor]:
@@ -50,7 +48,7 @@ def test_a_merged_checkpoint_computes_what_peft_computes(checkpoint, tmp_path: P
 
     folder = checkpoint()
     torch.manual_seed(3)
-    config = LoraConfig(r=4, lora_alpha=16, target_modules=LINEARS, init_lora_weights=False, task_type="CAUSAL_LM")
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=LORA_TARGETS, init_lora_weights=False, task_type="CAUSAL_LM")
     get_peft_model(load_model(folder), config).save_pretrained(tmp_path / "adapter")
     out = tmp_path / "merged"
     assert main(["convert", "merge", str(folder), str(tmp_path / "adapter"), str(out)]) == 0
@@ -147,8 +145,13 @@ def test_an_existing_folder_is_not_replaced_unasked(checkpoint, tmp_path: Path, 
     assert main(["convert", "lm", str(checkpoint()), str(tmp_path / "mine")]) == 2
     assert "--force" in capsys.readouterr().err
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
-    assert main(["convert", "lm", str(checkpoint()), str(tmp_path / "mine"), "--force"]) == 0
-    assert (tmp_path / "mine" / "config.json").exists()
+    assert main(["convert", "lm", str(checkpoint()), str(tmp_path / "mine"), "--force"]) == 2
+    assert "holds other files, which would be lost" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+    (tmp_path / "mine" / "notes.txt").unlink()
+    for _ in range(2):  # an empty folder, then a model
+        assert main(["convert", "lm", str(checkpoint()), str(tmp_path / "mine"), "--force"]) == 0
+        assert (tmp_path / "mine" / "config.json").exists()
     file = tmp_path / "file.txt"
     file.write_text("keep")
     capsys.readouterr()
