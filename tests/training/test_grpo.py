@@ -361,7 +361,9 @@ def test_scoring_without_clips_is_an_error(trainer):
 def test_a_generation_batch_decodes_every_clip_once_and_carries_it(trainer, monkeypatch):
     read = []
     encode = trainer.prompts.encode
-    monkeypatch.setattr(trainer.prompts, "encode", lambda item: read.append(item["sample"].id) or encode(item))
+    monkeypatch.setattr(
+        trainer.prompts, "encode", lambda item, **k: read.append(item["sample"].id) or encode(item, **k)
+    )
     trainer.model.train()
     output = trainer._generate_and_score_completions(rows_of(trainer, [3, 4]))
     assert len(read) == 2 and trainer._metrics["train"]["audio/decoded_clips"][-1] == 2
