@@ -48,7 +48,7 @@ def identity_of(
     return Identity(_plain(kept), _plain(dict(digests or {})), frozenset(places), _plain(usual))
 
 
-def weights_digest(path: str | Path) -> str:
+def start_digest(path: str | Path) -> str:
     """SHA-256 of the files in a model's folder or of one file; of a name that is no path, the name."""
     return content_hash(path) or f"name {path}"
 

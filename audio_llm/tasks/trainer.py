@@ -31,7 +31,7 @@ from audio_llm.datasets import folders
 from audio_llm.encoders.published import read_json
 from audio_llm.errors import CheckpointError, ConfigError, TrainingError, describe, require
 from audio_llm.files import append_line, atomic_file, only_writer, write_json, write_lines
-from audio_llm.identity import Identity, empty, identity_of, settle, weights_digest
+from audio_llm.identity import Identity, empty, identity_of, settle, start_digest
 from audio_llm.identity import write as write_identity
 from audio_llm.model.encoder import AudioEncoder, build_encoder, freeze_below
 from audio_llm.model.folder import CONFIG, WEIGHTS, load_encoder, load_strictly
@@ -201,7 +201,7 @@ class TaskTrainer:
         if starts:
             names = (CONFIG, WEIGHTS) if init else ("",)  # not the log of a run there, which may grow meanwhile
             digests |= {
-                f"{'init' if init else 'encoder'} {name}".strip(): weights_digest(starts[0] / name) for name in names
+                f"{'init' if init else 'encoder'} {name}".strip(): start_digest(starts[0] / name) for name in names
             }
         return identity_of(self.recipe, digests, ("train", "validation", "init")), starts
 

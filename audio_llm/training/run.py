@@ -24,7 +24,7 @@ import torch
 from audio_llm import config
 from audio_llm.errors import AudioLLMError, ConfigError, PrerequisiteError, TrainingError, describe
 from audio_llm.files import only_writer, write_json
-from audio_llm.identity import Identity, empty, identity_of, settle, weights_digest
+from audio_llm.identity import Identity, empty, identity_of, settle, start_digest
 from audio_llm.identity import write as write_identity
 from audio_llm.model.build import load_processor
 from audio_llm.model.export import export_trained
@@ -50,20 +50,18 @@ from audio_llm.training.policy import (
 )
 from audio_llm.training.recipes import PolicyRecipe, RunRecipe
 
-# What a run may leave in its folder, by name: `resume=never` removes it. The first five are worth keeping.
+# What a run leaves in its folder, by name. What it made is worth keeping: another run is refused there. `resume=never`
+# removes all of it.
+MADE = ("checkpoint-*", "merged", "adapter", "result.json", "model.safetensors")
 WRITTEN = (
-    *(
-        "checkpoint-*",
-        "merged",
-        "adapter",
-        "result.json",
-        "model.safetensors",
-        "base",
-        "start",
-        "metrics.jsonl",
-        "completions.jsonl",
-    ),
-    *("order.jsonl", "order-*.jsonl", "rejects.jsonl", "trainable.json"),
+    *MADE,
+    "base",
+    "start",
+    "metrics.jsonl",
+    "completions.jsonl",
+    "order*.jsonl",
+    "rejects.jsonl",
+    "trainable.json",
 )
 STALE_MINUTES = 30  # a build takes half a minute, a few on a very busy machine
 
@@ -96,7 +94,7 @@ class Run:
         self._closing.callback(close)
 
     def settle(self, identity: Identity, starts: Sequence[str | Path] = ()) -> None:
-        """Make sure that the run folder is this run's, and this process's alone, before anything is put into it.
+        """Make sure that the run folder is this run's before anything is put into it.
 
         Raises :class:`ConfigError` where it holds another run. ``resume=never`` empties it of what runs write, among
         which `starts`, what this one begins with, must not lie.
@@ -104,9 +102,8 @@ class Run:
         from accelerate import PartialState
 
         recipe, output = self.recipe, self.recipe.output
-        same = recipe.resume != "never" and settle(
-            output, identity, functools.partial(config.load, type(recipe)), WRITTEN[:5]
-        )
+        read = functools.partial(config.load, type(recipe))
+        same = recipe.resume != "never" and settle(output, identity, read, MADE)
         PartialState().wait_for_everyone()  # all have read the run folder before the first process changes it
         if self.main:
             if not same:
@@ -353,7 +350,7 @@ def policy_identity(recipe: PolicyRecipe) -> tuple[Identity, list[Path]]:
         parts = {"model.encoder": encoder.get("path") or encoder.get("published")}
         parts["model.language_model"] = language_model.get("path")
     begun = {key: Path(path) for key, path in parts.items() if path}
-    digests = {f"weights of {key}": weights_digest(path) for key, path in begun.items()}
+    digests = {f"weights of {key}": start_digest(path) for key, path in begun.items()}
     for key in ("train", "validation"):
         if folders := getattr(data, key, None):
             digests[f"data.{key} (its shards)"] = data_hash(folders)

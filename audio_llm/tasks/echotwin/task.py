@@ -25,7 +25,7 @@ from transformers import Trainer, TrainingArguments
 from audio_llm import files
 from audio_llm.datasets import dcase_aqa
 from audio_llm.errors import TrainingError, describe
-from audio_llm.identity import Identity, identity_of, weights_digest
+from audio_llm.identity import Identity, identity_of, start_digest
 from audio_llm.model.build import check_reloaded
 from audio_llm.model.encoder import AudioEncoder, freeze_below
 from audio_llm.model.folder import open_encoder
@@ -305,7 +305,7 @@ def identity(
 ) -> tuple[Identity, list[Path]]:
     """The identity of the run, and the folders that it begins with."""
     begun = {"encoder": recipe.encoder.get("path") or recipe.encoder.get("published"), "text": recipe.text.path}
-    digests = {f"weights of {key}": weights_digest(path) for key, path in begun.items() if path}
+    digests = {f"weights of {key}": start_digest(path) for key, path in begun.items() if path}
     digests["questions"] = questions.fingerprint[:16]
     if held_out is not None:  # it decides which weights are kept
         digests["questions of validation"] = held_out.fingerprint[:16]
