@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from audio_llm.answering.base import Answer, Engine, Request, check_style, is_address
+from audio_llm.answering.base import Answer, Engine, Request, check_order, check_style, is_address
 from audio_llm.audio import Waveform, silence, swap_channels
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, NothingHeardError, describe
 from audio_llm.files import content_hash, write_json
@@ -73,9 +73,11 @@ class EvalSettings:
     instruction: str | None = None  # words after every question
     answer_as: str | None = None  # of prompts.ANSWERS_AS: what questions with choices ask for
     hearing: str = "refuse"  # what is heard of sound in another layout than the model's
+    order: str = "audio"  # in which the parts of a request stand: prompts.ORDERS
 
     def __post_init__(self) -> None:
         check_style(self.style)
+        check_order(self.order)
 
     def passes(self) -> list[Pass]:
         """True audio at every temperature (several samples above 0), then the controls at the first temperature."""
@@ -213,7 +215,8 @@ class Work:
             else:
                 audios = () if waveform is None else (waveform,)
                 asked = self._settings
-                yield row, Request(item, audios, asked.style, way.temperature, asked.max_tokens, seed)
+                how = asked.style, way.temperature, asked.max_tokens, seed
+                yield row, Request(item, audios, *how, order=asked.order)
 
     def _hear(self, index: int) -> Waveform | str:
         """The sound of item `index` as the engine takes it, or why it cannot be heard."""
@@ -329,6 +332,7 @@ def identity(manifest: dict[str, Any]) -> dict[str, Any]:
     settings = dict(manifest.get("settings") or {})
     if "mono" in settings:  # as version 0.1 called it
         settings["hearing"] = settings.pop("mono") or "refuse"
+    settings.setdefault("order", "audio")  # the only one that version 0.1 asked in
     return known | settings
 
 

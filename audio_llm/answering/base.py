@@ -28,7 +28,7 @@ class Request:
 
     `audios` are what the engine's ``prepare`` gave, in the order of the prompt; without any, the words alone are asked.
     `style` is one of ``prompts.STYLES``. `constrain`: nothing is said but one of the choices in that style ("answer"
-    where there is none), which takes an engine that ``constrains``.
+    where there is none), which takes an engine that ``constrains``. `order` is one of ``prompts.ORDERS``.
     """
 
     item: Item
@@ -38,6 +38,7 @@ class Request:
     max_tokens: int = 256
     seed: int = 0
     constrain: bool = False
+    order: str = "audio"
 
     @property
     def opening(self) -> str:
@@ -51,7 +52,8 @@ class Request:
 
     def messages(self) -> list[dict[str, Any]]:
         """The chat messages that ask the question, with a part for each audio."""
-        return prompts.conversation(self.item, audios=len(self.audios), instruction=self.item.instruction or None)
+        said = self.item.instruction or None
+        return prompts.conversation(self.item, audios=len(self.audios), instruction=said, order=self.order)
 
     def render(self, tokenizer: Any) -> str:
         """The prompt as the model reads it, the assistant's turn opened and begun."""
@@ -138,6 +140,13 @@ def folder_config(folder: str | Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return tree if isinstance(tree, dict) else {}
+
+
+def check_order(order: str) -> None:
+    """Raise :class:`ConfigError` for an order of a request's parts that there is not."""
+    if order not in prompts.ORDERS:
+        known = ", ".join(prompts.ORDERS)
+        raise ConfigError(f"order '{order}': expected one of {known}{nearest(order, prompts.ORDERS)}.")
 
 
 def check_style(style: str | None) -> None:

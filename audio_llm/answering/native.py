@@ -74,7 +74,7 @@ class NativeEngine(TransformersEngine):
 
     def _render(self, request: Request) -> str:
         messages = request.messages()
-        for part in messages[0]["content"]:
+        for part in messages[-1]["content"]:
             if part["type"] == "text":  # a placeholder in a question would take the audio's place
                 part["text"] = part["text"].replace(self._audio_token, "")
         text = self._tokenizer.apply_chat_template(

@@ -177,8 +177,8 @@ class HttpEngine(Engine):
         messages = request.messages()
         digest = prompts.prompt_hash(json.dumps(messages, ensure_ascii=False) + request.opening)
         sounds = map(audio_part, request.audios)
-        for message in messages:
-            message["content"] = [next(sounds) if part["type"] == "audio" else part for part in message["content"]]
+        user = messages[-1]
+        user["content"] = [next(sounds) if part["type"] == "audio" else part for part in user["content"]]
         body: dict[str, Any] = {
             "model": self._model,
             "messages": messages,

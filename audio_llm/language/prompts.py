@@ -137,7 +137,9 @@ SYSTEM = "You are a helpful assistant."
 
 
 @overload
-def conversation(item: Question, *, audios: int = 1, instruction: str | None = None) -> list[dict[str, Any]]: ...
+def conversation(
+    item: Question, *, audios: int = 1, instruction: str | None = None, order: str = "audio"
+) -> list[dict[str, Any]]: ...
 @overload
 def conversation(item: Taught, *, style: str | None, audios: int = 1, order: str = "audio") -> list[dict[str, Any]]: ...
 def conversation(

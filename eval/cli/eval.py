@@ -48,6 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, default=256, help="longest reply; a longer one is cut and counted")
     parser.add_argument("--labels", metavar="JSON", help="of an encoder folder: file with its 'labels', dataset.json")
     parser.add_argument("--style", help="begin the reply for the model: answer, think or think_semantics")
+    parser.add_argument(
+        "--order",
+        default="audio",
+        help="what comes first in a request: audio (default), text, or system (a system message, then the audio)",
+    )
     add_asking(parser)
     add_scorer_settings(parser)
     add_hearing(parser, "--mono")
@@ -115,6 +120,7 @@ def _run(args: argparse.Namespace) -> int:
         seed=at_least(0, "--seed", args.seed),
         max_tokens=at_least(1, "--max-tokens", args.max_tokens),
         style=args.style,
+        order=args.order,
         instruction=args.instruction,
         answer_as=args.answer_as,
         hearing=args.hearing,

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +37,35 @@ def test_an_endpoint_hears_levels_above_full_scale() -> None:
         requests = [Request(item, (engine.prepare(wave, "a"),)) for wave in waves]
         found = [answer.raw.split("<answer>")[1].split("<")[0] for answer in engine.generate(requests)]
     assert found == ["0.5000", "1.0000", "3.0000"]
+
+
+class Parts(Hearing):
+    """Hears wherever the sound stands, and keeps the shape of what it is asked."""
+
+    shapes: set[str]
+
+    def chat(self, body: dict[str, Any]) -> None:
+        *before, user = body["messages"]
+        said = [message["role"] for message in before] + [part["type"] for part in user["content"]]
+        self.shapes.add(" ".join(said))
+        super().chat(body | {"messages": [user]})
+
+
+def test_a_run_asks_in_the_order_that_it_is_told(tmp_path: Path, capsys) -> None:
+    data = make_mmau(tmp_path / "data", 6)
+    shapes = {"audio": "input_audio text", "text": "text input_audio", "system": "system input_audio text"}
+    for order, shape in shapes.items():
+        seen: set[str] = set()
+        with serving(Parts, shapes=seen) as address:
+            assert main(command(data, tmp_path / order, address, "--controls", "none", "--order", order)) == 0
+        found = lines(tmp_path / order)
+        assert len(found) == 6 and all(row["gold"] in row["raw"] for row in found)
+        assert json.loads((tmp_path / order / "run.json").read_text())["settings"]["order"] == order
+        assert seen == {shape}
+    assert main(command(data, tmp_path / "audio", address, "--controls", "none", "--order", "text")) == 2
+    assert "order" in capsys.readouterr().err
+    assert main(command(data, tmp_path / "x", address, "--order", "sound")) == 2
+    assert "expected one of audio, text, system" in capsys.readouterr().err
 
 
 def test_an_endpoint_that_goes_away_costs_no_answers(tmp_path: Path, monkeypatch, capsys) -> None:
