@@ -34,6 +34,15 @@ LONGEST = (
 )
 
 LAYOUT_OF = {1: "mono", 2: "binaural", 4: "foa"}
+# A small projector of each kind, and an encoder whose tokens grow with the length of a clip: 32 in a window of 0.64 s.
+PROJECTORS: dict[str, dict[str, Any]] = {
+    "qformer": dict(
+        num_query_tokens=4, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96
+    ),
+    "linear": {"name": "linear", "norm": False, "group": 2},
+    "mlp": {"name": "mlp", "group": 5, "hidden_size": 48},
+}
+WHISPER = {"name": "whisper", "preset": "tiny", "window_seconds": 0.64, "hidden_size": 48}
 
 
 def tiny_corpus() -> list[str]:
@@ -53,10 +62,11 @@ def make_checkpoint(
     tie: bool = False,
     seed: int = 0,
     encoder: dict[str, Any] | None = None,
+    projector: str = "qformer",
 ) -> Path:
     """A checkpoint folder with random weights: `family` qwen2 | qwen3 | llama, 1, 2 or 4 channels, 0.64 s windows.
 
-    `encoder` is a configuration in place of the tiny Spatial-AST of that many channels.
+    `encoder` is a configuration in place of the tiny Spatial-AST of that many channels; `projector` one of PROJECTORS.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -105,9 +115,7 @@ def make_checkpoint(
         encoder=network,
         language_model=language_model,
         tokenizer=tokenizer,
-        projector=dict(
-            num_query_tokens=4, hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96
-        ),
+        projector=PROJECTORS[projector],
         max_windows=3,
         seed=seed,
     )
@@ -117,7 +125,7 @@ def make_checkpoint(
         for name, parameter in model.named_parameters():
             if "projector" in name and parameter.ndim > 1 and "query" not in name:
                 torch.nn.init.normal_(parameter, std=0.15)
-        model.model.projector.norm.weight.fill_(0.3)
+        model.model.projector.set_loudness(0.3)
     model.save_pretrained(folder)
     return folder
 
@@ -144,11 +152,14 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def checkpoint(made_once):
-    """``checkpoint(family="qwen2", channels=2, tie=False)`` -> folder, built once."""
+    """``checkpoint(family="qwen2", channels=2, tie=False)`` -> folder, built once; with a `projector` that is no
+    Q-Former, the encoder is a small Whisper, of one channel."""
 
-    def get(family: str = "qwen2", channels: int = 2, tie: bool = False) -> Path:
-        name = f"model-{family}-{channels}{'-tied' if tie else ''}"
-        return made_once(name, lambda folder: make_checkpoint(folder, family, channels, tie))
+    def get(family: str = "qwen2", channels: int = 2, tie: bool = False, projector: str = "qformer") -> Path:
+        encoder = None if projector == "qformer" else WHISPER
+        name = f"model-{family}-{channels}{'-tied' if tie else ''}-{projector}"
+        how: dict[str, Any] = {"encoder": encoder, "projector": projector}
+        return made_once(name, lambda folder: make_checkpoint(folder, family, channels, tie, **how))
 
     return get
 

@@ -37,6 +37,7 @@ def test_the_encoder() -> None:
     waveform = torch.randn(2, 2, 16000)
     tokens, mask = encoder(waveform, torch.tensor([16000, 8000]))
     assert tokens.shape == (2, 100, 32) and mask.sum(1).tolist() == [100, 50]
+    assert [encoder.count_tokens(n) for n in (16000, 8000)] == [100, 50]
     alone, _ = encoder(waveform[1:, :, :8000], torch.tensor([8000]))
     torch.testing.assert_close(alone[0, :50], tokens[1, :50])
 

@@ -173,7 +173,7 @@ class TransformersEngine(Engine):
         from audio_llm.model.build import load_model, load_processor
 
         self._processor = load_processor(options.model)
-        self._tokenizer, self._audio_token_id = self._processor.tokenizer, self._processor.audio_token_id
+        self._tokenizer, self._never_said = self._processor.tokenizer, self._processor.config.forbidden_token_ids
         return load_model(options.model, **more)
 
     def prepare(self, sound: Waveform | Path, name: str) -> Waveform:
@@ -209,7 +209,7 @@ class TransformersEngine(Engine):
             answers = iter(self._answer(fitting) if fitting else ())
             return [self._too_long(length) or next(answers) for length in lengths]
         sampler = GumbelSampler(
-            [request.temperature for request in batch], [request.seed for request in batch], self._audio_token_id
+            [request.temperature for request in batch], [request.seed for request in batch], self._never_said
         )
         tokenizer = self._tokenizer
         with torch.inference_mode():
@@ -258,13 +258,13 @@ class GumbelSampler:
     """Logits processor by which the greedy choice *is* a sample: argmax(logits / T + Gumbel noise), noise per row.
 
     Every row draws from its own generator, so a sample does not depend on the batch (Gumbel-max trick, Gumbel 1954).
-    Rows at temperature 0 stay greedy. The audio placeholder can never be chosen.
+    Rows at temperature 0 stay greedy. What marks audio (`never_said`) can not be chosen.
     """
 
-    def __init__(self, temperatures: list[float], seeds: list[int], audio_token_id: int) -> None:
+    def __init__(self, temperatures: list[float], seeds: list[int], never_said: list[int]) -> None:
         import torch
 
-        self._temperatures, self._audio_token_id = temperatures, audio_token_id
+        self._temperatures, self._never_said = temperatures, never_said
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
@@ -276,7 +276,7 @@ class GumbelSampler:
             if temperature > 0:
                 noise = -torch.empty(scores.shape[1]).exponential_(generator=generator).log()
                 scores[row] = scores[row] / temperature + noise.to(scores.device)
-        scores[:, self._audio_token_id] = -torch.inf  # last: infinity over a temperature or plus noise may be no number
+        scores[:, self._never_said] = -torch.inf  # last: infinity over a temperature or plus noise may be no number
         return scores
 
 

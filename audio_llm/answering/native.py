@@ -60,8 +60,8 @@ class NativeEngine(TransformersEngine):
         self._template = chat_template(folder, self._tokenizer)
         kind = folder_config(folder)["model_type"]
         loaded = getattr(transformers, MODELS[kind]).from_pretrained(folder, **more)
-        self._audio_token_id = int(loaded.config.audio_token_id)
-        self._audio_token = str(self._tokenizer.convert_ids_to_tokens(self._audio_token_id))
+        self._never_said = [int(loaded.config.audio_token_id)]
+        self._audio_token = str(self._tokenizer.convert_ids_to_tokens(self._never_said[0]))
         return loaded
 
     def prepare(self, sound: Waveform | Path, name: str) -> Waveform:

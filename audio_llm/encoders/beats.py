@@ -358,9 +358,8 @@ class BEATs(AudioEncoder):
     def layer_prefixes(self) -> list[str]:
         return [f"encoder.layers.{number}." for number in range(self.config.depth)]
 
-    @property
-    def num_tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
+    def count_tokens(self, samples: int) -> int:
+        return int((~self._padding(torch.tensor([samples]))).sum())
 
     def patches(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(1, self.grid)

@@ -9,7 +9,6 @@ model on 4 s of mono sound at 22.05 kHz. Its files are ``best_model_this_fold.pt
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -123,10 +122,6 @@ class UrbanSoundCNN(AudioEncoder):
         for number, (width, pool) in enumerate(zip(config.widths, config.pools, strict=True), 1):
             self.add_module(f"encoder{number}", Stage(inputs, width, pool, config.convolutions, config.dropout))
             inputs = width
-
-    @property
-    def num_tokens(self) -> int:
-        return math.prod(self.grid)
 
     @property
     def layer_prefixes(self) -> list[str]:

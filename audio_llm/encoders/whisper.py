@@ -114,6 +114,9 @@ class Whisper(AudioEncoder):
     def num_tokens(self) -> int:
         return self.config.positions
 
+    def count_tokens(self, samples: int) -> int:
+        return -(-samples // _TOKEN)
+
     def encode(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         maps = features.whisper_log_mel(waveform[:, 0], self.config.n_mels)[:, None]
         maps = maps.to(self.encoder.conv1.weight.dtype)

@@ -1,4 +1,4 @@
-"""Assemble a checkpoint folder from its parts: an encoder, a fresh Q-Former and a causal language model."""
+"""Assemble a checkpoint folder from its parts: an encoder, a fresh projector and a causal language model."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def build_checkpoint(
     from audio_llm.model.configuration import AudioLLMConfig
     from audio_llm.model.encoder import encoder_config
     from audio_llm.model.modeling import AudioLLMForConditionalGeneration
-    from audio_llm.model.processing import AudioLLMFeatureExtractor, AudioLLMProcessor
+    from audio_llm.model.processing import MIN_SAMPLES, AudioLLMFeatureExtractor, AudioLLMProcessor
 
     prepare_tokenizer(tokenizer)
     audio_token_id = tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)
@@ -163,7 +163,7 @@ def build_checkpoint(
     with torch.no_grad():
         # What the table gives, not its weights: Gemma's multiplies them by √hidden, and audio comes in behind it.
         table = model.get_input_embeddings()(torch.arange(rows))
-        model.model.projector.norm.weight.fill_(float(table.float().pow(2).mean().sqrt()))
+        model.model.projector.set_loudness(float(table.float().pow(2).mean().sqrt()))
         found = model.eval()(text.cpu()).logits[..., : expected.shape[-1]].float()
     apart = float((found - expected.cpu()).abs().max())
     if not apart <= 0.05 * float(expected.abs().max()):  # bfloat16 against float32 is one or two per cent
@@ -175,17 +175,16 @@ def build_checkpoint(
     model.generation_config.pad_token_id = config.pad_token_id
     model.generation_config.do_sample = False
     # A sampled placeholder would be counted as one more audio by the next forward.
-    model.generation_config.suppress_tokens = [config.audio_token_id]
+    model.generation_config.suppress_tokens = config.forbidden_token_ids
     extractor = AudioLLMFeatureExtractor(
         sampling_rate=encoder.sample_rate,
         num_channels=encoder.num_channels,
         layouts=encoder.layouts,
         window_seconds=encoder.window_seconds,
         max_windows=max_windows,
+        min_samples=next(n for n in range(MIN_SAMPLES, encoder.window_samples + 1) if config.window_tokens(n)),
     )
-    processor = AudioLLMProcessor(
-        extractor, tokenizer, tokenizer.chat_template, num_query_tokens=config.num_query_tokens
-    )
+    processor = AudioLLMProcessor(extractor, tokenizer, config, tokenizer.chat_template)
     with atomic_folder(destination) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

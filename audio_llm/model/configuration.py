@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from audio_llm.errors import CheckpointError
+from audio_llm.model.encoder import AudioEncoder, build_encoder
 from audio_llm.model.projector import projector_class
 
 
@@ -17,8 +21,9 @@ class AudioLLMConfig(PreTrainedConfig):
 
     `encoder` is what ``model.encoder.build_encoder`` takes (its ``name`` and the fields of its configuration),
     `projector` what ``model.projector.build_projector`` takes, `text_config` any causal language model's configuration.
-    An audio longer than one window of the encoder becomes several, at most `max_windows`. `orders` are those that
-    it was taught, of :data:`audio_llm.language.prompts.ORDERS`.
+    An audio longer than one window of the encoder becomes several, at most `max_windows`. `audio_token_id` stands in a
+    prompt for each embedding of an audio, `audio_marks` are the ids of what the chat template writes around it.
+    `orders` are those that it was taught, of :data:`audio_llm.language.prompts.ORDERS`.
     """
 
     model_type = "audio_llm"
@@ -28,6 +33,7 @@ class AudioLLMConfig(PreTrainedConfig):
     encoder: dict | None = None
     projector: dict | None = None
     audio_token_id: int = 0
+    audio_marks: list[int] | None = None
     max_windows: int = 4
     orders: list[str] | None = None
     tie_word_embeddings: bool = False
@@ -49,6 +55,19 @@ class AudioLLMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @property
-    def num_query_tokens(self) -> int:
-        """Embeddings that the projector gives for a window, and so placeholders in a prompt."""
-        return projector_class(self.projector or {})[1].num_query_tokens
+    def forbidden_token_ids(self) -> list[int]:
+        """What marks audio and is no word: the model may never say it, or its reply would be read back as sound."""
+        return [self.audio_token_id, *(self.audio_marks or [])]
+
+    def window_tokens(self, samples: int) -> int:
+        """Embeddings of a window with `samples` samples of sound, and so its placeholders in a prompt."""
+        encoder = json.dumps(self.encoder, sort_keys=True)
+        _, projector = projector_class(self.projector or {})
+        return int(projector.count(samples, lambda n: _on_paper(encoder).count_tokens(n)))
+
+
+@functools.lru_cache(maxsize=8)
+def _on_paper(encoder: str) -> AudioEncoder:
+    """The encoder of a configuration (JSON), without weights."""
+    with torch.device("meta"):
+        return build_encoder(json.loads(encoder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
@@ -34,10 +35,10 @@ class Published:
 class AudioEncoder(nn.Module):
     """Waveform windows in, tokens out.
 
-    A child sets `name` and `config_class`, the attributes below, and :meth:`encode`; where others publish checkpoints
-    of it, also `signs`, `licence` and :meth:`load_published`. Features are computed inside, in
-    float32 with autocast off. A clip alone and the same clip in a padded batch give the same tokens, because every clip
-    is cut free of its padding by :meth:`prepare` before anything else sees it.
+    A child sets `name` and `config_class`, the attributes below, and :meth:`encode`; :meth:`count_tokens` where it
+    masks; where others publish checkpoints of it, also `signs`, `licence` and :meth:`load_published`. Features are
+    computed inside, in float32 with autocast off. A clip alone and the same clip in a padded batch give the same
+    tokens, because every clip is cut free of its padding by :meth:`prepare` before anything else sees it.
     """
 
     name: ClassVar[str]
@@ -74,11 +75,25 @@ class AudioEncoder(nn.Module):
     def window_samples(self) -> int:
         return round(self.window_seconds * self.sample_rate)
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a full window."""
+        if self.grid is None:
+            raise NotImplementedError(f"encoder '{self.name}' does not say how many tokens it gives: num_tokens")
+        return math.prod(self.grid)
+
+    def count_tokens(self, samples: int) -> int:
+        """Valid tokens of a clip of `samples` samples, 1 to a window: they come first in its row of the mask.
+
+        All of the window's, by silence where a clip is shorter; a child that masks says otherwise.
+        """
+        return self.num_tokens
+
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Windows to tokens.
 
         `waveform` ``(batch, channels, time)`` float32 and `lengths` ``(batch,)`` in samples give tokens
-        ``(batch, n, hidden)`` and a mask ``(batch, n)``, true where a token may be attended to. Raises
+        ``(batch, n, hidden)`` and a mask ``(batch, n)``, true for the :meth:`count_tokens` first tokens of each. Raises
         :class:`AudioError` for a wrong number of channels, or a clip that is empty or longer than the window.
         """
         waveform = self.prepare(waveform, lengths)

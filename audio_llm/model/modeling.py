@@ -1,4 +1,4 @@
-"""The model: audio encoder, Q-Former projector and a causal language model, in the layout Transformers, PEFT, TRL and
+"""The model: audio encoder, projector and a causal language model, in the layout Transformers, PEFT, TRL and
 vLLM expect (``model`` = multimodal backbone, ``lm_head`` on top)."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from audio_llm.model.configuration import AudioLLMConfig
 from audio_llm.model.encoder import build_encoder
-from audio_llm.model.projector import QFormerProjector, build_projector
+from audio_llm.model.projector import Projector, build_projector
 
 
 class AudioLLMPreTrainedModel(PreTrainedModel):
@@ -32,7 +32,7 @@ class AudioLLMPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, QFormerProjector):
+        if isinstance(module, Projector):
             module.reset_parameters()
 
 
@@ -75,13 +75,15 @@ class AudioLLMModel(AudioLLMPreTrainedModel):
             return self.audio_encoder(input_audio.float(), audio_lengths)
 
     def get_audio_features(self, input_audio: Tensor, audio_lengths: Tensor) -> Tensor:
-        """(windows, channels, time) float32 and valid samples (windows,) -> (windows, queries, text hidden)."""
-        tokens, mask = self.encode_audio(input_audio, audio_lengths)
-        return self.project_audio(tokens, mask)
+        """(windows, channels, time) float32 and valid samples (windows,) -> embeddings (m, text hidden) in their order,
+        ``config.window_tokens`` of each window."""
+        return self.project_audio(*self.encode_audio(input_audio, audio_lengths))
 
-    def project_audio(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Encoder tokens (windows, n, hidden) and mask (windows, n) -> (windows, queries, text hidden)."""
-        return self.projector(tokens.to(next(self.projector.parameters()).dtype), mask)
+    def project_audio(self, tokens: Tensor, mask: Tensor, index: Tensor | None = None) -> Tensor:
+        """Encoder tokens (windows, n, hidden) and mask (windows, n) -> embeddings (m, text hidden) of the windows in
+        their order, or as `index` (rows,) names them."""
+        embeddings, valid = self.projector(tokens.to(self.projector.linear.weight.dtype), mask)
+        return embeddings[valid] if index is None else embeddings[index][valid[index]]
 
     def embed(
         self,
@@ -94,8 +96,9 @@ class AudioLLMModel(AudioLLMPreTrainedModel):
     ) -> Tensor:
         """Embeddings (batch, n, hidden) with the audio in place of its placeholder ids.
 
-        The audio is given as samples, as `audio_tokens` (what :meth:`encode_audio` returns) or projected. With
-        `audio_index` (windows in prompt order,) it is given once per distinct window, however many rows share it.
+        The audio is given as samples, as `audio_tokens` (what :meth:`encode_audio` returns) or projected (m, hidden).
+        With `audio_index` (windows in prompt order,) samples or tokens are those of distinct windows, however many
+        rows share them.
         Raises ``ValueError`` when placeholders and audio do not match: nothing is answered without its sound.
         """
         embeddings = self.get_input_embeddings()(input_ids)
@@ -104,11 +107,9 @@ class AudioLLMModel(AudioLLMPreTrainedModel):
         if audio_embeddings is None and input_audio is not None and input_audio.shape[0]:
             if audio_lengths is None:
                 raise ValueError("input_audio came without audio_lengths (valid samples per window)")
-            audio_embeddings = self.get_audio_features(input_audio, audio_lengths)
+            audio_tokens = self.encode_audio(input_audio, audio_lengths)
         if audio_embeddings is None and audio_tokens is not None:
-            audio_embeddings = self.project_audio(*audio_tokens)
-        if audio_embeddings is not None and audio_index is not None:
-            audio_embeddings = audio_embeddings[audio_index]
+            audio_embeddings = self.project_audio(*audio_tokens, index=audio_index)
         if audio_embeddings is None:
             if expected:
                 raise ValueError(
@@ -116,12 +117,9 @@ class AudioLLMModel(AudioLLMPreTrainedModel):
                     "and audio_lengths as the processor returns them"
                 )
             return embeddings
-        found = audio_embeddings.shape[0] * audio_embeddings.shape[1]
-        if found != expected:
-            raise ValueError(
-                f"the prompt has {expected} audio placeholder ids but the audio gives {found} embeddings "
-                f"({audio_embeddings.shape[0]} windows × {audio_embeddings.shape[1]} queries)"
-            )
+        if len(audio_embeddings) != expected:
+            found = f"the audio gives {len(audio_embeddings)} embeddings"
+            raise ValueError(f"the prompt has {expected} audio placeholder ids but {found}")
         return embeddings.masked_scatter(
             placeholders.unsqueeze(-1).expand_as(embeddings), audio_embeddings.to(embeddings.dtype)
         )
@@ -219,7 +217,7 @@ class AudioLLMForConditionalGeneration(AudioLLMPreTrainedModel, GenerationMixin)
         return self.lm_head
 
     def get_audio_features(self, input_audio: Tensor, audio_lengths: Tensor) -> Tensor:
-        """(windows, channels, time) float32, (windows,) -> (windows, queries, text hidden)."""
+        """(windows, channels, time) float32, (windows,) -> embeddings (m, text hidden), window after window."""
         return self.model.get_audio_features(input_audio, audio_lengths)
 
     def forward(
@@ -299,13 +297,18 @@ class AudioLLMForConditionalGeneration(AudioLLMPreTrainedModel, GenerationMixin)
         audio = {name: model_kwargs.pop(name) for name in names if model_kwargs.get(name) is not None}
         model_kwargs.pop("audio_windows", None)
         if audio and input_ids is not None and expand_size > 1:
-            queries = self.config.num_query_tokens
-            windows = ((input_ids == self.config.audio_token_id).sum(dim=1) // queries).tolist()
-            audio = {
-                name: torch.cat([block.repeat(expand_size, *[1] * (block.ndim - 1)) for block in value.split(windows)])
-                for name, value in audio.items()
-            }
+            embeddings = (input_ids == self.config.audio_token_id).sum(dim=1).tolist()
+            windows = self._windows_of_rows(embeddings, audio["audio_lengths"]) if "audio_lengths" in audio else []
+            for name, value in audio.items():
+                blocks = value.split(embeddings if name == "audio_embeddings" else windows)
+                audio[name] = torch.cat([block.repeat(expand_size, *[1] * (block.ndim - 1)) for block in blocks])
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
         return input_ids, {**model_kwargs, **audio}
+
+    def _windows_of_rows(self, embeddings: list[int], audio_lengths: Tensor) -> list[int]:
+        """How many of the windows belong to each row, whose audio has so many embeddings."""
+        counts = torch.tensor([self.config.window_tokens(samples) for samples in audio_lengths.tolist()])
+        places = torch.searchsorted(counts.cumsum(0), torch.tensor(embeddings).cumsum(0), right=True)
+        return places.diff(prepend=places.new_zeros(1)).tolist()

@@ -1,4 +1,4 @@
-"""Audio and text -> model inputs: windows for the encoder, one placeholder id per projector query.
+"""Audio and text -> model inputs: windows for the encoder, one placeholder id per embedding of the projector.
 
 The feature extractor only cuts windows; features are computed inside the encoder, on its device.
 """
@@ -16,7 +16,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from audio_llm.audio import channels_cure
 from audio_llm.errors import AudioError, describe
-from audio_llm.language.prompts import AUDIO_TOKEN
+from audio_llm.model.configuration import AudioLLMConfig
 
 MIN_SAMPLES = 16  # below it there is nothing to analyse; the encoders pad short clips to their window
 
@@ -35,6 +35,7 @@ class AudioLLMFeatureExtractor(SequenceFeatureExtractor):
         layouts: Sequence[str] = ("binaural",),
         window_seconds: float = 10.0,
         max_windows: int = 4,
+        min_samples: int = MIN_SAMPLES,
         **kwargs: Any,
     ) -> None:
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
@@ -42,6 +43,7 @@ class AudioLLMFeatureExtractor(SequenceFeatureExtractor):
         self.layouts = list(layouts)
         self.window_seconds = window_seconds
         self.max_windows = max_windows
+        self.min_samples = min_samples
 
     @property
     def window_samples(self) -> int:
@@ -57,8 +59,8 @@ class AudioLLMFeatureExtractor(SequenceFeatureExtractor):
             expected, found = f"{expected} as (channels, time)", f"shape {samples.shape}"
             cure = channels_cure(self.layouts, samples.shape[0] if samples.ndim == 2 else 0)
             raise AudioError(describe(name, expected, found, cure))
-        if samples.shape[1] < MIN_SAMPLES:
-            raise AudioError(f"{name}: expected at least {MIN_SAMPLES} samples, found {samples.shape[1]}.")
+        if samples.shape[1] < self.min_samples:
+            raise AudioError(f"{name}: expected at least {self.min_samples} samples, found {samples.shape[1]}.")
         limit = self.window_samples * self.max_windows
         if samples.shape[1] > limit:
             raise AudioError(
@@ -107,40 +109,60 @@ class AudioLLMFeatureExtractor(SequenceFeatureExtractor):
 
 
 class AudioLLMProcessor(ProcessorMixin):
-    """Text with ``<|audio|>`` placeholders and audio arrays -> ids, mask, windows.
+    """Text with an audio placeholder for each audio, and arrays -> ids, mask, windows.
 
-    ``processor(text=[...], audio=[...])``: `audio` is a flat list in prompt order, or one list per text.
+    ``processor(text=[...], audio=[...])``: `audio` is a flat list in prompt order, or one list per text. Placeholder
+    and counts are those of the model's configuration, whose file ``from_pretrained`` reads beside its own.
     """
 
     def __init__(
         self,
         feature_extractor: AudioLLMFeatureExtractor,
         tokenizer: Any,
+        config: AudioLLMConfig,
         chat_template: str | None = None,
-        num_query_tokens: int = 64,
         **kwargs: Any,
     ) -> None:
         if tokenizer.pad_token is None:  # of a checkpoint that was built before every one had its own
             tokenizer.pad_token = tokenizer.eos_token
-        self.audio_token = AUDIO_TOKEN
-        self.audio_token_id = tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)
-        self.num_query_tokens = num_query_tokens
+        self.config = config
+        self.audio_token_id = config.audio_token_id
+        self.audio_token = str(tokenizer.convert_ids_to_tokens(config.audio_token_id))
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
 
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "input_audio", "audio_lengths"]
 
-    def expand(self, texts: Sequence[str], windows: Sequence[int]) -> list[str]:
-        """Each ``<|audio|>`` becomes ``windows × num_query_tokens`` of them, in order over all texts."""
+    @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict[str, Any], Any]:
+        """As the base class, with the model's configuration from the same folder or model on the hub."""
+        fields, rest = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        names = ("cache_dir", "local_files_only", "revision", "token")
+        where = {name: kwargs[name] for name in names if name in kwargs}
+        return fields | {"config": AudioLLMConfig.from_pretrained(pretrained_model_name_or_path, **where)}, rest
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``processor_config.json`` holds: nothing of the model's configuration, which has its own file."""
+        return {name: value for name, value in super().to_dict().items() if name != "config"}
+
+    def audio_tokens(self, samples: int) -> int:
+        """Placeholders of an audio of `samples` samples: the embeddings of all its windows."""
+        whole, rest = divmod(samples, self.feature_extractor.window_samples)
+        count = self.config.window_tokens
+        full = whole * count(self.feature_extractor.window_samples) if whole else 0
+        return full + (count(rest) if rest else 0)
+
+    def expand(self, texts: Sequence[str], samples: Sequence[int]) -> list[str]:
+        """The placeholder of each audio becomes as many as it has embeddings, in order over all texts."""
         found = sum(text.count(self.audio_token) for text in texts)
-        if found != len(windows):
-            raise AudioError(f"prompt: {found} audio placeholders for {len(windows)} audios.")
-        counts = iter(windows)
+        if found != len(samples):
+            raise AudioError(f"prompt: {found} audio placeholders for {len(samples)} audios.")
+        counts = map(self.audio_tokens, samples)
 
         def grow(text: str) -> str:
             head, *tail = text.split(self.audio_token)
-            return head + "".join(self.audio_token * (next(counts) * self.num_query_tokens) + rest for rest in tail)
+            return head + "".join(self.audio_token * next(counts) + rest for rest in tail)
 
         return [grow(text) for text in texts]
 
@@ -156,15 +178,15 @@ class AudioLLMProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """-> input_ids, attention_mask (batch, n) and, with audio, input_audio, audio_lengths, audio_windows."""
         data: dict[str, Any] = {}
-        windows: list[int] = []
+        samples: list[int] = []
         if audio is not None:
             flat = [clip for entry in audio for clip in (entry if isinstance(entry, (list, tuple)) else [entry])]
             if flat:
                 features = self.feature_extractor(flat, sampling_rate=sampling_rate)
-                windows = features["audio_windows"].tolist()
+                samples = [np.shape(clip)[-1] for clip in flat]
                 data.update(features)
         if text is not None:
-            texts = self.expand([text] if isinstance(text, str) else list(text), windows)
+            texts = self.expand([text] if isinstance(text, str) else list(text), samples)
             tokens = self.tokenizer(
                 texts,
                 padding=padding,

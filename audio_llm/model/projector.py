@@ -1,4 +1,7 @@
-"""Projectors: the tokens of one window in, a fixed number of language-model embeddings out.
+"""Projectors: the tokens of one window in, embeddings of the language model out.
+
+A Q-Former gives a fixed number for a window, the others one for a token, or for a group of neighbours. So many it gives
+is so many placeholders in a prompt (:meth:`AudioLLMConfig.window_tokens`).
 
 The Q-Former is that of BLIP-2 (Li et al., "BLIP-2", ICML 2023, §3.1) without its text branch, as in BAT (Zheng et al.,
 "BAT: Learning to Reason about Spatial Sounds with Large Language Models", ICML 2024): learnt queries attend to each
@@ -8,9 +11,9 @@ Transformers'. Being plain linears and SDPA they also train under ZeRO-3, which 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +41,69 @@ class QFormerConfig:
                 f"projector: hidden_size {self.hidden_size} is not a multiple of {self.num_attention_heads} heads."
             )
 
+    def count(self, samples: int, tokens: Callable[[int], int]) -> int:
+        """As many for every window."""
+        return self.num_query_tokens
 
-class QFormerProjector(nn.Module):
+
+@dataclass
+class LinearConfig:
+    """`group` neighbouring tokens become one embedding. With a group of 1 and without `norm` it is one plain linear."""
+
+    group: int = 1
+    bias: bool = True
+    norm: bool = True  # a layer norm behind it, by which a fresh projector is as loud as text
+
+    def __post_init__(self) -> None:
+        if self.group < 1:
+            raise ConfigError(describe("projector.group", "1 or more tokens", str(self.group)))
+
+    def count(self, samples: int, tokens: Callable[[int], int]) -> int:
+        """One for every group of the window's valid tokens, the last of which may be cut short."""
+        return -(-tokens(samples) // self.group)
+
+
+@dataclass
+class MLPConfig(LinearConfig):
+    """A hidden layer of `hidden_size` (the language model's own size without one) and GELU before the linear."""
+
+    hidden_size: int | None = None
+
+
+class Projector(nn.Module):
+    """What every projector has: :meth:`forward`, fresh weights, and a last `linear` with a `norm` behind it or none.
+
+    A window alone and the same window in a padded batch give the same embeddings: masked tokens change nothing.
+    """
+
+    config_class: ClassVar[Any]
+    linear: nn.Linear
+    norm: nn.Module  # LayerNorm or Identity
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens (windows, n, encoder), mask (windows, n) bool, True = valid, the valid ones first -> embeddings
+        (windows, m, output) and which of them are valid (windows, m): the first ``config.count`` of each row."""
+        raise NotImplementedError
+
+    def reset_parameters(self) -> None:
+        """Variance-preserving weights. With the 0.02 that language models start from, what is heard would hardly
+        reach the language model."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    @torch.no_grad()
+    def set_loudness(self, rms: float) -> None:
+        """Give a fresh projector's embeddings this root mean square; without a norm, for tokens of unit variance."""
+        if isinstance(self.norm, nn.LayerNorm):
+            self.norm.weight.fill_(rms)
+        else:
+            self.linear.weight.mul_(rms)
+
+
+class QFormerProjector(Projector):
     """Audio tokens of a window -> `num_query_tokens` embeddings of the language model."""
 
     config_class = QFormerConfig
@@ -66,25 +130,58 @@ class QFormerProjector(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Variance-preserving weights. With the 0.02 that language models start from, what the queries hear would be
-        some hundredths of what they are, and would hardly reach the language model."""
+        """As the base class: what the queries hear would else be some hundredths of what they are."""
         nn.init.normal_(self.query)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=module.in_features**-0.5)
-                nn.init.zeros_(module.bias)
+        super().reset_parameters()
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """tokens (windows, n, encoder), mask (windows, n) bool, True = valid -> (windows, queries, output)."""
+    def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         queries = self.query.expand(tokens.shape[0], -1, -1)
         heard = self.qformer(queries, encoder_hidden_states=tokens, encoder_attention_mask=mask).last_hidden_state
-        return self.norm(self.linear(heard))
+        return self.norm(self.linear(heard)), torch.ones(heard.shape[:2], dtype=torch.bool, device=heard.device)
 
 
-PROJECTORS = {"qformer": QFormerProjector}
+class LinearProjector(Projector):
+    """Every `group` of tokens, side by side, through one linear."""
+
+    config_class = LinearConfig
+
+    def __init__(self, config: LinearConfig, encoder_size: int, output_size: int) -> None:
+        super().__init__()
+        self.config = config
+        width = self.before(config.group * encoder_size, output_size)
+        self.linear = nn.Linear(width, output_size, bias=config.bias)
+        self.norm = nn.LayerNorm(output_size, eps=1e-5) if config.norm else nn.Identity()
+        self.reset_parameters()
+
+    def before(self, width: int, output_size: int) -> int:
+        """Build what comes before the last linear and gets groups of this `width`; returns that linear's own."""
+        self.hidden: nn.Module = nn.Identity()
+        return width
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        rest = -tokens.shape[1] % self.config.group
+        tokens = nn.functional.pad(tokens.masked_fill(~mask[..., None], 0.0), (0, 0, 0, rest))
+        groups = tokens.unflatten(1, (-1, self.config.group)).flatten(2)  # (windows, m, group · encoder)
+        valid = nn.functional.pad(mask, (0, rest)).unflatten(1, (-1, self.config.group)).any(dim=2)
+        return self.norm(self.linear(self.hidden(groups))), valid
 
 
-def projector_class(fields: Mapping[str, Any]) -> tuple[type[QFormerProjector], QFormerConfig]:
+class MLPProjector(LinearProjector):
+    """As :class:`LinearProjector`, with a hidden layer."""
+
+    config_class = MLPConfig
+
+    def before(self, width: int, output_size: int) -> int:
+        config: MLPConfig = self.config  # type: ignore[assignment]
+        size = config.hidden_size or output_size
+        self.hidden = nn.Sequential(nn.Linear(width, size, bias=config.bias), nn.GELU())
+        return size
+
+
+PROJECTORS: dict[str, type[Projector]] = {"qformer": QFormerProjector, "linear": LinearProjector, "mlp": MLPProjector}
+
+
+def projector_class(fields: Mapping[str, Any]) -> tuple[type[Projector], Any]:
     """Class and configuration of ``{"name"?: one of PROJECTORS, ...fields of its configuration}``.
 
     Without a name it is a Q-Former. :class:`ConfigError` for an unknown name or key.
@@ -97,7 +194,7 @@ def projector_class(fields: Mapping[str, Any]) -> tuple[type[QFormerProjector], 
     return PROJECTORS[name], build(PROJECTORS[name].config_class, fields, where="projector")
 
 
-def build_projector(fields: Mapping[str, Any], encoder_size: int, output_size: int) -> QFormerProjector:
+def build_projector(fields: Mapping[str, Any], encoder_size: int, output_size: int) -> Projector:
     """The projector of `fields` from encoder tokens of `encoder_size` to embeddings of `output_size`."""
     kind, config = projector_class(fields)
     return kind(config, encoder_size, output_size)

@@ -22,7 +22,6 @@ from typing import Any
 
 from audio_llm.errors import CheckpointError, DataError, describe
 from audio_llm.files import read_json, within, write_json
-from audio_llm.language.prompts import AUDIO_TOKEN
 
 MODEL_TYPE = "audio_llm"
 ARCHITECTURE = "AudioLLMForConditionalGeneration"
@@ -322,16 +321,33 @@ def _check_adapter_tensor(item: str, match: re.Match[str], shape: list[int], ran
 
 
 def _check_audio_token(folder: Path, config: dict[str, Any]) -> None:
-    item, token_id = f"checkpoint {folder}", config.get("audio_token_id")
+    item, token_id, marks = f"checkpoint {folder}", config.get("audio_token_id"), config.get("audio_marks") or []
     size = (config.get("text_config") or {}).get("vocab_size")
-    if not isinstance(token_id, int) or (size is not None and not 0 <= token_id < size):
-        raise CheckpointError(describe(item, f"an audio_token_id inside the vocabulary of {size}", str(token_id)))
-    if not (folder / "tokenizer.json").is_file():
-        return
-    added = _read_json(folder, "tokenizer.json", "a fast tokenizer").get("added_tokens") or []
-    found = {entry.get("content"): entry.get("id") for entry in added}.get(AUDIO_TOKEN)
-    if found != token_id:
-        raise CheckpointError(describe(item, f"the tokenizer to give {AUDIO_TOKEN} the id {token_id}", str(found)))
+    for name, value in [("audio_token_id", token_id), *(("audio_marks", mark) for mark in marks)]:
+        if not isinstance(value, int) or (size is not None and not 0 <= value < size):
+            raise CheckpointError(describe(item, f"{name} inside the vocabulary of {size}", str(value)))
+    written = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    words = audio_marks(folder, config)
+    if words and words[0] not in written:  # the template would leave the audio out, or put another in its place
+        expected = f"a chat template that writes {words[0]}, the token {token_id} (audio_token_id)"
+        raise CheckpointError(describe(item, expected, "one that does not"))
+
+
+def audio_marks(folder: str | Path, config: dict[str, Any]) -> list[str]:
+    """The words of a checkpoint that mark audio, its placeholder first; none where the tokenizer is no fast one.
+
+    Raises :class:`CheckpointError` where the tokenizer has no special token of such an id.
+    """
+    if not (Path(folder) / "tokenizer.json").is_file():
+        return []
+    added = _read_json(Path(folder), "tokenizer.json", "a fast tokenizer").get("added_tokens") or []
+    known = {entry.get("id"): str(entry.get("content")) for entry in added if entry.get("special")}
+    ids = [config["audio_token_id"], *(config.get("audio_marks") or [])]
+    for token in ids:
+        if token not in known:
+            expected = f"a special token of the id {token}, which marks audio"
+            raise CheckpointError(describe(f"checkpoint {folder}: tokenizer.json", expected, "none"))
+    return [known[token] for token in ids]
 
 
 def _check_ties_and_keys(folder: Path, config: dict[str, Any]) -> None:

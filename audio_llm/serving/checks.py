@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from audio_llm.errors import AudioLLMError, describe, nearest
-from audio_llm.language.prompts import AUDIO_TOKEN
 from audio_llm.model.validate import check_adapter, is_checkpoint
 
 # Keys of OpenAI's that change no answer; its clients send them and vLLM has none of them.
@@ -56,14 +55,18 @@ def check_chat(request: dict[str, Any], facts: dict[str, Any]) -> None:
 def check_completion(request: dict[str, Any], facts: dict[str, Any]) -> None:
     """A completion whose keys are known, without audio placeholders: this endpoint has no audio."""
     _check_keys(request, _fields("completion", "CompletionRequest") | NOTES)
-    token = facts["audio_token_id"]
+    words, ids = facts["audio_marks"], set(facts["audio_mark_ids"])
     stack = [request.get("prompt"), request.get("suffix")]
     while stack:
         prompt = stack.pop()
-        if (isinstance(prompt, str) and AUDIO_TOKEN in prompt) or (isinstance(prompt, list) and token in prompt):
+        if isinstance(prompt, str):
+            found = any(word in prompt for word in words)
+        else:
+            found = isinstance(prompt, list) and any(isinstance(part, int) and part in ids for part in prompt)
+        if found:
             raise AudioLLMError(
-                f"prompt: {AUDIO_TOKEN} stands for audio, and this endpoint has none. Use /v1/chat/completions "
-                "with input_audio or audio_url parts."
+                f"prompt: {' '.join(words) or 'the placeholder'} stands for audio, and this endpoint has none. "
+                "Use /v1/chat/completions with input_audio or audio_url parts."
             )
         if isinstance(prompt, list):
             stack += [entry for entry in prompt if isinstance(entry, (str, list))]

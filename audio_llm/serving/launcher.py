@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from audio_llm.errors import AudioLLMError, CheckpointError, ConfigError, PrerequisiteError, describe
-from audio_llm.model.validate import AdapterInfo, check_adapter, check_checkpoint
+from audio_llm.model.validate import AdapterInfo, audio_marks, check_adapter, check_checkpoint
 
 SUPPORTED = "0.31"
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can allocate for
@@ -182,7 +182,8 @@ def guard_facts(
         "name": options.name or options.model.resolve().name,
         "checkpoint": str(options.model.resolve()),
         "max_lora_rank": lora_rank(options, adapters),
-        "audio_token_id": config["audio_token_id"],
+        "audio_marks": audio_marks(options.model, config),
+        "audio_mark_ids": [config["audio_token_id"], *(config.get("audio_marks") or [])],
         "keys": [hashlib.sha256(key.encode()).hexdigest() for key in keys],
         "origins": options.allow_origins,
         "max_body_bytes": round(options.max_body_mb * 2**20),

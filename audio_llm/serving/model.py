@@ -109,10 +109,6 @@ class AudioLLMProcessingInfo(BaseProcessingInfo):
     def extractor(self) -> AudioLLMFeatureExtractor:
         return self.get_hf_processor().feature_extractor
 
-    @property
-    def num_query_tokens(self) -> int:
-        return self.get_hf_config().num_query_tokens
-
     def get_data_parser(self) -> MultiModalDataParser:
         return AudioLLMDataParser(
             self.extractor,
@@ -124,14 +120,15 @@ class AudioLLMProcessingInfo(BaseProcessingInfo):
         return {"audio": None}
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
-        return {"audio": self.extractor.max_windows * self.num_query_tokens}
+        longest = self.extractor.max_windows * self.extractor.window_samples
+        return {"audio": self.get_hf_processor().audio_tokens(longest)}
 
 
 class AudioLLMDummyInputsBuilder(BaseDummyInputsBuilder[AudioLLMProcessingInfo]):
     """The longest audio there may be, for vLLM's memory profile."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
-        return AUDIO_TOKEN * mm_counts.get("audio", 0)
+        return self.info.get_hf_processor().audio_token * mm_counts.get("audio", 0)
 
     def get_dummy_mm_data(self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Any) -> MultiModalDataDict:
         extractor = self.info.extractor
@@ -140,7 +137,7 @@ class AudioLLMDummyInputsBuilder(BaseDummyInputsBuilder[AudioLLMProcessingInfo])
 
 
 class AudioLLMMultiModalProcessor(BaseMultiModalProcessor[AudioLLMProcessingInfo]):
-    """Windows of each audio, and one placeholder id per window and query in the prompt."""
+    """Windows of each audio, and in the prompt one placeholder id for each of its embeddings."""
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         """As the base class, for prompts with one placeholder per audio or already expanded ones; others are refused.
@@ -167,8 +164,7 @@ class AudioLLMMultiModalProcessor(BaseMultiModalProcessor[AudioLLMProcessingInfo
         items = mm_items["audio"]
         if isinstance(items, AudioEmbeddingItems):
             return [items.get_feature_size(i) for i in range(len(items))]
-        count, queries = self.info.extractor.count_windows, self.info.num_query_tokens
-        return [count(item.shape[-1]) * queries for item in items.get_all()]
+        return [self.info.get_hf_processor().audio_tokens(item.shape[-1]) for item in items.get_all()]
 
     def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]) -> BatchFeature:
         # Not through vLLM's helper, which casts to the model's dtype: a waveform in bfloat16 is noise at -50 dB.
@@ -207,12 +203,15 @@ class AudioLLMMultiModalProcessor(BaseMultiModalProcessor[AudioLLMProcessingInfo
         hf_processor_mm_kwargs: Mapping[str, object],
         out_mm_kwargs: MultiModalKwargsItems,
     ) -> Sequence[PromptUpdate]:
-        token = self.info.get_hf_config().audio_token_id
-        queries = self.info.num_query_tokens
+        config = self.info.get_hf_config()
+        token = config.audio_token_id
 
         def placeholders(number: int) -> PromptUpdateDetails:
-            fields = out_mm_kwargs["audio"][number].get_data()
-            count = len(fields["audio_embeds"]) if "audio_embeds" in fields else len(fields["audio_lengths"]) * queries
+            fields: Mapping[str, Any] = out_mm_kwargs["audio"][number].get_data()
+            if "audio_embeds" in fields:
+                count = len(fields["audio_embeds"])
+            else:
+                count = sum(config.window_tokens(samples) for samples in fields["audio_lengths"].tolist())
             return PromptUpdateDetails.select_token_id([token] * count, embed_token_id=token)
 
         return [PromptReplacement(modality="audio", target=[token], replacement=placeholders)]
@@ -278,7 +277,7 @@ class AudioLLMForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLo
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
-        if modality.startswith("audio"):
+        if modality.startswith("audio"):  # of templates that take a text alone, which ours and native ones do not
             return AUDIO_TOKEN
         raise ValueError(f"this model listens to audio; it cannot take a part of type '{modality}'")
 
@@ -308,7 +307,7 @@ class AudioLLMForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLo
         )
 
     def embed_multimodal(self, **kwargs: Any) -> MultiModalEmbeddings:
-        """One ``(windows × queries, hidden)`` tensor per audio, in prompt order."""
+        """One ``(embeddings, hidden)`` tensor per audio, in prompt order."""
         embeddings, audios, lengths = (kwargs.get(name) for name in ("audio_embeds", "input_audio", "audio_lengths"))
         if embeddings is not None:
             return list(embeddings)
@@ -324,8 +323,8 @@ class AudioLLMForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLo
         for rows, audio in zip(batch.split(counts), audios, strict=True):
             rows[..., : audio.shape[-1]] = audio
         tokens, mask = self.audio_encoder(batch, torch.cat(lengths))
-        projected = self.projector(tokens.to(weight.dtype), mask)  # (windows, queries, hidden)
-        return [part.flatten(0, 1) for part in projected.split(counts)]
+        projected, valid = self.projector(tokens.to(weight.dtype), mask)
+        return [part[kept] for part, kept in zip(projected.split(counts), valid.split(counts), strict=True)]
 
     def forward(
         self,

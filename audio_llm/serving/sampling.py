@@ -1,4 +1,4 @@
-"""The audio placeholder is not a word: no request may sample it, whatever its parameters."""
+"""What marks audio is no word: no request may sample it, whatever its parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 
 
 class NeverSayAudio(LogitsProcessor):
-    """Sets the placeholder's logit to −∞ in every row.
+    """Sets the logits of the placeholder and of the other audio marks to −∞ in every row.
 
     A sampled placeholder would be read back as audio that nobody sent. The checkpoint's ``suppress_tokens`` say the
     same to Transformers; vLLM does not read them. Reported raw log-probabilities stay those of the model.
@@ -18,7 +18,7 @@ class NeverSayAudio(LogitsProcessor):
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         config: Any = vllm_config.model_config.hf_config
-        self.audio_token_id: int = config.audio_token_id
+        self.token_ids = torch.tensor(config.forbidden_token_ids, device=device)
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -28,5 +28,5 @@ class NeverSayAudio(LogitsProcessor):
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """logits (requests, vocabulary) → the same tensor, written in place."""
-        logits[:, self.audio_token_id] = -torch.inf
+        logits[:, self.token_ids] = -torch.inf
         return logits

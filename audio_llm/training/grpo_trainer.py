@@ -123,7 +123,7 @@ class AudioGRPOTrainer(BudgetedSchedule, GRPOTrainer):
         for encoder in (module for module in model.modules() if isinstance(module, AudioEncoder)):
             encoder.deterministic = True  # with batch statistics the policy that scores is not the one that sampled
         self.policy = PolicyWeights(model, self._dist.gather_params)
-        forbid_tokens(self.policy.base, [self.policy.base.config.audio_token_id])
+        forbid_tokens(self.policy.base, self.policy.base.config.forbidden_token_ids)
         # Set after construction: TRL builds no engine of its own, yet corrects for the engine's log-probabilities.
         self.use_vllm = True
 
@@ -265,7 +265,7 @@ class AudioGRPOTrainer(BudgetedSchedule, GRPOTrainer):
             min_p=self.min_p or 0.0,
             repetition_penalty=self.repetition_penalty,
             stop_token_ids=tuple(self.eos_token_ids),
-            forbidden_token_ids=(self.policy.base.config.audio_token_id,),
+            forbidden_token_ids=tuple(self.policy.base.config.forbidden_token_ids),
         )
 
     def _current(self, rows: int) -> list[Example]:
@@ -348,7 +348,8 @@ class AudioGRPOTrainer(BudgetedSchedule, GRPOTrainer):
                     projected = base.model.project_audio(*arguments["audio_tokens"])
                 else:
                     projected = base.get_audio_features(arguments["input_audio"], arguments["audio_lengths"])
-                of_each = projected.split([prompt.windows for prompt in with_audio])
+                placeholder = base.config.audio_token_id
+                of_each = projected.split([int((prompt.ids == placeholder).sum()) for prompt in with_audio])
                 audio_of |= dict(zip(with_audio, of_each, strict=True))
             return prompt_embeddings(self.policy, [(prompt.ids.tolist(), audio_of[prompt]) for prompt in prompts])
 

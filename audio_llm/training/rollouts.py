@@ -99,8 +99,8 @@ class RolloutEngine(Protocol):
 def forbid_tokens(model: Any, token_ids: Sequence[int]) -> None:
     """Give the head of `model` a constant bias that forbids `token_ids`, for sampling and scoring alike.
 
-    An engine must not sample the audio placeholder: the next forward pass would miss its audio. The trainer must then
-    score under the same distribution, or the two differ by log(1 - p(placeholder)). The bias is a buffer that is not
+    An engine must not sample what marks audio: the next forward pass would miss its audio. The trainer must then
+    score under the same distribution, or the two differ by log(1 - p(marks)). The bias is a buffer that is not
     saved: checkpoints and the weights sent to engines stay as they are.
     """
     head = model.get_output_embeddings()
@@ -115,7 +115,7 @@ def forbid_tokens(model: Any, token_ids: Sequence[int]) -> None:
 
 @torch.no_grad()
 def prompt_embeddings(policy: PolicyWeights, prompts: Sequence[tuple[Sequence[int], Tensor | None]]) -> list[Tensor]:
-    """(tokens, hidden) of every (ids, projected audio (windows, queries, hidden) or None), by the policy's table."""
+    """(tokens, hidden) of every (ids, projected audio (embeddings, hidden) or None), by the policy's table."""
     base = policy.base
     table = base.get_input_embeddings()
     with policy.gather(list(table.parameters())):

@@ -42,16 +42,22 @@ def test_projector_reproduces_the_published_one() -> None:
         hidden = projector.qformer(
             projector.query, encoder_hidden_states=tokens, encoder_attention_mask=mask
         ).last_hidden_state
-        output = projector(tokens, mask)
+        output, valid = projector(tokens, mask)
     assert np.abs(hidden.numpy() - reference["qformer_hidden"]).max() < 1e-5
-    assert np.abs(output.numpy() - reference["projector_out"]).max() < 1e-5
+    assert np.abs(output.numpy() - reference["projector_out"]).max() < 1e-5 and valid.all()
 
 
 @pytest.mark.parametrize(
-    "family, channels, tie", [("qwen2", 2, False), ("qwen2", 2, True), ("qwen3", 4, False), ("llama", 1, False)]
+    "family, channels, tie, projector",
+    [
+        *[("qwen2", 2, False, "qformer"), ("qwen2", 2, True, "qformer"), ("qwen3", 4, False, "qformer")],
+        *[("llama", 1, False, "qformer"), ("qwen3", 1, False, "linear"), ("llama", 1, True, "mlp")],
+    ],
 )
-def test_a_row_alone_and_in_a_padded_batch_are_the_same(checkpoint, family: str, channels: int, tie: bool) -> None:
-    folder = checkpoint(family, channels, tie)
+def test_a_row_alone_and_in_a_padded_batch_are_the_same(
+    checkpoint, family: str, channels: int, tie: bool, projector: str
+) -> None:
+    folder = checkpoint(family, channels, tie, projector)
     model, processor = load_model(folder), load_processor(folder)
     texts = [ask(processor, 2), ask(processor, 0, "hello"), ask(processor, 1, "Is it near?")]
     audio = [[clip(channels, 8000), clip(channels, 15000, 1)], [], [clip(channels, 3000, 2)]]
@@ -90,9 +96,12 @@ def test_other_audio_gives_other_words(checkpoint) -> None:
     assert (first - swapped).abs().max() > 0.01
 
 
-def test_several_sequences_keep_each_rows_windows_together(checkpoint) -> None:
-    model, processor = load_model(checkpoint()), load_processor(checkpoint())
-    texts, audio = [ask(processor, 2), ask(processor, 1)], [[clip(2, 8000), clip(2, 15000, 1)], [clip(2, 3000, 2)]]
+@pytest.mark.parametrize("channels, projector", [(2, "qformer"), (1, "mlp")])
+def test_several_sequences_keep_each_rows_windows_together(checkpoint, channels: int, projector: str) -> None:
+    folder = checkpoint(channels=channels, projector=projector)
+    model, processor = load_model(folder), load_processor(folder)
+    texts = [ask(processor, 2), ask(processor, 1)]
+    audio = [[clip(channels, 8000), clip(channels, 15000, 1)], [clip(channels, 3000, 2)]]
     out = model.generate(
         **processor(text=texts, audio=audio),
         max_new_tokens=1,

@@ -303,7 +303,7 @@ def test_ordinary_constraints_pass(wanted: dict[str, Any]) -> None:
 @pytest.mark.parametrize("prompt", ["<|audio|>", [3, 5], ["a", "b<|audio|>"], [[1], [3]]])
 def test_placeholders_without_audio_are_refused_at_completions(prompt: object) -> None:
     with pytest.raises(AudioLLMError, match="/v1/chat/completions"):
-        checks.check_completion({"prompt": prompt}, {"audio_token_id": 3})
+        checks.check_completion({"prompt": prompt}, {"audio_marks": ["<|audio|>"], "audio_mark_ids": [3]})
 
 
 def test_keys_come_from_a_file_and_never_stand_in_the_arguments(tmp_path: Path) -> None:

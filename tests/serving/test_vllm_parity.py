@@ -18,6 +18,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from benchmarks.parity import BOUND
 from tests.conftest import make_checkpoint
+from tests.model.test_projector import with_marks
 from tests.paths import ROOT
 from tests.serving.vllm_tools import adapted_encoder, make_adapter
 
@@ -42,7 +43,7 @@ def parity(models: list[Path], adapters: list[Path], report: Path) -> dict[str, 
 
 
 def test_three_families_and_channel_counts(checkpoint, tmp_path: Path) -> None:
-    models = [checkpoint("qwen2", 2), checkpoint("qwen3", 4), checkpoint("llama", 1)]
+    models = [checkpoint("qwen2", 2), checkpoint("qwen3", 4), checkpoint("llama", 1, tie=True, projector="mlp")]
     adapter = make_adapter(models[0], tmp_path / "adapter")
     tables = parity(models, [adapter], tmp_path / "report.json")
     assert len(tables) == 3
@@ -73,6 +74,16 @@ def test_families_that_scale_their_embeddings_or_cap_their_logits(tmp_path: Path
         for family in ("mistral", "gemma", "gemma2", "gemma3_text")
     ]
     parity(models, [], tmp_path / "report.json")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+def test_projectors(checkpoint, tmp_path: Path, family: str) -> None:
+    """Every kind with every family, a fixed number a window or one for each token or group of tokens of a clip; and the
+    marks of audio that a published model has."""
+    models = [checkpoint(family, 1, projector == "mlp", projector) for projector in ("linear", "mlp", "qformer")]
+    marked = with_marks(models[1], tmp_path / "marked")
+    parity([*models, marked], [make_adapter(models[0], tmp_path / "adapter")], tmp_path / "report.json")
 
 
 @pytest.mark.slow
