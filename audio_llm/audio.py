@@ -121,21 +121,20 @@ def decode(
         name = name or str(source)
         data = _read_file(Path(source), name)
     if not data:
-        raise AudioError(describe(name, "an audio file", "an empty file of 0 bytes"))
+        raise AudioError(describe(name, "an audio file", "an empty file of 0 bytes"), "empty")
     links = containers.links(data, name)
     header = _measure(links, name)
     if layout is None and header.channels not in LAYOUT_OF_COUNT:
-        raise AudioError(
-            describe(name, "1 (mono), 2 (stereo or binaural) or 4 (foa) channels", f"{header.channels} channels")
-            + " Take two of them, for instance by `ffmpeg -i IN -af 'pan=stereo|c0=c0|c1=c1' OUT.wav`."
-        )
+        expected, found = "1 (mono), 2 (stereo or binaural) or 4 (foa) channels", f"{header.channels} channels"
+        cure = "Take two of them, for instance by `ffmpeg -i IN -af 'pan=stereo|c0=c0|c1=c1' OUT.wav`."
+        raise AudioError(describe(name, expected, found, cure), "channels")
     layout = layout or LAYOUT_OF_COUNT[header.channels]
     if LAYOUT_CHANNELS.get(layout, header.channels) != header.channels:
         expected = f"{LAYOUT_CHANNELS[layout]} channel(s) for layout '{layout}'"
-        raise AudioError(describe(name, expected, f"{header.channels}"))
+        raise AudioError(describe(name, expected, f"{header.channels}"), "channels")
     if header.frames < MIN_SAMPLES:
         found = "no samples" if header.frames == 0 else f"{header.frames} sample(s)"
-        raise AudioError(describe(name, f"at least {MIN_SAMPLES} samples per channel", found))
+        raise AudioError(describe(name, f"at least {MIN_SAMPLES} samples per channel", found), "short")
     _check_size(header, name, max_seconds, max_bytes)
     return Waveform(_read(links, header, name), header.samplerate, layout)
 
@@ -144,9 +143,9 @@ def _read_file(path: Path, name: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise AudioError(describe(name, "an audio file", "no such file")) from error
+        raise AudioError(describe(name, "an audio file", "no such file"), "missing") from error
     except OSError as error:
-        raise AudioError(describe(name, "a readable audio file", error.strerror or str(error))) from error
+        raise AudioError(describe(name, "a readable audio file", error.strerror or str(error)), "missing") from error
 
 
 @dataclass(frozen=True)
@@ -206,20 +205,15 @@ def _measure(links: Sequence[containers.Link], name: str) -> Header:
 def _check_size(header: Header, name: str, max_seconds: float, max_bytes: float | None) -> None:
     """Raise :class:`AudioError` for more samples than the caller takes, before any of them is read."""
     if header.frames > max_seconds * header.samplerate:
-        raise AudioError(
-            describe(
-                name,
-                f"at most {max_seconds:g} s of audio",
-                f"{header.duration:.1f} s",
-                "Cut it into parts first; nothing is shortened silently.",
-            )
-        )
+        cure = "Cut it into parts first; nothing is shortened silently."
+        expected, found = f"at most {max_seconds:g} s of audio", f"{header.duration:.1f} s"
+        raise AudioError(describe(name, expected, found, cure), "long")
     limit = max_seconds * BYTES_PER_SECOND if max_bytes is None else max_bytes
     size = 4 * header.channels * header.frames
     if size > limit:
         what = f"{size / 2**20:.0f} MiB ({header.channels} channel(s) at {header.samplerate} Hz)"
         cure = "Cut it, or resample it, for instance by `ffmpeg -i IN -ar 48000 OUT.flac`."
-        raise AudioError(describe(name, f"at most {limit / 2**20:.0f} MiB of decoded samples", what, cure))
+        raise AudioError(describe(name, f"at most {limit / 2**20:.0f} MiB of decoded samples", what, cure), "long")
 
 
 class _Sequential(soundfile.SoundFile):
@@ -278,14 +272,15 @@ def _read(links: Sequence[containers.Link], header: Header, name: str) -> np.nda
                 done += count
                 if count < block.shape[1]:
                     found_samples = f"{done}: the file is cut short or damaged"
-                    raise AudioError(describe(name, f"{ending} samples per channel", found_samples))
+                    raise AudioError(describe(name, f"{ending} samples per channel", found_samples), "cut")
             floats = file.subtype in _FLOAT_SUBTYPES
     if floats:
         _check_finite(samples, name)
         peak = float(np.abs(samples).max(initial=0.0))
         if peak > MAX_PEAK:
             expected = f"samples with full scale at 1 (at most {MAX_PEAK:g})"
-            raise AudioError(describe(name, expected, f"a peak of {peak:.3g}", "Divide them by their full scale."))
+            cure = "Divide them by their full scale."
+            raise AudioError(describe(name, expected, f"a peak of {peak:.3g}", cure), "loud")
     return samples
 
 
@@ -318,7 +313,7 @@ def _int16_to_float(frames: np.ndarray) -> np.ndarray:
 def _check_finite(samples: np.ndarray, name: str) -> None:
     bad = samples.size - int(np.isfinite(samples).sum())
     if bad:
-        raise AudioError(describe(name, "finite samples", f"{bad} of {samples.size} are NaN or Inf"))
+        raise AudioError(describe(name, "finite samples", f"{bad} of {samples.size} are NaN or Inf"), "not finite")
 
 
 def quantise(waveform: Waveform, bits: int = 16) -> np.ndarray:
@@ -327,27 +322,24 @@ def quantise(waveform: Waveform, bits: int = 16) -> np.ndarray:
     The scale is that of decoding, so decode → encode → decode is exact (libsndfile's own float scale is 2^15 - 1 one
     way and 2^15 the other, which fades a clip a little every time). Raises :class:`AudioError` above full scale.
     """
-    _check_finite(waveform.samples, "waveform")
-    peak = float(np.abs(waveform.samples).max(initial=0.0))
-    if peak > 1.0:
-        raise AudioError(
-            describe(
-                "waveform",
-                f"peak at most 1 for {bits}-bit samples",
-                f"{peak:.3f}",
-                "Scale it first (audio.limit_peak), or write with subtype='FLOAT' to wav.",
-            )
-        )
-    full = 2 ** (bits - 1)
-    return np.clip(np.rint(waveform.samples.astype(np.float64) * full), -full, full - 1).astype(np.int32)
+    peak, full = float(np.abs(waveform.samples).max(initial=0.0)), 2 ** (bits - 1)
+    if not peak <= 1.0:  # NaN is not either
+        _check_finite(waveform.samples, "waveform")
+        cure = "Scale it first (audio.limit_peak), or write with subtype='FLOAT' to wav."
+        raise AudioError(describe("waveform", f"peak at most 1 for {bits}-bit samples", f"{peak:.3f}", cure))
+    scaled = waveform.samples * np.float32(full)  # exact: a power of two
+    np.rint(scaled, out=scaled)
+    return np.clip(scaled, -full, full - 1, out=scaled).astype(np.int32)
 
 
-def encode(waveform: Waveform, format: str = "flac", subtype: str = "PCM_16") -> bytes:
+def encode(
+    waveform: Waveform, format: str = "flac", subtype: str = "PCM_16", integers: np.ndarray | None = None
+) -> bytes:
     """Bytes of an audio file. ``PCM_16`` and ``PCM_24`` round trip exactly; clipping is an error, never silent.
 
     Raises :class:`AudioError` for NaN/Inf, for a peak above 1 with an integer subtype, and for a pair of format and
     subtype that libsndfile does not know. For ogg/mp3 pass their own `subtype` (``VORBIS``, ``OPUS``,
-    ``MPEG_LAYER_III``).
+    ``MPEG_LAYER_III``). `integers`: what :func:`quantise` made of the waveform, where the caller has it.
     """
     bits = {"PCM_16": 16, "PCM_24": 24}.get(subtype)
     frames: np.ndarray
@@ -355,15 +347,14 @@ def encode(waveform: Waveform, format: str = "flac", subtype: str = "PCM_16") ->
         _check_finite(waveform.samples, "waveform")
         frames = waveform.samples.T
     else:
-        integers = quantise(waveform, bits).T
+        integers = (quantise(waveform, bits) if integers is None else integers).T
         frames = integers.astype(np.int16) if bits == 16 else integers << 8  # 24 bits are the top ones of an int32
     buffer = io.BytesIO()
     try:
         soundfile.write(buffer, frames, waveform.sample_rate, format=format.upper(), subtype=subtype)
     except (soundfile.LibsndfileError, ValueError, TypeError) as error:
-        raise AudioError(
-            describe(f"encoding {waveform.layout} audio", "a format and subtype libsndfile writes", f"{error}")
-        ) from error
+        item = f"encoding {waveform.layout} audio"
+        raise AudioError(describe(item, "a format and subtype libsndfile writes", f"{error}")) from error
     return buffer.getvalue()
 
 
@@ -489,14 +480,10 @@ def windows(samples: np.ndarray, window_samples: int, max_windows: int, *, name:
         raise AudioError(describe(name, f"at least {MIN_SAMPLES} samples per channel", "no samples"))
     count = -(-total // window_samples)
     if count > max_windows:
-        raise AudioError(
-            describe(
-                name,
-                f"at most {max_windows} windows of {window_samples} samples",
-                f"{total} samples, {count} windows",
-                "Raise max_windows in the model's configuration or cut the audio; nothing is shortened silently.",
-            )
-        )
+        found = f"{total} samples, {count} windows"
+        cure = "Raise max_windows in the model's configuration or cut the audio; nothing is shortened silently."
+        expected = f"at most {max_windows} windows of {window_samples} samples"
+        raise AudioError(describe(name, expected, found, cure))
     return [samples[..., start : start + window_samples] for start in range(0, total, window_samples)]
 
 

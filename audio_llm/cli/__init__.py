@@ -133,7 +133,7 @@ def _tells_news(record: logging.LogRecord) -> bool:
 
 def _message(error: Exception) -> str | None:
     """What to tell a person about `error`; None for a defect of ours, whose traceback is wanted."""
-    if isinstance(error, AudioLLMError):
+    if isinstance(error, AudioLLMError) or hasattr(error, "exit_code"):
         return str(error)
     # safetensors and torch report a full disk by errors of their own types, the latter without its reason.
     full = ("No space left on device", "PytorchStreamWriter failed writing", ". unexpected pos ")

@@ -45,7 +45,7 @@ def unknown(size: int) -> bool:
 
 
 def cut(name: str, expected: str, found: str) -> AudioError:
-    return AudioError(describe(name, expected, f"{found}: the file is cut short"))
+    return AudioError(describe(name, expected, f"{found}: the file is cut short"), "cut")
 
 
 def broken(name: str, expected: str, found: str) -> AudioError:

@@ -13,6 +13,7 @@ from typing import Protocol
 from audio_llm.audio import Waveform
 from audio_llm.errors import ConfigError, describe
 from audio_llm.registry import Registry
+from audio_llm.shards.remote import address
 from audio_llm.shards.schema import Sample
 
 DATASETS = Registry("datasets", "data set")
@@ -54,7 +55,7 @@ def open_source(
         raise ConfigError(describe("train", f"shard folders, or one folder of {names[0]}", f"{len(folders)} folders"))
     if names:
         return DATASETS[names[0]].open_clips(folders[0], folds, without, use_test_fold)
-    if absent := [folder for folder in folders if not folder.is_dir()]:
+    if absent := [folder for folder in folders if not folder.is_dir() and not address(folder)]:
         raise ConfigError(describe(f"data {absent[0]}", "a folder of shards or sounds", "no such folder"))
     if folds is not None:
         found = ", ".join(str(folder) for folder in folders)

@@ -31,7 +31,7 @@ def shard_table(dataset: ShardDataset) -> str:
     """One line per shard: samples, seconds, layouts, sample rates; rejects and totals per folder."""
     lines = [f"{'shard':<32}{'samples':>9}{'seconds':>11}  layouts, sample rates"]
     for index in dataset.indexes:
-        lines.append(f"{index.folder}/")
+        lines.append(f"{index.remote.url if index.remote else index.folder}/")
         for number, shard in enumerate(index.shards):
             mine = index.shard_of == number
             lines.append(f"  {shard:<30}{mine.sum():>9}{index.seconds[mine].sum():>11.1f}  {_formats(index, mine)}")

@@ -20,7 +20,8 @@ import numpy as np
 
 from audio_llm.audio import LAYOUT_CHANNELS
 from audio_llm.errors import ShardError, describe
-from audio_llm.files import content_hash, parse_json, read_json
+from audio_llm.files import content_hash, glance, parse_json, read_json
+from audio_llm.shards.remote import Remote, address
 from audio_llm.shards.schema import Sample
 
 AUDIO_SUFFIXES = ("flac", "wav", "ogg", "opus", "mp3", "oga", "wave", "aif", "aiff", "au", "caf", "w64")
@@ -83,13 +84,18 @@ def read_sizes(folder: Path) -> dict[str, dict[str, Any]]:
         ) from error
 
 
+def sizes_text(folder: str | Path) -> bytes:
+    """``sizes.json`` of a folder or an address as it stands there: what its data are known by."""
+    return Remote.open(folder).text if address(folder) else (Path(folder) / "sizes.json").read_bytes()
+
+
 def scan_shard(path: Path) -> Scan:
     """Scan one tar: complete samples become rows, everything else rejects. Raises :class:`ShardError` if unreadable."""
     scan = Scan()
     members: dict[str, dict[str, tuple[int, int]]] = {}
     try:
         with open(path, "rb") as stream:
-            cut = _scan_members(stream, members, scan, path.name)
+            cut = scan_members(stream, members, scan, path.name)
             for key, parts in members.items():
                 _add_row(stream, path.name, key, parts, scan, cut)
     except OSError as error:
@@ -107,8 +113,9 @@ def split_name(member: str) -> tuple[str, str]:
     return (folder + slash + stem).removeprefix("./"), suffix.lower() if stem else ""
 
 
-def _scan_members(stream: io.BufferedReader, members: dict[str, Any], scan: Scan, shard: str) -> str | None:
-    """Fill ``members[key][suffix] = (offset, size)``; returns why the shard ends too early, or None if it does not."""
+def scan_members(stream: io.BufferedReader, members: dict[str, Any], scan: Scan, shard: str) -> str | None:
+    """Fill ``members[key][suffix] = (offset, size)`` with what samples are made of, and `scan` with what cannot be
+    used; returns why the shard ends too early, or None if it does not."""
     size = os.fstat(stream.fileno()).st_size
     end = 0
     if os.pread(stream.fileno(), 2, 0) == b"\x1f\x8b":
@@ -179,10 +186,13 @@ def _add_row(
 
 
 class ShardIndex:
-    """The rows of one folder as columns, small enough to be copied into every worker of a loader."""
+    """The rows of one folder as columns, small enough to be copied into every worker of a loader.
 
-    def __init__(self, folder: Path, rows: list[Row], rejects: list[Reject]) -> None:
-        self.folder = folder
+    Of a folder behind an address (`remote`), `folder` is the one that its shards are fetched into.
+    """
+
+    def __init__(self, folder: Path, rows: list[Row], rejects: list[Reject], remote: Remote | None = None) -> None:
+        self.folder, self.remote = folder, remote
         self.rejects = rejects
         self.shards: list[str] = sorted({row.shard for row in rows})
         number = {shard: i for i, shard in enumerate(self.shards)}
@@ -208,6 +218,13 @@ class ShardIndex:
         rate, seconds = int(self.sample_rates[i]), float(self.seconds[i])
         return Row(shard, key, json_offset, json_size, audio_offset, audio_size, layout, rate, seconds)
 
+    def seen(self) -> list[Any]:
+        """The folder's ``sizes.json``, and what :func:`audio_llm.files.glance` sees of its shards, where they are files
+        of this machine: those behind an address are known by their checksums."""
+        if self.remote:
+            return [self.remote.sizes, []]
+        return [read_sizes(self.folder), [glance(self.folder / shard) for shard in self.shards]]
+
     def told(self) -> str:
         """One sentence on the samples that cannot be used, by number and first reason; empty where there are none."""
         if not self.rejects:
@@ -231,6 +248,10 @@ class ShardIndex:
         without shards or not finished, for shards that ``sizes.json`` does not know, for wrong checksums, and when
         more than `max_reject_share` of the samples cannot be used.
         """
+        if address(folder):
+            fetched = cls._of_remote(Remote.open(folder))
+            fetched._check_share(max_reject_share)
+            return fetched
         folder = Path(folder)
         paths = shard_paths(folder)
         sizes = read_sizes(folder)
@@ -238,19 +259,30 @@ class ShardIndex:
         if verify:
             _check_sums(folder, paths, sizes)
         fingerprint = json.dumps([CACHE_VERSION, [(p.name, *_known(p.stat())) for p in paths], sizes], sort_keys=True)
-        index = cls._from_cache(folder, fingerprint, paths)
+        index = cls._from_cache(folder, fingerprint, {path.name: path.stat().st_size for path in paths})
         if index is None:
-            index = cls._scan(folder, paths, sizes)
+            index = cls._scan(folder, {path.name: scan_shard(path) for path in paths}, sizes)
             index._to_cache(fingerprint)
         index._check_share(max_reject_share)
         return index
 
     @classmethod
-    def _scan(cls, folder: Path, paths: list[Path], sizes: dict[str, dict[str, Any]]) -> ShardIndex:
+    def _of_remote(cls, remote: Remote) -> ShardIndex:
+        """Shard after shard is fetched and scanned, once; what is kept of it is the index."""
+        fingerprint = json.dumps([CACHE_VERSION, remote.url, remote.sizes], sort_keys=True)
+        index = cls._from_cache(remote.folder, fingerprint, {name: e["bytes"] for name, e in remote.sizes.items()})
+        if index is None:
+            scans = {name: scan_shard(remote.fetch(name)) for name in remote.sizes}
+            index = cls._scan(remote.folder, scans, {name: {**entry} for name, entry in remote.sizes.items()})
+            index._to_cache(fingerprint)
+        index.remote = remote
+        return index
+
+    @classmethod
+    def _scan(cls, folder: Path, scans: dict[str, Scan], sizes: dict[str, dict[str, Any]]) -> ShardIndex:
         rows: list[Row] = []
         rejects: list[Reject] = []
         seen: set[str] = set()
-        scans = {path.name: scan_shard(path) for path in paths}
         for name in sorted(scans.keys() | sizes.keys()):
             scan = scans.get(name, Scan())
             rejects += scan.rejects
@@ -322,8 +354,8 @@ class ShardIndex:
                 temporary.unlink(missing_ok=True)
 
     @classmethod
-    def _from_cache(cls, folder: Path, fingerprint: str, paths: list[Path]) -> ShardIndex | None:
-        """The cached index, where it was made here and speaks of the folder's own shards, within their sizes."""
+    def _from_cache(cls, folder: Path, fingerprint: str, sizes: dict[str, int]) -> ShardIndex | None:
+        """The cached index, where it was made here and speaks of the folder's own shards, within their `sizes`."""
         try:
             with zipfile.ZipFile(folder / CACHE) as archive:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
@@ -336,13 +368,15 @@ class ShardIndex:
                 index.shards = head["shards"]
                 for name in ("shard_of", "keys", "ranges", "layouts", "sample_rates", "seconds"):
                     setattr(index, name, cache[name])
-                return index if index._fits({path.name: path.stat().st_size for path in paths}) else None
+                return index if index._fits(sizes) else None
         except Exception:  # a cache that cannot be read, for whatever reason, is a cache to make again
             return None
 
 
 def shard_paths(folder: Path) -> list[Path]:
-    """The shards of `folder`, sorted; :class:`ShardError` where there is none."""
+    """The shards of `folder`, sorted; :class:`ShardError` where there is none. Of an address, their names."""
+    if address(folder):
+        return [Path(name) for name in sorted(Remote.open(folder).sizes)]
     if not folder.is_dir():
         raise ShardError(describe(str(folder), "a folder of shards", "no such folder"))
     paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))

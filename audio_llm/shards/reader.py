@@ -13,8 +13,7 @@ import numpy as np
 
 from audio_llm.audio import Waveform, check_format, decode
 from audio_llm.errors import AudioError, ShardError, describe
-from audio_llm.files import glance
-from audio_llm.shards.index import Row, ShardIndex, read_sizes
+from audio_llm.shards.index import Row, ShardIndex
 from audio_llm.shards.schema import Sample
 
 MAX_OPEN_SHARDS = 64  # far below the usual limit of 1024 descriptors per process
@@ -22,7 +21,8 @@ MAX_SECONDS = 600.0  # of a clip whose JSON does not state its length
 
 
 class ShardDataset:
-    """Map-style samples of one or several shard folders, read by ``os.pread`` of their byte ranges.
+    """Map-style samples of one or several shard folders, read by ``os.pread`` of their byte ranges; a folder may be an
+    address as well (:mod:`audio_llm.shards.remote`).
 
     ``dataset[i]`` is ``{"sample": Sample, "waveform": Waveform, "coordinates": {"index", "shard", "key"}}``;
     without `decode` there is no waveform. `layouts` and `sample_rate` are an encoder's: a sample that does not fit is
@@ -51,6 +51,7 @@ class ShardDataset:
         # Columns over all folders: reading a sample must cost less than decoding it, so it builds no index rows.
         firsts = np.cumsum([0] + [len(index.shards) for index in self.indexes])
         self._paths = [str(index.folder / shard) for index in self.indexes for shard in index.shards]
+        self._remotes = [index.remote for index in self.indexes for _ in index.shards]
         self.shard_ids = np.concatenate(
             [index.shard_of.astype(np.int64) + first for index, first in zip(self.indexes, firsts, strict=False)]
         )  # (samples,) the shard of every sample, counted over all folders
@@ -101,7 +102,7 @@ class ShardDataset:
     @property
     def fingerprint(self) -> str:
         """Of the checksums in ``sizes.json``, and of what :func:`audio_llm.files.glance` sees of the shards."""
-        facts = [[read_sizes(index.folder), [glance(index.folder / s) for s in index.shards]] for index in self.indexes]
+        facts = [index.seen() for index in self.indexes]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def find(self, key: str) -> int:
@@ -149,6 +150,8 @@ class ShardDataset:
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:
         try:
+            if remote := self._remotes[shard]:
+                return remote.read(self._paths[shard], offset, size)
             descriptor = self._descriptors.get(shard)
             if descriptor is None:
                 if len(self._descriptors) >= MAX_OPEN_SHARDS:

@@ -46,9 +46,10 @@ class AudioInfo:
     sha256: str | None = None
 
     @classmethod
-    def of(cls, waveform: Waveform) -> AudioInfo:
+    def of(cls, waveform: Waveform, digest: str | None = None) -> AudioInfo:
+        """Of samples as they are stored; `digest` is their SHA-256 where it is known."""
         seconds = round(waveform.seconds, 6)
-        digest = audio_sha256(waveform)
+        digest = digest or audio_sha256(waveform)
         return cls(waveform.sample_rate, waveform.num_channels, waveform.layout, seconds, digest)
 
 

@@ -28,6 +28,8 @@ from audio_llm.identity import Identity, empty, identity_of, settle, start_diges
 from audio_llm.identity import write as write_identity
 from audio_llm.model.build import load_processor
 from audio_llm.model.export import export_trained
+from audio_llm.shards.index import sizes_text
+from audio_llm.shards.remote import StoreError
 from audio_llm.training.callbacks import (
     COMPLETE,
     Checkpoints,
@@ -149,7 +151,7 @@ class Run:
         started = time.monotonic()
         try:
             outcome = trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
-        except AudioLLMError as error:
+        except (AudioLLMError, StoreError) as error:
             raise plain_error(error) from None
         return {
             "steps": trainer.state.global_step,
@@ -285,7 +287,7 @@ def data_hash(folders: Sequence[Path]) -> str:
     """First 16 hex digits of the SHA-256 of the folders' ``sizes.json``, which hold the checksums of their shards."""
     sizes = hashlib.sha256()
     for folder in folders:
-        sizes.update((folder / "sizes.json").read_bytes())
+        sizes.update(sizes_text(folder))
     return sizes.hexdigest()[:16]
 
 
@@ -333,7 +335,7 @@ def check_build_locks(environment: Mapping[str, str] | None = None) -> None:
             raise PrerequisiteError(describe("DeepSpeed", "a finished build", found, f"Remove it: rm {lock}"))
 
 
-def plain_error(error: AudioLLMError) -> AudioLLMError:
+def plain_error(error: AudioLLMError | StoreError) -> AudioLLMError | StoreError:
     """The message alone of an error that a loader worker raised: torch hands it over with the worker's traceback."""
     text = str(error).strip()
     if not text.startswith("Caught "):
