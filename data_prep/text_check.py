@@ -20,6 +20,7 @@ from audio_llm.shards.schema import Sample
 # Some forty comparisons are made at once, and at 95 % two of them would cry wolf. The interval is the exact one: open
 # questions expect a hit or two by chance, where Wilson's would flag one fair set in a hundred.
 CONFIDENCE = 0.9973
+MOST_ANSWERS = 200  # that naive Bayes chooses among, the commonest: of captions there are as many as sounds
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ def _naive_bayes_open(examples: Sequence[Sample]) -> Predictor:
         counts[sample.answer or ""].update(_words(sample.question))
     size = len(set().union(*counts.values())) or 1
     totals = {answer: sum(counter.values()) for answer, counter in counts.items()}
+    likely = [answer for answer, _ in prior.most_common(MOST_ANSWERS)]
 
     def score(answer: str, words: Sequence[str]) -> float:
         likelihood = sum(math.log((counts[answer][word] + 1) / (totals[answer] + size)) for word in words)
@@ -160,6 +162,6 @@ def _naive_bayes_open(examples: Sequence[Sample]) -> Predictor:
 
     def predict(sample: Sample) -> str:
         words = _words(sample.question)
-        return max(prior, key=lambda answer: score(answer, words))
+        return max(likely, key=lambda answer: score(answer, words))
 
     return predict

@@ -371,6 +371,7 @@ RECIPES = {
     "esc": ("eval.tasks.folds_recipe", "FoldsRecipe"),
     "urbansound": ("eval.tasks.folds_recipe", "FoldsRecipe"),
     "expect": ("eval.figures.expectations", None),
+    "manifest": ("data_prep.manifest.recipe", "ManifestConfig"),  # by its folder: its files are named after formats
 }
 
 
@@ -384,7 +385,8 @@ def load_recipe(path: Path, kind: str | None = None) -> None:
 
     from audio_llm import config
 
-    kinds = [kind] if kind else [kind for kind in RECIPES if path.stem.startswith(kind)]
+    found = [kind for kind in RECIPES if path.parent.name == kind] or [k for k in RECIPES if path.stem.startswith(k)]
+    kinds = [kind] if kind else found
     assert kinds, f"{path.name}: name it after what it is for, one of {', '.join(RECIPES)}"
     module, name = RECIPES[max(kinds, key=len)]
     if name is None:

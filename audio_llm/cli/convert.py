@@ -1,4 +1,5 @@
-"""``audio-llm convert``: put checkpoint folders together, take them apart, and take published encoders in."""
+"""``audio-llm convert``: put checkpoint folders together, take them apart, take published encoders in, and write shards
+as tables of others."""
 
 from __future__ import annotations
 
@@ -7,9 +8,9 @@ from pathlib import Path
 
 from audio_llm.errors import CheckpointError, describe
 
-HELP = "convert published encoders; assemble, merge and export checkpoint folders"
+HELP = "convert published encoders; assemble, merge and export checkpoints; export shards"
 DEFAULT_KIND = "encoder"
-KINDS = ("encoder", "build", "merge", "lm")
+KINDS = ("encoder", "build", "merge", "lm", "shards")
 
 
 def arguments(argv: list[str]) -> list[str]:
@@ -43,7 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     language_model = kinds.add_parser("lm", help="checkpoint -> its language model alone, for text or embeddings")
     language_model.add_argument("model", type=Path, help="a checkpoint folder")
 
-    for kind in (encoder, build, merge, language_model):
+    shards = kinds.add_parser("shards", help="shards -> a table of questions with their sounds, for other programs")
+    shards.add_argument("folders", type=Path, nargs="+", metavar="SHARDS", help="folders of shards, all into one table")
+    shards.add_argument(
+        "--form", choices=("csv", "jsonl", "parquet", "chat"), default="jsonl", help="of the table (default: jsonl)"
+    )
+
+    for kind in (encoder, build, merge, language_model, shards):
         kind.add_argument("out", type=Path, help="the folder to write; it appears whole or not at all")
         kind.add_argument("--force", action="store_true", help="replace an existing folder")
 
@@ -56,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
         raise CheckpointError(
             describe(f"output {args.out}", "a new folder", "an existing one", "Give --force to replace it.")
         )
-    {"encoder": _encoder, "build": _build, "merge": _merge, "lm": _language_model}[args.kind](args)
+    kinds = {"encoder": _encoder, "build": _build, "merge": _merge, "lm": _language_model, "shards": _shards}
+    kinds[args.kind](args)
     print(f"wrote {args.out}")
     return 0
 
@@ -119,3 +127,9 @@ def _language_model(args: argparse.Namespace) -> None:
 
     model = load_model(args.model, dtype="auto")
     write_language_model(model, args.out, language_model_weights(model), load_processor(args.model).tokenizer)
+
+
+def _shards(args: argparse.Namespace) -> None:
+    from audio_llm.datasets.tables import write_tables
+
+    print(f"{write_tables(args.folders, args.out, args.form)} samples")

@@ -100,12 +100,12 @@ def read(data: str | Path, audio: str | Path | None = None) -> Questions:
     root = Path(data)
     if audio is not None and not Path(audio).is_dir():
         raise DataError(describe(str(audio), "a folder of audio files", "none"))
-    files = _question_files(root)
+    files = question_files(root)
     counts: Counter[str] = Counter()
     rows: list[Question] = []
     for path in files:
         for record in read_records(path):
-            rows.append(_question(record, path, root if root.is_dir() else root.parent, audio, counts))
+            rows.append(read_question(record, path, root if root.is_dir() else root.parent, audio, counts))
     if not rows:
         raise DataError(describe(str(root), "questions", "none"))
     _refuse_doubles(rows)
@@ -161,7 +161,8 @@ def is_mpeg(path: str | Path) -> bool:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def _question_files(root: Path) -> list[Path]:
+def question_files(root: Path) -> list[Path]:
+    """The files of questions below a folder, sorted, or the one file that `root` is. Raises :class:`DataError`."""
     if root.is_file():
         return [root]
     if not root.is_dir():
@@ -178,7 +179,9 @@ def _question_files(root: Path) -> list[Path]:
     return files
 
 
-def _question(record: Record, path: Path, root: Path, audio: str | Path | None, counts: Counter[str]) -> Question:
+def read_question(record: Record, path: Path, root: Path, audio: str | Path | None, counts: Counter[str]) -> Question:
+    """A row of the file `path` below the folder `root`, its sound there or in `audio`; `counts` learns what had to be
+    repaired. Raises :class:`DataError`."""
     url = record.text("audio_url", default="")
     if not url and "audio" not in record.values:
         raise record.lacks("audio_url", "audio")

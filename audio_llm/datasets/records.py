@@ -88,9 +88,28 @@ class Record:
         return DataError(describe(self.where, expected, f"{found}{close}"))
 
 
+class NoRecord(DataError):
+    """A row that is none, and where it stands."""
+
+    def __init__(self, message: str, where: str) -> None:
+        super().__init__(message)
+        self.where = where
+
+
 def read_records(path: str | Path) -> list[Record]:
     """The rows of a ``.json`` (an array, an object with the array under ``data``, or one object), ``.jsonl`` or
     ``.parquet`` file. Raises :class:`DataError` naming the file and the row."""
+    records = []
+    for row in each_record(path):
+        if isinstance(row, NoRecord):
+            raise row
+        records.append(row)
+    return records
+
+
+def each_record(path: str | Path) -> Iterator[Record | NoRecord]:
+    """As :func:`read_records`, but a row that is none comes as its error, so that the others can be read. What is wrong
+    with the whole file is raised."""
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(describe(str(path), f"a file {', '.join(SUFFIXES)}", f"'{path.suffix.lower()}'"))
@@ -99,12 +118,12 @@ def read_records(path: str | Path) -> list[Record]:
         found = f"no such file{nearest(path.name, there)}"
         raise DataError(describe(str(path), "a data file", found))
     if path.suffix.lower() == ".parquet":
-        return list(_parquet(path))
-    return list(_lines(path) if path.suffix.lower() == ".jsonl" else _json(path))
+        return _parquet(path)
+    return _lines(path) if path.suffix.lower() == ".jsonl" else _json(path)
 
 
-def _json(path: Path) -> Iterator[Record]:
-    tree = _parse(_text(path), str(path))
+def _json(path: Path) -> Iterator[Record | NoRecord]:
+    tree = _parse(read_text(path), str(path))
     if isinstance(tree, dict) and not isinstance(tree.get("data"), list):
         yield Record(tree, str(path))
         return
@@ -115,14 +134,18 @@ def _json(path: Path) -> Iterator[Record]:
         yield _checked(row, f"{path}: {name}[{number}]")
 
 
-def _lines(path: Path) -> Iterator[Record]:
-    for number, line in enumerate(_text(path).split("\n"), 1):
+def _lines(path: Path) -> Iterator[Record | NoRecord]:
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             where = f"{path}: line {number}"
-            yield _checked(_parse(line, where), where)
+            try:
+                yield _checked(_parse(line, where), where)
+            except DataError as error:
+                yield NoRecord(str(error), where)
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The whole of a text file. Raises :class:`DataError` for one that is not UTF-8 or cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -140,21 +163,21 @@ def _parse(text: str, where: str) -> Any:
         raise DataError(describe(where, "valid JSON", found, cure)) from error
 
 
-def _checked(row: Any, where: str) -> Record:
+def _checked(row: Any, where: str) -> Record | NoRecord:
     if not isinstance(row, dict):
-        raise DataError(describe(where, "an object", f"{type(row).__name__} {row!r:.40}"))
+        return NoRecord(describe(where, "an object", f"{type(row).__name__} {row!r:.40}"), where)
     return Record(row, where)
 
 
 # ------------------------------------------------------------------------------------------------ Parquet
 
 
-def _parquet(path: Path) -> Iterator[Record]:
+def _parquet(path: Path) -> Iterator[Record | NoRecord]:
     import pyarrow as arrow
 
     file = _opened(path)
     schema = file.schema_arrow
-    heavy = [field.name for field in schema if _holds_bytes(field.type)]
+    heavy = [field.name for field in schema if holds_bytes(field.type)]
     light = [field.name for field in schema if field.name not in heavy]
     size = sum(
         group.column(column).total_uncompressed_size
@@ -169,15 +192,36 @@ def _parquet(path: Path) -> Iterator[Record]:
         rows = file.read(columns=light).to_pylist() if light else [{} for _ in range(file.metadata.num_rows)]
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
+    names = class_names(schema.metadata)
     for number, row in enumerate(rows):
-        yield Record(row | {name: Cell(path, name, number) for name in heavy}, f"{path}: row {number}")
+        yield Record(named(row, names) | {name: Cell(path, name, number) for name in heavy}, f"{path}: row {number}")
 
 
-def _holds_bytes(kind: Any) -> bool:
+def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
+    """The names behind the numbers of columns of classes, as Hugging Face ``datasets`` states them in a schema."""
+    try:
+        features = parse_json((metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: kind["names"] for name, kind in features.items() if kind.get("_type") == "ClassLabel"}
+    except (KeyError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def named(row: dict[str, Any], names: Mapping[str, list[str]]) -> dict[str, Any]:
+    """`row` with the `names` of :func:`class_names` in the place of its numbers of classes."""
+    known = {name: words[row[name]] for name, words in names.items() if _is_class(row.get(name), words)}
+    return row | known
+
+
+def _is_class(value: Any, words: list[str]) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(words)
+
+
+def holds_bytes(kind: Any) -> bool:
+    """Whether a column of this Arrow type has bytes in it: a sound, which is read when it is asked for."""
     from pyarrow import types
 
     if types.is_struct(kind):
-        return any(_holds_bytes(field.type) for field in kind)
+        return any(holds_bytes(field.type) for field in kind)
     return types.is_binary(kind) or types.is_large_binary(kind)
 
 

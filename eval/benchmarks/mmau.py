@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from audio_llm.audio import Waveform, decode
+from audio_llm.datasets.mmau import audio_file, question_file
 from audio_llm.datasets.records import Record, read_records
-from audio_llm.errors import ConfigError, DataError, describe, nearest
-from audio_llm.files import content_hash, within, write_json
+from audio_llm.errors import ConfigError, describe, nearest
+from audio_llm.files import content_hash, write_json
 from eval.benchmarks.base import (
     NAME_SOUNDS,
     BenchmarkError,
@@ -66,7 +66,7 @@ class Mmau:
             items.append(_item(record))
             counts.update(_defects(record.values))
         refuse_doubles(items, str(path))
-        files = [_audio_file(folder, str(record.values["audio_id"])) for record in records]
+        files = [audio_file(folder, str(record.values["audio_id"])) for record in records]
         errors = {
             item.id: describe(f"item '{item.id}'", f"its audio {item.meta['audio_id']} under {folder}", "no such file")
             for item, file in zip(items, files, strict=True)
@@ -125,19 +125,6 @@ def _answered(record: Record, key: str) -> Prediction:
     )
 
 
-def question_file(data: Path) -> Path:
-    """The JSON file that `data` is or holds. Raises :class:`BenchmarkError` where there is none or more than one."""
-    if not data.is_dir():
-        if not data.is_file():
-            raise BenchmarkError(describe(str(data), "MMAU's JSON file or the folder that holds it", "nothing there"))
-        return data
-    found = sorted(data.glob("mmau*.json"))
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise BenchmarkError(describe(f"folder {data}", "one mmau*.json", names, "Name the file itself."))
-    return found[0]
-
-
 def questions_of(path: Path) -> list[Record]:
     """The rows of MMAU's file. Raises children of ``AudioLLMError`` where it is malformed or holds none."""
     rows = read_records(path)
@@ -174,14 +161,6 @@ def _defects(record: Mapping[str, Any]) -> list[str]:
     if not answer:
         found.append("answer hidden")
     return found
-
-
-def _audio_file(folder: Path, audio_id: str) -> Path:
-    """The named file under `folder`, else the one of its last name there."""
-    with contextlib.suppress(DataError):
-        if (file := within(folder, audio_id)).is_file():
-            return file
-    return folder / Path(audio_id).name
 
 
 def _record(row: Prediction) -> dict[str, Any]:

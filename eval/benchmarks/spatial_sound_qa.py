@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from audio_llm.audio import LAYOUT_CHANNELS, Waveform, decode
-from audio_llm.datasets.records import SUFFIXES, Record, read_records
-from audio_llm.datasets.reverberation import SAMPLE_RATE, Rendering, Response, dry, hear, load_response
-from audio_llm.errors import ConfigError, describe, nearest
+from audio_llm.audio import LAYOUT_CHANNELS
+from audio_llm.datasets.records import Record, read_records
+from audio_llm.datasets.reverberation import SAMPLE_RATE, Rendering
+from audio_llm.datasets.spatial_sound_qa import RATES, Heard, question_files, read_question
+from audio_llm.errors import ConfigError, describe
 from audio_llm.files import content_hash, write_atomically
 from eval.benchmarks.base import BenchmarkError, Collection, Item, check_options, one_of, refuse_doubles, whole_number
 from eval.predictions import Prediction
@@ -25,35 +25,7 @@ LETTERS = {"CLASSIFICATION": "A", "DOA": "B", "MIXUP_SINGLE_CLASSIFICATION": "C"
     name: "E" for name in SPATIAL_SOUND_QA if name.startswith("MIXUP_") and "SINGLE" not in name
 }
 OPTIONS = ("audio", "responses", "layout", "sample_rate", "missing")
-PLACES = ("audio_id", "reverb_id", "audio_id2", "reverb_id2")
-RATES = range(4_000, 192_001)  # in Hz, as of simulated rooms
 NO_ANSWER = "(no answer)"  # the published script cannot read a line whose answer is empty
-
-
-@dataclass(frozen=True)
-class Heard:
-    """The dry clips of an item and the response each is heard through."""
-
-    clips: tuple[Path, ...]
-    responses: tuple[Path, ...]
-
-    def missing(self) -> str:
-        """Which file is not there; "" where all are."""
-        for what, paths in (("dry clip", self.clips), ("room response", self.responses)):
-            for path in paths:
-                if not path.is_file():
-                    return describe(f"{what} {path}", "a file", "none")
-        return ""
-
-    def render(self, rendering: Rendering) -> Waveform:
-        """The scene. Raises :class:`AudioError` naming the file that cannot be used."""
-        clips = [dry(decode(path), rendering, str(path)) for path in self.clips]
-        names = [f"{path.parent.name}/{path.name}" for path in self.responses]
-        found = [
-            load_response(Response(name, str(path), 0.0, 0.0, 0.0), rendering.layout)
-            for name, path in zip(names, self.responses, strict=True)
-        ]
-        return Waveform(hear(clips, found, rendering), rendering.sample_rate, rendering.layout)
 
 
 class SpatialSoundQA:
@@ -118,17 +90,6 @@ class SpatialSoundQA:
         return written
 
 
-def question_files(data: Path) -> list[Path]:
-    """The file, or the files of a folder that may hold questions, sorted. Raises :class:`BenchmarkError`."""
-    if data.is_file():
-        return [data]
-    files = sorted(path for path in data.rglob("*") if path.suffix in SUFFIXES and path.is_file())
-    if not files:
-        found = "none" if data.is_dir() else "no such path"
-        raise BenchmarkError(describe(str(data), f"a file or a folder of files {', '.join(SUFFIXES)}", found))
-    return files
-
-
 def rendering_of(options: dict[str, str]) -> Rendering:
     """The published rendering with the layout and rate that the responses have."""
     rate = whole_number(options, "sample_rate", SAMPLE_RATE)
@@ -140,44 +101,23 @@ def rendering_of(options: dict[str, str]) -> Rendering:
 
 def read_item(record: Record, identity: str, audio: Path, responses: Path) -> tuple[Item, Heard]:
     """One record as an item and as what is heard. `question_id` restarts per type, so ids are file and row."""
-    kind = record.text("question_type")
-    if kind.upper() not in SPATIAL_SOUND_QA:
-        found = f"'{kind}'{nearest(kind.upper(), SPATIAL_SOUND_QA)}"
-        raise BenchmarkError(describe(f"{record.where}: 'question_type'", "one of the nine types", found))
-    clips, rooms = [record.text("audio_id")], [record.text("reverb_id")]
-    second = [record.text(key, default="") for key in ("audio_id2", "reverb_id2")]
-    if all(second):
-        clips.append(second[0])
-        rooms.append(second[1])
-    elif any(second):
-        found = "one of them"
-        raise BenchmarkError(describe(record.where, "both 'audio_id2' and 'reverb_id2', or neither", found))
-    for key, name in zip(
-        ("audio_id", "reverb_id", "audio_id2", "reverb_id2"), [clips[0], rooms[0], *second], strict=True
-    ):
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise BenchmarkError(describe(f"{record.where}: '{key}'", "a path inside its folder", f"'{name}'"))
+    asked = read_question(record)
     item = Item(
         id=identity,
-        question=record.text("question"),
+        question=asked.question,
         choices=[],
-        gold=record.text("answer"),
-        question_type=kind.upper(),
+        gold=asked.answer,
+        question_type=asked.question_type,
         format="spatialsoundqa",
-        clip="+".join(sorted(clips)),
+        clip=asked.recordings,
         meta={
             "file": identity.rpartition("/")[0],
-            "paper_type": LETTERS[kind.upper()],
-            "sources": [{"clip": clip, "response": room} for clip, room in zip(clips, rooms, strict=True)],
+            "paper_type": LETTERS[asked.question_type],
+            "sources": [{"clip": clip, "response": room} for clip, room in zip(asked.clips, asked.rooms, strict=True)],
             "question_id": record.values.get("question_id"),
         },
     )
-    return item, Heard(tuple(_sound(audio / clip) for clip in clips), tuple(responses / room for room in rooms))
-
-
-def _sound(path: Path) -> Path:
-    """Published clips are named without ``.wav``; other corpora name them with their ending."""
-    return path if path.is_file() else path.with_name(f"{path.name}.wav")
+    return item, asked.heard(audio, responses)
 
 
 def _line(identity: str, text: str) -> str:

@@ -1,0 +1,183 @@
+"""Shards as tables of others: CSV, JSON lines or chat rows with sounds beside them, or Parquet with sounds in it.
+
+Beside the table lies ``recipe.yaml``, by which ``audio-llm prep`` makes the same samples of it again.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from audio_llm.audio import TWO_CHANNELS
+from audio_llm.errors import DataError, describe, require
+from audio_llm.files import atomic_folder, write_atomically, write_lines
+from audio_llm.language.prompts import question_text, target_text
+from audio_llm.shards.index import LAYOUTS
+from audio_llm.shards.reader import ShardDataset
+from audio_llm.shards.schema import Sample
+
+AUDIO_MARK = "<audio>"  # what stands for the sound in the text of a chat row
+_STARTS = {b"fLaC": "flac", b"RIFF": "wav", b"OggS": "ogg"}
+_LISTED = ("choices", "semantic_elements", "events")  # JSON in a table whose cells are texts
+_BATCH = 256  # rows of Parquet whose sounds are in memory at a time
+
+Row = dict[str, Any]
+Sounds = Iterator[bytes]
+
+
+def write_tables(folders: Sequence[Path], out: Path, form: str) -> int:
+    """Write the samples of shard folders into a new folder `out` in one of :data:`FORMS`; how many there are.
+
+    Raises :class:`DataError` for a sample without a question or an answer, and for an id that occurs twice.
+    """
+    dataset = ShardDataset(folders)
+    samples = [dataset.load_sample(number) for number in range(len(dataset))]
+    names: set[str] = set()
+    for sample in samples:
+        if sample.question is None or sample.answer is None:
+            raise DataError(describe(f"sample '{sample.id}'", "a question and an answer", "none"))
+        if sample.id in names:
+            raise DataError(describe(f"sample '{sample.id}'", "an id that occurs once", "a second one"))
+        names.add(sample.id)
+    rows = [_row(sample) for sample in samples]
+    with atomic_folder(out) as folder:
+        sounds = (dataset.load_audio_bytes(number) for number in range(len(dataset)))
+        keys = FORMS[form](folder, rows, sounds)
+        corpora = {sample.source.dataset for sample in samples if sample.source}
+        splits = {str(row["split"]): [str(row["split"])] for row in rows}
+        layouts = {LAYOUTS[place] for index in dataset.indexes for place in np.unique(index.layouts) if place >= 0}
+        if layouts >= set(TWO_CHANNELS):
+            raise DataError(
+                describe("shards", "two channels of one meaning", "stereo and binaural", "Write them apart.")
+            )
+        recipe = {
+            "verb": "prep",
+            "kind": "manifest",
+            "corpus": corpora.pop() if len(corpora) == 1 else "corpora",
+            **keys,
+            "path": str(out / keys["path"]),
+            "splits": splits,
+            "audio": {
+                "max_seconds": 600.0,
+                "min_seconds": 0.0,
+                "min_peak": 0.0,
+                "two_channels": "binaural" if "binaural" in layouts else "stereo",
+            },
+        }
+        import yaml
+
+        write_atomically(folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+    return len(rows)
+
+
+def _row(sample: Sample) -> Row:
+    """The columns of a table, by the names that a manifest has for them."""
+    source = sample.source
+    row: Row = {
+        "id": sample.id,
+        "question": sample.question,
+        "choices": sample.choices,
+        "answer": sample.answer,
+        "thinking": sample.thinking,
+        "semantic_elements": sample.semantic_elements,
+        "events": [_there(dataclasses.asdict(event)) for event in sample.events],
+        "kind": sample.meta.get("question_type"),
+        "group": (source and source.clip) or sample.id,
+        "split": (source and source.split) or "train",
+    }
+    return row
+
+
+def _there(tree: Mapping[str, Any]) -> Row:
+    return {name: value for name, value in tree.items() if value not in (None, "", [], {})}
+
+
+def _files(folder: Path, rows: Sequence[Row], sounds: Sounds) -> Iterator[str]:
+    """Write each sound as it is stored; its path below `folder`."""
+    (folder / "audio").mkdir()
+    for row, data in zip(rows, sounds, strict=True):
+        name = f"audio/{row['id']}.{_STARTS.get(data[:4], 'mp3')}"
+        (folder / name).write_bytes(data)
+        yield name
+
+
+def _csv(folder: Path, rows: Sequence[Row], sounds: Sounds) -> Row:
+    """A column for each choice; other lists and mappings are JSON."""
+    widest = max((len(row["choices"]) for row in rows), default=0)
+    choices = [f"choice_{number + 1}" for number in range(widest)]
+    names = [name for name in rows[0] if name != "choices"]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["audio", *names, *choices])
+    for row, file in zip(rows, _files(folder, rows, sounds), strict=True):
+        cells = [
+            json.dumps(row[name], ensure_ascii=False) if row[name] and name in _LISTED else row[name] for name in names
+        ]
+        offered = [*row["choices"], *[""] * (widest - len(row["choices"]))]
+        table.writerow([file, *("" if cell in (None, [], {}) else cell for cell in cells), *offered])
+    write_atomically(folder / "rows.csv", text.getvalue())
+    columns: Row = {"group": "group", "split": "split"} | ({"choices": choices} if len(choices) > 1 else {})
+    return {"format": "csv", "path": "rows.csv", "columns": columns}
+
+
+def _jsonl(folder: Path, rows: Sequence[Row], sounds: Sounds) -> Row:
+    files = _files(folder, rows, sounds)
+    write_lines(folder / "rows.jsonl", ({"audio": file} | _there(row) for row, file in zip(rows, files, strict=True)))
+    return {"format": "jsonl", "path": "rows.jsonl", "columns": {"group": "group", "split": "split"}}
+
+
+def _chat(folder: Path, rows: Sequence[Row], sounds: Sounds) -> Row:
+    """ms-swift's rows: ``messages``, ``audios``; the other columns stay beside them."""
+    lines = []
+    for row, file in zip(rows, _files(folder, rows, sounds), strict=True):
+        names = ("id", "kind", "question", "choices", "answer", "thinking", "semantic_elements")
+        taught: Any = Sample(*(row[name] for name in names))  # every one has a question and an answer
+        messages = [
+            {"role": "user", "content": AUDIO_MARK + question_text(row["question"], row["choices"])},
+            {"role": "assistant", "content": target_text(taught, "think_semantics")},
+        ]
+        others = {name: row[name] for name in ("id", "choices", "events", "kind", "group", "split")}
+        lines.append({"messages": messages, "audios": [file]} | _there(others))
+    write_lines(folder / "rows.jsonl", lines)
+    return {"format": "chat", "path": "rows.jsonl", "columns": {"group": "group", "split": "split"}}
+
+
+def _parquet(folder: Path, rows: Sequence[Row], sounds: Sounds) -> Row:
+    """The sounds in a column as Hugging Face ``datasets`` reads them: ``{bytes, path}``."""
+    require("pyarrow", "Writing Parquet", "train")
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    text = arrow.string()
+    listed = {"choices": arrow.list_(text)}
+    schema = arrow.schema(
+        [("audio", arrow.struct([("bytes", arrow.binary()), ("path", text)]))]
+        + [(name, listed.get(name, text)) for name in rows[0]]
+    )
+    with parquet.ParquetWriter(folder / "rows.parquet", schema) as writer:
+        for start in range(0, len(rows), _BATCH):
+            batch = []
+            for row in rows[start : start + _BATCH]:
+                data = next(sounds)
+                cell = {"bytes": data, "path": f"{row['id']}.{_STARTS.get(data[:4], 'mp3')}"}
+                words = {name: json.dumps(row[name], ensure_ascii=False) for name in _LISTED[1:] if row[name]}
+                batch.append(
+                    {"audio": cell} | {name: row[name] or None for name in row if name not in _LISTED[1:]} | words
+                )
+            writer.write_table(arrow.Table.from_pylist(batch, schema))
+    return {"format": "parquet", "path": "rows.parquet", "columns": {"group": "group", "split": "split"}}
+
+
+FORMS: dict[str, Callable[[Path, Sequence[Row], Sounds], Row]] = {
+    "csv": _csv,
+    "jsonl": _jsonl,
+    "parquet": _parquet,
+    "chat": _chat,
+}

@@ -1,0 +1,288 @@
+"""The words of a row, checked: what is left is a draft of a sample, whose sound is looked at later."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from string import ascii_uppercase
+from typing import Any
+
+from audio_llm.datasets.records import Cell, Record
+from audio_llm.errors import AudioLLMError, ConfigError, DataError, ShardError, describe, nearest
+from audio_llm.files import parse_json
+from audio_llm.language.replies import normalise, read_key
+from audio_llm.shards.schema import MAX_KEY_BYTES, MOST_CHOICES, Event, Sample, Source
+from data_prep.manifest.formats.base import FIELDS
+from data_prep.manifest.recipe import ManifestConfig
+from data_prep.manifest.rows import Draft, Reason, Reject, RowError
+from data_prep.manifest.sounds import Sound, TableCell, file_under, is_sound
+from data_prep.scenes.rooms import seeded
+
+# Marks of sound and of turns as language models have them, and the tags of a reply.
+_MARKS = re.compile(
+    r"<\|[^|<>\s]+\|>|</?(?:audio|think|answer|semantic_elements|s)>|</?(?:start|end)_of_turn>|\[/?INST\]"
+)
+
+
+def drafts(rows: Iterable[Record | Reject], config: ManifestConfig) -> tuple[list[Draft], list[Reject]]:
+    """What the rows become, in their order. Raises :class:`ConfigError` for a column that no row has."""
+    found: list[Draft] = []
+    rejects: list[Reject] = []
+    seen: dict[str, None] = {}
+    for number, row in enumerate(rows):
+        if isinstance(row, Reject):
+            rejects.append(row)
+            continue
+        seen |= dict.fromkeys(map(str, row.values))
+        try:
+            found.append(_draft(row, number, config))
+        except AudioLLMError as error:
+            rejects.append(Reject.of(row.where, error))
+    _check_columns(config, list(seen))
+    found = _refuse_doubles(found, rejects)
+    return _with_choices(found, rejects, config), rejects
+
+
+def _check_columns(config: ManifestConfig, there: Sequence[str]) -> None:
+    named = [(f"columns.{name}", column) for name in config.columns for column in config.columns_of(name)]
+    named += [("keep", column) for column in config.keep]
+    for key, column in named:
+        if there and column not in there:
+            found = f"'{column}'{nearest(column, there)}"
+            raise ConfigError(describe(key, f"a column of {config.path.name}: {', '.join(there[:20])}", found))
+    for name in ("audio", "question", "answer"):
+        (column, *_) = config.columns_of(name)
+        if there and column not in there and not (name == "question" and config.question):
+            cure = "Name it: columns: {" + name + ": …}" + (", or question: …" if name == "question" else "")
+            raise ConfigError(
+                describe(f"{config.path.name}, {name}", f"a column '{column}'", ", ".join(there[:20]), cure)
+            )
+
+
+def _draft(row: Record, number: int, config: ManifestConfig) -> Draft:
+    value = {name: row.values.get(config.columns_of(name)[0]) for name in FIELDS if name != "choices"}
+    sound = _sound(value["audio"], config)
+    start, end = _seconds(value["start"], "start"), _seconds(value["end"], "end")
+    if start is not None and end is not None and end <= start:
+        raise RowError(Reason.END_BEFORE_START, f"expected an end after {start:g} s, found {end:g} s.")
+    choices = _choices(row, config)
+    question = _text(value["question"], "question") or config.question
+    answer = _answer(value["answer"], choices, config)
+    if not question:
+        raise RowError(Reason.NO_QUESTION)
+    thinking = _text(value["thinking"], "thinking")
+    for text in (question, answer, thinking or "", *choices):
+        if mark := _MARKS.search(text):
+            raise RowError(Reason.MARKS, f"expected words alone, found '{mark[0]}'.")
+    group = _text(value["group"], "group")
+    if group is None and "group" in config.columns:
+        raise RowError(Reason.NO_GROUP, f"expected a value in column '{config.columns_of('group')[0]}', found none.")
+    kind = _text(value["kind"], "kind")
+    sample = Sample(
+        id=identity(config.corpus, value["id"], number),
+        task="choice" if choices else "open",
+        question=question,
+        choices=choices,
+        answer=answer,
+        thinking=thinking,
+        semantic_elements=_elements(value["semantic_elements"]),
+        events=_events(value["events"]),
+        source=Source(config.corpus, clip=group or sound.name, licence=config.licence),
+        meta={"question_type": kind or config.corpus, "format": config.format}
+        | {name: _kept(row.values.get(name), name) for name in config.keep if row.values.get(name) is not None},
+    )
+    try:
+        sample.validate(row.where)
+    except ShardError as error:
+        raise RowError(Reason.BAD_EVENT if "events[" in str(error) else Reason.WRONG_TYPE, str(error)) from error
+    split = _text(value["split"], "split") or ""
+    return Draft(row.where, sample, sound, group or sound.name, split, start or 0.0, end)
+
+
+# ------------------------------------------------------------------------------------------------ one value
+
+
+def identity(corpus: str, value: Any, number: int) -> str:
+    """The id of a row in shards: its corpus and its own id, or its number. Raises :class:`RowError`."""
+    if value is None:
+        return f"{corpus}-{number:07d}"
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
+        raise RowError(Reason.NO_ID, f"expected a text or a whole number, found {value!r:.60}.")
+    raw = str(value).strip()
+    key = re.sub(r"[^\w-]+", "_", raw)
+    key = key if key.startswith(f"{corpus}-") else f"{corpus}-{key}"  # an id that came from shards is one already
+    if len(key.encode()) <= MAX_KEY_BYTES:
+        return key
+    digest = hashlib.sha256(raw.encode(errors="replace")).hexdigest()[:12]
+    return f"{key.encode()[: MAX_KEY_BYTES - 13].decode(errors='ignore')}-{digest}"
+
+
+def _sound(value: Any, config: ManifestConfig) -> Sound:
+    if isinstance(value, (list, tuple)):
+        if len(value) > 1:
+            raise RowError(Reason.SEVERAL_SOUNDS, f"expected one sound, found {len(value)}.")
+        value = value[0] if value else None
+    if isinstance(value, Cell):
+        return TableCell(value, config.folder)
+    if value is not None and is_sound(value):
+        sound: Sound = value
+        return sound
+    if isinstance(value, Mapping) and isinstance(value.get("path"), str):
+        value = value["path"]
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise RowError(Reason.NO_SOUND_NAMED)
+    if not isinstance(value, str):
+        raise RowError(Reason.WRONG_TYPE, f"audio: expected the name of a file, found {value!r:.60}.")
+    try:
+        return file_under(config.folder, value.strip())
+    except DataError as error:
+        raise RowError(Reason.OUTSIDE_ROOT, str(error)) from error
+
+
+def _text(value: Any, name: str) -> str | None:
+    """A text without spaces around it, or a number as a text; None for nothing."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, type(None))):
+        raise RowError(Reason.WRONG_TYPE, f"{name}: expected a text, found {value!r:.60}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # how Parquet says "nothing" in a column of numbers
+    return None if value is None else str(value).strip() or None
+
+
+def _seconds(value: Any, name: str) -> float | None:
+    text = _text(value, name) if not isinstance(value, bool) else "true"
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds) or seconds < 0:
+        raise RowError(Reason.BAD_TIME, f"{name}: expected seconds from 0 on, found {text!r:.60}.")
+    return seconds
+
+
+def _choices(row: Record, config: ManifestConfig) -> list[str]:
+    columns = config.columns_of("choices")
+    if len(columns) > 1:  # a column each; the last ones may be empty
+        listed: Any = [row.values.get(column) for column in columns]
+        while listed and _text(listed[-1], columns[-1]) is None:
+            listed.pop()
+    else:
+        listed = row.values.get(columns[0])
+        if isinstance(listed, str):
+            listed = listed.split(config.choices_separator) if listed.strip() else None
+    if listed is None:
+        return []
+    if not isinstance(listed, (list, tuple)):
+        raise RowError(Reason.WRONG_TYPE, f"choices: expected a list of texts, found {listed!r:.60}.")
+    texts = [_text(choice, "choices") for choice in listed]
+    choices = [text for text in texts if text is not None]
+    if len(choices) < len(texts):
+        raise RowError(Reason.EMPTY_CHOICE, f"choice {texts.index(None) + 1} of {len(texts)} is empty.")
+    if len(choices) == 1:
+        raise RowError(Reason.ONE_CHOICE, f"expected two or more, found '{choices[0]}'.")
+    if len(choices) > MOST_CHOICES:
+        raise RowError(Reason.TOO_MANY_CHOICES, f"expected at most {MOST_CHOICES}, found {len(choices)}.")
+    same: dict[str, str] = {}
+    for choice in choices:
+        other = same.setdefault(normalise(choice), choice)
+        if other is not choice:
+            raise RowError(Reason.EQUAL_CHOICES, f"expected choices that differ, found '{other}' and '{choice}'.")
+    return choices
+
+
+def _answer(value: Any, choices: Sequence[str], config: ManifestConfig) -> str:
+    answer = _text(value, "answer")
+    if answer is None:
+        raise RowError(Reason.NO_ANSWER)
+    how = config.answer_as or config.reader.answer_as
+    if not choices:
+        return answer
+    index: int | None = None
+    if how == "text":
+        index = choices.index(answer) if answer in choices else None
+    elif how == "key":  # as published keys are read: a text, its letter, or both
+        index = read_key(answer, choices)[0]
+    elif how == "letter":
+        index = ascii_uppercase.find(answer.strip("().").upper()) if len(answer.strip("().")) == 1 else None
+    elif re.fullmatch(r"\d{1,3}(?:\.0)?", answer):
+        index = int(float(answer)) - (how == "number")
+    if index is None or not 0 <= index < len(choices):
+        raise RowError(Reason.ANSWER_NO_CHOICE, f"expected one of {', '.join(choices)} (as {how}), found '{answer}'.")
+    return choices[index]
+
+
+def _elements(value: Any) -> dict[str, Any]:
+    if isinstance(value, str) and value.strip().startswith("{"):
+        value = _json(value, "semantic_elements")
+    if value in (None, "", {}):
+        return {}
+    if not isinstance(value, Mapping):
+        found = f"{value!r:.60}"
+        raise RowError(Reason.WRONG_TYPE, f"semantic_elements: expected a mapping of groups, found {found}.")
+    return {str(name): words for name, words in value.items() if words not in (None, "", [])}
+
+
+def _events(value: Any) -> list[Event]:
+    if isinstance(value, str) and value.strip():
+        value = _json(value, "events")
+    if value in (None, "", []):
+        return []
+    try:
+        return [Event(**{name: part for name, part in event.items() if part is not None}) for event in value]
+    except (TypeError, AttributeError) as error:
+        expected = "objects of label, onset, offset, azimuth, elevation, distance"
+        raise RowError(Reason.BAD_EVENT, f"events: expected {expected}, found {value!r:.80}.") from error
+
+
+def _json(text: str, name: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise RowError(Reason.WRONG_TYPE, f"{name}: expected JSON, found {text!r:.60}.") from error
+
+
+def _kept(value: Any, name: str) -> Any:
+    if isinstance(value, (str, int, bool, list, dict)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise RowError(Reason.WRONG_TYPE, f"{name}: expected a value of JSON, found {type(value).__name__}.")
+
+
+# ------------------------------------------------------------------------------------------------ all rows
+
+
+def _refuse_doubles(found: list[Draft], rejects: list[Reject]) -> list[Draft]:
+    """The first of each id; the others are rejects."""
+    first: dict[str, Draft] = {}
+    kept = []
+    for draft in found:
+        other = first.setdefault(draft.sample.id, draft)
+        if other is draft:
+            kept.append(draft)
+        else:
+            detail = f"'{draft.sample.id}' is the id of {other.where} as well."
+            rejects.append(Reject(draft.where, Reason.DUPLICATE_ID, detail))
+    return kept
+
+
+def _with_choices(found: list[Draft], rejects: list[Reject], config: ManifestConfig) -> list[Draft]:
+    """Rows without choices with so many as the recipe draws, at places drawn by the seed and the row's own id."""
+    if not config.draw_choices:
+        return found
+    answers = sorted({draft.sample.answer or "" for draft in found if not draft.sample.choices})
+    if answers and len(answers) < config.draw_choices:
+        raise ConfigError(
+            describe("draw_choices", f"at most the {len(answers)} answers there are", f"{config.draw_choices}")
+        )
+    for draft in found:
+        sample = draft.sample
+        rng = seeded("choices", config.seed, sample.id)
+        if sample.choices or rng.random() < config.open_share:
+            continue
+        others = [answer for answer in answers if answer != sample.answer]
+        drawn = [others[int(place)] for place in rng.permutation(len(others))[: config.draw_choices - 1]]
+        drawn.insert(int(rng.integers(config.draw_choices)), sample.answer or "")
+        sample.choices, sample.task = drawn, "choice"
+    return found

@@ -1,0 +1,112 @@
+"""Chat rows, as ms-swift (``messages`` with ``<audio>`` marks, ``audios``) and TRL (parts of a message, or ``prompt``
+and ``completion``) have them: one question of a user with one reply, whose tags are taken apart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from audio_llm.datasets.records import Record
+from audio_llm.errors import AudioLLMError
+from audio_llm.language.parts import take_apart
+from audio_llm.language.prompts import question_text
+from data_prep.manifest.formats.base import Format, Place
+from data_prep.manifest.formats.tables import records
+from data_prep.manifest.rows import Reason, Reject, RowError
+
+MARK = "<audio>"  # stands for a sound in ms-swift's texts
+
+
+def _chat(place: Place) -> Iterator[Record | Reject]:
+    for row in records(place):
+        if isinstance(row, Reject):
+            yield row
+            continue
+        try:
+            yield Record({**row.values, **_said(row.values)}, row.where)
+        except AudioLLMError as error:
+            yield Reject.of(row.where, error)
+
+
+def _said(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Question, answer, thinking, sounds and the system's words of a row. Raises :class:`RowError`."""
+    turns = _turns(values)
+    system = [text for role, text, _ in turns if role == "system"]
+    rest = [turn for turn in turns if turn[0] != "system"]
+    if [role for role, _, _ in rest] != ["user", "assistant"] or len(system) > 1:
+        found = ", ".join(role for role, _, _ in turns) or "none"
+        raise RowError(Reason.TURNS, f"expected turns of user and assistant, found {found}.")
+    (_, question, parts), (_, reply, _) = rest
+    named = values.get("audios", values.get("audio")) or []
+    sounds = [*(named if isinstance(named, (list, tuple)) else [named]), *parts]
+    marks = question.count(MARK)
+    if marks not in (0, len(sounds)):
+        raise RowError(Reason.MARKS, f"expected {len(sounds)} × {MARK} for as many sounds, found {marks}.")
+    asked = question.replace(MARK, "").strip()
+    if isinstance(choices := values.get("choices"), list) and all(isinstance(choice, str) for choice in choices):
+        asked = asked.removesuffix(question_text("", choices)) if choices else asked  # the lines that offer them
+    said = {"question": asked, "audio": sounds, **replied(reply)}
+    return said | ({"system": system[0]} if system else {})
+
+
+def _turns(values: Mapping[str, Any]) -> list[tuple[str, str, list[Any]]]:
+    """(role, text, sounds) of each message."""
+    messages = values.get("messages")
+    if messages is None and isinstance(values.get("prompt"), list):
+        messages = [*values["prompt"], *(values.get("completion") or [])]
+    if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
+        raise RowError(Reason.TURNS, "expected 'messages', or 'prompt' and 'completion', as lists of messages.")
+    turns = []
+    for message in messages:
+        content, sounds = message.get("content"), []
+        if isinstance(content, list):
+            texts = []
+            for part in content:
+                kind = part.get("type") if isinstance(part, Mapping) else None
+                if kind == "text":
+                    texts.append(part.get("text"))
+                elif kind == "audio":  # TRL's parts may leave the sound to the column `audios`
+                    sounds += [found] if (found := part.get("audio") or part.get("path")) else []
+                else:
+                    raise RowError(Reason.TURNS, f"expected parts of text and audio, found {part!r:.60}.")
+            content = "\n".join(text for text in texts if isinstance(text, str))
+        if not isinstance(content, str):
+            raise RowError(Reason.TURNS, f"expected a message of words, found {content!r:.60}.")
+        turns.append((str(message.get("role")), content, sounds))
+    return turns
+
+
+def replied(reply: str) -> dict[str, Any]:
+    """Answer, thinking and semantic elements of a reply; all of it is the answer where it has no tags."""
+    parts = take_apart(reply)
+    if not (parts.answers or parts.thinking or parts.elements):
+        return {"answer": reply}
+    if len(parts.answers) != 1 or parts.cut or parts.open or parts.rest:
+        found = (
+            f"{len(parts.answers)} answers" if len(parts.answers) != 1 else "words outside of its tags, or open tags"
+        )
+        raise RowError(Reason.MARKS, f"expected one answer in whole tags, found {found}.")
+    said: dict[str, Any] = {"answer": parts.answers[0]}
+    if parts.thinking:
+        said["thinking"] = "\n".join(parts.thinking)
+    if parts.elements:
+        said["semantic_elements"] = elements(parts.elements[0])
+    return said
+
+
+def elements(text: str) -> dict[str, Any]:
+    """Semantic elements as they are written between tags: ``group: words; group: words``, or a line each. What has no
+    groups is one, ``description``."""
+    groups: dict[str, Any] = {}
+    for part in re.split(r"[;\n]", text):
+        name, colon, words = part.partition(":")
+        if not part.strip(" -*"):
+            continue
+        if not colon or not words.strip():
+            return {"description": text.strip()}
+        groups[name.strip(" -*")] = words.strip()
+    return groups
+
+
+FORMAT = Format("chat", _chat)

@@ -1,0 +1,180 @@
+"""Shards of anybody's questions about sound files, read in one of many formats: the recipe names it and its columns.
+
+``OUT/SPLIT`` is a shard folder for each split, ``OUT/rejects.jsonl`` has every row that is no sample, with a reason of
+the closed list :class:`data_prep.manifest.rows.Reason`; rows read = samples + rejects.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from audio_llm.errors import DataError, describe
+from audio_llm.files import write_lines
+from audio_llm.shards.index import scan_shard
+from audio_llm.shards.schema import Sample
+from audio_llm.shards.writer import ShardWriter
+from data_prep import text_check
+from data_prep.ledger import REJECTS, Ledger, Summary, digest, finished
+from data_prep.manifest import checks, sides
+from data_prep.manifest.formats.base import Place
+from data_prep.manifest.packing import Packer, content_of
+from data_prep.manifest.recipe import ManifestConfig
+from data_prep.manifest.rows import Draft, Reason, Reject
+from data_prep.scenes import pool
+from data_prep.tasks.base import Kind
+
+FORMAT_VERSION = 1  # raise it when the same recipe would give other files
+
+
+def prepare(
+    config: ManifestConfig, out: Path, *, workers: int | None = None, overwrite: bool = False, quiet: bool = False
+) -> Summary:
+    """Make the shards in `out`. A run that was stopped goes on; the same recipe gives the same bytes.
+
+    Raises :class:`ConfigError` when `out` holds the data of another recipe, unless `overwrite`; :class:`DataError` for
+    rows that cannot be read at all, a split without samples, and more rejects than the recipe allows.
+    """
+    config.check()
+    place = Place(config.path, config.folder, config.options, config.seed)
+    drafts, rejects = checks.drafts(config.reader.rows(place), config)
+    total = len(drafts) + len(rejects)
+    if not total:
+        raise DataError(describe(str(config.path), f"rows in the format '{config.format}'", "none"))
+    head = {"version": FORMAT_VERSION, "kind": "manifest", "config_hash": _hash(config, drafts, rejects)}
+    ledger = Ledger(out, head, list(config.splits), overwrite)
+    if (earlier := ledger.finished) and all(finished(out / name) for name in config.splits):
+        return earlier
+    ledger.begin()
+    counter = _Rejects(out, rejects, total, config)
+    counter.check()
+    parts, homeless = sides.divided(drafts, config)
+    counter.add(homeless)
+    seen: dict[str, str] = {}  # the side of every sound
+    samples: dict[str, list[Sample]] = {}
+    with pool.open_pool(workers or os.cpu_count() or 1, Packer, (config.audio,)) as jobs:
+        for name, rows in parts.items():
+            samples[name] = _fill(out / name, name, rows, jobs, seen, counter, config, quiet)
+    kept = sum(map(len, samples.values()))
+    assert kept + len(counter.rejects) == total
+    first, last = samples[next(iter(samples))], samples[list(samples)[-1]]
+    rows_checked = text_check.check(first, last) if len(samples) > 1 else []
+    biased = [row for row in rows_checked if row.biased]
+    return ledger.finish(
+        [reject.as_dict() for reject in counter.rejects],
+        biased=biased,
+        config=json.loads(json.dumps(config.plain(), default=str)),
+        rows=total,
+        rejects_by_reason=dict(sorted(Counter(r.reason.name.lower() for r in counter.rejects).items())),
+        subsets={name: _about(found) for name, found in samples.items()},
+        text_only_check=[row.as_dict() for row in rows_checked],
+        text_only_biased=[f"{row.question_type} ({row.predictor})" for row in biased],
+    )
+
+
+def _hash(config: ManifestConfig, drafts: Sequence[Draft], rejects: Sequence[Reject]) -> str:
+    """Changes with the recipe, with any word of the rows, and with the size of any sound."""
+    rows = [[draft.sample.to_json(), draft.sound.name, draft.sound.size, draft.start, draft.end] for draft in drafts]
+    return digest(FORMAT_VERSION, config.plain(), rows, [(reject.item, reject.reason.name) for reject in rejects])
+
+
+class _Rejects:
+    """Counts rejects, and stops the run where they are too many. What there is then is in ``rejects.jsonl``."""
+
+    def __init__(self, out: Path, rejects: Sequence[Reject], total: int, config: ManifestConfig) -> None:
+        self.out, self.rejects, self.total = out, list(rejects), total
+        share = int(config.max_reject_share * total)
+        self.limit = share if config.max_rejects is None else config.max_rejects
+        self.key = "max_reject_share" if config.max_rejects is None else "max_rejects"
+
+    def add(self, rejects: Sequence[Reject]) -> None:
+        self.rejects += rejects
+        self.check()
+
+    def check(self) -> None:
+        """Raise :class:`DataError` beyond the limit."""
+        if len(self.rejects) <= self.limit:
+            return
+        write_lines(self.out / REJECTS, [reject.as_dict() for reject in self.rejects])
+        first = self.rejects[0]
+        told = first.as_dict()["detail"].rstrip(".")
+        cure = (
+            f"The first: {first.item}: {told}. All so far are in {self.out / REJECTS}; mend them or raise {self.key}."
+        )
+        found = f"{len(self.rejects)}"
+        raise DataError(describe("rejects", f"at most {self.limit} of {self.total} rows ({self.key})", found, cure))
+
+
+def _fill(
+    folder: Path,
+    side: str,
+    rows: Sequence[Draft],
+    jobs: pool.Jobs,
+    seen: dict[str, str],
+    counter: _Rejects,
+    config: ManifestConfig,
+    quiet: bool,
+) -> list[Sample]:
+    """Write the shards of one side; its samples without their audio. `seen` learns whose every sound is."""
+    kept: list[Sample] = []
+    asked: set[tuple[str, str]] = set()
+    with ShardWriter(folder, samples_per_shard=config.samples_per_shard) as writer:
+        for sample in _stored(folder):
+            seen[content_of(sample)] = side
+            asked.add(_question(sample))
+            kept.append(sample)
+        todo = [row for row in rows if row.sample.id not in writer]
+        for draft, made in zip(todo, jobs.each("pack", todo, side, quiet), strict=True):
+            reject = made.reject
+            if made.packed is not None:
+                sample = made.packed.sample
+                owner = seen.setdefault(content_of(sample), side)
+                if owner != side:
+                    reject = Reject(draft.where, Reason.OTHER_SIDE, f"the sound of '{draft.sound.name}' is in {owner}.")
+                elif _question(sample) in asked:
+                    reject = Reject(draft.where, Reason.REPEATED, f"'{draft.sound.name}': {sample.question}")
+                else:
+                    asked.add(_question(sample))
+                    kept.append(writer.add(made.packed))
+            if reject is not None:
+                counter.add([reject])
+    if not kept:
+        raise DataError(describe(f"split '{side}'", "samples", f"none: all of its {len(rows)} rows are rejects"))
+    return kept
+
+
+def _question(sample: Sample) -> tuple[str, str]:
+    """What a sample asks, about which samples of sound."""
+    return str(sample.audio and sample.audio.sha256), sample.question or ""
+
+
+def _stored(folder: Path) -> Iterator[Sample]:
+    """The samples of finished shards that an earlier run left, in order."""
+    for path in sorted(folder.glob("*.tar")):
+        with open(path, "rb") as stream:
+            for row in scan_shard(path).rows:
+                yield Sample.from_trusted_json(os.pread(stream.fileno(), row.json_size, row.json_offset), path.name)
+
+
+def _about(samples: Sequence[Sample]) -> dict[str, Any]:
+    seconds = sum(sample.audio.seconds for sample in samples if sample.audio)
+    recordings = {recording for sample in samples for recording in sample.recordings}
+    return {"samples": len(samples), "seconds": round(seconds, 3), "groups": len(recordings)}
+
+
+def _details(manifest: Mapping[str, Any]) -> Iterator[str]:
+    kept = sum(entry["samples"] for entry in manifest["subsets"].values())
+    yield f"{manifest['rows']} rows = {kept} samples + {manifest['rejects']} rejects"
+    for name, entry in manifest["subsets"].items():
+        yield f"  {name:<12} {entry['samples']:>7} samples {entry['groups']:>7} groups {entry['seconds']:>10.1f} s"
+    for reason, count in manifest["rejects_by_reason"].items():
+        yield f"  rejected {count:>6}: {reason} ({Reason[reason.upper()].value})"
+    checked = [text_check.Row(**row) for row in manifest["text_only_check"]]
+    yield text_check.table(checked) if checked else "answered by words alone: not measured, fewer than 50 of a kind"
+
+
+KIND = Kind("manifest", ManifestConfig, prepare, details=_details)

@@ -1,0 +1,324 @@
+"""Rows of others as shards: every format, every reason, sides, and a run that is killed and goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from audio_llm.cli import main
+from audio_llm.errors import AudioLLMError, ConfigError, DataError
+from audio_llm.shards.reader import ShardDataset
+from data_prep.manifest.rows import Reason
+from data_prep.manifest.sides import draw
+from tests.data_prep.manifest_tools import RATE, made, noise, rejected, rejected_in, samples, wav
+
+# ------------------------------------------------------------------------------------------------ from a table to a run
+
+
+def test_a_table_becomes_shards_that_are_looked_at_and_learnt(tmp_path: Path, checkpoint, capsys) -> None:
+    with open(tmp_path / "rows.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["audio", "question", "answer", "choices"])
+        for number in range(8):
+            wav(tmp_path / f"{number}.wav", number)
+            table.writerow([f"{number}.wav", "Which side?\nSay it.", ("left", "right")[number % 2], "left|right"])
+    (tmp_path / "recipe.yaml").write_text(
+        f"verb: prep\nkind: manifest\ncorpus: mine\nformat: csv\npath: {tmp_path / 'rows.csv'}\nsplits: {{train: 1}}\n"
+    )
+    out = tmp_path / "out"
+    assert main(["prep", str(tmp_path / "recipe.yaml"), str(out), "--workers", "1", "--quiet"]) == 0
+    assert "8 rows = 8 samples + 0 rejects" in capsys.readouterr().out
+    assert main(["prep", str(tmp_path / "recipe.yaml"), str(out), "--quiet"]) == 0
+    assert "up to date" in capsys.readouterr().out
+    model = checkpoint(channels=1)
+    assert main(["inspect", str(out / "train"), "--model", str(model), "--style", "answer"]) == 0
+    assert "⟦<answer>left</answer>" in capsys.readouterr().out
+    (tmp_path / "sft.yaml").write_text(
+        f"verb: sft\nmodel: {{path: {model}}}\noutput: {tmp_path / 'sft'}\nsteps: 1\nbatch_size: 2\n"
+        f"data: {{train: [{out / 'train'}], style: answer}}\n"
+    )
+    assert main(["sft", str(tmp_path / "sft.yaml")]) == 0
+    first = samples(tmp_path)[0]
+    assert (first.id, first.choices, first.answer) == ("mine-0000000", ["left", "right"], "left")
+    assert first.question == "Which side?\nSay it." and first.source and first.source.dataset == "mine"
+
+
+# ------------------------------------------------------------------------------------------------ reasons
+
+
+def _broken_sounds(folder: Path) -> None:
+    """Files that are no sound to learn from, by what is wrong with them."""
+    wav(folder / "good.wav", 1)
+    wav(folder / "other.wav", 2)
+    (folder / "empty.wav").touch()
+    (folder / "text.wav").write_text("no sound at all, but words\n" * 20)
+    whole = wav(folder / "whole.flac", 3, 2.0).read_bytes()
+    (folder / "torn.flac").write_bytes(whole[: len(whole) // 2])
+    soundfile.write(folder / "silent.wav", np.zeros((RATE, 1)), RATE)
+    holes = noise(4)
+    holes[5] = np.nan
+    soundfile.write(folder / "nan.wav", holes, RATE, subtype="FLOAT")
+    soundfile.write(folder / "loud.wav", 4 * noise(5), RATE, subtype="FLOAT")
+    wav(folder / "five.wav", 6, channels=5)
+    wav(folder / "stereo.wav", 7, channels=2)
+    wav(folder / "long.wav", 8, seconds=1.5)
+    wav(folder / "short.wav", 9, seconds=0.01)
+    (folder / "folder.wav").mkdir()
+    wav(folder.parent / "outside.wav", 10)
+
+
+GOOD = {"audio": "good.wav", "question": "What is it?", "answer": "dog", "choices": ["dog", "cat"]}
+# What is changed in a good row, and the reason that it is rejected for.
+DEFECTS: list[tuple[dict[str, Any] | str, Reason]] = [
+    ('{"audio": "good.wav", "question": ', Reason.BROKEN_ROW),
+    ("[1, 2]", Reason.BROKEN_ROW),
+    ({"audio": None}, Reason.NO_SOUND_NAMED),
+    ({"audio": "  "}, Reason.NO_SOUND_NAMED),
+    ({"audio": []}, Reason.NO_SOUND_NAMED),
+    ({"audio": 7}, Reason.WRONG_TYPE),
+    ({"audio": ["good.wav", "other.wav"]}, Reason.SEVERAL_SOUNDS),
+    ({"audio": "../outside.wav"}, Reason.OUTSIDE_ROOT),
+    ({"audio": "a/../../outside.wav"}, Reason.OUTSIDE_ROOT),
+    ({"audio": "ABSOLUTE"}, Reason.OUTSIDE_ROOT),
+    ({"audio": "..\\outside.wav"}, Reason.OUTSIDE_ROOT),
+    ({"audio": "gone.wav"}, Reason.NO_SUCH_FILE),
+    ({"audio": "folder.wav"}, Reason.NO_SUCH_FILE),
+    ({"audio": "empty.wav"}, Reason.EMPTY_FILE),
+    ({"audio": "text.wav"}, Reason.NOT_AUDIO),
+    ({"audio": "torn.flac"}, Reason.TORN),
+    ({"audio": "silent.wav"}, Reason.SILENT),
+    ({"audio": "nan.wav"}, Reason.NOT_FINITE),
+    ({"audio": "loud.wav"}, Reason.LOUD),
+    ({"audio": "five.wav"}, Reason.CHANNELS),
+    ({"audio": "stereo.wav"}, Reason.CHANNELS),
+    ({"audio": "long.wav"}, Reason.LONG),
+    ({"audio": "short.wav"}, Reason.SHORT),
+    ({"start": "soon"}, Reason.BAD_TIME),
+    ({"start": -1}, Reason.BAD_TIME),
+    ({"start": 0.1, "end": 0.1}, Reason.END_BEFORE_START),
+    ({"start": 0.15, "end": 0.05}, Reason.END_BEFORE_START),
+    ({"end": 0.5}, Reason.BEYOND_THE_SOUND),
+    ({"start": 0.3}, Reason.BEYOND_THE_SOUND),
+    ({"id": " "}, Reason.NO_ID),
+    ({"id": ["a"]}, Reason.NO_ID),
+    ({"id": "first"}, Reason.DUPLICATE_ID),
+    ({"question": GOOD["question"], "start": 0.0}, Reason.REPEATED),
+    ({"question": ""}, Reason.NO_QUESTION),
+    ({"question": {"text": "?"}}, Reason.WRONG_TYPE),
+    ({"question": "<|audio|> What is it?"}, Reason.MARKS),
+    ({"answer": " "}, Reason.NO_ANSWER),
+    ({"answer": True}, Reason.WRONG_TYPE),
+    ({"answer": "bird"}, Reason.ANSWER_NO_CHOICE),
+    ({"answer": "A"}, Reason.ANSWER_NO_CHOICE),
+    ({"answer": "<answer>dog</answer>", "choices": None}, Reason.MARKS),
+    ({"choices": ["dog", ""]}, Reason.EMPTY_CHOICE),
+    ({"choices": ["dog"]}, Reason.ONE_CHOICE),
+    ({"choices": {"A": "dog"}}, Reason.WRONG_TYPE),
+    ({"choices": ["dog", "Dog"]}, Reason.EQUAL_CHOICES),
+    ({"choices": ["dog", *map(str, range(26))]}, Reason.TOO_MANY_CHOICES),
+    ({"thinking": "So it is <|im_end|>"}, Reason.MARKS),
+    ({"events": [{"label": "dog", "onset": 2, "offset": 1}]}, Reason.BAD_EVENT),
+    ({"events": [{"name": "dog"}]}, Reason.BAD_EVENT),
+    ({"semantic_elements": ["dog"]}, Reason.WRONG_TYPE),
+    ({"who": ""}, Reason.NO_GROUP),
+]
+
+
+def test_every_defect_is_a_reject_with_its_reason(tmp_path: Path) -> None:
+    """A table of defects alone but for two rows: as many rejects as defects, each for the reason it was made for."""
+    sounds = tmp_path / "sounds"
+    _broken_sounds(sounds)
+    lines = [json.dumps(GOOD | {"id": "first", "who": "a"})]
+    for number, (defect, _) in enumerate(DEFECTS):
+        if isinstance(defect, dict):
+            row = GOOD | {"id": f"bad-{number}", "who": "a", "question": f"Question {number}?"} | defect
+            row["audio"] = str(tmp_path / "outside.wav") if row["audio"] == "ABSOLUTE" else row["audio"]
+            defect = json.dumps(row)
+        lines.append(defect)
+    lines.append(json.dumps(GOOD | {"id": "last", "who": "a", "audio": "other.wav"}))
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    manifest = made(
+        tmp_path,
+        format="jsonl",
+        path=str(tmp_path / "rows.jsonl"),
+        root=str(sounds),
+        columns={"group": "who"},
+        audio={"max_seconds": 1.0, "layouts": ["mono"]},
+        max_reject_share=1.0,
+    )
+    lines_of = {f"rows.jsonl: line {number + 2}": reason for number, (_, reason) in enumerate(DEFECTS)}
+    found = rejected(tmp_path)
+    assert {item: reason.name.lower() for item, reason in lines_of.items()} == found
+    assert len(DEFECTS) >= 40 and manifest["rows"] == len(DEFECTS) + 2 == manifest["rejects"] + 2
+    assert [sample.id for sample in samples(tmp_path)] == ["mine-first", "mine-last"]
+
+
+# ------------------------------------------------------------------------------------------------ the whole source
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"columns": {"answer": "anwser"}}, r"columns\.answer: expected a column .*did you mean 'answer'"),
+        ({"columns": {"answr": "answer"}}, r"columns: .*did you mean 'answer'"),
+        ({"keep": ["colour"]}, "keep: expected a column"),
+        ({"format": "cvs"}, "did you mean 'csv'"),
+        ({"corpus": "a b"}, "corpus: expected a name"),
+        ({"options": {"pattern": "x"}}, "options of format: csv: expected none"),
+        ({"splits": {"train": 0.5}}, "shares above 0 that sum to 1"),
+        ({"splits": {"train": ["a"], "test": ["a"]}}, "each value once"),
+        ({"splits": {"train": ["a"]}}, r"columns\.split"),
+        ({"splits": {"train": 0.5, "test": ["a"]}}, "shares alone"),
+        ({"audio": {"hearing": "left"}}, r"audio\.layouts as well"),
+        ({"audio": {"hearing": "left", "layouts": ["stereo"]}}, "hearing left"),
+        ({"audio": {"max_seconds": 0.01}}, "min_seconds"),
+        ({"draw_choices": 1}, "draw_choices: expected 0, or 2 to 26"),
+        ({"draw_choices": 9, "columns": {"choices": "answer"}}, "rows without choices"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_one_sentence(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    wav(tmp_path / "a.wav", 1)
+    (tmp_path / "rows.csv").write_text("audio,question,answer\na.wav,What?,dog\n")
+    with pytest.raises(ConfigError, match=message):
+        made(tmp_path, **({"format": "csv", "path": str(tmp_path / "rows.csv")} | change))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("audio,question,answer\na.wav,What?,dog\n".encode("utf-16"), "UTF-8 text"),
+        (b"", "a name for each column"),
+        (b"audio,audio,answer\n", "a name for each column"),
+        (b"audio,question,answer\n", "rows in the format 'csv', found none"),
+        (b'audio,question,answer\na.wav,"What,dog\n', "quoted"),
+        (b"sound,question,answer\na.wav,What?,dog\n", r"columns: \{audio"),
+        (b"audio,question,answer\na.wav,What?\na.wav,Who?,dog\n", r"at most 0 of 2 rows .*expected 3 fields, found 2"),
+        (b"audio,question,answer\ngone.wav,What?,dog\n", "at most 0 of 1 rows .*no such file"),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_one_sentence(content: bytes, message: str, tmp_path: Path) -> None:
+    wav(tmp_path / "a.wav", 1)
+    (tmp_path / "rows.csv").write_bytes(content)
+    with pytest.raises(AudioLLMError, match=message):
+        made(tmp_path, format="csv", path=str(tmp_path / "rows.csv"))
+
+
+# ------------------------------------------------------------------------------------------------ sides
+
+
+def test_groups_are_divided_by_a_seed_and_no_side_is_empty() -> None:
+    groups = [f"speaker-{number}" for number in range(6)]
+    sides = draw(groups, {"train": 0.67, "validation": 0.01, "test": 0.32}, seed=1)
+    counts = [list(sides.values()).count(name) for name in ("train", "validation", "test")]
+    assert counts == [4, 1, 1] and sides == draw(
+        [*reversed(groups)] * 2, {"train": 0.67, "validation": 0.01, "test": 0.32}, 1
+    )
+    assert sides != draw(groups, {"train": 0.67, "validation": 0.01, "test": 0.32}, seed=2)
+
+
+def test_a_sound_is_on_one_side_whatever_its_file_is_called(tmp_path: Path) -> None:
+    """Equal samples in a WAV and a FLAC file, and stretches of equal files, are found on two sides."""
+    wav(tmp_path / "a.wav", 1, subtype="PCM_16")
+    wav(tmp_path / "b.flac", 1, subtype="PCM_16")
+    wav(tmp_path / "c.wav", 1)
+    wav(tmp_path / "d.wav", 2)
+    rows = [("a.wav", "x", ""), ("b.flac", "y", ""), ("c.wav", "y", 0.1), ("d.wav", "y", ""), ("d.wav", "z", "")]
+    lines = [f"{name},What?,dog,{part},{start}" for name, part, start in rows]
+    (tmp_path / "rows.csv").write_text("\n".join(["audio,question,answer,part,start", *lines, ""]))
+    how = {"format": "csv", "path": str(tmp_path / "rows.csv"), "columns": {"split": "part"}, "max_reject_share": 1.0}
+    made(tmp_path, splits={"train": ["x"], "test": ["y"]}, **how)
+    expected = {3: "other_side", 4: "other_side", 6: "unknown_split"}
+    assert rejected(tmp_path) == {f"rows.csv: line {line}": reason for line, reason in expected.items()}
+    assert len(samples(tmp_path, "train")) == len(samples(tmp_path, "test")) == 1
+    (tmp_path / "rows.csv").write_text("audio,question,answer,part\na.wav,What?,dog,x\na.wav,Who?,dog,y\n")
+    with pytest.raises(DataError, match="expected only in train, found in test as well"):
+        made(tmp_path / "again", splits={"train": ["x"], "test": ["y"]}, **how)
+
+
+def test_words_that_give_the_answer_away_are_told(tmp_path: Path, capsys) -> None:
+    lines = ["audio,question,answer,choices,side"]
+    for number in range(160):
+        wav(tmp_path / f"{number}.wav", number, seconds=0.06)
+        answer = ("dog", "cat")[number % 2]
+        words = "What barks?" if answer == "dog" else "What meows?"
+        lines.append(f"{number}.wav,{words},{answer},dog|cat,{'test' if number > 99 else 'train'}")
+    (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
+    recipe = {"verb": "prep", "kind": "manifest", "corpus": "mine", "format": "csv", "path": str(tmp_path / "rows.csv")}
+    recipe |= {"columns": {"split": "side"}, "splits": {"train": ["train"], "test": ["test"]}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    assert main(["prep", str(tmp_path / "recipe.yaml"), str(tmp_path / "out"), "--workers", "1", "--quiet"]) == 1
+    said = capsys.readouterr()
+    assert "ABOVE CHANCE" in said.out and "can be answered without audio" in said.err
+
+
+# ------------------------------------------------------------------------------------------------ killed, and on
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    """SIGKILL once the first shard is there, then the same command: every file as of a run that was left alone."""
+    lines = ["audio,question,answer,side"]
+    for number in range(600):
+        wav(tmp_path / f"{number}.wav", number % 590, seconds=1.0)  # the last ten are rejects: heard before
+        lines.append(f"{number}.wav,What?,dog,{'ab'[number > 400]}")
+    (tmp_path / "rows.csv").write_text("\n".join([*lines, "gone.wav,What?,dog,a", ""]))
+    recipe = {"verb": "prep", "kind": "manifest", "corpus": "mine", "format": "csv", "path": str(tmp_path / "rows.csv")}
+    recipe |= {"columns": {"split": "side"}, "splits": {"train": ["a"], "test": ["b"]}, "max_rejects": 11}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe | {"samples_per_shard": 20}))
+    command = ["prep", str(tmp_path / "recipe.yaml")]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    arguments = [sys.executable, "-m", "audio_llm", *command, str(killed), "--workers", "1", "--quiet"]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (killed / "train" / "shard-000001.tar").exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    _, said = process.communicate()
+    assert process.returncode == -signal.SIGKILL, said.decode()
+    assert not (killed / "test" / "sizes.json").exists()
+    for out in (killed, whole):
+        assert main([*command, str(out), "--workers", "1", "--quiet"]) == 0
+
+    def files(folder: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    assert files(killed) == files(whole) and len(files(whole)) > 30
+    assert set(rejected_in(whole).values()) == {"other_side", "no_such_file"}
+
+
+def test_more_rejects_than_allowed_end_the_run_with_a_list(tmp_path: Path, capsys) -> None:
+    rows = ["audio,question,answer", *(f"gone{number}.wav,What?,dog" for number in range(3))]
+    (tmp_path / "rows.csv").write_text("\n".join(rows) + "\n")
+    with pytest.raises(DataError, match=r"at most 1 of 3 rows \(max_rejects\), found 2\. The first: rows\.csv: line 2"):
+        made(tmp_path, format="csv", path=str(tmp_path / "rows.csv"), max_rejects=1)
+    assert len(rejected(tmp_path)) == 2
+
+
+# ------------------------------------------------------------------------------------------------ the way back
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet", "chat"])
+def test_shards_become_a_table_and_shards_again(form: str, tmp_path: Path, shards, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = shards(8)
+    assert main(["convert", "shards", str(source), "table", "--form", form]) == 0
+    assert main(["prep", "table/recipe.yaml", "again", "--workers", "1", "--quiet"]) == 0
+    before, after = ShardDataset(source), ShardDataset(tmp_path / "again" / "train")
+    assert len(before) == len(after) == 8
+    for number in range(8):
+        one, other = before.load_sample(number), after.load_sample(after.find(before.load_sample(number).id))
+        for name in ("id", "question", "choices", "answer", "thinking", "semantic_elements", "events", "audio", "task"):
+            expected = "choice" if name == "task" else getattr(one, name)
+            assert getattr(other, name) == expected, name
+        assert other.source and one.source and other.source.clip == one.source.clip
+        assert other.meta["question_type"] == one.meta["question_type"]
