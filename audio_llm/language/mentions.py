@@ -22,7 +22,7 @@ from audio_llm.language.words import Text
 ARTICLES = ("a", "an", "the")
 _LETTERED = re.compile(r"\s*[(\[]?([A-Za-z])\s*[.):\]]\s*(\S.*)", re.DOTALL)  # an option as it is offered
 _NUMBERED = re.compile(r"\s*[(\[]?(\d{1,2})\s*[.):\]]\s*(\S.*)", re.DOTALL)
-_LABELS = frozenset("option options choice choices letter answer".split())
+_LABELS = frozenset("option options choice choices letter answer statement".split())
 _COUNTED = (("first", "1st"), ("second", "2nd"), ("third", "3rd"), ("fourth", "4th"), ("fifth", "5th"))
 # What a capital that stands alone may follow, and what may follow it, to be the letter of an option.
 _CUES_BEFORE = frozenset(
@@ -310,7 +310,7 @@ def _counted(text: Text, options: Sequence[Option]) -> list[Mention]:
         ordinal = next((number for number, names in enumerate(_COUNTED, 1) if key in names), 0)
         ordinal = len(options) if key == "last" else ordinal
         counted = key in ("option", "choice") and not text.glued(place + 2) and token.value
-        if after in ("option", "choice", "one", "answer") and text.gap(place + 1) == " ":
+        if after in ("option", "choice", "one", "answer", "statement") and text.gap(place + 1) == " ":
             counted = ordinal
         if counted in range(1, len(options) + 1):
             found.append(_numbered(place, place + 2, int(counted or 0)))

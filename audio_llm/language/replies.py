@@ -351,7 +351,7 @@ def read_labels(text: str, known: Sequence[str] = ()) -> frozenset[str]:
 
 _LABEL_LEAD = re.compile(
     r"^(?:\s+|[-\u2022*]\s+|\d{1,2}[.)]\s+|(?:the |my )?(?:sounds?|answers?|labels?)(?: \w+)? (?:is|are)\s+"
-    r"|(?:it|this) is\s+|(?:answers?|labels?):\s*|(?:an?|the)\s+)+"
+    r"|(?:it|this) is\s+|(?:i|we) (?:can )?hear:?\s+|(?:answers?|labels?):\s*|(?:an?|the)\s+)+"
 )
 
 

@@ -22,6 +22,7 @@ _NOT = r"(?:not|never|no longer)(?! only)"
 _NEUTRAL = phrases(
     r"no doubt(?: about it| that)? | no question | without (?:a |any )?doubt | not only | not just",
     r"nothing (?:but|other than) | none other than | (?:can't|cannot|couldn't|can not) be anything (?:but|other than)",
+    r"(?:nothing|no) less than | more or less",
     r"not (?:too |that |so )?far | (?:cannot|can't) be denied | by (?:process of )?elimination",
 )
 _DENIES = phrases(
@@ -29,13 +30,15 @@ _DENIES = phrases(
     r"exclud~ | eliminat~ | reject~ | rul(?:e|es|ed|ing) out | doubt~ | unlikely | improbable | impossible | wrong",
     r"incorrect | false | far from | hardly | lack~ | absen~ | fail(?:s|ed)? to | refuse[sd]? to | instead of",
     r"ignor~ | disregard~ | dismiss~ | discard~ | forget | opposite of | opposed to | least | hard to believe | unlike",
-    r"(?:anything|everything|all) but | isnt | wasnt | arent | dont | doesnt | didnt | cant | unclear | unsure",
+    r"less (?:a|an|the) | (?:anything|everything|all) but",
+    r"isnt | wasnt | arent | dont | doesnt | didnt | cant | unclear | unsure",
 )
 _SUPPOSES = phrases(
     r"if | unless | whether | suppos(?:e|ing) | assum(?:e|ing) | imagin(?:e|ing) | wonder~ | pretend~ | wish~",
     r"hop(?:e|ing)",
     r"expect(?:s|ed|ing)? | were it | thought | at first | initially | (?:could|should|might|would) have(?: been)?",
-    r"as (?:if|though) | please | needs? | to tell | maybe not | do you | would you | (?:had|was|were) (?:it|there)",
+    r"first (?:instinct|impression|guess) | as (?:if|though)",
+    r"please | needs? | to tell | maybe not | do you | would you | (?:had|was|were) (?:it|there)",
     r"(?:questions?|users?|prompts?|you|someone|somebody|they|people|others|some|one) (?:~ ){0,2}?"
     r"(?:asks?|asked|asking|mentions?|mentioned|says?|said|claims?|claimed|thinks?|thought|believes?|wants?|"
     r"might|may|could|would|chooses?|chose)",
@@ -49,15 +52,18 @@ _WRONG = (
 _DENIED_AFTER = re.compile(
     rf"(?:(?:which|that|it) )?(?:{_VERB} (?:\S+ly )?{_NOT}(?!\S)|(?:\S+n't|cannot|isnt|wasnt|arent|doesnt)(?!\S)"
     rf"|(?:(?:can|could|may|might|must|would|should|to) )?(?:{_BE} )?(?:\S+ly )?(?:the )?{_WRONG}(?!\S)"
+    rf"|(?:{_BE} )(?:an? |the )?(?:\S+ )?(?:second|runner-up|alternative)(?!\S)"
     r"|not (?:present|audible|heard|there|correct|right|it|the answer|an option)(?!\S))"
 )
 _NOUNS = re.compile(r"(?:(?:sounds?|noises?|options?|choices?|answers?|ones?|alternative|itself|here|both|all) )+")
 _SUPPOSED_AFTER = re.compile(
     r"(?:\S+ )*?(?:(?:if|unless)(?! (?:i|forced|pressed|asked)\b)|(?:appears|occurs) in)(?!\S)"
+    r"|would (?:\S+ly )?(?!be|have|fit|match|make|seem|explain|work|say|suit)\S"
 )
 _DECLARES = phrases(
     r"answers? | choices? | choose | chose | pick | select | selected | selection | go(?:ing)? (?:with|for) | vote",
-    r"(?:i'd|i would|i will|i'll) say | conclu~ | final | option | leav(?:e|es|ing) | left with | remains? | so | thus",
+    r"(?:that|which|what) (?:best )?fits? | (?:i'd|i would|i will|i'll) say",
+    r"conclu~ | final | option | leav(?:e|es|ing) | left with | remains? | so | thus",
     r"therefore | hence | must be | guess~ | match~ | correspond~ | prediction | best described | points? to",
 )
 _DECLARED_AFTER = re.compile(
@@ -69,14 +75,19 @@ _HEDGES = phrases(
     r"similar | while | although | though | despite | a bit | looks? like | appears? | appeared",
 )
 _CONTRAST = phrases(r"but | however | yet | still | though | instead | nevertheless | actually")
-_CONCEDING = ("while", "although", "though", "despite")
+_CONCEDING = ("while", "whereas", "although", "though", "despite")
 _CORRECTS = re.compile(
     r"(?:no )?(?:wait|actually|sorry|oops|hmm|correction|i mean|i meant|or rather|then again|scratch that"
-    r"|on second thoughts?|on reflection|let me correct|my mistake|(?:oh )?i made a mistake|i was wrong"
+    r"|on (?:a )?(?:second|closer) (?:thoughts?|listen|look|hearing)"
+    r"|on reflection|let me correct|my mistake|(?:oh )?i made a mistake|i was wrong"
     r"|rather(?! than))(?!\S)"
 )
-_BOUNDARIES = frozenset("but however so because therefore hence thus actually yet though although while which".split())
+_BOUNDARIES = frozenset(
+    "but however so because therefore hence thus actually yet though although while whereas which".split()
+)
 _SUBJECTS = frozenset("it it's its there there's i i'm i'd the this that that's we so you they".split())
+_HEADINGS = frozenset("answer choice option selection prediction match fit overall verdict conclusion decision".split())
+_REQUESTS = ("upload", "provide", "share", "send", "attach", "give")
 _JOINING = frozenset("and or nor a an the".split())
 NO, YES = frozenset(("no", "nope", "nah")), frozenset(("yes", "yeah", "yep", "correct", "right", "exactly", "true"))
 _VERBS = frozenset("is are was were be hear heard hears it it's i there sounds seems".split()) | _SUBJECTS
@@ -226,11 +237,12 @@ def _stance(items: Sequence[_Item], group: Span, end: str) -> str:
         return "denied"
     if closing == "?" and not (confirmed or _answered_yes(items, stop)):
         return "asked"
-    if _SUPPOSES.search(before) or opening in ("if", "unless") or _SUPPOSED_AFTER.match(after):
+    weighed = opening in ("if", "unless") or (opening == "whereas" and after.startswith("would "))
+    if _SUPPOSES.search(before) or weighed or _SUPPOSED_AFTER.match(after) or _requested(items, start):
         return "supposed"
     declared = _DECLARES.search(before) or confirmed or (divided in ("", ")", ",") and _DECLARED_AFTER.match(after))
     if not words and start and items[start].stop in (":", "-"):
-        declared = declared or items[start - 1].key in ("answer", "choice", "option", "selection", "prediction")
+        declared = declared or items[start - 1].key in _HEADINGS
     return "declared" if declared or opening in ("so", "therefore", "thus", "hence") else "said"
 
 
@@ -260,6 +272,13 @@ def _answered_yes(items: Sequence[_Item], start: int) -> bool:
         if items[place].stop in ("?", "."):
             return items[place].key in YES
     return False
+
+
+def _requested(items: Sequence[_Item], start: int) -> bool:
+    """Whether the sentence asks the reader for something: "Please upload a sound, for example of a dog"."""
+    while start > 0 and items[start].stop not in ("?", "."):
+        start -= 1
+    return [item.key for item in items[start : start + 2]] in [["please", verb] for verb in _REQUESTS]
 
 
 def _second_of_two(items: Sequence[_Item], start: int) -> bool:
