@@ -22,6 +22,7 @@ CURE = "Choose another output folder, or set resume=never to start over in this 
 FREE = frozenset(
     {"output", "resume", "processes", "log_steps", "save_steps", "keep_checkpoints", "record_order", "tensorboard"}
     | {"memory_gib", "eval_batch_size", "encoder_cache", "cache", "max_reject_share", "data.max_reject_share", "export"}
+    | {"on_no_contribution", "contribution_steps"}
 )
 _SHOWN = 5  # so many differences are told
 

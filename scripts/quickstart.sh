@@ -49,58 +49,6 @@ GRPO_SECONDS=260 # of its training loop, and of the control that runs beside it
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}" TOKENIZERS_PARALLELISM=false
 . scripts/stages.sh
 
-# Serve the model, ask one question about one held-out clip over HTTP, stop the server.
-ask_once() {
-    local model="$1" clip="$OUT/question.flac" lines port server failed=0
-    mapfile -t lines < <(python - "$DATA/test" "$clip" <<'PY'
-import sys
-from pathlib import Path
-
-from audio_llm.audio import encode
-from audio_llm.shards.reader import ShardDataset
-
-item = ShardDataset(sys.argv[1])[0]
-Path(sys.argv[2]).write_bytes(encode(item["waveform"]))
-print(item["sample"].question, item["sample"].answer, *(item["sample"].choices or []), sep="\n")
-PY
-    )
-    [ ${#lines[@]} -gt 0 ] || return 1
-    port="$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
-    set -m
-    audio-llm serve "$model" --port "$port" >"$OUT/logs/server.log" 2>&1 & server=$!
-    set +m
-    await "$port" "$server" || { tail -n 20 "$OUT/logs/server.log"; return 1; }
-    printf 'question: %s\n' "${lines[0]}"
-    local choices=()
-    [ ${#lines[@]} -eq 2 ] || choices=(--choices "${lines[@]:2}")
-    # Exit code 1 is a reply that names no choice: a poor answer, but the path works.
-    audio-llm ask "$clip" "${lines[0]}" "${choices[@]}" --url "http://127.0.0.1:$port" || [ $? -eq 1 ] || failed=1
-    printf 'truth: %s\n' "${lines[1]}"
-    kill "$server"
-    wait "$server" || true
-    return $failed
-}
-
-# await PORT PID: until the server on PORT is healthy; fails when it dies or takes more than five minutes.
-await() {
-    local _
-    for _ in $(seq 600); do
-        kill -0 "$2" 2>/dev/null || return 1
-        ! healthy "$1" 2>/dev/null || return 0
-        sleep 0.5
-    done
-    return 1
-}
-
-healthy() { # by bash alone: starting a client twice a second would take the server's time
-    local status
-    exec 3<>"/dev/tcp/127.0.0.1/$1" || return 1
-    printf 'GET /health HTTP/1.0\r\n\r\n' >&3
-    read -r -t 5 status <&3 || status=""
-    exec 3>&-
-    [[ "$status" == *" 200 "* ]]
-}
-
 # ------------------------------------------------------------------------------------------------------- the stages
 
 rm -f "$OUT"/.stages/*.seconds
@@ -159,7 +107,7 @@ evaluate_grpo() { evaluate grpo grpo "$OUT/grpo/merged" --controls silence,swap 
 evaluate_more_sft() { evaluate more_sft more_sft "$OUT/more_sft/merged" --controls none --temperature 0,1; }
 both evaluate_sft evaluate_grpo
 both evaluate_start evaluate_more_sft
-stage serve - "grpo,prep" ask_once "$OUT/grpo/merged"
+stage serve - "grpo,prep" ask_once "$OUT/grpo/merged" "$DATA/test"
 write_report() { # exit code 1 is a limit that was not met: it is printed below, and the page is there all the same
     local limits=()
     [ -n "$SOUNDS" ] || limits=(--check "$RECIPES/expect.yaml")

@@ -1,5 +1,5 @@
-# Stages of a longer job in bash: run once, reuse, resume, side by side. To be sourced, with OUT set to the output folder
-# (and FRESH to anything, to run everything again).
+# Stages of a longer job in bash: run once, reuse, resume, side by side; and a server to ask once. To be sourced, with OUT
+# set to the output folder (and FRESH to anything, to run everything again).
 mkdir -p "$OUT/.stages" "$OUT/logs"
 
 # stage NAME OUTPUT INPUTS COMMAND...: runs COMMAND unless its stamp says that it ran with the same command, code and
@@ -28,7 +28,7 @@ stage() {
     kill "$(cat "$mark.teller")" 2>/dev/null || true
     rm -f "$mark.teller"
     if [ $failed = 1 ]; then
-        printf '\nquickstart: stage %s failed: %s\n' "$name" "$*" >&2
+        printf '\n%s: stage %s failed: %s\n' "$(basename "$0" .sh)" "$name" "$*" >&2
         tail -n 20 "$OUT/logs/$name.log" >&2
         printf 'The whole log is %s. The same command goes on from here.\n' "$OUT/logs/$name.log" >&2
         return 1
@@ -71,6 +71,58 @@ both() {
     wait $first || failed=1
     wait $second || failed=1
     return $failed
+}
+
+# ask_once MODEL SHARDS: serve the model, ask about the first clip of SHARDS over HTTP, stop the server.
+ask_once() {
+    local model="$1" clip="$OUT/question.flac" lines port server failed=0
+    mapfile -t lines < <(python - "$2" "$clip" <<'PY'
+import sys
+from pathlib import Path
+
+from audio_llm.audio import encode
+from audio_llm.shards.reader import ShardDataset
+
+item = ShardDataset(sys.argv[1])[0]
+Path(sys.argv[2]).write_bytes(encode(item["waveform"]))
+print(item["sample"].question, item["sample"].answer, *(item["sample"].choices or []), sep="\n")
+PY
+    )
+    [ ${#lines[@]} -gt 0 ] || return 1
+    port="$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
+    set -m
+    audio-llm serve "$model" --port "$port" >"$OUT/logs/server.log" 2>&1 & server=$!
+    set +m
+    await "$port" "$server" || { tail -n 20 "$OUT/logs/server.log"; return 1; }
+    printf 'question: %s\n' "${lines[0]}"
+    local choices=()
+    [ ${#lines[@]} -eq 2 ] || choices=(--choices "${lines[@]:2}")
+    # Exit code 1 is a reply that names no choice: a poor answer, but the path works.
+    audio-llm ask "$clip" "${lines[0]}" "${choices[@]}" --url "http://127.0.0.1:$port" || [ $? -eq 1 ] || failed=1
+    printf 'truth: %s\n' "${lines[1]}"
+    kill "$server"
+    wait "$server" || true
+    return $failed
+}
+
+# await PORT PID: until the server on PORT is healthy; fails when it dies or takes more than five minutes.
+await() {
+    local _
+    for _ in $(seq 600); do
+        kill -0 "$2" 2>/dev/null || return 1
+        ! healthy "$1" 2>/dev/null || return 0
+        sleep 0.5
+    done
+    return 1
+}
+
+healthy() { # by bash alone: starting a client twice a second would take the server's time
+    local status
+    exec 3<>"/dev/tcp/127.0.0.1/$1" || return 1
+    printf 'GET /health HTTP/1.0\r\n\r\n' >&3
+    read -r -t 5 status <&3 || status=""
+    exec 3>&-
+    [[ "$status" == *" 200 "* ]]
 }
 
 end_jobs() {

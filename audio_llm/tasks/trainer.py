@@ -39,8 +39,9 @@ from audio_llm.tasks.base import TASKS, TaskRecipe, load_recipe
 from audio_llm.tasks.clips import Batch, BatchPlan, ClipStore, collate, spec_augment
 from audio_llm.tasks.supervised import SupervisedTask
 from audio_llm.training.callbacks import forget_after
+from audio_llm.training.launch import check_launch
 from audio_llm.training.policy import resolve_precision
-from audio_llm.training.run import check_launch, prepare_torch
+from audio_llm.training.run import prepare_torch
 
 # Metrics hold what a run repeats to the digit; what the clock says stands beside them.
 CHECKPOINT, METRICS, TIMING, SUMMARY = "checkpoint.pt", "metrics.jsonl", "timing.jsonl", "summary.json"

@@ -1,8 +1,7 @@
-"""Callbacks of the Transformers Trainer: log, progress, checkpoints, budget."""
+"""Callbacks of the Transformers Trainer: log, progress, checkpoints."""
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 from transformers import PrinterCallback, TrainerCallback
-from transformers.trainer_callback import ExportableState, ProgressCallback
+from transformers.trainer_callback import ProgressCallback
 
 from audio_llm.errors import TrainingError, describe
 from audio_llm.files import append_line, read_lines, write_json, write_lines
@@ -57,15 +56,25 @@ class MetricsFile(TrainerCallback):
 
 
 class Progress(ProgressCallback):
-    """One bar with the newest loss beside it; Trainer's own prints a line per logged step."""
+    """One bar with the newest numbers beside it; Trainer's own prints a line per logged step."""
 
-    SHOWN = ("loss", "eval_loss", "learning_rate", "reward", "kl")
+    SHOWN = {
+        **{name: name for name in ("stage", "loss", "eval_loss")},
+        "eval_audio_contribution": "audio",
+        "eval_accuracy": "accuracy",
+        "eval_accuracy_silence": "in silence",
+        **{name: name for name in ("learning_rate", "reward", "kl")},
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.newest: dict[str, str] = {}
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and self.training_bar is not None:
-            shown = {key: f"{value:.4g}" for key, value in (logs or {}).items() if key in self.SHOWN}
-            if shown:
-                self.training_bar.set_postfix(shown)
+            self.newest |= {self.SHOWN[key]: f"{value:.4g}" for key, value in (logs or {}).items() if key in self.SHOWN}
+            if self.newest:
+                self.training_bar.set_postfix(self.newest)
 
 
 class Checkpoints(TrainerCallback):
@@ -101,70 +110,6 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints that were written to the end, oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
-
-
-class TimeBudget(TrainerCallback, ExportableState):
-    """Stop after `seconds` of training, counted from the first step (after loading and compiling), over all resumes.
-
-    All processes follow the clock of the first one, so that they stop at, and schedule by, the same step.
-    """
-
-    def __init__(self, seconds: float, elapsed: float = 0.0):
-        self.seconds, self.elapsed, self._last = seconds, elapsed, time.monotonic()
-
-    def state(self) -> dict[str, Any]:
-        return {"args": {"seconds": self.seconds}, "attributes": {"elapsed": self.elapsed}}
-
-    @property
-    def progress(self) -> float:
-        """Share of the budget that is used up, 0 to 1."""
-        return min(self.elapsed / self.seconds, 1.0)
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self._last = time.monotonic()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        now = time.monotonic()
-        elapsed = torch.tensor(self.elapsed + now - self._last, dtype=torch.float64, device=args.device)
-        self._last = now
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.broadcast(elapsed, src=0)
-        self.elapsed = float(elapsed)
-        if self.elapsed >= self.seconds:
-            control.should_training_stop = True
-            control.should_save = args.save_strategy != "no"
-        return control
-
-
-class BudgetedSchedule:
-    """A mix-in for Trainer: under a :class:`TimeBudget` the rate decays with steps or time, whichever is ahead."""
-
-    args: Any
-    optimizer: Any
-    lr_scheduler: Any
-    callback_handler: Any
-
-    def _time_budget(self) -> TimeBudget | None:
-        # looked up every time, because Trainer replaces its callbacks by new ones when it resumes
-        return next((found for found in self.callback_handler.callbacks if isinstance(found, TimeBudget)), None)
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """As Trainer's without a budget, and for a constant rate."""
-        if self._time_budget() is None or self.args.lr_scheduler_type == "constant_with_warmup":
-            return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
-        if self.lr_scheduler is None:
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, lambda step: self._budget_rate(step, num_training_steps)
-            )
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
-
-    def _budget_rate(self, step: int, steps: int) -> float:
-        budget = self._time_budget()
-        warmup = min(1.0, (step + 1) / self.args.warmup_steps) if self.args.warmup_steps else 1.0
-        progress = max(step / steps, budget.progress if budget else 0.0)
-        decay = 0.5 * (1 + math.cos(math.pi * progress)) if self.args.lr_scheduler_type == "cosine" else 1 - progress
-        return warmup * decay
 
 
 class StopOnNaN(TrainerCallback):

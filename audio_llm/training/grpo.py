@@ -92,10 +92,11 @@ def build_trainer(
 ) -> AudioGRPOTrainer:
     """The trainer of `run` with its prompts, rewards (`functions`) and logs."""
     completions, order_log = recipe.output / "completions.jsonl", recipe.output / "order.jsonl"
+    [(data, shards)] = run.data
     return AudioGRPOTrainer(
         reward_funcs=functions,
         processing_class=run.processor.tokenizer,
-        prompts=Examples(run.shards, run.processor, recipe.data.style, reply=False, hearing=recipe.data.hearing),
+        prompts=Examples(shards, run.processor, data.style, reply=False, hearing=data.hearing),
         engine=engine,
         parity_bound=parity_bound(recipe),
         completions=completions,

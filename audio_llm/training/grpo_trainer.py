@@ -37,7 +37,7 @@ from audio_llm import files
 from audio_llm.errors import TrainingError, describe
 from audio_llm.model.encoder import AudioEncoder
 from audio_llm.model.modeling import SharedPrompt
-from audio_llm.training.callbacks import COMPLETE, BudgetedSchedule
+from audio_llm.training.callbacks import COMPLETE
 from audio_llm.training.encoder_cache import EncoderCache
 from audio_llm.training.examples import Example, Examples, Rejects, RunSampler, join_audio
 from audio_llm.training.rewards import completion_text
@@ -50,6 +50,7 @@ from audio_llm.training.rollouts import (
     prompt_embeddings,
     timed,
 )
+from audio_llm.training.schedule import ScheduledTrainer
 
 TIMES = ("load", "rollout", "reward", "logprob", "sync")  # what is measured; `update` is the rest of a step
 SAME_REWARD = 1e-9  # rewards are float32 sums of a few weighted parts; below this they differ by rounding alone
@@ -86,7 +87,7 @@ class GroupSampler(Sampler[int]):
                 batch = []
 
 
-class AudioGRPOTrainer(BudgetedSchedule, GRPOTrainer):
+class AudioGRPOTrainer(ScheduledTrainer, GRPOTrainer):
     """GRPO on prompts with audio. See the module's text; the arguments beyond TRL's are keyword only."""
 
     def __init__(

@@ -135,6 +135,12 @@ def make_trainable(model: Any, train: TrainedParts | None = None, lora: LoRAReci
     return model
 
 
+def part_of(name: str) -> str:
+    """The part of a recipe's ``train`` that a parameter belongs to; the head is the language model's."""
+    parts = {ENCODER: "encoder", PROJECTOR: "projector"}
+    return next((part for prefix, part in parts.items() if prefix in name), "language_model")
+
+
 def trainable_map(model: nn.Module) -> dict[str, Any]:
     """Parameters of each part: how many, how many are trained, and the names of the trained ones."""
     parts: dict[str, dict[str, int]] = {}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from audio_llm import config
 from audio_llm.audio import Hearing
-from audio_llm.errors import ConfigError, describe
+from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.model.validate import check_encoder, check_language_model, expect_files
 from audio_llm.shards.index import shard_paths
 from audio_llm.training.rewards import DEFAULT_WEIGHTS, build_rewards
@@ -81,6 +83,15 @@ class TrainedParts:
 
 
 @dataclass(kw_only=True)
+class LearningRates:
+    """Rates of single parts; one that is not given is the recipe's `learning_rate`."""
+
+    encoder: float | None = None
+    projector: float | None = None
+    language_model: float | None = None
+
+
+@dataclass(kw_only=True)
 class DataRecipe:
     """Shard folders of questions with answers, the form of a reply, and the bearable share of unusable samples."""
 
@@ -127,6 +138,7 @@ class PolicyRecipe(RunRecipe):
     model: ModelRecipe
     data: DataRecipe
     train: TrainedParts = field(default_factory=TrainedParts)
+    learning_rates: LearningRates = field(default_factory=LearningRates)
     lora: LoRARecipe | None = field(default_factory=LoRARecipe)
     encoder_cache: Path | None = None
     seconds: float | None = None
@@ -150,9 +162,45 @@ class PolicyRecipe(RunRecipe):
             self.model = dataclasses.replace(self.model, encoder=encoder)
             self.train = dataclasses.replace(self.train, encoder=beside)
 
+    def stage_recipes(self) -> list[Self]:
+        """What each stage of the run is told: this recipe alone, where it is not divided."""
+        return [self]
+
+    def train_folders(self) -> list[Any]:
+        """The shard folders that are learnt from: the recipe's as it lists them; of stages that differ, each once."""
+        lists = [stage.data.train for stage in self.stage_recipes()]
+        if all(folders == lists[0] for folders in lists):
+            return list(lists[0])
+        return list(dict.fromkeys(folder for folders in lists for folder in folders))
+
+    def rates(self) -> dict[str, float]:
+        """The learning rate of each part; 0 of one that is frozen."""
+        own, trained = vars(self.learning_rates), vars(self.train)
+        rates = {part: self.learning_rate if own[part] is None else own[part] for part in own}
+        return {part: 0.0 if trained[part] == "frozen" else rate for part, rate in rates.items()}
+
+    def trained(self) -> TrainedParts:
+        """How each part learns in any stage. :class:`ConfigError` for one with adapters here and all weights there."""
+        ways = [vars(stage.train) for stage in self.stage_recipes()]
+        union = {part: sorted({way[part] for way in ways} - {"frozen"}) for part in ways[0]}
+        for part, kinds in union.items():
+            if len(kinds) > 1:
+                cure = "Give one of the stages a recipe of its own, with model.path=…/merged."
+                raise ConfigError(describe(f"stages: train.{part}", "lora or full in all of them", "both", cure))
+        return config.build(TrainedParts, {part: (kinds or ["frozen"])[0] for part, kinds in union.items()}, "stages")
+
     def check(self) -> None:
         """:class:`ConfigError` for values that do not fit each other."""
-        self.train.check()
+        for stage in self.stage_recipes():
+            stage.train.check()
+            for part, rate in vars(stage.learning_rates).items():
+                if rate is not None and (rate <= 0 or vars(stage.train)[part] == "frozen"):
+                    cure = "Leave it out." if rate > 0 else f"For a part that does not learn: train.{part}: frozen."
+                    found = f"{rate:g}" + (f" with train.{part}: frozen" if rate > 0 else "")
+                    raise ConfigError(
+                        describe(f"learning_rates.{part}", "a rate above 0 of a part that learns", found, cure)
+                    )
+        self.trained().check()
         self.model.check()
 
     def check_paths(self) -> None:
@@ -161,7 +209,7 @@ class PolicyRecipe(RunRecipe):
         if self.resume not in ("auto", "never") and not Path(self.resume).is_dir():
             expected = "auto, never or the folder of a checkpoint"
             raise ConfigError(describe(f"resume {self.resume}", expected, "none of that name"))
-        for folder in (*self.data.train, *getattr(self.data, "validation", ())):
+        for folder in (*self.train_folders(), *getattr(self.data, "validation", ())):
             shard_paths(folder)
         self.model.check_paths(self.output / "start")
 
@@ -191,15 +239,78 @@ class SFTData(DataRecipe):
                 raise ConfigError(describe(f"data.{name}", "a share from 0 to below 1", f"{share:g}"))
 
 
+LENGTHS = ("steps", "epochs", "seconds")
+# What a stage can say for itself, and what of its data.
+STAGE_KEYS = (*LENGTHS, "train", "learning_rate", "learning_rates", "schedule", "warmup_steps", "data")
+STAGE_DATA = ("train", "style", "silent_share", "swap_share", "order_share")
+
+
 @dataclass(kw_only=True)
 class SFTRecipe(PolicyRecipe):
-    """A supervised fine-tuning run; `eval_steps` is the number of steps between validations."""
+    """A supervised fine-tuning run; `eval_steps` is the number of steps between validations.
+
+    `stages` divide it: each is a group of keys that hold in it instead of the recipe's (:data:`STAGE_KEYS`). One
+    without a length of its own has the recipe's. They train one model in one run, one after the other.
+
+    Validation tells what the audio contributes; a run in which that is nothing after `contribution_steps` (None: 50)
+    warns or stops.
+    """
 
     verb: ClassVar[str] = "sft"
     data: SFTData
+    stages: list[dict[str, Any]] | None = None
     batch_size: int = 8
     gradient_accumulation: int = 1
     eval_steps: int | None = None
+    on_no_contribution: Literal["warn", "stop"] = "warn"
+    contribution_steps: int | None = None
+
+    def stage_recipes(self) -> list[Self]:
+        """What each stage is told, itself without stages. :class:`ConfigError` names the stage and the key."""
+        if not self.stages:
+            return [self]
+        whole = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)} | {"stages": None}
+        found: list[Self] = []
+        here = [length for length in LENGTHS if getattr(self, length) is not None]
+        if here and all(set(own) & set(LENGTHS) for own in self.stages):
+            cure = f"Leave it out (on the command line: {here[0]}=), or leave out that of the stage that is to have it."
+            raise ConfigError(describe(here[0], "none beside stages that all have a length of their own", "one", cure))
+        for number, own in enumerate(self.stages):
+            where = f"stages[{number}]"
+            _known(own, STAGE_KEYS, where)
+            _known(own.get("data") or {}, STAGE_DATA, f"{where}.data")
+            usual: dict[str, Any] = dict.fromkeys(LENGTHS) if set(own) & set(LENGTHS) else {}
+            if "learning_rate" in own:  # a rate that a stage states is that of all its parts
+                usual["learning_rates"] = LearningRates()
+            tree = {key: _plain(value) for key, value in (whole | usual).items()}
+            for key, value in own.items():
+                tree[key] = {**tree[key], **value} if isinstance(value, dict) else value
+            if "learning_rates" not in own:  # those of parts that the stage freezes say nothing
+                for part, way in tree["train"].items():
+                    if way == "frozen":
+                        tree["learning_rates"][part] = None
+            found.append(config.build(type(self), tree, where))
+        for number, (stage, after) in enumerate(itertools.pairwise(found)):
+            if stage.seconds is not None and stage.data != after.data:
+                cure = "Give it steps or epochs."
+                raise ConfigError(
+                    describe(f"stages[{number}]", "a length that is known before other data begins", "seconds", cure)
+                )
+        return found
+
+
+def _known(tree: Any, keys: Sequence[str], where: str) -> None:
+    if not isinstance(tree, dict):
+        raise ConfigError(describe(where, "a group of keys", repr(tree)))
+    for key in tree:
+        if key not in keys:
+            more = nearest(str(key), keys)
+            raise ConfigError(describe(f"{where}: {key}", f"one of {', '.join(keys)}", f"'{key}'{more}"))
+
+
+def _plain(value: Any) -> Any:
+    """A dataclass as the group of keys that it was read from."""
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
 
 SyncMode = Literal["auto", "merged", "adapter"]

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,26 +21,27 @@ from typing import Any, Self
 import torch
 
 from audio_llm import config
-from audio_llm.errors import AudioLLMError, ConfigError, PrerequisiteError, TrainingError, describe
+from audio_llm.errors import AudioLLMError, ConfigError, describe
 from audio_llm.files import only_writer, write_json
 from audio_llm.identity import Identity, empty, identity_of, settle, start_digest
 from audio_llm.identity import write as write_identity
 from audio_llm.model.build import load_processor
 from audio_llm.model.export import export_trained
 from audio_llm.shards.index import sizes_text
+from audio_llm.shards.reader import ShardDataset
 from audio_llm.shards.remote import StoreError
 from audio_llm.training.callbacks import (
     COMPLETE,
     Checkpoints,
     MetricsFile,
     StopOnNaN,
-    TimeBudget,
     complete_checkpoints,
     pickles,
     quiet,
 )
 from audio_llm.training.encoder_cache import open_cache
 from audio_llm.training.examples import Rejects, RunSampler, open_shards
+from audio_llm.training.launch import check_build_locks, check_launch
 from audio_llm.training.policy import (
     load_model,
     make_trainable,
@@ -51,6 +51,7 @@ from audio_llm.training.policy import (
     trainable_map,
 )
 from audio_llm.training.recipes import PolicyRecipe, RunRecipe
+from audio_llm.training.schedule import JoinedOrders, Stages, TimeBudget, planned_steps
 
 # What a run leaves in its folder, by name. What it made is worth keeping: another run is refused there. `resume=never`
 # removes all of it.
@@ -65,7 +66,6 @@ WRITTEN = (
     "rejects.jsonl",
     "trainable.json",
 )
-STALE_MINUTES = 30  # a build takes half a minute, a few on a very busy machine
 
 
 class Run:
@@ -171,8 +171,9 @@ class Run:
 class PolicyRun(Run):
     """A run that trains the audio language model on shards, `samples_per_step` of them at a time over all processes.
 
-    It has the starting checkpoint's `processor`, the `shards`, the `order` of their samples and the `rejects` among
-    them. `position` is what else decides the samples of a step.
+    It has the starting checkpoint's `processor`, the `data` of its stages (each that differs from the one before, with
+    its shards), the `order` of their samples and the `rejects` among them. `position` is what else decides the samples
+    of a step.
     """
 
     recipe: PolicyRecipe
@@ -186,19 +187,30 @@ class PolicyRun(Run):
 
     def _open(self, samples_per_step: int, position: Mapping[str, Any]) -> None:
         recipe, arguments = self.recipe, self.arguments
-        data, self.samples_per_step = recipe.data, samples_per_step
+        stages, self.samples_per_step = recipe.stage_recipes(), samples_per_step
         self.settle(*policy_identity(recipe))
         self.start = starting_folder(recipe.model, recipe.output)
         self.processor = load_processor(self.start)
-        self.shards = open_shards(data.train, self.processor, data)
-        samples = len(self.shards)
-        for index in self.shards.indexes:
+        self.data: list[tuple[Any, ShardDataset]] = []  # of DataRecipes
+        self.planned: list[int] = []  # steps of each stage
+        lengths: list[int] = []  # samples of each of `data`
+        for stage in stages:
+            if not self.data or self.data[-1][0] != stage.data:
+                self.data.append((stage.data, open_shards(stage.data.train, self.processor, stage.data)))
+                lengths.append(0)
+            self.planned.append(planned_steps(stage, len(self.data[-1][1]), samples_per_step))
+            lengths[-1] += self.planned[-1] * samples_per_step
+        folders = {index.folder: index for _, shards in self.data for index in shards.indexes}
+        for index in folders.values():
             if index.rejects and self.main:
                 print(index.told())
-        arguments.max_steps = planned_steps(recipe, samples, samples_per_step)
-        self.order = RunSampler(self.shards, recipe.seed, arguments.max_steps * samples_per_step)
-        self.rejects = Rejects(recipe.output / "rejects.jsonl", samples, data.max_reject_share)
-        self.claim({"data": data_hash(data.train), "samples": samples, "seed": recipe.seed, **position})
+        self.samples = len(self.data[0][1]) if len(self.data) == 1 else sum(map(len, folders.values()))
+        arguments.max_steps = sum(self.planned)
+        orders = [RunSampler(shards, recipe.seed, n) for (_, shards), n in zip(self.data, lengths, strict=True)]
+        self.order = orders[0] if len(orders) == 1 else JoinedOrders(orders)
+        self.rejects = Rejects(recipe.output / "rejects.jsonl", self.samples, recipe.data.max_reject_share)
+        data = data_hash(recipe.train_folders())
+        self.claim({"data": data, "samples": self.samples, "seed": recipe.seed, **position})
 
     def load_model(self) -> Any:
         """The starting model, seeded, with what the recipe trains of it; ``trainable.json`` lists that."""
@@ -206,26 +218,35 @@ class PolicyRun(Run):
 
         recipe = self.recipe
         set_seed(recipe.seed)
+        train = recipe.trained()
         # FSDP shards weights of one dtype only; a language model that is trained in full is float32.
-        mixed = self.arguments.bf16 and recipe.train.language_model != "full" and not self.arguments.fsdp
+        mixed = self.arguments.bf16 and train.language_model != "full" and not self.arguments.fsdp
         model = load_model(self.start, recipe.model, torch.bfloat16 if mixed else torch.float32)
-        model = make_trainable(model, recipe.train, recipe.lora)
+        model = make_trainable(model, train, recipe.lora)
         if self.main:
             summary = trainable_map(model)
             write_json(recipe.output / "trainable.json", summary)
             print_trainable(summary)
         return model
 
-    def trainer_arguments(self, model: Any, logs: Sequence[Path] = ()) -> dict[str, Any]:
+    def trainer_arguments(self, model: Any, logs: Sequence[Path] = (), checks: Sequence[Any] = ()) -> dict[str, Any]:
         """What both trainers are given."""
-        budget = [TimeBudget(self.recipe.seconds)] if self.recipe.seconds is not None else []
+        stages = self.recipe.stage_recipes()
+        rates = {part: max(stage.rates()[part] for stage in stages) for part in stages[0].rates()}
+        budget: list[TimeBudget] = []
+        divided = stages[0] is not self.recipe
+        if divided:
+            budget.append(Stages.of(stages, self.planned))
+        elif self.recipe.seconds is not None:
+            budget.append(TimeBudget(self.recipe.seconds))
         return {
             "model": model,
             "args": self.arguments,
             "order": self.order,
             "rejects": self.rejects,
+            "rates": rates if divided or len({*rates.values()} - {0.0}) > 1 else None,
             "cache": open_cache(self.recipe.encoder_cache, model),
-            "callbacks": [*self.callbacks(self.samples_per_step, len(self.shards), logs), *budget],
+            "callbacks": [*self.callbacks(self.samples_per_step, self.samples, logs), *checks, *budget],
         }
 
     def finish(self, trainer: Any, result: dict[str, Any]) -> dict[str, Any]:
@@ -273,6 +294,7 @@ def trainer_settings(recipe: RunRecipe) -> dict[str, Any]:
         gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.gradient_checkpointing else None,
         logging_steps=recipe.log_steps,
         logging_first_step=True,
+        restore_callback_states_from_checkpoint=True,  # else the clock and the stages begin anew
         logging_nan_inf_filter=False,
         save_strategy="steps" if recipe.save_steps else "no",
         save_steps=recipe.save_steps or 1,
@@ -289,50 +311,6 @@ def data_hash(folders: Sequence[Path]) -> str:
     for folder in folders:
         sizes.update(sizes_text(folder))
     return sizes.hexdigest()[:16]
-
-
-def launched_processes(environment: Mapping[str, str] | None = None) -> tuple[int | None, str]:
-    """How many processes the launcher was asked for, as far as its environment tells, and which variable tells it.
-
-    ``accelerate launch`` without ``--multi_gpu`` starts a single process whatever ``--num_processes`` says; what it
-    leaves behind then is a rendezvous address without a world size, which means "more than one": reported as 2.
-    """
-    env = os.environ if environment is None else environment
-    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
-        if env.get(name, "").isdigit():
-            return int(env[name]), name
-    if "ACCELERATE_MIXED_PRECISION" in env and "MASTER_ADDR" in env:
-        return 2, "MASTER_ADDR without WORLD_SIZE, left by accelerate launch with num_processes > 1"
-    return None, ""
-
-
-def check_launch(world_size: int, expected: int | None = None, environment: Mapping[str, str] | None = None) -> None:
-    """Raise :class:`TrainingError` when a launch for several processes became fewer, silently.
-
-    `expected` is what the recipe (``processes``) or the command line (``--expect-processes``) states.
-    """
-    cure = (
-        "Start several processes with 'accelerate launch --config_file recipes/accelerate/cpu_2.yaml -m audio_llm …', "
-        "'accelerate launch --multi_gpu --num_processes N' (without --cpu, also on a machine without GPU) or torchrun."
-    )
-    if expected is not None and expected != world_size:
-        raise TrainingError(describe("launch", f"{expected} processes (as stated)", f"{world_size}", cure))
-    asked, source = launched_processes(environment)
-    if asked is not None and asked > 1 and world_size == 1:
-        raise TrainingError(describe("launch", f"several processes ({source})", "1", cure))
-
-
-def check_build_locks(environment: Mapping[str, str] | None = None) -> None:
-    """Raise :class:`PrerequisiteError` for the lock of a DeepSpeed build that was killed: torch would wait for ever."""
-    env = os.environ if environment is None else environment
-    if env.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
-        return
-    root = Path(env.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
-    for lock in root.glob("**/deepspeed_*/lock"):
-        minutes = (time.time() - lock.stat().st_mtime) / 60
-        if minutes > STALE_MINUTES:
-            found = f"the lock of one begun {minutes:.0f} minutes ago"
-            raise PrerequisiteError(describe("DeepSpeed", "a finished build", found, f"Remove it: rm {lock}"))
 
 
 def plain_error(error: AudioLLMError | StoreError) -> AudioLLMError | StoreError:
@@ -353,8 +331,8 @@ def policy_identity(recipe: PolicyRecipe) -> tuple[Identity, list[Path]]:
         parts["model.language_model"] = language_model.get("path")
     begun = {key: Path(path) for key, path in parts.items() if path}
     digests = {f"weights of {key}": start_digest(path) for key, path in begun.items()}
-    for key in ("train", "validation"):
-        if folders := getattr(data, key, None):
+    for key, folders in (("train", recipe.train_folders()), ("validation", getattr(data, "validation", None))):
+        if folders:
             digests[f"data.{key} (its shards)"] = data_hash(folders)
     places = ("model.path", "data.train", "data.validation")
     return identity_of(recipe, digests, places), list(begun.values())
@@ -403,15 +381,3 @@ def find_resume(folder: Path, resume: str, position: Mapping[str, Any]) -> Path 
                 )
             )
     return checkpoint
-
-
-def planned_steps(recipe: PolicyRecipe, dataset_size: int, samples_per_step: int) -> int:
-    """Optimizer steps of the run: the smaller of `steps` and `epochs`; with `seconds` alone, more than ever fit."""
-    limits = []
-    if recipe.steps is not None:
-        limits.append(recipe.steps)
-    if recipe.epochs is not None:
-        limits.append(math.ceil(recipe.epochs * dataset_size / samples_per_step))
-    if not limits and recipe.seconds is None:
-        raise ConfigError("recipe: expected steps, epochs or seconds; found none, so the run would have no end.")
-    return min(limits) if limits else 10**6

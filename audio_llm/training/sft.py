@@ -13,16 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import ConcatDataset, Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 
 from audio_llm import files
 from audio_llm.language.prompts import ORDERS
-from audio_llm.training.callbacks import BudgetedSchedule
+from audio_llm.training import contribution
+from audio_llm.training.contribution import ListeningCheck
 from audio_llm.training.encoder_cache import EncoderCache
-from audio_llm.training.examples import IGNORED, Examples, Rejects, RunSampler, collate, open_shards, reply_ids
+from audio_llm.training.examples import Examples, Rejects, RunSampler, collate, open_shards, reply_ids
 from audio_llm.training.recipes import SFTRecipe
 from audio_llm.training.run import PolicyRun, trainer_settings
+from audio_llm.training.schedule import ScheduledTrainer
 
 
 def run(recipe: SFTRecipe) -> dict[str, Any]:
@@ -36,11 +38,13 @@ def run(recipe: SFTRecipe) -> dict[str, Any]:
         trainer = build_trainer(run, recipe, run.load_model())
         result = run.train(trainer)
         result["samples"] = result["steps"] * samples_per_step
-        result["epochs"] = result["samples"] / len(run.shards)
+        result["epochs"] = result["samples"] / run.samples
+        if (stages := trainer.stages()) is not None:
+            result["stages"] = stages.lengths(result["steps"])
         if recipe.data.validation:
             last = next((log for log in reversed(trainer.state.log_history) if "eval_loss" in log), None)
             fresh = last if last and last["step"] == result["steps"] else trainer.evaluate()
-            result |= {key: fresh[key] for key in ("eval_loss", "eval_tokens")}
+            result |= {key: value for key, value in fresh.items() if key.startswith("eval_")}
         return run.finish(trainer, result)
 
 
@@ -55,7 +59,8 @@ def training_arguments(recipe: SFTRecipe) -> TrainingArguments:
         dataloader_num_workers=recipe.data.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         dataloader_persistent_workers=recipe.data.workers > 0,
-        ddp_find_unused_parameters=False,
+        # a stage that freezes what another trains leaves it without gradients
+        ddp_find_unused_parameters=any(stage.train != recipe.trained() for stage in recipe.stage_recipes()),
         label_names=["labels"],
         **trainer_settings(recipe),
     )
@@ -65,29 +70,36 @@ def build_trainer(run: PolicyRun, recipe: SFTRecipe, model: Any) -> SFTTrainer:
     """The trainer of `run` with its data."""
     data = recipe.data
     warn_if_endless(run.processor, model)
-    taught = set(ORDERS[:1] if data.order_share == 0 else ORDERS) | set(model.config.orders or ())
+    taught = set(ORDERS if any(stage.order_share for stage, _ in run.data) else ORDERS[:1]) | set(
+        model.config.orders or ()
+    )
     model.config.orders = [order for order in ORDERS if order in taught]
     validation = None
     if data.validation:
         shards, limit = open_shards(data.validation, run.processor, data), data.validation_samples
         how: dict[str, Any] = {"max_length": data.max_length, "hearing": data.hearing}
         validation = Examples(shards, run.processor, data.style, limit=limit, **how)
-    return SFTTrainer(
-        train_dataset=Examples(
-            run.shards,
+    train = [
+        Examples(
+            shards,
             run.processor,
-            data.style,
+            stage.style,
             max_length=data.max_length,
-            silent_share=data.silent_share,
-            swap_share=data.swap_share,
-            order_share=data.order_share,
+            silent_share=stage.silent_share,
+            swap_share=stage.swap_share,
+            order_share=stage.order_share,
             seed=recipe.seed,
             hearing=data.hearing,
-        ),
+        )
+        for stage, shards in run.data
+    ]
+    return SFTTrainer(
+        train_dataset=ConcatDataset(train),
         eval_dataset=validation,
         data_collator=functools.partial(collate, tokenizer=run.processor.tokenizer),
         order_log=recipe.output / f"order-{run.arguments.process_index}.jsonl" if recipe.record_order else None,
-        **run.trainer_arguments(model),
+        short_replies=data.style == "answer",
+        **run.trainer_arguments(model, checks=[ListeningCheck(recipe.on_no_contribution, recipe.contribution_steps)]),
     )
 
 
@@ -102,8 +114,8 @@ def warn_if_endless(processor: Any, model: Any) -> None:
         )
 
 
-class SFTTrainer(BudgetedSchedule, Trainer):
-    """``Trainer`` with our sample order, rejects, evaluation weighted by tokens, and a schedule by the clock."""
+class SFTTrainer(ScheduledTrainer, Trainer):
+    """``Trainer`` with our sample order, rejects, evaluation weighted by tokens, and our schedules."""
 
     control: Any  # what the callbacks ask for, as Trainer keeps it
 
@@ -113,11 +125,13 @@ class SFTTrainer(BudgetedSchedule, Trainer):
         order: RunSampler,
         rejects: Rejects,
         order_log: Path | None,
+        short_replies: bool = False,
         cache: EncoderCache | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.order, self.rejects, self.order_log, self.cache = order, rejects, order_log, cache
+        self.short_replies = short_replies
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         return self.order
@@ -140,24 +154,26 @@ class SFTTrainer(BudgetedSchedule, Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Mean loss per supervised token, every sample once (Trainer's is a mean over batches)."""
+        """Mean loss per supervised token, every sample once (Trainer's is a mean over batches), and what the sound
+        contributes to it."""
         loader, model = self.get_eval_dataloader(eval_dataset), self.model
         assert model is not None and self.accelerator is not None
         model.eval()
-        sums = torch.zeros(2, dtype=torch.float64)
+        rows = []  # (batch, 7): scores with the sound, scores with silence, whether there is sound
         for batch in loader:
             self.rejects.add(batch.pop("rejects"))
             batch = self._prepare_inputs(batch)
             labels = batch.pop("labels")[:, 1:]
-            inputs = self._listen({key: value for key, value in batch.items() if isinstance(value, Tensor)})
-            with self.accelerator.autocast():
-                logits = model(**inputs).logits[:, :-1]
-            losses = torch.nn.functional.cross_entropy(
-                logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-            )
-            rows = torch.stack([losses.sum(1), (labels != IGNORED).sum(1).float()], dim=1)
-            sums += self.accelerator.gather_for_metrics(rows).double().sum(0).cpu()
-        metrics = {f"{metric_key_prefix}_loss": float(sums[0] / sums[1]), f"{metric_key_prefix}_tokens": int(sums[1])}
+            inputs = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+            silent = inputs | {k: torch.zeros_like(v) for k, v in inputs.items() if k == "input_audio"}
+            sound = (inputs["input_ids"] == model.config.audio_token_id).any(1, keepdim=True)
+            scores = [self._score(model, self._listen(version), labels) for version in (inputs, silent)]
+            rows.append(self.accelerator.gather_for_metrics(torch.cat([*scores, sound.float()], dim=1)).double().cpu())
+        metrics = contribution.summarise(torch.cat(rows), self.short_replies, metric_key_prefix)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _score(self, model: Any, inputs: dict[str, Any], labels: Tensor) -> Tensor:
+        with self.accelerator.autocast():
+            return contribution.score(model(**inputs).logits[:, :-1], labels)

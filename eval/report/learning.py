@@ -18,6 +18,7 @@ from eval.report.markup import escape, note
 CURVES = {
     r"loss": "loss on training samples",
     r"(?:train|eval|validation)[_/]loss": "loss on validation samples",
+    r"eval_audio_contribution": "gain by the sound over silence (nats per token)",
     r"reward": "mean reward",
     r"rewards/(.*)/mean": "reward for {0}",
     r"(?:eval|validation)[_/]mean_ap": "mean average precision of classes",
@@ -26,6 +27,7 @@ CURVES = {
     r"(?:eval|validation)[_/](left_right|front_back)": "right side: {0}",
     r"(?:eval|validation)[_/]frame_f1": "F1 of frames with events",
     r"(?:eval|validation)[_/](.*accuracy)": "validation {0}",
+    r"eval_accuracy_silence": "validation accuracy in silence",
     r"parity/max_abs_logp_difference": "largest |Δ log p| to the engine",
     r"kl": "KL from the reference model (nats)",
     r"entropy": "entropy of replies (nats)",

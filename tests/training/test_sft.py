@@ -19,7 +19,7 @@ from audio_llm.language import prompts
 from audio_llm.model.build import load_model, load_processor
 from audio_llm.model.export import export_weights, merge, scale_of, split_state
 from audio_llm.shards.reader import ShardDataset
-from audio_llm.training import callbacks, examples, policy, run, sft
+from audio_llm.training import callbacks, examples, launch, policy, run, sft
 from tests.paths import ROOT
 
 
@@ -390,6 +390,13 @@ def test_time_budget_ends_the_run_and_the_schedule(checkpoint, shards, tmp_path)
     assert callbacks.complete_checkpoints(tmp_path)  # what the budget bought is kept
 
 
+def test_a_resumed_run_has_the_rest_of_its_time(checkpoint, shards, tmp_path):
+    recipe = recipe_of(tmp_path, checkpoint(), shards(), seconds=1.0, save_steps=1, keep_checkpoints=99)
+    first = sft.run(recipe)["steps"]
+    (tmp_path / "result.json").unlink()
+    assert sft.run(recipe)["steps"] <= first + 2  # its time is over: it makes the step in which it notices that
+
+
 def test_evaluation_is_the_mean_over_tokens(checkpoint, shards, tmp_path, processor):
     data, held_out = shards(), shards(10, 2, 1)
     result = sft.run(
@@ -428,9 +435,9 @@ def test_evaluation_is_the_mean_over_tokens(checkpoint, shards, tmp_path, proces
 def test_launch_check(world, expected, environment, fails):
     if fails:
         with pytest.raises(TrainingError, match="--multi_gpu"):
-            run.check_launch(world, expected, environment)
+            launch.check_launch(world, expected, environment)
     else:
-        run.check_launch(world, expected, environment)
+        launch.check_launch(world, expected, environment)
 
 
 def test_lock_of_a_killed_build_is_named(tmp_path):
@@ -438,11 +445,11 @@ def test_lock_of_a_killed_build_is_named(tmp_path):
     lock.parent.mkdir(parents=True)
     lock.touch()
     env = {"ACCELERATE_USE_DEEPSPEED": "true", "TORCH_EXTENSIONS_DIR": str(tmp_path)}
-    run.check_build_locks(env)
+    launch.check_build_locks(env)
     old = time.time() - 3600
     os.utime(lock, (old, old))
     with pytest.raises(PrerequisiteError, match=str(lock)):
-        run.check_build_locks(env)
+        launch.check_build_locks(env)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "accelerate").glob("*.yaml")), ids=lambda p: p.stem)
