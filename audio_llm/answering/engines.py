@@ -15,6 +15,7 @@ from audio_llm.answering.base import Answer, Engine, Options, Request, decoded, 
 from audio_llm.audio import Waveform, audible, hear, resample
 from audio_llm.errors import ConfigError, describe
 from audio_llm.language import prompts
+from audio_llm.model.native import checkpoint_of, native_kind
 from audio_llm.model.validate import MODEL_TYPE, check_adapter, check_checkpoint
 from audio_llm.registry import Registry
 
@@ -53,14 +54,19 @@ def open_engine(
     hearing: str = "refuse",
 ) -> Engine:
     """:func:`find_engine`, opened."""
-    address = kind if is_address(kind) else ""
-    return find_engine(kind, model).open(Options(model, adapter, address, batch_size, max_audios, seed, hearing))
+    address, engine = kind if is_address(kind) else "", find_engine(kind, model)
+    if not address and native_kind(model) is not None:
+        model = str(checkpoint_of(model))
+    return engine.open(Options(model, adapter, address, batch_size, max_audios, seed, hearing))
 
 
 def is_ours(where: str) -> bool:
-    """Whether `where` is a checkpoint folder of this package, or no folder at all: opening it says what is missing."""
+    """Whether `where` is a checkpoint folder of this package, a native audio model's, which is made into one, or no
+    folder at all: opening it says what is missing."""
     config = folder_config(where)
-    return config.get("model_type") == MODEL_TYPE if config else not is_address(where)
+    if not config:
+        return not is_address(where)
+    return config.get("model_type") == MODEL_TYPE or native_kind(where) is not None
 
 
 def fit(sound: Waveform | Path, extractor: Any, name: str, hearing: str) -> Waveform:

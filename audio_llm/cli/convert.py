@@ -1,5 +1,5 @@
-"""``audio-llm convert``: put checkpoint folders together, take them apart, take published encoders in, and write shards
-as tables of others."""
+"""``audio-llm convert``: put checkpoint folders together, take them apart, take published encoders and models in, and
+write shards as tables of others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from audio_llm.errors import CheckpointError, describe
 
 HELP = "convert published encoders; assemble, merge and export checkpoints; export shards"
 DEFAULT_KIND = "encoder"
-KINDS = ("encoder", "build", "merge", "lm", "shards")
+KINDS = ("encoder", "build", "merge", "lm", "shards", "native")
 
 
 def arguments(argv: list[str]) -> list[str]:
@@ -50,7 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--form", choices=("csv", "jsonl", "parquet", "chat"), default="jsonl", help="of the table (default: jsonl)"
     )
 
-    for kind in (encoder, build, merge, language_model, shards):
+    native = kinds.add_parser("native", help="native audio model -> checkpoint, and back under the published names")
+    native.add_argument("model", type=Path, help="a native model's folder, or a checkpoint that began as one")
+    native.add_argument("--source", type=Path, metavar="DIR", help="where the native model is now (default: as it was)")
+    native.add_argument("--form", help="of the folder written, where there are several: omni (default) or thinker")
+
+    for kind in (encoder, build, merge, language_model, shards, native):
         kind.add_argument("out", type=Path, help="the folder to write; it appears whole or not at all")
         kind.add_argument("--force", action="store_true", help="replace an existing folder")
 
@@ -63,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
         raise CheckpointError(
             describe(f"output {args.out}", "a new folder", "an existing one", "Give --force to replace it.")
         )
-    kinds = {"encoder": _encoder, "build": _build, "merge": _merge, "lm": _language_model, "shards": _shards}
+    kinds = {"encoder": _encoder, "build": _build, "merge": _merge, "lm": _language_model}
+    kinds |= {"shards": _shards, "native": _native}
     kinds[args.kind](args)
     print(f"wrote {args.out}")
     return 0
@@ -133,3 +139,16 @@ def _shards(args: argparse.Namespace) -> None:
     from audio_llm.datasets.tables import write_tables
 
     print(f"{write_tables(args.folders, args.out, args.form)} samples")
+
+
+def _native(args: argparse.Namespace) -> None:
+    from audio_llm.model.native import absorb, native_kind, write_native
+
+    if native_kind(args.model) is None:
+        write_native(args.model, args.out, args.source, args.form)
+    elif args.source or args.form:
+        given = "--source" if args.source else "--form"
+        found = f"{given} with {args.model}, which is native"
+        raise CheckpointError(describe("convert native", "a checkpoint that goes back", found, f"Leave {given} out."))
+    else:
+        absorb(args.model, args.out)

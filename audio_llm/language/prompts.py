@@ -14,6 +14,7 @@ from string import ascii_uppercase
 from typing import Any, NamedTuple, Protocol, overload
 
 from audio_llm.errors import DataError, describe
+from audio_llm.language.groups import in_order
 
 AUDIO_TOKEN = "<|audio|>"
 STYLES = ("answer", "think", "think_semantics")
@@ -174,7 +175,7 @@ def target_text(item: Taught, style: str) -> str:
     if style != "answer" and item.thinking:
         parts.append(f"<think>{item.thinking}</think>")
     if style == "think_semantics" and item.semantic_elements:
-        elements = "; ".join(f"{key}: {_flat(value)}" for key, value in item.semantic_elements.items())
+        elements = "; ".join(f"{key}: {_flat(value)}" for key, value in in_order(item.semantic_elements))
         parts.append(f"<semantic_elements>{elements}</semantic_elements>")
     parts.append(f"<answer>{item.answer}</answer>")
     return "\n".join(parts)

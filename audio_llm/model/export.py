@@ -20,7 +20,7 @@ from torch import Tensor
 
 from audio_llm.errors import CheckpointError, describe
 from audio_llm.files import atomic_folder, write_json
-from audio_llm.model.validate import BASE_DIGEST, LORA_TARGETS, weights_digest
+from audio_llm.model.validate import BASE_DIGEST, lora_targets, weights_digest
 
 FORMS = ("merged", "adapter")
 LANGUAGE_MODEL = "model.language_model."
@@ -206,7 +206,8 @@ def export_weights(
             base = merge(parts, scaling, exclude=LANGUAGE_MODEL)
             save_weights(config, generation, base, processor, folder)
         with atomic_folder(output / "adapter") as folder:
-            write_adapter(folder, peft_config, adapter_tensors(parts), LORA_TARGETS, base=output / "base")
+            tensors = adapter_tensors(parts)
+            write_adapter(folder, peft_config, tensors, lora_targets(_last_names(tensors)), base=output / "base")
         folders |= {"base": output / "base", "adapter": output / "adapter"}
     return folders
 
@@ -227,6 +228,11 @@ def adapter_tensors(parts: Parts, alone: bool = False) -> dict[str, Tensor]:
     }
 
 
+def _last_names(tensors: Iterable[str]) -> set[str]:
+    """Of the layers to which the adapter's `tensors` belong."""
+    return {name.split(".lora_")[0].rpartition(".")[2] for name in tensors}
+
+
 def write_adapter(
     folder: Path, peft_config: Any, tensors: dict[str, Tensor], targets: str | None = None, base: Path | None = None
 ) -> None:
@@ -245,7 +251,7 @@ def write_adapter(
     fields = {
         "base_model_name_or_path": str(base or ""),
         "modules_to_save": None,
-        "target_modules": targets or sorted({name.split(".lora_")[0].rpartition(".")[2] for name in tensors}),
+        "target_modules": targets or sorted(_last_names(tensors)),
         "inference_mode": True,
     }
     write_json(path, json.loads(path.read_text()) | fields)

@@ -15,7 +15,7 @@ import math
 import mmap
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,23 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 # What adapters are trained on. Served ones must touch the language model only, and an encoder may have layers of the
 # same names, hence the full path.
 LORA_TARGETS = r"model\.language_model\.layers\.\d+\.(?:self_attn\.(?:q|k|v|o)_proj|mlp\.(?:gate|up|down)_proj)"
+
+
+def lora_targets(names: Collection[str] = LINEARS) -> str:
+    """The regular expression of the language model's layers with these last `names`, as PEFT takes it."""
+    if set(names) == set(LINEARS):
+        return LORA_TARGETS
+    chosen = "|".join(name for name in LINEARS if name in names)
+    return rf"model\.language_model\.layers\.\d+\.(?:self_attn|mlp)\.(?:{chosen})"
+
+
+def named(layers: Sequence[str], names: Collection[str]) -> list[str]:
+    """Those of an encoder's `layers` that have one of the last `names` which were chosen; all where it has none such,
+    or where nothing was chosen."""
+    chosen = () if set(names) == set(LINEARS) else names
+    return [layer for layer in layers if layer.rpartition(".")[2] in chosen] or list(layers)
+
+
 _ADAPTER_KEY = re.compile(
     r"base_model\.model\.model\.language_model\.layers\.(?P<layer>\d+)\."
     r"(?:self_attn|mlp)\.(?P<linear>\w+)\.lora_(?P<side>[AB])\.weight"
@@ -214,7 +231,9 @@ def check_adapter(folder: str | Path, base: str | Path | None = None, max_rank: 
         if name not in _KEYS and value not in _EMPTY and (name, value) not in _DEFAULTS:
             raise CheckpointError(describe(item, f"no {name[:80]}", repr(value)[:80], "It could load other code."))
     targets = config.get("target_modules")
-    if targets != LORA_TARGETS and not (isinstance(targets, list) and targets and set(targets) <= set(LINEARS)):
+    named: Any = re.findall(r"\w+_proj", targets) if isinstance(targets, str) else targets
+    known = isinstance(named, list) and bool(named) and set(named) <= set(LINEARS)
+    if targets != LORA_TARGETS and not (known and targets in (named, lora_targets(named))):
         expected = f"target_modules as a list of {', '.join(LINEARS)}"
         raise CheckpointError(describe(item, expected, repr(targets)[:80], cure))
     rank = config.get("r")
@@ -238,7 +257,7 @@ def check_adapter(folder: str | Path, base: str | Path | None = None, max_rank: 
 def _check_base(item: str, folder: Path, name: str, base: str | Path) -> None:
     from safetensors import safe_open
 
-    with safe_open(folder / _parts(folder, "adapter_model")[0], framework="numpy") as file:
+    with safe_open(folder / weight_files(folder, "adapter_model")[0], framework="numpy") as file:
         expected = (file.metadata() or {}).get(BASE_DIGEST)
     if expected is None:
         print(f"{item}: does not say what it was trained on; {base} is taken for its base", file=sys.stderr, flush=True)
@@ -263,7 +282,8 @@ def weights_digest(folder: str | Path) -> str:
     folder = Path(folder)
     _tensor_shapes(folder, "model")  # says what is damaged
     files = {
-        name: [(folder / name).stat().st_size, (folder / name).stat().st_ctime_ns] for name in _parts(folder, "model")
+        name: [(folder / name).stat().st_size, (folder / name).stat().st_ctime_ns]
+        for name in weight_files(folder, "model")
     }
     if (folder / DIGEST_FILE).is_file():
         with contextlib.suppress(CheckpointError):
@@ -380,7 +400,7 @@ def _read_json(folder: Path, name: str, kind: str) -> dict[str, Any]:
     return content
 
 
-def _parts(folder: Path, stem: str) -> list[str]:
+def weight_files(folder: Path, stem: str) -> list[str]:
     """The names of ``stem.safetensors`` or, where there is an index, of its shards."""
     index = folder / f"{stem}.safetensors.index.json"
     if not index.is_file():
@@ -402,7 +422,7 @@ def _tensor_shapes(folder: Path, stem: str) -> dict[str, list[int]]:
     from safetensors import SafetensorError, safe_open
 
     shapes: dict[str, list[int]] = {}
-    for name in _parts(folder, stem):
+    for name in weight_files(folder, stem):
         path = folder / name
         if not path.is_file():
             raise CheckpointError(describe(str(folder), f"weights in {name}", "no such file"))

@@ -8,6 +8,7 @@ and workers die with it (:func:`audio_llm.serving.plugin.die_with_parent`).
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from audio_llm.errors import AudioLLMError, CheckpointError, ConfigError, PrerequisiteError, describe
+from audio_llm.model.native import checkpoint_of
 from audio_llm.model.validate import AdapterInfo, audio_marks, check_adapter, check_checkpoint
 
 SUPPORTED = "0.31"
@@ -143,6 +145,9 @@ def lora_rank(options: ServeOptions, adapters: dict[str, AdapterInfo]) -> int:
 def serve(options: ServeOptions) -> NoReturn:
     """Check everything that can be checked without vLLM, then replace this process by the server."""
     cpu = cpu_build()
+    options = dataclasses.replace(
+        options, model=checkpoint_of(options.model), name=options.name or options.model.resolve().name
+    )
     config = check_checkpoint(options.model)
     if options.allow_files is not None and not options.allow_files.is_dir():
         raise AudioLLMError(f"--allow-files {options.allow_files}: expected a folder, found none.")

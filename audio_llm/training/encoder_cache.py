@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ def encoder_digest(encoder: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def join_tokens(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Several (tokens (rows, n, hidden), mask (rows, n)) one behind the other; rows of fewer tokens are filled up."""
+    longest = max(mask.shape[1] for _, mask in parts)
+    pad = nn.functional.pad
+    tokens = [pad(tokens, (0, 0, 0, longest - tokens.shape[1])) for tokens, _ in parts]
+    return torch.cat(tokens), torch.cat([pad(mask, (0, longest - mask.shape[1])) for _, mask in parts])
 
 
 class EncoderCache:
@@ -66,9 +75,8 @@ class EncoderCache:
             for row, entry in zip(missing, zip(tokens.float().cpu(), mask.cpu(), strict=True), strict=True):
                 found[row] = entry
                 self._write(paths[row], *entry)
-        entries = [entry for entry in found if entry is not None]
-        device = input_audio.device
-        return torch.stack([t for t, _ in entries]).to(device), torch.stack([m for _, m in entries]).to(device)
+        tokens, mask = join_tokens([(entry[0][None], entry[1][None]) for entry in found if entry is not None])
+        return tokens.to(input_audio.device), mask.to(input_audio.device)
 
     def _path(self, window: Tensor) -> Path:
         digest = hashlib.sha256(str(tuple(window.shape)).encode())

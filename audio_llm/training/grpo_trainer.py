@@ -38,7 +38,7 @@ from audio_llm.errors import TrainingError, describe
 from audio_llm.model.encoder import AudioEncoder
 from audio_llm.model.modeling import SharedPrompt
 from audio_llm.training.callbacks import COMPLETE
-from audio_llm.training.encoder_cache import EncoderCache
+from audio_llm.training.encoder_cache import EncoderCache, join_tokens
 from audio_llm.training.examples import Example, Examples, Rejects, RunSampler, join_audio
 from audio_llm.training.rewards import completion_text
 from audio_llm.training.rollouts import (
@@ -313,7 +313,7 @@ class AudioGRPOTrainer(ScheduledTrainer, GRPOTrainer):
                 part = slice(start, start + step)
                 device = self.accelerator.device
                 parts.append(encode(samples[part].to(device), lengths[part].to(device)))
-        tokens, mask = torch.cat([t for t, _ in parts]), torch.cat([m for _, m in parts])
+        tokens, mask = join_tokens(parts)
         done = 0
         for prompt in prompts:
             if prompt.windows:
@@ -333,7 +333,7 @@ class AudioGRPOTrainer(ScheduledTrainer, GRPOTrainer):
         arguments: dict[str, Any] = {"audio_index": torch.tensor(index, device=device)}
         cached = [prompt.tokens for prompt in with_audio if prompt.tokens is not None]
         if len(cached) == len(with_audio):
-            return arguments | {"audio_tokens": (torch.cat([t for t, _ in cached]), torch.cat([m for _, m in cached]))}
+            return arguments | {"audio_tokens": join_tokens(cached)}
         return arguments | {name: tensor.to(device) for name, tensor in join_audio(with_audio).items()}
 
     @torch.no_grad()

@@ -12,7 +12,8 @@ from torch import nn
 
 from audio_llm.errors import ConfigError, describe
 from audio_llm.model.export import unpartitioned
-from audio_llm.model.validate import LORA_TARGETS
+from audio_llm.model.native import started
+from audio_llm.model.validate import lora_targets, named
 from audio_llm.training.recipes import LoRARecipe, ModelRecipe, Precision, TrainedParts
 
 ENCODER, PROJECTOR, LANGUAGE_MODEL = "model.audio_encoder", "model.projector", "model.language_model"
@@ -29,11 +30,11 @@ def resolve_precision(precision: Precision, cpu: bool = False) -> Literal["fp32"
 
 
 def starting_folder(recipe: ModelRecipe, output: Path) -> Path:
-    """The checkpoint folder a recipe starts from; parts are assembled once into ``output/start``.
+    """The checkpoint folder a recipe starts from; parts, or a native model, are put together once in ``output/start``.
 
     Raises :class:`ConfigError` when the recipe names neither a checkpoint nor all parts.
     """
-    return recipe.path or assemble(recipe, output / "start")
+    return started(recipe.path, output / "start") if recipe.path else assemble(recipe, output / "start")
 
 
 def load_model(folder: Path, recipe: ModelRecipe, dtype: torch.dtype = torch.float32) -> Any:
@@ -91,9 +92,9 @@ def lora_config(model: nn.Module, train: TrainedParts, lora: LoRARecipe) -> Any:
     """The PEFT configuration of a run: adapters where `train` says so, and what is trained in full beside them."""
     from peft import LoraConfig
 
-    targets = [LORA_TARGETS] if train.language_model == "lora" else []
+    targets = [lora_targets(lora.targets)] if train.language_model == "lora" else []
     if train.encoder == "lora":
-        names = encoder_targets(model)
+        names = named(encoder_targets(model), lora.targets)
         if not names:
             cure = "Use frozen or full."
             raise ConfigError(describe("train.encoder: lora", "a layer that LoRA can wrap", "none", cure))

@@ -6,23 +6,27 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from audio_llm import config
 from audio_llm.audio import Hearing
 from audio_llm.errors import ConfigError, describe, nearest
-from audio_llm.model.validate import check_encoder, check_language_model, expect_files
+from audio_llm.model.validate import MODEL_TYPE, check_encoder, check_language_model, expect_files, read_facts
 from audio_llm.shards.index import shard_paths
-from audio_llm.training.rewards import DEFAULT_WEIGHTS, build_rewards
+from audio_llm.training.rewards import DEFAULT_WEIGHTS, build_rewards, length
 
 Precision = Literal["auto", "fp32", "bf16"]
+Linear = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @dataclass
 class LoRARecipe:
-    """Low-rank adapters (Hu et al. 2021): in the language model on the linears of attention and MLP."""
+    """Low-rank adapters (Hu et al. 2021): in the language model on the linears of attention and MLP, or on those of
+    the names `targets` alone."""
 
+    targets: list[Linear] = field(default_factory=lambda: list(get_args(Linear)))
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.0
@@ -31,7 +35,7 @@ class LoRARecipe:
 
 @dataclass
 class ModelRecipe:
-    """Either `path` (a checkpoint folder) or the three parts to assemble one from.
+    """Either `path` (a checkpoint folder, or a native audio model's) or the three parts to assemble one from.
 
     `encoder` is ``{path: folder}`` or ``{name: beats, published: file}``; `hearing` in it is what it hears of another
     layout: left, right, mean or each of two channels, omni of ambisonics, duplicate of one.
@@ -56,7 +60,9 @@ class ModelRecipe:
     def check_paths(self, assembled: Path) -> None:
         """:class:`CheckpointError` for a part that is not there, unless the parts lie `assembled` in that folder."""
         if self.path:
-            expect_files(f"model {self.path}", self.path, ("config.json", "processor_config.json"))
+            expect_files(f"model {self.path}", self.path, ("config.json",))
+            if read_facts(self.path).get("model_type") == MODEL_TYPE:  # any other is read as a native audio model
+                expect_files(f"model {self.path}", self.path, ("processor_config.json",))
         if self.path or (assembled / "config.json").is_file():
             return
         assert self.encoder is not None and self.language_model is not None
@@ -93,10 +99,15 @@ class LearningRates:
 
 @dataclass(kw_only=True)
 class DataRecipe:
-    """Shard folders of questions with answers, the form of a reply, and the bearable share of unusable samples."""
+    """Shard folders of questions with answers, the form of a reply, and the bearable share of unusable samples.
+
+    `instruction` is said behind every question from then on, for it goes into the checkpoint's template ("": nothing;
+    by default what the checkpoint says). In GRPO ``{target}`` in it is the words that the reward `length` wants.
+    """
 
     train: list[Path]
     style: Literal["answer", "think", "think_semantics"] = "think"
+    instruction: str | None = None
     max_reject_share: float = 0.01
     hearing: Hearing = "refuse"  # of sound in another layout than the encoder's
 
@@ -202,6 +213,25 @@ class PolicyRecipe(RunRecipe):
                     )
         self.trained().check()
         self.model.check()
+        self.instruction  # noqa: B018  (says what is wrong with it)
+
+    @property
+    def instruction(self) -> str | None:
+        """``data.instruction`` in full words. Raises :class:`ConfigError` for a target that no reward has."""
+        text, target = self.data.instruction, self.target_words
+        if any(stage.data.instruction != text for stage in self.stage_recipes()):
+            raise ConfigError(describe("stages: data.instruction", "one for the whole run, beside stages", "another"))
+        if text and "{target}" in text:
+            if target is None:
+                cure = "Write the number itself."
+                raise ConfigError(describe("data.instruction: {target}", "the reward length (GRPO)", "none", cure))
+            return text.replace("{target}", f"{target:g}")
+        return text
+
+    @property
+    def target_words(self) -> float | None:
+        """Words of thinking that are paid for best; None where they are not counted."""
+        return None
 
     def check_paths(self) -> None:
         """:class:`ShardError`, :class:`CheckpointError` or :class:`ConfigError` for data, a model or a checkpoint to
@@ -369,3 +399,9 @@ class GRPORecipe(PolicyRecipe):
     def check(self) -> None:
         super().check()
         build_rewards(self.rewards)
+
+    @property
+    def target_words(self) -> float | None:
+        value = self.rewards.get("length")
+        usual = signature(length).parameters["target"].default
+        return None if value is None else float(value.get("target", usual) if isinstance(value, dict) else usual)

@@ -25,6 +25,7 @@ from audio_llm.errors import AudioLLMError, ConfigError, describe
 from audio_llm.files import only_writer, write_json
 from audio_llm.identity import Identity, empty, identity_of, settle, start_digest
 from audio_llm.identity import write as write_identity
+from audio_llm.language.templates import instruct
 from audio_llm.model.build import load_processor
 from audio_llm.model.export import export_trained
 from audio_llm.shards.index import sizes_text
@@ -190,7 +191,7 @@ class PolicyRun(Run):
         stages, self.samples_per_step = recipe.stage_recipes(), samples_per_step
         self.settle(*policy_identity(recipe))
         self.start = starting_folder(recipe.model, recipe.output)
-        self.processor = load_processor(self.start)
+        self.processor = instruct(load_processor(self.start), recipe.instruction)
         self.data: list[tuple[Any, ShardDataset]] = []  # of DataRecipes
         self.planned: list[int] = []  # steps of each stage
         lengths: list[int] = []  # samples of each of `data`

@@ -10,12 +10,11 @@ import pytest
 
 from audio_llm.answering.base import Engine
 from audio_llm.answering.engines import ENGINES, find_engine
-from audio_llm.answering.native import MODELS
 from audio_llm.errors import CheckpointError, ConfigError
 
 FOLDERS = {
     "echotwin": {"echotwin": {}},
-    "native": {"model_type": next(iter(MODELS))},
+    "native": {"model_type": "qwen2_audio"},
     "vllm": {"model_type": "audio_llm"},
 }
 
@@ -28,7 +27,7 @@ def folder(path: Path, config: dict) -> str:
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_auto_opens_the_one_that_recognises_the_folder(tmp_path: Path, name: str) -> None:
-    expected = name if name != "vllm" or find_spec("vllm") else "transformers"
+    expected = "echotwin" if name == "echotwin" else "vllm" if find_spec("vllm") else "transformers"
     assert find_engine("auto", folder(tmp_path / "m", FOLDERS[name])) is ENGINES[expected]
     assert find_engine("https://somewhere:1/v1", str(tmp_path / "m")) is ENGINES["http"]
 
@@ -36,9 +35,8 @@ def test_auto_opens_the_one_that_recognises_the_folder(tmp_path: Path, name: str
 @pytest.mark.parametrize(
     ("kind", "name", "cure"),
     [
-        ("vllm", "native", "--engine transformers"),
+        ("echotwin", "native", "--engine transformers or vllm"),
         ("vllm", "echotwin", "--engine echotwin"),
-        ("native", "vllm", "--engine transformers or vllm"),
         ("http", "vllm", "or the address of a server"),
     ],
 )

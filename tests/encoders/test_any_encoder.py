@@ -31,6 +31,7 @@ from audio_llm.shards.reader import ShardDataset
 from audio_llm.training import examples, grpo, sft
 from tests.conftest import make_shards
 from tests.encoders import test_pseld, test_published, test_spatial_ast
+from tests.native_models import make_native
 from tests.serving.vllm_tools import adapted_encoder
 from tests.training.test_grpo import transformers_engine
 from tests.training.test_sft import losses
@@ -92,7 +93,19 @@ def whisper(folder: Path) -> dict[str, Any]:
     return {"name": "whisper", "published": folder / "whisper", "window_seconds": 2.0, "hearing": "each"}
 
 
-MAKERS: tuple[Maker, ...] = (beats, spatial_ast, urbansound, stereo_seld, panns, htsat, whisper)
+def qwen2_audio(folder: Path) -> dict[str, Any]:
+    path = make_native("qwen2_audio", folder / "qwen2_audio")
+    return {"name": "qwen2_audio", "published": path, "hearing": "mean"}
+
+
+def qwen2_5_omni(folder: Path) -> dict[str, Any]:
+    return {"name": "qwen2_5_omni", "published": make_native("thinker", folder / "thinker"), "hearing": "left"}
+
+
+MAKERS: tuple[Maker, ...] = (
+    *(beats, spatial_ast, urbansound, stereo_seld, panns, htsat, whisper),
+    *(qwen2_audio, qwen2_5_omni),
+)
 
 
 @pytest.fixture(scope="module")

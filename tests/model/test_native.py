@@ -1,0 +1,287 @@
+"""Native audio models, tiny and random: as our three parts they compute what their own classes do, and go back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from audio_llm.cli import main
+from audio_llm.errors import AudioError, CheckpointError
+from audio_llm.language import prompts
+from audio_llm.model.build import load_model, load_processor
+from audio_llm.model.encoder import build_encoder
+from audio_llm.model.native import absorb, native_kind, write_native
+from audio_llm.model.validate import check_checkpoint
+from tests.native_models import KINDS, MARKS, TEMPLATE, Stock, make_native, sound
+
+SECONDS = (0.5, 2.4, 30.0)  # of Qwen2-Audio the last is the whole window
+
+
+@pytest.fixture(scope="module")
+def native(made_once) -> Callable[[str], Path]:
+    """``native(kind)`` → the folder of a native model, made once."""
+    return lambda kind: made_once(f"native-{kind}", lambda folder: make_native(kind, folder))
+
+
+@pytest.fixture(scope="module")
+def absorbed(made_once, native) -> Callable[[str], Path]:
+    """``absorbed(kind)`` → the checkpoint that was made of it."""
+    return lambda kind: made_once(f"absorbed-{kind}", lambda folder: absorb(native(kind), folder))
+
+
+class Words:
+    question, choices = "Which sound is heard?", ("dog", "rain")
+
+
+def batch(processor, clips: list[np.ndarray]):
+    """One prompt a clip, left padded."""
+    prompt = processor.render(prompts.conversation(Words()), generate=True)
+    return processor(text=[prompt] * len(clips), audio=[[clip] for clip in clips])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_those_of_its_own_class(kind, native, absorbed):
+    stock, model, processor = Stock(native(kind)), load_model(absorbed(kind)), load_processor(absorbed(kind))
+    clips = [sound(seconds, number) for number, seconds in enumerate(SECONDS)]
+    inputs = batch(processor, clips)
+    counts = (inputs["input_ids"] == processor.audio_token_id).sum(1).tolist()
+    assert counts == [12, 60, 750] == [processor.audio_tokens(clip.shape[1]) for clip in clips]
+    expected = stock.logits(inputs["input_ids"], inputs["attention_mask"], clips)
+    heard = inputs["attention_mask"].bool()
+    # Omni's class counts positions from a prompt's first word on, the other one from the padding on: rounding differs.
+    places = {} if kind == "qwen2_audio" else {"position_ids": (heard.long().cumsum(1) - 1).clamp(min=0)}
+    with torch.inference_mode():
+        found = model(**inputs, **places).logits
+    assert float((found - expected)[heard].abs().max()) <= 1e-5
+    other = stock.logits(inputs["input_ids"][2:], inputs["attention_mask"][2:], [sound(30.0, 9)])
+    assert float((other[0, -1] - expected[2, -1]).abs().max()) > 1e-2  # it is the sound that is heard
+    with torch.inference_mode():  # alone, and beside others (whose positions begin later, which rounds otherwise)
+        alone = model(**batch(processor, clips[:1])).logits[0, -1]
+    assert float((alone - found[0, -1]).abs().max()) <= 5e-5
+
+
+@pytest.mark.parametrize("kind", ["qwen2_audio", "thinker"])
+def test_sounds_that_end_with_a_frame_a_chunk_or_the_window(kind, native, absorbed):
+    stock, model, processor = Stock(native(kind)), load_model(absorbed(kind)), load_processor(absorbed(kind))
+    for seconds in (0.0201, 1.9999, 2.0001, 4.03, 29.975, 29.99):
+        clip = sound(seconds)
+        inputs = batch(processor, [clip])
+        frames = int(stock.features([clip])["feature_attention_mask"].sum())
+        assert processor.audio_tokens(clip.shape[1]) == ((frames - 1) // 2 + 1 - 2) // 2 + 1
+        expected = stock.logits(inputs["input_ids"], inputs["attention_mask"], [clip])
+        with torch.inference_mode():
+            assert float((model(**inputs).logits - expected).abs().max()) <= 1e-5, seconds
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_not_trained_goes_back_byte_for_byte(kind, native, absorbed, tmp_path):
+    assert main(["convert", "native", str(absorbed(kind)), str(tmp_path / "out"), *form_of(kind)]) == 0
+    expected, found = (load_file(folder / "model.safetensors") for folder in (native(kind), tmp_path / "out"))
+    assert list(expected) == list(found)
+    assert all(same_bytes(expected[key], found[key]) for key in expected)
+    names = {path.name for path in native(kind).iterdir() if path.is_file() and not path.name.startswith(".")}
+    assert names == {path.name for path in (tmp_path / "out").iterdir()}
+    for name in names - {"model.safetensors"}:
+        assert (native(kind) / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
+
+
+def form_of(kind: str) -> list[str]:
+    return [] if kind == "qwen2_audio" else ["--form", kind]
+
+
+def same_bytes(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+
+
+def test_bfloat16_stays_and_comes_back_from_float32(native, tmp_path):
+    half = copied(native("qwen2_audio"), tmp_path / "half")
+    state = load_file(half / "model.safetensors")
+    save_file({key: value.bfloat16() for key, value in state.items()}, half / "model.safetensors", {"format": "pt"})
+    checkpoint = absorb(half, tmp_path / "checkpoint")
+    stored = load_file(checkpoint / "model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.bfloat16}
+    model = load_model(checkpoint, dtype=torch.float32)  # as training loads it
+    model.save_pretrained(checkpoint)
+    assert {value.dtype for value in load_file(checkpoint / "model.safetensors").values()} == {torch.float32}
+    write_native(checkpoint, tmp_path / "out")
+    found, expected = load_file(tmp_path / "out" / "model.safetensors"), load_file(half / "model.safetensors")
+    assert all(same_bytes(expected[key], found[key]) for key in expected)
+
+
+def test_a_freshly_built_qwen2_audio_is_read_as_well_and_written_by_the_published_names(native, tmp_path):
+    fresh = make_native("qwen2_audio", tmp_path / "fresh", fresh=True)
+    assert any(key.startswith("language_model.model.model.") for key in load_file(fresh / "model.safetensors"))
+    write_native(absorb(fresh, tmp_path / "checkpoint"), tmp_path / "out")
+    found, published = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", native("qwen2_audio")))
+    assert set(found) == set(published)
+    assert all(torch.equal(found[key], published[key]) for key in found)
+
+
+def test_a_thinker_goes_into_either_form(native, absorbed, tmp_path):
+    thinker, whole = load_file(native("thinker") / "model.safetensors"), load_file(native("omni") / "model.safetensors")
+    for kind in ("thinker", "omni"):
+        write_native(absorbed(kind), tmp_path / f"{kind}-omni")  # the usual form
+        write_native(absorbed(kind), tmp_path / f"{kind}-thinker", form="thinker")
+    found = load_file(tmp_path / "thinker-omni" / "model.safetensors")
+    assert set(found) == {key for key in whole if key.startswith("thinker.")}
+    assert all(torch.equal(value, thinker[key.removeprefix("thinker.")]) for key, value in found.items())
+    assert set(load_file(tmp_path / "omni-omni" / "model.safetensors")) == set(whole)  # the talker too
+    assert set(load_file(tmp_path / "omni-thinker" / "model.safetensors")) == set(thinker)
+    ids = torch.tensor([[5, 6, 7]])
+    expected = Stock(native("thinker")).logits(ids, torch.ones_like(ids), [])
+    for folder in sorted(tmp_path.iterdir()):
+        assert native_kind(folder) is not None
+        assert torch.equal(Stock(folder).logits(ids, torch.ones_like(ids), []), expected), folder.name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_template_and_marks_are_kept(kind, native, absorbed):
+    processor, folder = load_processor(absorbed(kind)), absorbed(kind)
+    rendered = processor.render(prompts.conversation(Words(), audios=2), generate=True)
+    plain = processor.tokenizer.apply_chat_template(
+        prompts.conversation(Words(), audios=2), chat_template=TEMPLATE, tokenize=False, add_generation_prompt=True
+    )
+    assert rendered == plain and "Audio 2: <|audio_bos|><|AUDIO|><|audio_eos|>" in rendered
+    for content in ("<|AUDIO|>a<|audio_eos|>b", [{"type": "text", "text": "<|AUDIO|>a<|audio_eos|>b"}]):
+        typed = processor.render([{"role": "user", "content": content}])
+        assert "ab<|im_end|>" in typed and "<|AUDIO|>" not in typed
+    config = check_checkpoint(folder)
+    words = processor.tokenizer.convert_ids_to_tokens([config["audio_token_id"], *config["audio_marks"]])
+    assert sorted(words) == sorted([*MARKS, "<|audio|>"])  # the last is one of our tokenizer's
+    generation = json.loads((folder / "generation_config.json").read_text())
+    assert sorted(generation["suppress_tokens"]) == sorted(processor.config.forbidden_token_ids)
+    assert "repetition_penalty" not in generation
+    assert (
+        processor.tokenizer.eos_token == "<|im_end|>" and processor.tokenizer.eos_token_id in generation["eos_token_id"]
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_it_cannot_hear_is_refused(kind, absorbed):
+    processor, model = load_processor(absorbed(kind)), load_model(absorbed(kind))
+    limit = 30 if kind == "qwen2_audio" else 300
+    extractor = processor.feature_extractor
+    with pytest.raises(AudioError, match=rf"at most {limit} s .1 windows.*found {limit + 1}\.00 s"):
+        extractor.validate(np.zeros((1, 16000 * (limit + 1)), np.float32))
+    with pytest.raises(AudioError, match=r"1 channel \(mono\).*hearing left"):
+        extractor.validate(np.zeros((2, 16000), np.float32))
+    with pytest.raises(AudioError, match="finite"):
+        extractor.validate(np.full((1, 16000), np.nan, np.float32))
+    with pytest.raises(AudioError, match="at least 321 samples"):  # fewer give no token
+        extractor.validate(np.zeros((1, 320), np.float32))
+    prompt = processor.render(prompts.conversation(Words()), generate=True)
+    with pytest.raises(AudioError, match="1 audio placeholders for 0 audios"):
+        processor(text=[prompt])
+    with pytest.raises(ValueError, match="placeholder ids but no audio"):
+        model(input_ids=torch.tensor([[5, processor.audio_token_id]]))
+
+
+def copied(folder: Path, to: Path) -> Path:
+    return Path(shutil.copytree(folder, to, ignore=shutil.ignore_patterns(".*", "audio-llm")))
+
+
+def edited(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (
+        lambda f: edited(f, lambda s: s.pop("audio_tower.conv1.weight")),
+        r"missing model\.audio_encoder\.conv1",
+    ),
+    "unknown": (lambda f: edited(f, lambda s: s.update(strange=torch.ones(2))), "unknown strange"),
+    "shape": (
+        lambda f: edited(f, lambda s: s.update({"language_model.model.norm.weight": torch.ones(3)})),
+        r"norm\.weight: expected \(64,\), found \(3,\)",
+    ),
+    "head": (lambda f: edited(f, lambda s: s.pop("language_model.lm_head.weight")), r"expected lm_head\.weight"),
+    "quantised": (
+        lambda f: edited(f, lambda s: s.update({"language_model.model.norm.weight": torch.ones(64).to(torch.int8)})),
+        "weights that are not quantised",
+    ),
+    "mel": (
+        lambda f: (f / "preprocessor_config.json").write_text(
+            (f / "preprocessor_config.json").read_text().replace('"hop_length": 160', '"hop_length": 200')
+        ),
+        "expected hop_length 160, found 200",
+    ),
+    "template": (
+        lambda f: [path.unlink() for path in f.glob("chat_template.*")],
+        "expected a chat template",
+    ),
+    "torn": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]),
+        "safetensors file",
+    ),
+    "kind": (
+        lambda f: (f / "config.json").write_text(json.dumps({"model_type": "qwen3"})),
+        r"expected a native model \(qwen2_5_omni, qwen2_5_omni_thinker, qwen2_audio\), found qwen3",
+    ),
+}
+
+
+@pytest.mark.parametrize("defect", DAMAGE)
+def test_a_damaged_folder_is_refused_in_a_sentence(defect, native, tmp_path):
+    damage, told = DAMAGE[defect]
+    folder = copied(native("qwen2_audio"), tmp_path / "model")
+    damage(folder)
+    with pytest.raises(CheckpointError, match=told):
+        absorb(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flag", [True, False, None], ids=str)
+@pytest.mark.parametrize("weights", ["other", "equal"])
+def test_whether_a_head_is_tied_is_told_by_the_weights(flag, weights, native, tmp_path):
+    """Published flags lie: without one, Transformers takes the class's own, vLLM that of the language model."""
+    folder = copied(native("qwen2_audio"), tmp_path / "model")
+    facts = json.loads((folder / "config.json").read_text())
+    facts["text_config"].pop("tie_word_embeddings", None)
+    facts.pop("tie_word_embeddings", None)
+    (folder / "config.json").write_text(json.dumps(facts | ({} if flag is None else {"tie_word_embeddings": flag})))
+    head, table = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+    if weights == "equal":
+        edited(folder, lambda state: state.update({head: state[table].clone()}))
+    config = check_checkpoint(absorb(folder, tmp_path / "out"))
+    tied = flag is True and weights == "equal"
+    assert config["tie_word_embeddings"] is tied
+    write_native(tmp_path / "out", tmp_path / "back")
+    found, expected = (load_file(path / "model.safetensors")[head] for path in (tmp_path / "back", folder))
+    assert torch.equal(found, expected)
+
+
+def test_a_source_that_is_another_model_or_gone_is_refused(native, absorbed, tmp_path):
+    other = copied(native("qwen2_audio"), tmp_path / "other")
+    edited(other, lambda state: state["audio_tower.conv1.weight"].add_(1.0))
+    with pytest.raises(CheckpointError, match=r"expected the weights that the checkpoint came from.*--source"):
+        write_native(absorbed("qwen2_audio"), tmp_path / "out", other)
+    with pytest.raises(CheckpointError, match="expected a folder of qwen2_audio"):
+        write_native(absorbed("qwen2_audio"), tmp_path / "out", native("thinker"))
+    with pytest.raises(CheckpointError, match="form: expected none, for there is but one, found thinker"):
+        write_native(absorbed("qwen2_audio"), tmp_path / "out", form="thinker")
+    moved = copied(native("qwen2_audio"), tmp_path / "moved")
+    assert write_native(absorbed("qwen2_audio"), tmp_path / "out", moved).is_dir()
+
+
+def test_convert_takes_a_native_folder_and_refuses_what_says_nothing(native, absorbed, tmp_path, capsys):
+    assert main(["convert", "native", str(native("qwen2_audio")), str(tmp_path / "out")]) == 0
+    assert check_checkpoint(tmp_path / "out")["native"]["model_type"] == "qwen2_audio"
+    assert main(["convert", "native", str(native("thinker")), str(tmp_path / "o"), "--form", "omni"]) == 2
+    assert "Leave --form out" in capsys.readouterr().err
+
+
+def test_a_tower_is_an_encoder_for_other_language_models_too(native, absorbed):
+    for kind in KINDS:
+        encoder = build_encoder({"name": load_model(absorbed(kind)).config.encoder["name"], "published": native(kind)})
+        theirs = load_model(absorbed(kind)).model.audio_encoder
+        assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in encoder.state_dict().items())
