@@ -105,7 +105,8 @@ class ListeningCheck(TrainerCallback):
         self.warned = True
         expected = f"a lower loss with the sound than with silence, by twice the error and {SMALLEST:.0%} of it"
         cure = (
-            "The model answers from the text alone. Train the projector alone first (stages), or lower learning_rate."
+            "So far the model answers from the text alone. If that stays so, train the projector alone first (stages), "
+            "or lower learning_rate."
         )
         message = describe(where, expected, f"a gain of {heard}", cure)
         if self.action == "stop":

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from audio_llm import files
 from audio_llm.errors import TrainingError
 from audio_llm.model.build import load_model, load_processor
 from audio_llm.shards.reader import ShardDataset
@@ -85,3 +86,30 @@ def test_a_run_that_does_not_hear_is_told(unmoved, checkpoint, shards, tmp_path,
     with pytest.raises(TrainingError, match="answers from the text alone"):
         sft.run(recipe_of(tmp_path / "stopped", unmoved, shards(), on_no_contribution="stop", **how))
     assert not (tmp_path / "stopped" / "result.json").exists()
+
+
+def told(checkpoint, shards, folder, rate: float, steps: int) -> tuple[list[int], dict]:
+    """The steps of the validations, and the result, of a run at a rate."""
+    how = {
+        "steps": steps,
+        "eval_steps": steps // 2,
+        "batch_size": 8,
+        "contribution_steps": steps,
+        "learning_rate": rate,
+    }
+    how |= {"data": {"validation": [str(shards(40, 2, 1))], "style": "answer"}}
+    result = sft.run(recipe_of(folder, checkpoint(), shards(96, 2, 2), **how))
+    lines = files.read_lines(folder / "metrics.jsonl")
+    return [line["step"] for line in lines if "eval_audio_contribution" in line], result
+
+
+def test_at_a_high_rate_a_run_learns_to_do_without_sound_and_at_a_lower_one_to_use_it(
+    checkpoint, shards, tmp_path, capsys
+):
+    steps, result = told(checkpoint, shards, tmp_path / "high", 3e-3, 50)
+    assert result["eval_loss"] < 0.3 and abs(result["eval_audio_contribution"]) < 0.01  # the loss looks fine
+    assert steps == [25, 50] and "warning: validation at step 50" in capsys.readouterr().err
+    steps, result = told(checkpoint, shards, tmp_path / "low", 5e-4, 100)
+    assert steps == [50, 100] and "warning" not in capsys.readouterr().err
+    assert result["eval_audio_contribution"] > 0.1 and result["eval_accuracy"] > 0.9
+    assert result["eval_accuracy_silence"] < 0.7
