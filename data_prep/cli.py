@@ -1,6 +1,7 @@
 """``audio-llm prep``: make the data set of a recipe, of the kind that its key ``kind`` says (:mod:`data_prep.tasks`).
 
-Without a ``kind`` these are scenes with questions, from any labelled sound folder or from built-in sounds.
+``kind: manifest`` reads rows of anybody's; without a ``kind`` these are scenes with questions, from any labelled sound
+folder or from built-in sounds.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-HELP = "make spatial scenes with questions, as shards"
+HELP = "make shards of questions: of rows of your own, or of simulated scenes"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

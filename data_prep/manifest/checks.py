@@ -199,6 +199,8 @@ def _answer(value: Any, choices: Sequence[str], config: ManifestConfig) -> str:
         raise RowError(Reason.NO_ANSWER)
     how = config.answer_as or config.reader.answer_as
     if not choices:
+        if config.answer_as in ("letter", "index", "number"):
+            raise RowError(Reason.ANSWER_NO_CHOICE, f"expected choices, which '{answer}' is the {how} of, found none.")
         return answer
     index: int | None = None
     if how == "text":
@@ -271,17 +273,20 @@ def _with_choices(found: list[Draft], rejects: list[Reject], config: ManifestCon
     """Rows without choices with so many as the recipe draws, at places drawn by the seed and the row's own id."""
     if not config.draw_choices:
         return found
-    answers = sorted({draft.sample.answer or "" for draft in found if not draft.sample.choices})
+    answers: dict[str, str] = {}  # by what they are when case and marks are left out: equal ones are no choice
+    for draft in found:
+        if not draft.sample.choices:
+            answers.setdefault(normalise(draft.sample.answer or ""), draft.sample.answer or "")
     if answers and len(answers) < config.draw_choices:
-        raise ConfigError(
-            describe("draw_choices", f"at most the {len(answers)} answers there are", f"{config.draw_choices}")
-        )
+        expected = f"at most the {len(answers)} answers there are"
+        raise ConfigError(describe("draw_choices", expected, f"{config.draw_choices}"))
+    names = sorted(answers)
     for draft in found:
         sample = draft.sample
         rng = seeded("choices", config.seed, sample.id)
         if sample.choices or rng.random() < config.open_share:
             continue
-        others = [answer for answer in answers if answer != sample.answer]
+        others = [answers[name] for name in names if name != normalise(sample.answer or "")]
         drawn = [others[int(place)] for place in rng.permutation(len(others))[: config.draw_choices - 1]]
         drawn.insert(int(rng.integers(config.draw_choices)), sample.answer or "")
         sample.choices, sample.task = drawn, "choice"

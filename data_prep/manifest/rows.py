@@ -20,7 +20,7 @@ class Reason(Enum):
     WRONG_TYPE = "a value is of another type than its column's"
     NO_ID = "the id is empty or no text"
     DUPLICATE_ID = "another row has this id"
-    REPEATED = "another row of the same side asks the same question about the same sound"
+    REPEATED = "another row of the same side asks the same, with the same choices, about the same sound"
     NO_SOUND_NAMED = "no sound is named"
     SEVERAL_SOUNDS = "several sounds are named, and a sample has one"
     OUTSIDE_ROOT = "the path of the sound leads out of its folder"

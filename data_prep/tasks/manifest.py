@@ -46,7 +46,8 @@ def prepare(
     if not total:
         raise DataError(describe(str(config.path), f"rows in the format '{config.format}'", "none"))
     head = {"version": FORMAT_VERSION, "kind": "manifest", "config_hash": _hash(config, drafts, rejects)}
-    ledger = Ledger(out, head, list(config.splits), overwrite)
+    # What ended before its first shard, by too many rejects, is nothing to keep.
+    ledger = Ledger(out, head, list(config.splits), overwrite or not any(out.glob("*/*.tar")))
     if (earlier := ledger.finished) and all(finished(out / name) for name in config.splits):
         return earlier
     ledger.begin()
@@ -121,7 +122,7 @@ def _fill(
 ) -> list[Sample]:
     """Write the shards of one side; its samples without their audio. `seen` learns whose every sound is."""
     kept: list[Sample] = []
-    asked: set[tuple[str, str]] = set()
+    asked: set[tuple[str, ...]] = set()
     with ShardWriter(folder, samples_per_shard=config.samples_per_shard) as writer:
         for sample in _stored(folder):
             seen[content_of(sample)] = side
@@ -147,9 +148,9 @@ def _fill(
     return kept
 
 
-def _question(sample: Sample) -> tuple[str, str]:
-    """What a sample asks, about which samples of sound."""
-    return str(sample.audio and sample.audio.sha256), sample.question or ""
+def _question(sample: Sample) -> tuple[str, ...]:
+    """What a sample asks, about which samples of sound; in another order the choices are the same."""
+    return str(sample.audio and sample.audio.sha256), sample.question or "", *sorted(sample.choices)
 
 
 def _stored(folder: Path) -> Iterator[Sample]:

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import soundfile
 
+from audio_llm import audio
 from audio_llm.cli import main
 from audio_llm.errors import AudioLLMError, ConfigError, DataError
 from audio_llm.shards.reader import ShardDataset
 from data_prep.manifest.rows import Reason
 from data_prep.manifest.sides import draw
-from tests.data_prep.manifest_tools import RATE, made, noise, rejected, rejected_in, samples, wav
+from tests.data_prep.manifest_tools import RATE, made, noise, rejected, rejected_in, samples, wav, write_lines
 
 # ------------------------------------------------------------------------------------------------ from a table to a run
 
@@ -51,6 +52,22 @@ def test_a_table_becomes_shards_that_are_looked_at_and_learnt(tmp_path: Path, ch
     first = samples(tmp_path)[0]
     assert (first.id, first.choices, first.answer) == ("mine-0000000", ["left", "right"], "left")
     assert first.question == "Which side?\nSay it." and first.source and first.source.dataset == "mine"
+
+
+@pytest.mark.slow
+def test_grpo_trains_on_the_result(tmp_path: Path, checkpoint) -> None:
+    rows = []
+    for number in range(4):
+        wav(tmp_path / f"{number}.wav", number)
+        rows.append(GOOD | {"audio": f"{number}.wav", "id": number})
+    made(tmp_path, format="jsonl", path=str(write_lines(tmp_path / "rows.jsonl", rows)))
+    (tmp_path / "grpo.yaml").write_text(
+        f"verb: grpo\nmodel: {{path: {checkpoint(channels=1)}}}\noutput: {tmp_path / 'grpo'}\nsteps: 1\n"
+        "prompts_per_step: 1\ngroup_size: 2\nmax_completion_length: 4\nengine: {backend: transformers}\n"
+        f"data: {{train: [{tmp_path / 'out' / 'train'}]}}\n"
+    )
+    assert main(["grpo", str(tmp_path / "grpo.yaml")]) == 0
+    assert (tmp_path / "grpo" / "result.json").is_file()
 
 
 # ------------------------------------------------------------------------------------------------ reasons
@@ -120,6 +137,7 @@ DEFECTS: list[tuple[dict[str, Any] | str, Reason]] = [
     ({"answer": True}, Reason.WRONG_TYPE),
     ({"answer": "bird"}, Reason.ANSWER_NO_CHOICE),
     ({"answer": "A"}, Reason.ANSWER_NO_CHOICE),
+    ({"answer": float("nan")}, Reason.NO_ANSWER),
     ({"answer": "<answer>dog</answer>", "choices": None}, Reason.MARKS),
     ({"choices": ["dog", ""]}, Reason.EMPTY_CHOICE),
     ({"choices": ["dog"]}, Reason.ONE_CHOICE),
@@ -161,6 +179,62 @@ def test_every_defect_is_a_reject_with_its_reason(tmp_path: Path) -> None:
     assert {item: reason.name.lower() for item, reason in lines_of.items()} == found
     assert len(DEFECTS) >= 40 and manifest["rows"] == len(DEFECTS) + 2 == manifest["rejects"] + 2
     assert [sample.id for sample in samples(tmp_path)] == ["mine-first", "mine-last"]
+
+
+@pytest.mark.parametrize(
+    ("how", "answers", "expected"),
+    [
+        ("letter", ["a", "(B)", "C", "AB", "dog"], ["dog", "cat", None, None, None]),
+        ("index", ["0", "1", "2", "-1", "dog"], ["dog", "cat", None, None, None]),
+        ("number", ["0", "1", "2", "3", "1.0"], [None, "dog", "cat", None, "dog"]),
+        ("key", ["A. dog", "cat.", "B", "A. cat", "bird"], ["dog", "cat", "cat", None, None]),
+        ("text", ["dog", " cat ", "B", "Dog", "dog."], ["dog", "cat", None, None, None]),
+    ],
+)
+def test_an_answer_names_its_choice_as_the_recipe_says(how, answers, expected, tmp_path: Path) -> None:
+    wav(tmp_path / "a.wav", 1)
+    rows = [GOOD | {"audio": "a.wav", "id": n, "question": f"{n}?", "answer": said} for n, said in enumerate(answers)]
+    path = write_lines(tmp_path / "rows.jsonl", [*rows, {**rows[0], "id": "open", "choices": None}])
+    made(tmp_path, format="jsonl", path=str(path), answer_as=how, max_reject_share=1.0)
+    found = {sample.id: sample.answer for sample in samples(tmp_path)}
+    assert [found.get(f"mine-{number}") for number in range(5)] == expected
+    assert ("mine-open" in found) == (how in ("text", "key"))  # a letter of no choices names nothing
+    assert set(rejected(tmp_path).values()) == {"answer_no_choice"}
+
+
+def test_choices_are_drawn_among_answers_that_differ(tmp_path: Path) -> None:
+    lines = ["audio,answer"]
+    for number in range(40):
+        wav(tmp_path / f"{number}.wav", number, seconds=0.06)
+        lines.append(f"{number}.wav,{('dog', 'Dog', 'cat', 'bell')[number % 4]}")
+    (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
+    how = {"format": "csv", "path": str(tmp_path / "rows.csv"), "question": "What?", "draw_choices": 3}
+    made(tmp_path, **how)
+    found = samples(tmp_path)
+    assert len(found) == 40 and all(sample.answer in sample.choices for sample in found)
+    assert all({choice.lower() for choice in sample.choices} == {"dog", "cat", "bell"} for sample in found)
+    assert {sample.choices.index(sample.answer or "") for sample in found} == {0, 1, 2}
+    made(tmp_path / "other", **how, seed=1)
+    assert [sample.choices for sample in samples(tmp_path / "other")] != [sample.choices for sample in found]
+    with pytest.raises(ConfigError, match="at most the 3 answers there are"):
+        made(tmp_path / "more", **how | {"draw_choices": 4})
+
+
+def test_stretches_are_cut_and_sounds_made_to_fit(tmp_path: Path) -> None:
+    """From 0.1 to 0.3 s of a stereo file at 16 kHz, the right channel, at 8 kHz: those samples and no others."""
+    wav(tmp_path / "a.wav", 1, seconds=0.5, channels=2)
+    rows = [GOOD | {"audio": "a.wav", "start": 0.1, "end": "0.3"}, GOOD | {"audio": "a.wav", "start": 0.25}]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    made(tmp_path, format="jsonl", path=str(path))
+    dataset = ShardDataset(tmp_path / "out" / "train")
+    stored = np.round(32768 * noise(1, 0.5, 2)).T / 32768
+    assert np.array_equal(dataset.load_waveform(0).samples, stored[:, 1600:4800].astype(np.float32))
+    assert np.array_equal(dataset.load_waveform(1).samples, stored[:, 4000:].astype(np.float32))
+    fit = {"layouts": ["mono"], "hearing": "right", "sample_rate": 8000}
+    made(tmp_path / "fit", format="jsonl", path=str(path), audio=fit)
+    heard = ShardDataset(tmp_path / "fit" / "out" / "train").load_waveform(0)
+    expected = audio.resample(audio.Waveform(stored[1:, 1600:4800].astype(np.float32), RATE, "mono"), 8000)
+    assert heard.layout == "mono" and np.abs(heard.samples - expected.samples).max() <= 0.51 / 32768
 
 
 # ------------------------------------------------------------------------------------------------ the whole source
@@ -302,6 +376,12 @@ def test_more_rejects_than_allowed_end_the_run_with_a_list(tmp_path: Path, capsy
     with pytest.raises(DataError, match=r"at most 1 of 3 rows \(max_rejects\), found 2\. The first: rows\.csv: line 2"):
         made(tmp_path, format="csv", path=str(tmp_path / "rows.csv"), max_rejects=1)
     assert len(rejected(tmp_path)) == 2
+    wav(tmp_path / "a.wav", 1)  # mended: nothing was made that would be lost
+    (tmp_path / "rows.csv").write_text("\n".join([*rows[:2], "a.wav,What?,dog", ""]))
+    assert made(tmp_path, format="csv", path=str(tmp_path / "rows.csv"), max_rejects=1)["rejects"] == 1
+    (tmp_path / "rows.csv").write_text("\n".join([*rows[:2], "a.wav,What is it?,dog", ""]))
+    with pytest.raises(ConfigError, match="another recipe"):
+        made(tmp_path, format="csv", path=str(tmp_path / "rows.csv"), max_rejects=1)
 
 
 # ------------------------------------------------------------------------------------------------ the way back

@@ -325,10 +325,12 @@ def test_recipes_on_real_recordings(name: str, tmp_path: Path) -> None:
         sample for split in (tmp_path / "out").glob("*/sizes.json") for sample in samples(tmp_path, split.parent.name)
     ]
     assert len(found) == 12 and not rejected(tmp_path)
-    assert all(sample.audio and sample.audio.layout == "mono" and 4.9 < sample.audio.seconds < 5.5 for sample in found)
+    assert all(sample.audio and sample.audio.layout == "mono" and 4.9 < sample.audio.seconds < 7.5 for sample in found)
     assert all(sample.answer in sample.choices for sample in found if sample.choices)
     if name == "mmar":
-        assert all(sample.thinking and sample.source and "youtube" in str(sample.source.clip) for sample in found)
+        assert all(
+            sample.thinking and sample.source and str(sample.source.clip).startswith("https:") for sample in found
+        )
 
 
 # ------------------------------------------------------------------------------------------------ the page

@@ -154,3 +154,39 @@ def test_a_run_whose_connection_breaks_goes_on_exactly(store, tmp_path: Path, ch
     facts["broken"].clear()
     sft.run(recipe("cut"))
     assert losses("cut") == losses("whole") and len(losses("whole")) == 6
+
+
+@pytest.mark.slow
+def test_an_object_store_is_read_and_its_loss_told(shards, tmp_path: Path, monkeypatch) -> None:
+    """S3's protocol, by a server of it on this machine: pip install 'moto[s3,server]' s3fs."""
+    pytest.importorskip("moto")
+    pytest.importorskip("s3fs")
+    from moto.server import ThreadedMotoServer
+    from s3fs import S3FileSystem
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "ENDPOINT_URL": f"http://{host}:{port}",
+        "ACCESS_KEY_ID": "a",
+        "SECRET_ACCESS_KEY": "b",
+    }.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AUDIO_LLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "WAITS", (0.01,))
+    try:
+        files = S3FileSystem(skip_instance_cache=True)
+        files.mkdir("sounds")
+        files.put(str(shards()), "sounds/train", recursive=True)
+        here, there = ShardDataset(shards()), ShardDataset(Path("s3://sounds/train"))
+        assert [there.load_sample(n) for n in range(24)] == [here.load_sample(n) for n in range(24)]
+        assert there.load_audio_bytes(7) == here.load_audio_bytes(7)
+        with pytest.raises(remote.StoreError, match=r"s3://sounds/test/sizes\.json: expected a file"):
+            ShardDataset("s3://sounds/test")
+    finally:
+        server.stop()
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(remote.StoreError, match=r"s3://sounds/train/.*Mend the connection"):
+        there.load_sample(0)
