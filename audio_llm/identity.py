@@ -1,7 +1,8 @@
 """Which run a folder holds: the recipe that made it, and digests of the data and the weights that it began with.
 
-A run writes ``identity.json`` before anything else. The same command goes on there, or finds that it was finished. A
-run that differs in anything that decides its result is refused with what differs: what two runs made is never mixed.
+A run writes ``identity.json`` before anything else; a data set has it in its ``dataset.json``, and an evaluation's
+``run.json`` says as much. The same command goes on there, or finds that it was finished. A run that differs in anything
+that decides its result is refused with what differs: what two runs made is never mixed.
 """
 
 from __future__ import annotations
@@ -39,6 +40,18 @@ class Identity:
     places: Collection[str] = ()
     usual: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def stored(self) -> dict[str, Any]:
+        """What a folder keeps of it."""
+        return {"recipe": dict(self.recipe), "digests": dict(self.digests)}
+
+    @classmethod
+    def read(cls, tree: Any, where: str, cure: str) -> Identity:
+        """What :meth:`stored` gave; :class:`ConfigError` for anything else, which `where` holds."""
+        try:
+            return cls(dict(tree["recipe"]), dict(tree["digests"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(describe(where, "what a run wrote there", "another file", cure)) from error
+
 
 def identity_of(
     recipe: Any, digests: Mapping[str, Any] | None = None, places: Collection[str] = (), free: Collection[str] = ()
@@ -61,26 +74,37 @@ def differences(folder: Path, identity: Identity, read: Callable[[Path], Any]) -
     """
     if (folder / FILE).is_file():
         try:
-            known = json.loads((folder / FILE).read_text())
-            recipe, digests = dict(known["recipe"]), dict(known["digests"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(describe(str(folder / FILE), "what a run wrote there", "another file", CURE)) from error
-    elif (folder / "recipe.yaml").is_file():
+            tree = json.loads((folder / FILE).read_text())
+        except ValueError:
+            tree = None
+        return compare(Identity.read(tree, str(folder / FILE), CURE), identity)
+    if (folder / "recipe.yaml").is_file():
         try:
-            recipe, digests = dict(identity_of(read(folder / "recipe.yaml")).recipe), {}
+            return compare(Identity(identity_of(read(folder / "recipe.yaml")).recipe, {}), identity)
         except ConfigError:
             return ["recipe.yaml is of another kind there"]
-    else:
-        return []
-    skipped = {*identity.places} if digests else set()
-    skipped |= set(recipe) - set(identity.recipe)  # free keys of this kind of run, or of another version
-    pairs = [
-        (key, value, recipe.get(key, identity.usual.get(key)))
-        for key, value in identity.recipe.items()
-        if key not in skipped
-    ]
-    pairs += [(key, value, digests[key]) for key, value in identity.digests.items() if key in digests]
+    return []
+
+
+def compare(known: Identity, identity: Identity) -> list[str]:
+    """In what the run of `identity` differs from the one that a folder is `known` to hold, in words.
+
+    A key that the folder's version did not have has its default there; a digest that it did not take tells nothing.
+    """
+    pairs = []
+    for key, here in identity.recipe.items():
+        there = known.recipe.get(key, identity.usual.get(key))
+        if not known.digests or key not in identity.places or bool(here) != bool(there):  # a place, and none
+            pairs.append((key, here, there))
+    pairs += [(key, value, known.digests[key]) for key, value in identity.digests.items() if key in known.digests]
     return [_told(key, here, there) for key, here, there in pairs if here != there]
+
+
+def refusal(where: str, differing: Sequence[str], cure: str) -> str:
+    """The message of an error about what :func:`compare` found at `where`."""
+    more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+    found = f"another run: {'; '.join(differing[:_SHOWN])}{more}"
+    return describe(where, "a new folder, or one of the same run", found, cure)
 
 
 def settle(
@@ -93,15 +117,13 @@ def settle(
     """
     differing = differences(folder, identity, read)
     if differing and any(next(folder.glob(pattern), None) for pattern in made):
-        more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
-        found = f"another run: {'; '.join(differing[:_SHOWN])}{more}"
-        raise ConfigError(describe(f"{folder}", "a new folder, or one of the same run", found, cure))
+        raise ConfigError(refusal(str(folder), differing, cure))
     return not differing
 
 
 def write(folder: Path, identity: Identity) -> None:
     """Say whose the folder is."""
-    write_json(folder / FILE, {"recipe": dict(identity.recipe), "digests": dict(identity.digests)})
+    write_json(folder / FILE, identity.stored())
 
 
 def empty(folder: Path, patterns: Sequence[str], starts: Sequence[str | Path] = ()) -> None:

@@ -1,7 +1,8 @@
 """What a folder that ``audio-llm prep`` makes says of itself, from the first line of a run to the last.
 
-``dataset.json`` names the recipe by a hash. A run of the same recipe goes on with what an earlier one left, one of
-another recipe is refused, or removes the old files where that is asked for.
+``dataset.json`` holds the identity of the run (:mod:`audio_llm.identity`): the recipe, and digests of the sounds that
+it is made of. The same run goes on with what was left. Another one is refused with what differs, or removes the old
+files where that is asked for. Version 0.1 wrote a hash, ``config_hash``, by which its folders are still known.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from audio_llm.errors import ConfigError, describe
 from audio_llm.files import LOCK, write_json, write_lines
+from audio_llm.identity import Identity, compare, refusal
 from audio_llm.shards.writer import ShardWriter
 from data_prep import text_check
 from data_prep.scenes.pool import Jobs
@@ -41,26 +43,27 @@ def plain(recipe: Any) -> dict[str, Any]:
 
 
 def digest(*parts: Any) -> str:
-    """The hash by which a recipe is known: it changes with anything that changes the data."""
+    """The hash by which version 0.1 knew a recipe."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 class Ledger:
-    """The folder `out` and its manifest. `names` are the folders in it that the recipe makes.
+    """The folder `out` and its manifest. `names` are the folders in it that the run of `identity` makes.
 
-    Raises :class:`ConfigError` when `out` holds a dataset of another recipe, unless `overwrite`, which removes it.
+    `head` is what the manifest begins with; a kind that version 0.1 had says its ``config_hash`` there. Raises
+    :class:`ConfigError` when `out` holds another run's data set, unless `overwrite`, which removes it.
     """
 
-    def __init__(self, out: Path, head: dict[str, Any], names: Sequence[str], overwrite: bool) -> None:
+    def __init__(
+        self, out: Path, head: dict[str, Any], identity: Identity, names: Sequence[str], overwrite: bool
+    ) -> None:
         self.out = out
-        self.manifest = head | {"complete": False, "subset_names": list(names)}
+        self.manifest = head | {"complete": False, "subset_names": list(names), "identity": identity.stored()}
         self.earlier = _earlier(out)
-        if self.earlier is not None and self.earlier["config_hash"] != head["config_hash"]:
+        if self.earlier is not None and (differing := _differences(self.earlier, head, identity, out)):
             if not overwrite:
-                raise ConfigError(
-                    f"{out}: holds a dataset of another recipe (hash {self.earlier['config_hash']}, this one "
-                    f"{head['config_hash']}). Choose another folder, or add --overwrite to replace it."
-                )
+                cure = "Choose another folder, or add --overwrite to replace it."
+                raise ConfigError(refusal(str(out), differing, cure))
             _clear(out, self.earlier)
             self.earlier = None
 
@@ -97,10 +100,22 @@ def _earlier(out: Path) -> dict[str, Any] | None:
         return None
     try:
         tree: dict[str, Any] = json.loads(path.read_text())
-        tree["config_hash"]
+        tree["identity" if "identity" in tree else "config_hash"]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not a manifest of audio-llm prep; delete it, or choose another folder.") from error
     return tree
+
+
+def _differences(earlier: dict[str, Any], head: dict[str, Any], identity: Identity, out: Path) -> list[str]:
+    """In what the run of `identity` differs from the one that a manifest tells of, in words."""
+    if "identity" in earlier:
+        cure = "Delete it, or choose another folder."
+        known = Identity.read(earlier["identity"], str(out / MANIFEST), cure)
+        kind = [] if earlier.get("kind") == head.get("kind") else [f"kind is {head.get('kind')} here"]
+        return kind + compare(known, identity)
+    if earlier["config_hash"] == head.get("config_hash"):
+        return []
+    return ["the recipe, or the sounds that it names, by the hash that version 0.1 wrote"]
 
 
 def _clear(out: Path, manifest: dict[str, Any]) -> None:

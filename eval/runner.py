@@ -29,6 +29,7 @@ from audio_llm.answering.base import Answer, Engine, Request, check_order, check
 from audio_llm.audio import Waveform, silence, swap_channels
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, NothingHeardError, describe
 from audio_llm.files import content_hash, write_json
+from audio_llm.identity import Identity, compare, refusal
 from eval.benchmarks import get_benchmark, open_benchmark
 from eval.benchmarks.base import Collection, Item, as_asked
 from eval.controls import QUESTIONS, Partners, item_seed, unheard_by_count
@@ -321,25 +322,35 @@ def _fill(row: Prediction, answer: Answer) -> None:
 
 # ------------------------------------------------------------------------------------------------------ manifests
 
-# A run may be continued only if these agree: they decide what the answers are.
-IDENTITY = ("model_sha256", "adapter_sha256", "benchmark", "data_sha256")
+# Digests of what the answers come from, by the manifest's names.
+DIGESTS = {
+    "model_sha256": "weights of the model",
+    "model_files_sha256": "tokenizer and settings of the model",
+    "adapter_sha256": "weights of the adapter",
+    "data_sha256": "questions",
+}
 
 
-def identity(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What :data:`IDENTITY` names, each setting, and the kind of engine: a server may move to another address."""
+def identity(manifest: dict[str, Any]) -> Identity:
+    """What decides the answers: each setting, the benchmark with its options, the kind of engine (a server may move to
+    another address), and :data:`DIGESTS`, as far as the manifest's version took them."""
     engine = str(manifest.get("engine", ""))
-    known = {name: manifest.get(name) for name in IDENTITY} | {"engine": "http" if is_address(engine) else engine}
     settings = dict(manifest.get("settings") or {})
     if "mono" in settings:  # as version 0.1 called it
         settings["hearing"] = settings.pop("mono") or "refuse"
-    settings.setdefault("order", "audio")  # the only one that version 0.1 asked in
-    return known | settings
+    recipe = {
+        "engine": "http" if is_address(engine) else engine,
+        "benchmark": manifest.get("benchmark"),
+        "option": dict(manifest.get("options") or {}),
+        **settings,
+    }
+    digests = {told: manifest[name] for name, told in DIGESTS.items() if name in manifest}
+    return Identity(recipe, digests, usual=dataclasses.asdict(EvalSettings()))
 
 
 def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The names of what tells two runs apart; none where the new one may go on with the old one's answers."""
-    before, now = identity(old), identity(new)
-    return [name for name in before | now if before.get(name) != now.get(name)]
+    """What tells two runs apart, in words; nothing where the new one may go on with the old one's answers."""
+    return compare(identity(old), identity(new))
 
 
 @dataclass(frozen=True)
@@ -371,6 +382,7 @@ def build_manifest(
     return {
         "model": model,
         "model_sha256": _model_sha256(Path(model)),
+        "model_files_sha256": _files_sha256(Path(model)),
         "adapter": adapter,
         "adapter_sha256": content_hash(Path(adapter) / "adapter_model.safetensors") if adapter else "",
         "engine": engine,
@@ -401,11 +413,9 @@ def check_free(out: Path, manifest: dict[str, Any]) -> bool:
         )
     if changed := differing(old, manifest):
         cure = "Use another --out, or --overwrite to start this one again."
-        if changed == ["engine"]:
+        if len(changed) == 1 and changed[0].startswith("engine is "):
             cure = f"Go on with that engine (--engine {old.get('engine')}), use another --out, or --overwrite."
-        runs = identity(manifest), identity(old)
-        expected, found = (", ".join(str(known.get(name)) for name in changed) for known in runs)
-        raise PredictionsError(describe(f"run {out}: {', '.join(changed)}", expected, f"{found} from earlier", cure))
+        raise PredictionsError(refusal(f"run {out}", changed, cure))
     return False
 
 
@@ -442,6 +452,13 @@ def _model_sha256(folder: Path) -> str:
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")]) if folder.is_dir() else []
     digests = "".join(map(content_hash, files))
     return hashlib.sha256(digests.encode()).hexdigest() if files else f"name {folder}"
+
+
+def _files_sha256(folder: Path) -> str:
+    """One digest over what stands beside the weights and decides prompts and replies: tokenizer, template, settings."""
+    kinds = ("*.json", "*.jinja", "*.txt", "*.model")
+    files = sorted(path for kind in kinds for path in folder.glob(kind)) if folder.is_dir() else []
+    return hashlib.sha256("".join(path.name + content_hash(path) for path in files).encode()).hexdigest()
 
 
 def is_complete(out: Path, manifest: dict[str, Any]) -> bool:

@@ -28,6 +28,7 @@ from audio_llm.shards.index import CACHE, ShardIndex
 from audio_llm.shards.reader import ShardDataset
 from tests.paths import ROOT
 from tests.servers import ChatServer, serving
+from tests.tasks.test_echotwin import make_questions
 
 # ------------------------------------------------------------------------------------------------------- writers
 
@@ -76,7 +77,7 @@ def test_a_lock_is_no_way_to_other_files(tmp_path: Path) -> None:
     assert (tmp_path / "victim").read_text() == "precious"
 
 
-@pytest.mark.parametrize("verb", ["sft", "grpo", "train", "folds", "eval", "prep"])
+@pytest.mark.parametrize("verb", ["sft", "grpo", "train", "encoder", "echotwin", "folds", "eval", "prep"])
 def test_every_verb_leaves_another_run_s_folder_alone(
     tmp_path: Path, checkpoint, shards, capsys: pytest.CaptureFixture[str], verb: str
 ) -> None:
@@ -87,10 +88,14 @@ def test_every_verb_leaves_another_run_s_folder_alone(
         "sft": ["sft", recipe("quickstart/sft"), f"data.train=[{data}]", f"model={{path: {model}}}", *short],
         "grpo": ["grpo", recipe("quickstart/grpo"), f"data.train=[{data}]", f"model={{path: {model}}}", *short],
         "train": ["train", recipe("quickstart/language_model"), f"text={data}", *short],
+        "encoder": ["train", recipe("quickstart/encoder"), f"train=[{data}]", f"validation={data}", *short],
+        "echotwin": ["train", recipe("echotwin/letters"), "encoder={name: beats, preset: tiny}", "cache=", *short],
         "folds": [],
         "eval": ["eval", str(model), str(data), "--out", str(out), "--engine", "transformers"],
         "prep": ["prep", recipe("quickstart/scenes"), str(out)],
     }[verb]
+    if verb == "echotwin":
+        words.append(f"train=[{make_questions(tmp_path / 'questions', 4)}]")
     if verb == "folds":
         from eval.tasks import classification_folds
 

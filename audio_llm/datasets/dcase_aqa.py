@@ -28,7 +28,7 @@ from audio_llm.audio import Waveform, decode
 from audio_llm.datasets.folders import find_file, hidden
 from audio_llm.datasets.records import SUFFIXES, Cell, Record, read_records
 from audio_llm.errors import DataError, describe
-from audio_llm.files import atomic_file, content_hash, write_atomically
+from audio_llm.files import atomic_file, content_hash, glance, write_atomically
 from audio_llm.language.replies import read_key, strip_letters
 
 PARTS = {1: "bioacoustics", 2: "temporal soundscapes", 3: "complex questions"}
@@ -89,6 +89,15 @@ class Questions:
         for path in sorted(self.files, key=lambda path: path.name):
             digest.update(f"{path.name}\0{content_hash(path)}\n".encode())
         return digest.hexdigest()
+
+    @property
+    def sounds(self) -> str:
+        """Of what :func:`audio_llm.files.glance` sees of the questions' sounds."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            seen = glance(row.audio) if isinstance(row.audio, Path) else ""  # a cell's file is one of the questions
+            digest.update(f"{row.id}\0{seen}\n".encode())
+        return digest.hexdigest()[:16]
 
 
 def read(data: str | Path, audio: str | Path | None = None) -> Questions:

@@ -7,6 +7,7 @@ not on the number of processes, and not on how often the run was interrupted.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import sys
@@ -20,7 +21,8 @@ from audio_llm import config as recipes
 from audio_llm.audio import Waveform
 from audio_llm.datasets import folders
 from audio_llm.errors import AudioLLMError, ConfigError, describe
-from audio_llm.files import atomic_file, write_json, write_lines
+from audio_llm.files import atomic_file, content_hash, glance, write_json, write_lines
+from audio_llm.identity import Identity, identity_of
 from audio_llm.shards.schema import Sample, Source
 from data_prep import sounds, text_check
 from data_prep.ledger import REJECTS, Ledger, Summary, digest, fill, finished, plain, sizes
@@ -37,7 +39,7 @@ FORMAT_VERSION = 3  # raise it when the same recipe would give other bytes
 class SoundsConfig:
     """Where dry sounds come from: a folder, or (folder null) the built-in synthesisers."""
 
-    folder: str | None = None
+    folder: str | None = None  # labelled sounds; null: built-in ones
     classes: list[str] | None = None  # keep only these
     recordings: int = 120  # built-in recordings per class
     seconds: tuple[float, float] = (0.8, 2.5)  # length of built-in recordings
@@ -48,7 +50,7 @@ class SoundsConfig:
 class HeadConfig:
     """Binaural head: the spherical one of `radius` metres, or a measured one from a SOFA file."""
 
-    sofa: str | None = None
+    sofa: str | None = None  # file of measured responses (HRTFs), in place of the sphere
     radius: float = 0.0875
 
 
@@ -65,33 +67,37 @@ class SubsetConfig:
 class TextConfig:
     """Samples without audio (questions, answers, thinking) of the training split, to teach a language model to talk.
 
-    `choice` replaces the mix of ``questions.choice``: what is easy to hear may be hard to reason about.
+    `formats` are shares of question formats. `choice` replaces the mix of ``questions.choice``: what is easy to hear
+    may be hard to reason about.
     """
 
-    count: int = 0
+    count: int = 0  # samples without audio
     formats: dict[str, float] = field(default_factory=lambda: {"mmau": 0.8, "dcase_aqa": 0.1, "spatialsoundqa": 0.1})
     choice: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """The recipe of ``audio-llm prep``."""
+    """The recipe of ``audio-llm prep``.
+
+    `split` says which share of the recordings each split gets, `subsets` which folders of shards are made of a split.
+    """
 
     verb: ClassVar[str] = "prep"
-    seed: int = 0
-    audio: render.AudioConfig = field(default_factory=render.AudioConfig)
-    sounds: SoundsConfig = field(default_factory=SoundsConfig)
+    seed: int = 0  # of everything that is drawn
+    audio: render.AudioConfig = field(default_factory=render.AudioConfig)  # format and levels of the scenes
+    sounds: SoundsConfig = field(default_factory=SoundsConfig)  # where dry sounds come from
     split: dict[str, float] = field(default_factory=lambda: {"train": 0.7, "validation": 0.1, "test": 0.2})
-    folds: dict[str, list[str]] | None = None
+    folds: dict[str, list[str]] | None = None  # the corpus's folds in each split, in place of `split`
     split_seed: int | None = None  # of the split of recordings, which several recipes may share; None: `seed`
-    rooms: rooms.RoomsConfig = field(default_factory=rooms.RoomsConfig)
-    head: HeadConfig = field(default_factory=HeadConfig)
-    events: EventsConfig = field(default_factory=EventsConfig)
-    margins: Margins = field(default_factory=Margins)
-    questions: QuestionsConfig = field(default_factory=QuestionsConfig)
+    rooms: rooms.RoomsConfig = field(default_factory=rooms.RoomsConfig)  # rooms per split, and what they are drawn from
+    head: HeadConfig = field(default_factory=HeadConfig)  # what hears in binaural scenes
+    events: EventsConfig = field(default_factory=EventsConfig)  # how long sounds are, and when
+    margins: Margins = field(default_factory=Margins)  # how far from doubt an answer must be
+    questions: QuestionsConfig = field(default_factory=QuestionsConfig)  # which are asked, in which shares
     subsets: dict[str, dict[str, Any]] = field(default_factory=dict)
-    text: TextConfig = field(default_factory=TextConfig)
-    samples_per_shard: int = 256
+    text: TextConfig = field(default_factory=TextConfig)  # samples without audio
+    samples_per_shard: int = 256  # samples in a tar file
 
     @property
     def recordings_seed(self) -> int:
@@ -248,8 +254,24 @@ class Renderer:
 # ------------------------------------------------------------------------------------------------ the run
 
 
+def sounds_digest(library: sounds.Library) -> str:
+    """The corpus, with a hash of its list and of what :func:`audio_llm.files.glance` sees of its files."""
+    seen = hashlib.sha256(library.fingerprint.encode())
+    for path in (clip.path for clip in library.clips if clip.path):
+        seen.update(glance(path).encode())
+    return f"{library.dataset} {seen.hexdigest()[:16]}"
+
+
+def identity(config: SceneConfig, library: sounds.Library) -> Identity:
+    """Everything that decides the data: recipe, sounds, a measured head, version of the simulator."""
+    digests = {"format": FORMAT_VERSION, "sounds": sounds_digest(library)}
+    if config.head.sofa:
+        digests["head"] = content_hash(config.head.sofa)
+    return identity_of(config, digests, ("sounds.folder", "head.sofa"))
+
+
 def config_hash(config: SceneConfig, library: sounds.Library) -> str:
-    """Changes with anything that changes the data: recipe, list of sounds, version of the simulator."""
+    """As version 0.1 knew a recipe with its sounds."""
     tree = dataclasses.asdict(config)
     tree["sounds"].pop("folder")  # the same sounds in another place are the same
     return digest(FORMAT_VERSION, tree, library.dataset, library.fingerprint)
@@ -265,7 +287,7 @@ def prepare(
     config.check()
     library = find_sounds(config)
     head = {"version": FORMAT_VERSION, "config_hash": config_hash(config, library)}
-    ledger = Ledger(out, head, sorted(config.subsets), overwrite)
+    ledger = Ledger(out, head, identity(config, library), sorted(config.subsets), overwrite)
     if ledger.finished and _intact(out, config):
         return ledger.finished
     ledger.begin()

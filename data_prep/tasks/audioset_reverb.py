@@ -37,7 +37,8 @@ from audio_llm.datasets.reverberation import (
     read_sounds,
 )
 from audio_llm.errors import AudioLLMError, ConfigError, describe
-from audio_llm.files import write_lines
+from audio_llm.files import glance, write_lines
+from audio_llm.identity import identity_of
 from audio_llm.shards.schema import Event, Sample, Source
 from data_prep.ledger import REJECTS, Ledger, Summary, digest, fill, finished, plain
 from data_prep.scenes import pool
@@ -65,17 +66,17 @@ class SubsetConfig:
 
 @dataclass(frozen=True)
 class ReverbConfig:
-    """Recipe of ``audio-llm prep`` with ``kind: audioset_reverb``."""
+    """Recipe of ``audio-llm prep`` with ``kind: audioset_reverb``; `subsets` are folders of shards by name."""
 
     verb: ClassVar[str] = "prep"
     responses: str  # folder with <split>_reverberation.json and <layout>/<scene>/<n>.npy
-    kind: Literal["audioset_reverb"] = "audioset_reverb"
+    kind: Literal["audioset_reverb"] = "audioset_reverb"  # the kind of data set
     classes: str | None = None  # CSV of class names, for subsets with `metadata`; in `root`, like that, or as it stands
     root: str = "."  # folder of the dry clips that `metadata` lists
-    seed: int = 0
-    rendering: Rendering = field(default_factory=Rendering)
+    seed: int = 0  # of everything that is drawn
+    rendering: Rendering = field(default_factory=Rendering)  # how a clip sounds in a room
     subsets: dict[str, dict[str, Any]] = field(default_factory=dict)
-    samples_per_shard: int = 256
+    samples_per_shard: int = 256  # samples in a tar file
     max_reject_share: float = 0.01  # share of unusable clips beyond which the run stops
 
     @property
@@ -343,7 +344,10 @@ def prepare(
     for key in ("responses", "root", "classes"):  # the same data in another place are the same
         tree.pop(key)
     head = {"version": FORMAT_VERSION, "kind": KIND_NAME, "config_hash": digest(FORMAT_VERSION, tree, digests)}
-    ledger = Ledger(out, head, sorted(plans), overwrite)
+    known = {f"manifest of {name}": found for name, found in digests.items()} | {"sounds": _sounds_digest(plans)}
+    places = ("responses", "root", "classes", "max_reject_share")
+    identity = identity_of(config, {"format": FORMAT_VERSION, **known}, places)
+    ledger = Ledger(out, head, identity, sorted(plans), overwrite)
     if ledger.finished and all(finished(out / name) for name in plans):
         return ledger.finished
     ledger.begin()
@@ -359,6 +363,14 @@ def prepare(
             counts[name] = {"split": splits[name][1], "samples": finished(out / name), "manifest": digests[name]}
     labels = _labels(config, plans)
     return ledger.finish(rejects, config=plain(config), labels=labels, shared_scenes=scenes, subsets=counts)
+
+
+def _sounds_digest(plans: Mapping[str, Sequence[Item]]) -> str:
+    """Of a glance at the clips and the responses, of which a manifest has the names alone. They may be two millions:
+    one look at each."""
+    heard = [heard for items in plans.values() for item in items for heard in item.heard]
+    paths = {path for one in heard for path in (one.clip.path, one.response.path)}
+    return hashlib.sha256("".join(sorted(glance(path, pieces=1) for path in paths)).encode()).hexdigest()
 
 
 def _plans(config: ReverbConfig) -> tuple[dict[str, list[Item]], dict[str, str], list[dict[str, str]], list[str]]:

@@ -23,6 +23,7 @@ from audio_llm import config as recipes
 from audio_llm.datasets.sounds import find
 from audio_llm.errors import ConfigError, DataError, describe
 from audio_llm.files import atomic_folder, read_lines, write_json
+from audio_llm.identity import identity_of
 from data_prep.ledger import REJECTS, Ledger, Summary, digest, plain
 from data_prep.procedural import CLASSES
 from data_prep.questions.records import dcase_record
@@ -60,12 +61,12 @@ class AudioQuestionsConfig:
     """The recipe of ``audio-llm prep`` with ``kind: dcase_aqa``."""
 
     verb: ClassVar[str] = "prep"
-    kind: str = KIND_NAME
-    seed: int = 0
+    kind: str = KIND_NAME  # the kind of data set
+    seed: int = 0  # of everything that is drawn
     scenes: dict[str, Any] = field(default_factory=dict)  # a recipe of scenes, without subsets
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)  # what differs in it, by part
-    splits: dict[str, dict[str, Any]] = field(default_factory=dict)
-    defects: Defects = field(default_factory=Defects)
+    splits: dict[str, dict[str, Any]] = field(default_factory=dict)  # {split, count by part, hidden} by name
+    defects: Defects = field(default_factory=Defects)  # shares of items with the defects of the published files
 
     def of(self, part: str) -> simulate.SceneConfig:
         """The scenes of one part. A part has a seed of its own for rooms, scenes and built-in sounds; a folder's
@@ -139,7 +140,10 @@ def prepare(
     config.check()
     tree, splits = plain(config), config.split_configs
     head = {"version": FORMAT_VERSION, "kind": KIND_NAME, "config_hash": digest(FORMAT_VERSION, tree)}
-    ledger = Ledger(out, head, [*splits, *FOLDERS], overwrite)
+    sounds = {part: simulate.sounds_digest(simulate.find_sounds(config.of(part))) for part in config.parts}
+    digests: dict[str, Any] = {"format": FORMAT_VERSION, "scenes": simulate.FORMAT_VERSION}
+    digests |= {f"sounds of {part}": found for part, found in sounds.items()}
+    ledger = Ledger(out, head, identity_of(config, digests, ("scenes.sounds.folder",)), [*splits, *FOLDERS], overwrite)
     if ledger.finished and all((out / name).is_dir() for name in splits):
         return ledger.finished
     ledger.begin()

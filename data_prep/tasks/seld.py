@@ -35,10 +35,13 @@ FOLDERS = {
 
 @dataclass(frozen=True)
 class SELDConfig(simulate.SceneConfig):
-    """Recipe of ``audio-llm prep`` with ``kind: seld``: a scene recipe whose question keys have no meaning."""
+    """Recipe of ``audio-llm prep`` with ``kind: seld``: a scene recipe whose question keys have no meaning.
+
+    `events_per_clip` are shares of the clips by their number of events.
+    """
 
     verb: ClassVar[str] = "prep"
-    kind: Literal["seld"] = "seld"
+    kind: Literal["seld"] = "seld"  # the kind of data set
     events_per_clip: dict[int, float] = field(default_factory=lambda: {0: 0.05, 1: 0.5, 2: 0.35, 3: 0.1})
 
     def check(self) -> None:
@@ -126,7 +129,8 @@ def prepare(
     config.check()
     library = simulate.find_sounds(config)
     head = {"version": simulate.FORMAT_VERSION, "config_hash": simulate.config_hash(config, library)}
-    ledger = Ledger(out, head, (dcase_seld.AUDIO, dcase_seld.TABLES), overwrite)
+    identity = simulate.identity(config, library)
+    ledger = Ledger(out, head, identity, (dcase_seld.AUDIO, dcase_seld.TABLES), overwrite)
     if (earlier := ledger.finished) and _intact(out, earlier.manifest):
         return earlier
     ledger.begin()

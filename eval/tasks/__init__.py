@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+from audio_llm.errors import ConfigError, describe
+from audio_llm.files import write_json
+from audio_llm.identity import Identity, compare, refusal
 from audio_llm.tasks.base import TASKS
 
 
@@ -27,6 +32,24 @@ class Options:
     batch_size: int | None = None
     overwrite: bool = False  # drop what an earlier run left in OUT
     quiet: bool = False  # no progress bar
+
+
+def claim(path: Path, facts: Mapping[str, Any], digests: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
+    """Write the ``run.json`` of an evaluation, or see that an earlier one's says the same.
+
+    :class:`ConfigError` with what differs. `usual` are values of `facts` that earlier versions did not write; a digest
+    that they did not take tells nothing.
+    """
+    if path.is_file():
+        cure = "Add --overwrite, or choose another folder."
+        try:
+            tree = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(describe(str(path), "what an evaluation wrote there", "another file", cure)) from error
+        plain = json.loads(json.dumps({"facts": facts, "digests": digests}))
+        if differing := compare(Identity(tree, tree), Identity(plain["facts"], plain["digests"], usual=usual)):
+            raise ConfigError(refusal(str(path.parent), differing, cure))
+    write_json(path, {**facts, **digests})
 
 
 def evaluator(path: str | Path) -> Callable[..., str] | None:

@@ -49,7 +49,9 @@ class CrossValidation:
         unknown = [fold for fold in self.tested if fold not in self.folds]
         if unknown:
             raise ConfigError(describe("test_folds", ", ".join(self.folds), f"'{unknown[0]}'"))
-        self.identity = identity_of(recipe, {"sounds": self.library.fingerprint}, free=_FREE_KEYS)
+        seen = sounds.SoundFolder(self.library.clips, self.library.dataset).fingerprint
+        digests = {"sounds": self.library.fingerprint, "sounds (their bytes)": seen}
+        self.identity = identity_of(recipe, digests, free=_FREE_KEYS)
 
     def run(self) -> dict[str, Any]:
         """Train and test what is still to do; write scores, table and picture; returns the scores."""

@@ -22,14 +22,14 @@ class FoldsRecipe:
 
     verb: ClassVar[str] = "folds"
     sounds: Path  # a labelled sound folder with official folds: ESC-50 or UrbanSound8K layout
-    output: Path
+    output: Path  # the run's folder
     training: dict[str, Any]  # an encoder recipe (see ``audio-llm train``) without data, output and seed
-    task: str = "folds"
-    folds: Any = "official"
+    task: str = "folds"  # what is done: folds
+    folds: Any = "official"  # the corpus's own; there are no others
     test_folds: list[int | str] | None = None  # by default every fold once
     candidates: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # name → changes of `training`
     refit: dict[str, Any] | None = None  # train the chosen again, validation fold included, with these changes
-    seeds: list[int] = dataclasses.field(default_factory=lambda: [0])
+    seeds: list[int] = dataclasses.field(default_factory=lambda: [0])  # every fold is trained once with each
     min_accuracy: float | None = None  # exit code 1 where the mean over folds is below this share
     max_reject_share: float = 0.02  # share of test clips that may be unusable
 

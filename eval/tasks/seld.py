@@ -30,7 +30,7 @@ from audio_llm.tasks.seld.predict import load, locate_file
 from audio_llm.tasks.seld.predict import recognises as is_model
 from audio_llm.tasks.seld.scores import SCORES, Average, Criteria
 from eval.benchmarks.base import one_of
-from eval.tasks import Options
+from eval.tasks import Options, claim
 from eval.tasks.seld_metric import Evaluation, Groups, read_folder, score_tables, write_submission
 
 PREDICTIONS, SUBMISSION, RUN, RESULT, REJECTS = "predictions", "submission", "run.json", "scores.json", "rejects.jsonl"
@@ -148,7 +148,7 @@ def hear(
         cure = "Name other folds, or add --option seen=true, and the scores will say so."
         expected = "clips that the model was neither trained nor chosen on"
         raise ConfigError(describe(f"folds of {data}", expected, ", ".join(seen), cure))
-    claim(model, clips, out, locator.thresholds, seen)
+    begin(model, clips, out, locator.thresholds, seen)
     rejects = []
     for clip in tqdm(clips.clips, desc="clips", leave=False, mininterval=1.0, disable=not progress):
         path = out / PREDICTIONS / f"{clip.name}.csv"
@@ -180,8 +180,8 @@ def seen_in_training(model: str | Path, clips: dcase_seld.SELDFolder) -> list[st
     return sorted({clip.room for clip in clips.clips if {clip.room, clip.fold} & names})
 
 
-def claim(model: str | Path, clips: dcase_seld.SELDFolder, out: Path, threshold: Any, seen: Sequence[str] = ()) -> None:
-    """Write ``run.json``, or see that it says the same as an earlier run's."""
+def begin(model: str | Path, clips: dcase_seld.SELDFolder, out: Path, threshold: Any, seen: Sequence[str] = ()) -> None:
+    """Say whose the folder `out` is, or see that it is this run's."""
     with open(Path(model) / WEIGHTS, "rb") as stream:
         weights = hashlib.file_digest(stream, "sha256").hexdigest()
     names = "\n".join(f"{clip.name} {clip.path.stat().st_size}" for clip in clips.clips)
@@ -191,14 +191,10 @@ def claim(model: str | Path, clips: dcase_seld.SELDFolder, out: Path, threshold:
         "clips": len(clips),
         "data": hashlib.sha256(names.encode()).hexdigest(),
         "threshold": threshold,
-        **({"seen": list(seen)} if seen else {}),
+        "seen": list(seen),
     }
-    path = out / RUN
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != claimed:
-        cure = "Add --overwrite, or choose another folder."
-        raise ConfigError(describe(str(out), "predictions of this model on these clips", "another run's", cure))
+    claim(out / RUN, claimed, {"sounds": clips.fingerprint}, {"seen": []})
     (out / PREDICTIONS).mkdir(parents=True, exist_ok=True)
-    write_json(path, claimed)
 
 
 def clean(out: Path) -> None:

@@ -8,7 +8,6 @@ than one class of 0.5 m off). Places count for clips whose sounds come from one;
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,16 +20,17 @@ import numpy as np
 from audio_llm import audio
 from audio_llm.encoders.heads import SpatialHeads
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, NothingHeardError, describe
-from audio_llm.files import append_line, read_json, read_lines, write_json
+from audio_llm.files import append_line, content_hash, read_json, read_lines, write_json
 from audio_llm.model.encoder import AudioEncoder
 from audio_llm.model.folder import WEIGHTS, load_encoder
 from audio_llm.shards.reader import ShardDataset
 from audio_llm.shards.schema import Event
+from audio_llm.shards.writer import SIZES
 from audio_llm.tasks.scores import average_precision, great_circle, unit_vector
 from audio_llm.tasks.spatial.heads import DISTANCE_STEP, azimuth_class, class_azimuth, distance_class, elevation_class
 from audio_llm.tasks.spatial.task import ER_DEGREES, load_spatial
 from eval.figures.estimates import Estimate, average, proportion
-from eval.tasks import Options
+from eval.tasks import Options, claim
 
 PREDICTIONS, RUN, SCORES = "predictions.jsonl", "run.json", "scores.json"
 RESAMPLES = 200  # of mean_ap: each one sorts nothing anew, but there are hundreds of classes
@@ -167,10 +167,8 @@ def answer(
     from tqdm import tqdm
 
     dataset = ShardDataset([Path(folder) for folder in folders])
-    claimed = {**facts, "labels": network.labels, "data": [_fingerprint(Path(folder)) for folder in folders]}
-    if (out / RUN).is_file() and json.loads((out / RUN).read_text()) != json.loads(json.dumps(claimed)):
-        raise ConfigError(describe(str(out), "answers of this model on this data", "another run", "Add --overwrite."))
-    write_json(out / RUN, claimed)
+    claimed = {**facts, "labels": network.labels, "data": [content_hash(Path(folder) / SIZES) for folder in folders]}
+    claim(out / RUN, claimed, {"shards": dataset.fingerprint}, {})
     path = out / PREDICTIONS
     _drop_torn_line(path)
     done = {line["id"] for line in read_lines(path) if "error" not in line}
@@ -187,11 +185,6 @@ def _plain(found: Estimate | int) -> Any:
     if not isinstance(found, Estimate):
         return found
     return {name: value if math.isfinite(value) else None for name, value in asdict(found).items()}
-
-
-def _fingerprint(folder: Path) -> str:
-    """SHA-256 of ``sizes.json``, which has those of the shards."""
-    return hashlib.sha256((folder / "sizes.json").read_bytes()).hexdigest()
 
 
 def _drop_torn_line(path: Path) -> None:

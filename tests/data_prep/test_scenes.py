@@ -423,7 +423,7 @@ def test_interrupted_run_goes_on_to_the_same_bytes(dataset, tmp_path, monkeypatc
 
 def test_second_run_does_nothing_and_another_recipe_is_refused(dataset):
     assert not simulate.prepare(tiny(), dataset, workers=1, quiet=True).fresh
-    with pytest.raises(ConfigError, match="another recipe.*--overwrite"):
+    with pytest.raises(ConfigError, match="another run: seed is 1 here and 0 there.*--overwrite"):
         simulate.prepare(tiny(seed=1), dataset, workers=1, quiet=True)
 
 

@@ -195,7 +195,7 @@ def test_a_class_that_cannot_be_validated_is_told(tmp_path, capsys):
 def test_another_recipe_is_not_mixed_in(corpus, capsys):
     before = contents(corpus)
     assert render(corpus, "seed=1") == 2
-    assert "another recipe" in capsys.readouterr().err and contents(corpus) == before
+    assert "another run: seed is 1 here" in capsys.readouterr().err and contents(corpus) == before
 
 
 @pytest.mark.parametrize(

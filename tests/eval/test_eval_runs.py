@@ -354,11 +354,11 @@ def test_a_run_is_not_continued_by_an_engine_of_another_kind(finished, capsys) -
         capsys.readouterr()
         assert main(asked) == 2
         error = capsys.readouterr().err
-        assert "engine: expected http, found vllm from earlier" in error and "--engine vllm" in error
+        assert "another run: engine is http here and vllm there" in error and "--engine vllm" in error
     (out / "run.json").write_text(json.dumps(manifest))
     assert main([*asked, "--limit", "7", "--max-tokens", "9"]) == 2  # what differs is named, and nothing else
     error = capsys.readouterr().err
-    assert "run: max_tokens, limit: expected 9, 7, found 256, None from earlier" in error and "seed" not in error
+    assert "max_tokens is 9 here and 256 there; limit is 7 here and None there. " in error and "seed" not in error
     assert (out / "predictions.jsonl").read_bytes() == before
 
 

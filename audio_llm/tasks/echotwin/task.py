@@ -306,9 +306,10 @@ def identity(
     """The identity of the run, and the folders that it begins with."""
     begun = {"encoder": recipe.encoder.get("path") or recipe.encoder.get("published"), "text": recipe.text.path}
     digests = {f"weights of {key}": start_digest(path) for key, path in begun.items() if path}
-    digests["questions"] = questions.fingerprint[:16]
+    digests |= {"questions": questions.fingerprint[:16], "sounds": questions.sounds}
     if held_out is not None:  # it decides which weights are kept
         digests["questions of validation"] = held_out.fingerprint[:16]
+        digests["sounds of validation"] = held_out.sounds
     places = ("train", "validation", "text.path")
     return identity_of(recipe, digests, places, free=("audio",)), [Path(path) for path in begun.values() if path]
 
