@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 from audio_llm.containers.base import Buffer, Link, broken, cut
 
 _SIZES = (0, 192, 576, 1152, 2304, 4608, 0, 0, *(256 << i for i in range(8)))
 _STREAMINFO = 34  # bytes
-_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # the marker, and STREAMINFO behind it
+_STARTS = (b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22")  # the marker, and STREAMINFO behind it
 
 
 def _crc_table() -> bytes:
@@ -73,8 +72,10 @@ def links(data: Buffer, start: int, name: str) -> list[Link]:
     position = start
     while position < len(data):
         audio = _first_frame(data, position, name)
-        another = _START.search(data, audio)
-        following = another.start() if another else len(data)
+        another = data.find(_STARTS[0][:4], audio)  # `find` is ten times as fast as an expression
+        while another >= 0 and data[another : another + 8] not in _STARTS:
+            another = data.find(_STARTS[0][:4], another + 4)
+        following = another if another >= 0 else len(data)
         found.append(_link(data, position, audio, following, name))
         position = following
     return found

@@ -230,6 +230,18 @@ def _number(value: Any, where: str, low: float = -math.inf, high: float = math.i
         raise ShardError(describe(where, f"a finite number{bounds}", repr(value)))
 
 
+def _finite(value: Any, where: str) -> None:
+    """JSON has no NaN and no infinity, though Python reads and writes them."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _finite(inner, f"{where}.{name}")
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _finite(inner, where)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ShardError(describe(where, "a finite number, or no field at all", repr(value)))
+
+
 def _validate_sample(sample: Sample, where: str) -> None:
     check_key(sample.id, where)
     if sample.version != VERSION:
@@ -251,6 +263,7 @@ def _validate_sample(sample: Sample, where: str) -> None:
         listed = words if isinstance(words, list) else [words]
         if not isinstance(group, str) or not all(isinstance(word, str) and word.strip() for word in listed):
             raise ShardError(describe(f"{where}: semantic_elements.{group}", "a text or a list of texts", repr(words)))
+    _finite(sample.meta, f"{where}: meta")
     if not isinstance(sample.events, list):
         raise ShardError(describe(f"{where}: events", "a list", type(sample.events).__name__))
     for index, event in enumerate(sample.events):

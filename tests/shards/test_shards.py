@@ -115,6 +115,8 @@ def test_sample_json_round_trip(item: Sample) -> None:
         ({"events": [{"label": "dog", "onset": 2, "offset": 1}]}, "an offset after the onset at 2 s, found 1 s"),
         ({"audio": {"sample_rate": 16000, "channels": 1, "layout": "foa", "seconds": 1}}, "foa with 4.*'foa' with 1"),
         ({"meta": []}, "meta: expected a mapping"),
+        ({"meta": {"room": {"sizes": [1.0, float("nan")]}}}, "meta.room.sizes: expected a finite number"),
+        ({"meta": {"gain": float("inf")}}, "meta.gain: expected a finite number"),
         ({"choices": [f"c{n}" for n in range(27)]}, "choices: expected at most 26, a letter each, found 27"),
         ({"question": "\ud800"}, "expected JSON, found .*Half of a surrogate pair"),
         ({"source": "esc"}, "source: expected a JSON object, found str"),
@@ -460,6 +462,42 @@ def test_verify_finds_one_flipped_byte(tmp_path: Path) -> None:
 
 
 # Reader -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["flac", "wav"])
+def test_a_flipped_bit_in_a_sound_is_never_heard(format: str, tmp_path: Path) -> None:
+    """FLAC notices by itself; of a WAV the reader knows the checksum of its samples."""
+    make(tmp_path, 6, per_shard=6, format=format)
+    path = tmp_path / "shard-000000.tar"
+    whole = path.read_bytes()
+    expected = [item["waveform"].samples for item in ShardDataset(tmp_path)]
+    rng = np.random.default_rng(1)
+    rows = ShardIndex.load(tmp_path).rows
+    refused = 0
+    for trial in range(60):
+        row = rows[trial % 6]
+        data = bytearray(whole)
+        data[row.audio_offset + int(rng.integers(row.audio_size))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        dataset = ShardDataset(tmp_path)
+        try:
+            heard = dataset[trial % 6]["waveform"].samples
+        except AudioError:
+            refused += 1
+        else:  # a bit that says nothing: padding, or a field that nobody reads
+            assert np.array_equal(heard, expected[trial % 6])
+        assert np.array_equal(dataset[(trial + 1) % 6]["waveform"].samples, expected[(trial + 1) % 6])
+    assert refused > 45
+
+
+def test_samples_are_compared_with_their_checksum_once(tmp_path: Path, monkeypatch) -> None:
+    make(tmp_path, 3, format="wav")
+    dataset, calls = ShardDataset(tmp_path), []
+    digest = audio.sha256
+    monkeypatch.setattr("audio_llm.shards.reader.sha256", lambda waveform: calls.append(1) or digest(waveform))
+    for _ in range(3):
+        assert len(list(dataset)) == 3
+    assert len(calls) == 3
 
 
 def test_several_folders(folder: Path, tmp_path: Path) -> None:
