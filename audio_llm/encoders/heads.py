@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -112,7 +113,25 @@ class TokenMeanHead(nn.Module):
         return self.predictor(mean)
 
 
-CLASSIFIERS = ("linear", "urbansound", "token_mean")
+class PANNsHead(nn.Module):
+    """The classifier of PANNs with its published keys: the largest and the mean token together, two linear maps."""
+
+    def __init__(self, hidden_size: int, num_classes: int, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, hidden_size)
+        self.fc_audioset = nn.Linear(hidden_size, num_classes)
+        self.dropout = dropout
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Logits ``(batch, classes)`` of `tokens` ``(batch, n, hidden)`` where `mask` ``(batch, n)`` is true."""
+        kept = mask[..., None]
+        mean = (tokens * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
+        most = tokens.masked_fill(~kept, torch.finfo(tokens.dtype).min).amax(dim=1)
+        pooled = F.dropout(most + mean, self.dropout, self.training)
+        return self.fc_audioset(F.dropout(F.relu(self.fc1(pooled)), self.dropout, self.training))
+
+
+CLASSIFIERS = ("linear", "urbansound", "token_mean", "panns")
 _OWN_CLASSIFIER = {"urbansound_cnn": "urbansound", "beats": "token_mean"}
 
 
@@ -130,7 +149,7 @@ def build_classifier(config: dict[str, Any], encoder: AudioEncoder, num_classes:
         raise ConfigError(describe("head.dropout", "a share in [0, 1)", repr(dropout)))
     options = {} if dropout is None else {"dropout": float(dropout)}
     if name != "urbansound":
-        kind = TokenMeanHead if name == "token_mean" else LinearClassifier
+        kind = {"token_mean": TokenMeanHead, "panns": PANNsHead}.get(name, LinearClassifier)
         return kind(encoder.hidden_size, num_classes, **options)
     if encoder.grid is None:
         raise ConfigError(describe(f"head '{name}'", "an encoder with a grid of tokens", encoder.name))

@@ -4,8 +4,8 @@
 |---|---|---|
 | stereo SELD, ``best_model.pth`` | ``seld_model`` | optimizer, epoch, best scores as NumPy scalars |
 | PSELDNets, Lightning ``.ckpt`` | ``state_dict``, keys ``net._orig_mod.*`` | the front end, ``af_extractor.*`` |
-| PANNs CNN14 | ``model`` | STFT kernels and mel matrix; a classifier of 527 classes |
-| HTS-AT | ``state_dict``, keys ``sed_model.*`` | the same |
+| PANNs CNN14 | ``model`` | STFT kernels and mel matrix; a classifier of AudioSet's 527 classes, which is read |
+| HTS-AT | ``state_dict``, keys ``sed_model.*`` | the same; its classifier is left out |
 
 The size of a decoder is measured on its weights. What else published weights need (clamped scans, the reinterpreted
 columns, 251 rows) is set here; the classes' own defaults are for training anew.
@@ -19,9 +19,11 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from audio_llm import config as recipes
+from audio_llm.encoders.heads import PANNsHead
 from audio_llm.encoders.published import (
     PREFIXES,
     check_front_end,
@@ -70,11 +72,11 @@ SELD_KEYS: tuple[tuple[str, str | None], ...] = (
     (r"^(fc|tscam_conv)\.", "head.projection."),
     *DECODER_KEYS,
 )
-# AudioSet's own classifiers are of no use to another task and are left out; what is left out is named to the letter.
+# HTS-AT's own classifiers are left out; what is left out is named to the letter.
 _FRONT_END = r"^(spectrogram_extractor\.stft\.conv_(real|imag)\.weight|logmel_extractor\.melW)$"
 PANNS_KEYS: tuple[tuple[str, str | None], ...] = (
     (_FRONT_END, None),
-    (r"^(fc1|fc_audioset)\.(weight|bias)$", None),
+    (r"^(fc1|fc_audioset)\.(weight|bias)$", r"head.\1.\2"),
     (r"^bn0\.", "scalar.0."),
     (r"^conv_block", "convs.conv_block"),
 )
@@ -93,6 +95,7 @@ TABLES: dict[Layout, tuple[tuple[str, str | None], ...]] = {
 }
 _AC = {"columns": "reinterpreted", "time_rows": 251}  # what the asymmetric decoder was trained with
 _SWITCHES = ("ssd", "columns", "time_rows", "block_dropout")  # of a decoder: they change none of its weights
+TAGGER = {"task": "tagging", "head": {"name": "panns"}}
 _FIRST = {"cnn14": "convs.conv_block1.conv1.weight", "htsat": "patch_embed.proj.weight"}
 
 
@@ -139,6 +142,11 @@ def load(
         return Published(encoder.eval(), facts={"left_out": left_out})
     if not head_state:
         return Published(encoder.eval())
+    if layout == "panns":
+        tagger = PANNsHead(encoder.hidden_size, length(head_state.get("fc_audioset.bias", torch.zeros(1))))
+        load_strictly(tagger, head_state, str(path))
+        named = [f"class {number}" for number in range(tagger.fc_audioset.out_features)]
+        return Published(encoder.eval(), {"head": tagger.eval()}, {**TAGGER, "labels": named})
     elements = ("x", "y", "z") if layout == "pseldnets" else ELEMENTS
     outputs = next((length(value) for key, value in head_state.items() if key.endswith("weight")), 0)
     classes = max(1, outputs // (TRACKS * len(elements)))

@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from audio_llm.encoders.conversion import open_published, recognise
+from audio_llm.encoders.published import PublishedFile, state_dict_of
 from audio_llm.errors import CheckpointError, describe
 
 
 @cache
-def published_name(path: Path) -> str | None:
-    """The encoder whose published checkpoint a file is; None for what is no file.
+def published_name(path: Path) -> tuple[str, bool] | None:
+    """The encoder whose published checkpoint a file is, and whether PANNs' classifier is in it; None for no file.
 
     Raises :class:`CheckpointError` for a file that is none.
     """
-    return recognise(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    file = PublishedFile(path)
+    keys = state_dict_of(file.tree, name=path)
+    return recognise(file), any(key.endswith("fc_audioset.weight") for key in keys)
 
 
 def load_published(path: Path, head: str, task: str) -> Any:

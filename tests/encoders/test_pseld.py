@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
+from audio_llm.cli import main
 from audio_llm.encoders import features
 from audio_llm.encoders.cnn14 import CNN14
 from audio_llm.encoders.htsat import HTSAT
@@ -14,6 +16,7 @@ from audio_llm.encoders.sequence import DecoderConfig
 from audio_llm.errors import AudioError, CheckpointError, ConfigError
 from audio_llm.model.encoder import build_encoder, encoder_config
 from audio_llm.model.folder import load_encoder, save_parts
+from audio_llm.tasks.base import find_task
 from eval.tasks.seld_metric import score_tables
 from tests.encoders.pseld_tools import excerpt, published_state, whole
 from tests.encoders.test_mamba import check_rounding, rounding
@@ -259,8 +262,8 @@ def wrapped(layout: str) -> tuple[dict, dict]:
         fields = {"widths": (4, 4, 4, 8, 8, 16)}
         state = build_encoder({"name": "cnn14", "preset": "panns", **fields}).state_dict()
         state = {key.replace("scalar.0.", "bn0.").removeprefix("convs."): value for key, value in state.items()}
-        heads = {"fc1.weight": torch.zeros(16, 16), "fc1.bias": torch.zeros(16),
-                 "fc_audioset.weight": torch.zeros(527, 16), "fc_audioset.bias": torch.zeros(527)}  # fmt: skip
+        heads = {"fc1.weight": torch.randn(16, 16), "fc1.bias": torch.randn(16),
+                 "fc_audioset.weight": torch.randn(527, 16), "fc_audioset.bias": torch.randn(527)}  # fmt: skip
         return {"iteration": 1, "model": {**front, **state, **heads}}, fields
     fields = {"embed_size": 16, "depths": (1, 2, 1, 1), "heads": (2, 2, 2, 2)}
     state = build_encoder({"name": "htsat", "preset": "audioset", **fields}).state_dict()
@@ -286,8 +289,41 @@ def test_other_layouts_load_strictly(layout, tmp_path):
     assert torch.isfinite(tokens).all()
     if layout == "pseldnets":
         assert published.heads["seld"].elements == ("x", "y", "z") and published.heads["seld"].num_classes == 20
+    elif layout == "panns":  # as PANNs' own Cnn14 makes tags of its last maps, averaged over frequency
+        weights = content["model"]
+        pooled = tokens.max(dim=1).values + tokens.mean(dim=1)
+        hidden = torch.relu(pooled @ weights["fc1.weight"].T + weights["fc1.bias"])
+        expected = hidden @ weights["fc_audioset.weight"].T + weights["fc_audioset.bias"]
+        with torch.inference_mode():
+            tagged = published.heads["head"](tokens, torch.ones(tokens.shape[:2], dtype=torch.bool))
+        torch.testing.assert_close(tagged, expected)
+        assert published.facts["task"] == "tagging" and published.facts["labels"][526] == "class 526"
     else:
         assert not published.heads
+
+
+def test_a_tagging_network_tags(tmp_path, capsys):
+    """PANNs' file is one of classes, not of events; as a folder it tags a sound, with names from AudioSet's table."""
+    content, fields = wrapped("panns")
+    torch.save(content, tmp_path / "Cnn14.pth")
+    assert find_task(tmp_path / "Cnn14.pth").name == "classification"
+    torch.save(
+        {"model": {key: value for key, value in content["model"].items() if "fc" not in key}}, tmp_path / "trunk"
+    )
+    assert find_task(tmp_path / "trunk").name == "seld"
+    widths = f"widths={list(fields['widths'])}"
+    assert main(["convert", str(tmp_path / "Cnn14.pth"), str(tmp_path / "panns"), "--set", widths]) == 0
+    rows = "".join(f'{number},/m/{number},"Sound {number}"\n' for number in range(527))
+    (tmp_path / "classes.csv").write_text("index,mid,display_name\n" + rows)
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(32000), 32000)
+    command = ["predict", str(tmp_path / "panns"), str(tmp_path / "a.wav"), "--format", "json"]
+    capsys.readouterr()
+    assert main(command) == 0
+    plain = json.loads(capsys.readouterr().out)["probabilities"]
+    assert main([*command, "--labels", str(tmp_path / "classes.csv")]) == 0
+    named = json.loads(capsys.readouterr().out)["probabilities"]
+    assert list(plain.values()) == list(named.values()) and len(plain) == 527 and sum(plain.values()) > 1.5
+    assert list(plain)[3] == "class 3" and list(named)[3] == "sound 3"
 
 
 @pytest.mark.parametrize("layout", ["panns", "audioset"])
@@ -322,14 +358,15 @@ def test_a_published_trunk_takes_a_decoder_of_ours(layout, kind, tmp_path):
     if layout == "panns" and kind == "none":
         published = CNN14.load_published(path, **fields)
         assert "left_out" not in published.facts
-    elif layout == "panns":  # which has neither decoder nor head
-        published = CNN14.load_published(path, **fields)
     else:
-        with pytest.warns(UserWarning, match=rf"entries of its decoder .* left out: decoder\..*\({kind}\) starts"):
+        first = "head" if layout == "panns" else "decoder"
+        with pytest.warns(UserWarning, match=rf"entries of its decoder .* left out: {first}\..*\({kind}\) starts"):
             published = CNN14.load_published(path, **fields)
-        assert {key.split(".")[0] for key in published.facts["left_out"]} == {"decoder", "head"}
+        parts = {key.split(".")[0] for key in published.facts["left_out"]}
+        assert parts == ({"head"} if layout == "panns" else {"decoder", "head"})
     encoder = published.encoder
-    assert not published.heads and encoder.config.decoder.kind == kind and encoder.config.decoder.ssd == "exact"
+    assert set(published.heads) == ({"head"} if (layout, kind) == ("panns", "none") else set())
+    assert encoder.config.decoder.kind == kind and encoder.config.decoder.ssd == "exact"
     own = CNN14.load_published(
         path, layout="stereo", window_seconds=5, **{k: v for k, v in fields.items() if k == "widths"}
     )

@@ -29,7 +29,8 @@ from audio_llm.tasks.folder import load_published, published_name
 
 FOLDS = "folds.json"  # in a folder that `audio-llm folds` wrote: {"members": [encoder folders]}
 FOLD_FILE = "model_fold_{}_best.safetensors"  # what the UrbanSound8K project calls the model tested on a fold
-_PUBLISHED = ("beats", "urbansound_cnn")  # encoders of which there are published classifiers
+# Encoders of which there are published classifiers; CNN14's other files find events.
+_PUBLISHED = (("beats", False), ("urbansound_cnn", False), ("cnn14", True))
 
 
 @dataclass

@@ -23,7 +23,7 @@ from audio_llm.tasks.folder import load_published, published_name
 from audio_llm.tasks.seld.task import load_seld
 from audio_llm.tasks.seld.tracks import Detections, decode, join_events, locate
 
-_PUBLISHED = ("cnn14", "htsat")  # encoders of which there are published networks with a head of events
+_PUBLISHED = (("cnn14", False), ("htsat", False))  # encoders with published heads of events, and not with PANNs' own
 
 
 @dataclass
