@@ -125,13 +125,15 @@ def decode(
     links = containers.links(data, name)
     header = _measure(links, name)
     if layout is None and header.channels not in LAYOUT_OF_COUNT:
+        cure = other_channels(2, header.channels)
         expected, found = "1 (mono), 2 (stereo or binaural) or 4 (foa) channels", f"{header.channels} channels"
-        cure = "Take two of them, for instance by `ffmpeg -i IN -af 'pan=stereo|c0=c0|c1=c1' OUT.wav`."
         raise AudioError(describe(name, expected, found, cure), "channels")
     layout = layout or LAYOUT_OF_COUNT[header.channels]
     if LAYOUT_CHANNELS.get(layout, header.channels) != header.channels:
-        expected = f"{LAYOUT_CHANNELS[layout]} channel(s) for layout '{layout}'"
-        raise AudioError(describe(name, expected, f"{header.channels}"), "channels")
+        wanted = LAYOUT_CHANNELS[layout]
+        cure = other_channels(wanted, header.channels)
+        expected = f"{wanted} channel(s) for layout '{layout}'"
+        raise AudioError(describe(name, expected, f"{header.channels}", cure), "channels")
     if header.frames < MIN_SAMPLES:
         found = "no samples" if header.frames == 0 else f"{header.frames} sample(s)"
         raise AudioError(describe(name, f"at least {MIN_SAMPLES} samples per channel", found), "short")
@@ -445,7 +447,7 @@ def take_channels(samples: Any, hearing: str) -> Any:
 
 def channels_cure(layouts: Sequence[str], found: int) -> str:
     """What can be done about `found` channels, for a model of `layouts`; all refusals end with it."""
-    if "mono" in layouts and found > 1:
+    if "mono" in layouts and found in (2, 4):
         names = "omni" if found == 4 else "left` or `--hearing mean"
         return f"Say what is heard of them: `--hearing {names}` (key `hearing` of a recipe); nothing is mixed unasked."
     if found == 1 and set(layouts) & set(TWO_CHANNELS):
@@ -453,7 +455,24 @@ def channels_cure(layouts: Sequence[str], found: int) -> str:
             "`--hearing duplicate` (key `hearing` of a recipe) gives both channels the same sound, directly ahead: "
             "answers about direction then mean nothing."
         )
-    return "There is no conversion: channels are never invented. Use audio of that layout."
+    return other_channels(min(LAYOUT_CHANNELS[layout] for layout in layouts), found)
+
+
+def other_channels(wanted: int, found: int) -> str:
+    """The command that makes `wanted` channels of a file's `found` ones, or such sound anew where there is no way."""
+    if wanted == 2 and found == 4:  # W and Y, as two cardioids to the sides
+        mix = "pan=stereo|c0=0.5*c0+0.5*c1|c1=0.5*c0-0.5*c1"
+        return f"Of ambisonics (ACN order) `ffmpeg -i IN -af '{mix}' OUT.wav` makes left and right."
+    if wanted in (1, 2) and found > wanted:
+        few = "mono|c0=c0" if wanted == 1 else "stereo|c0=c0|c1=c1"
+        number = ("", "one", "two")[wanted]
+        return f"Take {number} of them, for instance by `ffmpeg -i IN -af 'pan={few}' OUT.wav`."
+    if wanted == 2 and found == 1:
+        return "`ffmpeg -i IN -ac 2 OUT.wav` gives both channels the same sound: it then comes from straight ahead."
+    if found == wanted:
+        return "`audio-llm inspect SHARDS` shows the layout of a sample; its JSON says which one its channels have."
+    layout = next(layout for layout, count in LAYOUT_CHANNELS.items() if count == wanted)
+    return f"Channels are never invented: `audio-llm prep RECIPE OUT audio.layout={layout}` makes scenes of {wanted}."
 
 
 def check_format(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from audio_llm.answering import server
-from audio_llm.audio import LAYOUT_OF_COUNT, Waveform, encode_level, sha256
+from audio_llm.audio import LAYOUT_OF_COUNT, Waveform, encode_level, other_channels, sha256
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, DataError, describe
 from audio_llm.files import atomic_folder, write_atomically, write_lines
 from audio_llm.language.prompts import question_text
@@ -201,5 +201,6 @@ def _waveform(sound: Mapping[str, Any], name: str) -> Waveform:
         samples = samples.T
     layout = LAYOUT_OF_COUNT.get(samples.shape[0])
     if samples.ndim != 2 or layout is None:
-        raise AudioError(describe(name, "1, 2 or 4 channels", f"shape {samples.shape}"))
+        cure = other_channels(2, samples.shape[0])
+        raise AudioError(describe(name, "1, 2 or 4 channels", f"shape {samples.shape}", cure))
     return Waveform(np.ascontiguousarray(samples), int(sound["sampling_rate"]), layout)

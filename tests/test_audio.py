@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
@@ -13,12 +14,15 @@ import numpy as np
 import pytest
 import scipy.signal
 import soundfile
+import torch
 from hypothesis import given, settings
 from scipy.io import wavfile
 
 from audio_llm import audio
 from audio_llm.audio import Waveform
+from audio_llm.datasets import dcase_seld, reverberation, sounds
 from audio_llm.errors import AudioError, ConfigError
+from audio_llm.model.encoder import build_encoder
 from tests.paths import SHARED
 
 LAYOUTS = list(audio.LAYOUT_CHANNELS)
@@ -350,8 +354,10 @@ def test_channels_are_mixed_only_by_name() -> None:
         ("binaural", ("mono",), "omni", "found binaural. .*`--hearing left` or `--hearing mean`"),
         ("foa", ("mono",), "left", "found foa. .*`--hearing omni`"),
         ("mono", ("binaural",), "refuse", "found mono. `--hearing duplicate`.*direction then mean nothing"),
-        ("stereo", ("binaural",), "duplicate", "found stereo. There is no conversion"),
-        ("mono", ("foa",), "refuse", "found mono. There is no conversion"),
+        ("stereo", ("binaural",), "duplicate", "found stereo. `audio-llm inspect SHARDS`"),
+        ("mono", ("foa",), "refuse", "found mono. Channels are never invented: `audio-llm prep .* audio.layout=foa`"),
+        ("stereo", ("foa",), "refuse", "found stereo. Channels are never invented: `audio-llm prep"),
+        ("foa", ("stereo", "binaural"), "refuse", r"found foa. Of ambisonics .*`ffmpeg -i IN -af 'pan=stereo\|c0=0.5"),
     ],
 )
 def test_a_refusal_of_channels_names_the_flag_in_the_right_direction(
@@ -359,7 +365,38 @@ def test_a_refusal_of_channels_names_the_flag_in_the_right_direction(
 ) -> None:
     with pytest.raises(AudioError, match=words) as caught:
         audio.hear(noise(layout), layouts, hearing)
-    assert "audio." not in str(caught.value)
+    assert "audio." not in str(caught.value).replace("audio.layout=", "")
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 4])
+@pytest.mark.parametrize("found", [1, 2, 3, 4, 6])
+def test_every_refusal_of_channels_names_a_command(wanted: int, found: int, tmp_path: Path) -> None:
+    """In a file, a folder of classes, a folder of SELD, a response, the processor and an encoder."""
+    if wanted == found:
+        return
+    layout = {1: "mono", 2: "stereo", 4: "foa"}[wanted]
+    samples = np.random.default_rng(0).uniform(-0.9, 0.9, (found, 8000)).astype(np.float32)
+    soundfile.write(tmp_path / "fold3_room1_mix001.wav", samples.T, 16000)
+    np.save(tmp_path / "1.npy", samples.astype(np.float64))
+    path = tmp_path / "fold3_room1_mix001.wav"
+    clip = sounds.Clip("dog", "a", "a", path=str(path))
+    seld = dcase_seld.SELDFolder([dcase_seld.Clip("a", path)], ["dog"])
+    network = build_encoder({"name": "cnn14", "preset": "tiny", "layout": layout, "window_seconds": 0.5})
+    reads: list[Callable[[], object]] = [
+        lambda: audio.decode(path, layout=layout),
+        lambda: network(torch.from_numpy(samples)[None], torch.tensor([samples.shape[1]])),
+        lambda: reverberation.load_response(
+            reverberation.Response("a/1.npy", str(tmp_path / "1.npy"), 0, 0, 1), layout
+        ),
+    ]
+    if found not in audio.LAYOUT_OF_COUNT:
+        reads += [lambda: audio.decode(path), lambda: sounds.SoundFolder([clip], "x").load_sample(0)]
+    if wanted == 2:
+        reads.append(lambda: seld.load_sample(0))
+    for read in reads:
+        with pytest.raises(AudioError, match="`(audio-llm|ffmpeg|--hearing) ") as caught:
+            read()
+        assert "audio." not in str(caught.value).replace("audio.layout", "")
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,8 @@ class SELDFolder:
         clip = self.clips[number]
         info = audio.read_header(clip.path)
         if info.channels != 2:
-            raise AudioError(describe(str(clip.path), "2 channels", str(info.channels)))
+            cure = audio.other_channels(2, info.channels)
+            raise AudioError(describe(str(clip.path), "2 channels", str(info.channels), cure))
         rows = self.rows(number)
         if len(rows) and (rows[:, 0].max() - 1) * seld_tables.FRAME_SECONDS > info.duration:
             expected = f"frames within {info.duration:g} s"

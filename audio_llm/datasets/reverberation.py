@@ -107,7 +107,8 @@ def load_response(response: Response, layout: str = "binaural") -> Array:
     channels = audio.LAYOUT_CHANNELS[layout]
     if not isinstance(array, np.ndarray) or array.ndim != 2 or len(array) != channels or array.shape[1] == 0:
         found = f"shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise AudioError(describe(response.path, f"({channels}, time) for layout '{layout}'", found))
+        cure = "Say what the responses hold: `audio-llm prep RECIPE OUT rendering.layout=LAYOUT`."
+        raise AudioError(describe(response.path, f"({channels}, time) for layout '{layout}'", found, cure))
     if not np.issubdtype(array.dtype, np.floating):
         raise AudioError(describe(response.path, "floating-point samples", str(array.dtype)))
     if not np.isfinite(array).all() or not array.any():
@@ -226,10 +227,10 @@ def read_sounds(folder: str | Path, folds: Sequence[str] | None = None) -> tuple
 class Rendering:
     """How a clip sounds in a room. The defaults give the published test data; what training gave them is by name."""
 
-    sample_rate: int = SAMPLE_RATE
-    layout: str = "binaural"
-    seconds: float = SECONDS
-    level_db: float = LEVEL_DB
+    sample_rate: int = SAMPLE_RATE  # Hz
+    layout: str = "binaural"  # of the responses: binaural, mono or foa
+    seconds: float = SECONDS  # of a sample; the rest of a clip is cut
+    level_db: float = LEVEL_DB  # dBFS (RMS) of a dry clip
     gain_db: float = 0.0  # of the whole sample; headroom, where a peak above full scale would take the level down
     hearing: audio.Hearing = "left"  # of a dry clip with several channels
     places: Literal["separate", "shared"] = "separate"  # shared: both clips of a pair through one response, published

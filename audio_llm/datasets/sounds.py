@@ -340,7 +340,8 @@ class SoundFolder:
         clip = self.clips[number]
         info = audio.read_header(str(clip.path))
         if info.channels not in audio.LAYOUT_OF_COUNT:
-            raise AudioError(describe(str(clip.path), "1, 2 or 4 channels", f"{info.channels} channels"))
+            cure = audio.other_channels(2, info.channels)
+            raise AudioError(describe(str(clip.path), "1, 2 or 4 channels", f"{info.channels} channels", cure))
         layout = audio.LAYOUT_OF_COUNT[info.channels]
         return Sample(
             clip.name,
