@@ -28,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
+def recipes() -> dict[str, type]:
+    """The dataclasses of its recipes, by kind."""
+    from data_prep.tasks import KINDS
+
+    return {kind.name: kind.recipe for kind in KINDS.values()}
+
+
 def run(args: argparse.Namespace) -> int:
     from audio_llm import config as recipes
     from audio_llm.errors import ConfigError

@@ -21,7 +21,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "train": ("run", "train", "folds", "sft", "grpo"),
     "use": ("serve", "ask", "predict"),
     "judge": ("eval", "rescore", "compare", "report", "echotwin", "export-tasks"),
-    "look": ("inspect",),
+    "look": ("inspect", "keys"),
 }
 
 

@@ -21,6 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def recipes() -> dict[str, type]:
+    """The dataclass of its recipe; there is one kind."""
+    from audio_llm.training.recipes import GRPORecipe
+
+    return {"": GRPORecipe}
+
+
 def run(args: argparse.Namespace) -> int:
     from audio_llm import config
     from audio_llm.errors import require

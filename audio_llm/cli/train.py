@@ -12,6 +12,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a value of the recipe")
 
 
+def recipes() -> dict[str, type]:
+    """The dataclasses of its recipes, by task."""
+    from audio_llm.tasks.base import TASKS
+
+    return {name: task.recipe for name, task in TASKS.items()}
+
+
 def run(args: argparse.Namespace) -> int:
     from audio_llm.tasks.base import check_paths, load_recipe
 

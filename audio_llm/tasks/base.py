@@ -128,7 +128,7 @@ class Augmentation:
     gain_db: float = 6.0  # uniform in ± this
     shift_seconds: float = 0.0  # uniform in ± this, as far as no event leaves the window
     frequency_mask: int = 0  # SpecAugment: widest mask in mel bands ...
-    time_mask: int = 0  # ... and in frames
+    time_mask: int = 0  # widest mask of SpecAugment in frames
     masks: int = 1  # of each kind
     overlay: float = 0.0  # share of clips that are heard together with another of the batch, events and all
     # Where labels hold for the whole clip (classification, tagging):
@@ -151,14 +151,15 @@ class TaskRecipe:
     places: ClassVar[bool] = False  # nothing is learnt from events without an azimuth and a distance
 
     train: list[Path]  # shard folders whose samples have events, or one folder of another data set
-    output: Path
+    output: Path  # the run's folder, and the encoder's
     validation: Path | None = None  # folder of unseen recordings (and rooms); decides which weights are kept
-    task: str = ""
+    task: str = ""  # spatial, seld, classification, tagging
     train_folds: list[int | str] | None = None  # of a data set with folds: those to train on
-    validation_folds: list[int | str] | None = None  # ... and to validate on, of the folder in `train`
+    validation_folds: list[int | str] | None = None  # those to validate on, of the folder in `train`
     # Of a SELD folder folds (fold3) or rooms (fold3_room4); rooms that are validated on are not trained on.
-    use_test_fold: bool = False  # ... and fold4 may be among them: for a submission that nothing is left to score
+    use_test_fold: bool = False  # fold4 of a SELD folder may be trained on; nothing is left to score it with then
     hearing: Hearing = "refuse"  # what the encoder hears of sound in another layout: left, right, mean, omni, duplicate
+    # A name with a `preset`, with fields of its configuration, or with the file of `published` weights.
     encoder: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "spatial_ast", "preset": "tiny"})
     init: Path | None = None  # encoder folder to start from; its configuration replaces `encoder`
     unfreeze: int | None = None  # top layers of the encoder that learn; 0: none, the heads alone; by default all
@@ -166,27 +167,27 @@ class TaskRecipe:
     steps: int | None = None  # number of updates; with `seconds` as well, whichever is over first ends the run
     seconds: float | None = None  # wall-clock budget for the loop, validation included
     batch_size: int = 32  # clips per update, over all processes
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-3  # the largest one, after the warm-up
     minimum_rate: float = 0.02  # share of learning_rate that is left at the end of the cosine
     warmup_share: float = 0.05  # share of the run
-    weight_decay: float = 0.01
+    weight_decay: float = 0.01  # of AdamW, on matrices alone
     layer_decay: float = 1.0  # learning rate factor per layer from the top (0.75 when fine-tuning a published model)
     ema: float = 0.0  # decay of a moving average of the weights, which is then what is validated and kept
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 1.0  # a longer gradient is shortened to it
     precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 where the processor computes in it
     channels_last: bool = False  # memory layout of convolutions; with bf16 on a CPU a third faster
-    gradient_checkpointing: bool = False
-    augment: Augmentation = dataclasses.field(default_factory=Augmentation)
-    seed: int = 0
-    log_steps: int = 20
+    gradient_checkpointing: bool = False  # less memory for about a third more time
+    augment: Augmentation = dataclasses.field(default_factory=Augmentation)  # what is done to clips in training
+    seed: int = 0  # of the order of clips, new weights, augmentation
+    log_steps: int = 20  # updates from line to line of metrics.jsonl
     eval_steps: int = 0  # updates between validations; 0: at the end only
-    eval_batch_size: int = 64
+    eval_batch_size: int = 64  # clips per pass in validation
     save_steps: int = 200  # updates between checkpoints
     memory_gib: float = 2.0  # decoded clips are kept in memory up to this size
     max_reject_share: float = 0.02  # share of unusable samples beyond which the run stops
     tensorboard: bool = True  # curves in OUTPUT/tensorboard, beside metrics.jsonl
     processes: int | None = None  # stated number of processes; a launch with fewer is an error
-    resume: Literal["auto", "never"] = "auto"
+    resume: Literal["auto", "never"] = "auto"  # never: begin anew in a used folder
 
     def check(self) -> None:
         """:class:`ConfigError` for values that cannot be trained with."""

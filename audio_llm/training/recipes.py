@@ -27,10 +27,10 @@ class LoRARecipe:
     the names `targets` alone."""
 
     targets: list[Linear] = field(default_factory=lambda: list(get_args(Linear)))
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    rank_stabilized: bool = False
+    rank: int = 16  # of the two factors that a weight's change is the product of
+    alpha: int = 32  # the change is multiplied by alpha / rank
+    dropout: float = 0.0  # share of what comes into an adapter that is dropped in training
+    rank_stabilized: bool = False  # alpha / sqrt(rank) in place of alpha / rank
 
 
 @dataclass
@@ -43,9 +43,9 @@ class ModelRecipe:
 
     path: Path | None = None
     encoder: dict[str, Any] | None = None
-    language_model: dict[str, Any] | None = None
-    projector: dict[str, Any] | None = None
-    attention: str = "sdpa"
+    language_model: dict[str, Any] | None = None  # {path: a Transformers folder}
+    projector: dict[str, Any] | None = None  # fields of its configuration, for instance {num_query_tokens: 16}
+    attention: str = "sdpa"  # of the language model: what Transformers calls attn_implementation
 
     def check(self) -> None:
         """:class:`ConfigError` where neither a checkpoint nor all parts are named."""
@@ -75,9 +75,9 @@ class ModelRecipe:
 class TrainedParts:
     """How each part of the model learns: not at all, by low-rank adapters, or with all its weights."""
 
-    encoder: Literal["frozen", "lora", "full"] = "frozen"
-    projector: Literal["frozen", "full"] = "full"
-    language_model: Literal["frozen", "lora", "full"] = "lora"
+    encoder: Literal["frozen", "lora", "full"] = "frozen"  # lora: on its linears, or on convolutions where it has none
+    projector: Literal["frozen", "full"] = "full"  # it is small: there is no LoRA for it
+    language_model: Literal["frozen", "lora", "full"] = "lora"  # adapters stand on the linears of attention and MLP
 
     def check(self) -> None:
         """:class:`ConfigError` for parts that cannot be trained together."""
@@ -92,9 +92,9 @@ class TrainedParts:
 class LearningRates:
     """Rates of single parts; one that is not given is the recipe's `learning_rate`."""
 
-    encoder: float | None = None
-    projector: float | None = None
-    language_model: float | None = None
+    encoder: float | None = None  # of the encoder
+    projector: float | None = None  # of the projector
+    language_model: float | None = None  # of the language model
 
 
 @dataclass(kw_only=True)
@@ -105,10 +105,10 @@ class DataRecipe:
     by default what the checkpoint says). In GRPO ``{target}`` in it is the words that the reward `length` wants.
     """
 
-    train: list[Path]
-    style: Literal["answer", "think", "think_semantics"] = "think"
+    train: list[Path]  # folders of shards
+    style: Literal["answer", "think", "think_semantics"] = "think"  # what a reply says before its answer
     instruction: str | None = None
-    max_reject_share: float = 0.01
+    max_reject_share: float = 0.01  # share of unusable samples beyond which the run stops
     hearing: Hearing = "refuse"  # of sound in another layout than the encoder's
 
 
@@ -120,22 +120,22 @@ class RunRecipe:
     how many must have been launched.
     """
 
-    output: Path
+    output: Path  # the run's folder
     steps: int | None = None
     epochs: float | None = None
-    learning_rate: float = 1e-4
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    precision: Precision = "auto"
-    gradient_checkpointing: bool = False
-    log_steps: int = 1
-    save_steps: int | None = None
-    keep_checkpoints: int = 2
+    learning_rate: float = 1e-4  # the largest one, after the warm-up
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # how the rate falls after the warm-up
+    warmup_steps: int = 0  # steps in which the rate rises from zero
+    weight_decay: float = 0.0  # of AdamW
+    max_grad_norm: float = 1.0  # a longer gradient is shortened to it
+    precision: Precision = "auto"  # auto: bf16 where the machine computes in it
+    gradient_checkpointing: bool = False  # less memory for about a third more time
+    log_steps: int = 1  # steps from line to line of metrics.jsonl
+    save_steps: int | None = None  # steps between checkpoints; null: none
+    keep_checkpoints: int = 2  # the newest ones; older are removed
     resume: str = "auto"
     processes: int | None = None
-    seed: int = 0
+    seed: int = 0  # of the order of samples, new weights, dropout
 
 
 @dataclass(kw_only=True)
@@ -143,14 +143,15 @@ class PolicyRecipe(RunRecipe):
     """What SFT and GRPO share. The run also ends after `seconds` of training, where they are given.
 
     `encoder_cache` is a folder for what a frozen encoder makes of each clip: it then runs once per clip, not per epoch.
-    `record_order` writes down which samples every step saw.
+    `record_order` writes down which samples every step saw. `export` says what is left at the end: ``merged``, whole
+    weights, or ``adapter``, the folders ``base/`` and ``adapter/``.
     """
 
-    model: ModelRecipe
-    data: DataRecipe
-    train: TrainedParts = field(default_factory=TrainedParts)
+    model: ModelRecipe  # where the model comes from
+    data: DataRecipe  # what it learns from
+    train: TrainedParts = field(default_factory=TrainedParts)  # what of it learns
     learning_rates: LearningRates = field(default_factory=LearningRates)
-    lora: LoRARecipe | None = field(default_factory=LoRARecipe)
+    lora: LoRARecipe | None = field(default_factory=LoRARecipe)  # adapters of what learns by lora
     encoder_cache: Path | None = None
     seconds: float | None = None
     record_order: bool = False
@@ -255,13 +256,13 @@ class SFTData(DataRecipe):
     system message.
     """
 
-    validation: list[Path] = field(default_factory=list)
-    validation_samples: int | None = None
+    validation: list[Path] = field(default_factory=list)  # folders of shards whose loss is measured
+    validation_samples: int | None = None  # so many of them; null: all
     max_length: int = 4096
     silent_share: float = 0.0
     swap_share: float = 0.0
     order_share: float = 0.0
-    workers: int = 0
+    workers: int = 0  # processes that read and decode
 
     def __post_init__(self) -> None:
         for name in ("silent_share", "swap_share", "order_share"):
@@ -287,12 +288,12 @@ class SFTRecipe(PolicyRecipe):
     """
 
     verb: ClassVar[str] = "sft"
-    data: SFTData
+    data: SFTData  # what it learns from
     stages: list[dict[str, Any]] | None = None
-    batch_size: int = 8
-    gradient_accumulation: int = 1
+    batch_size: int = 8  # samples per process and pass
+    gradient_accumulation: int = 1  # passes per step
     eval_steps: int | None = None
-    on_no_contribution: Literal["warn", "stop"] = "warn"
+    on_no_contribution: Literal["warn", "stop"] = "warn"  # what a run does whose sound contributes nothing
     contribution_steps: int | None = None
 
     def stage_recipes(self) -> list[Self]:
@@ -357,15 +358,15 @@ class EngineRecipe:
     on CPU short prompts would never share a prefix.
     """
 
-    backend: Literal["auto", "vllm", "vllm_http", "transformers"] = "auto"
+    backend: Literal["auto", "vllm", "vllm_http", "transformers"] = "auto"  # vllm_http: another process's
     sync: SyncMode = "auto"
     url: str | None = None
     shared_folder: Path | None = None
     token: Path | None = None
     max_model_len: int | None = None
-    max_num_seqs: int = 256
-    gpu_memory_utilization: float = 0.3
-    prefix_caching: bool = True
+    max_num_seqs: int = 256  # sequences that vLLM decodes at once
+    gpu_memory_utilization: float = 0.3  # share of a GPU's memory for vLLM
+    prefix_caching: bool = True  # vLLM computes a prompt's beginning once
     block_size: int = 32
     batch_size: int | None = None  # Transformers only: sequences decoded together
 
@@ -374,6 +375,7 @@ class EngineRecipe:
 class GRPORecipe(PolicyRecipe):
     """A GRPO run on questions with answers; their reasoning is not used, `data.style` is what the format reward asks.
 
+    `rewards` are names with their weights, `engine` samples the replies.
     Every step samples `group_size` replies to each of `prompts_per_step` prompts (over all processes) and makes one
     update from them, in passes of `micro_batch_size` sequences per process (None: all at once). `parity_bound` is the
     largest |Δ log p| between engine and trainer (``auto``: 1e-3 in float32, 1 in bfloat16, which rounds to 3 digits;
@@ -383,18 +385,18 @@ class GRPORecipe(PolicyRecipe):
 
     verb: ClassVar[str] = "grpo"
     rewards: dict[str, Any] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
-    engine: EngineRecipe = field(default_factory=EngineRecipe)
+    engine: EngineRecipe = field(default_factory=EngineRecipe)  # what samples the replies
     prompts_per_step: int = 32
     group_size: int = 8
     micro_batch_size: int | None = None
     share_prompts: bool = True
-    max_completion_length: int = 256
-    temperature: float = 1.0
-    learning_rate: float = 1e-5
-    schedule: Literal["cosine", "linear", "constant"] = "linear"
-    grpo: dict[str, Any] = field(default_factory=dict)
+    max_completion_length: int = 256  # tokens of a reply; a longer one is cut
+    temperature: float = 1.0  # at which replies are sampled
+    learning_rate: float = 1e-5  # the largest one, after the warm-up
+    schedule: Literal["cosine", "linear", "constant"] = "linear"  # how the rate falls after the warm-up
+    grpo: dict[str, Any] = field(default_factory=dict)  # further fields of TRL's GRPOConfig
     parity_bound: float | Literal["auto", "off"] = "auto"
-    completions_per_step: int = 4
+    completions_per_step: int = 4  # of each step that completions.jsonl keeps
 
     def check(self) -> None:
         super().check()

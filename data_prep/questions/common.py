@@ -30,14 +30,17 @@ SPACE, SCENE = "Spatial Reasoning", "Acoustic Scene Reasoning"
 
 @dataclass(frozen=True)
 class QuestionsConfig:
-    """Which questions are asked, in which shares, and what their answers are drawn from."""
+    """Which questions are asked, in which shares, and what their answers are drawn from.
+
+    `choice` are shares of the kinds with options, `spatialsoundqa` those of SpatialSoundQA's kinds.
+    """
 
     choice: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("identity", "presence", "side", "direction", "distance"), 1.0)
     )
     spatialsoundqa: dict[str, float] = field(default_factory=lambda: {"CLASSIFICATION": 1.0, "DOA": 1.0})
-    choices: int = 4
-    metres: list[float] = field(default_factory=lambda: [1.0, 2.0, 4.0, 7.0])
+    choices: int = 4  # options of a question
+    metres: list[float] = field(default_factory=lambda: [1.0, 2.0, 4.0, 7.0])  # distances that are asked for
     steps: tuple[float, float] = (1.0, 5.0)  # distances that SpatialSoundQA questions ask for, in half-metre steps
     thinking: Literal["question", "caption"] = "question"  # what the question asks, or the whole scene where that does
     second_event: float = 0.5  # share of presence, side and nearby questions with another sound in the scene

@@ -25,9 +25,9 @@ Array = np.ndarray
 class AudioConfig:
     """Format and levels of the scenes."""
 
-    sample_rate: int = 16_000
-    seconds: float = 2.56
-    layout: str = "binaural"
+    sample_rate: int = 16_000  # Hz
+    seconds: float = 2.56  # of a scene
+    layout: str = "binaural"  # mono, stereo, binaural or foa
     level_db: float = -32.0  # dBFS (RMS) of a dry event heard from 1 m without a room: leaves headroom at 0.7 m
     level_jitter_db: float = 0.0  # events differ by up to this; 0 keeps loudness a pure cue of distance
     snr_db: tuple[float, float] = (25.0, 40.0)  # mixed events (over their own time) against diffuse pink noise

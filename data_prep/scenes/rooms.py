@@ -24,22 +24,22 @@ def seeded(*parts: object) -> np.random.Generator:
 class RoomsConfig:
     """Rooms per split and what they are drawn from (metres, energy absorption, degrees)."""
 
-    train: int = 24
-    validation: int = 4
-    test: int = 8
-    length: tuple[float, float] = (5.0, 14.0)
-    width: tuple[float, float] = (4.0, 12.0)
-    height: tuple[float, float] = (2.6, 4.5)
-    absorption: tuple[float, float] = (0.3, 0.7)
+    train: int = 24  # rooms of the split train
+    validation: int = 4  # rooms of the split validation
+    test: int = 8  # rooms of the split test
+    length: tuple[float, float] = (5.0, 14.0)  # metres, [least, most]
+    width: tuple[float, float] = (4.0, 12.0)  # metres, [least, most]
+    height: tuple[float, float] = (2.6, 4.5)  # metres, [least, most]
+    absorption: tuple[float, float] = (0.3, 0.7)  # share of the energy that a wall takes, [least, most]
     banded: bool = False  # absorption per octave band and air absorption; else one number per room
     max_order: int = 6  # reflections of the image source method; a diffuse tail carries on from there
-    tail: bool = True
+    tail: bool = True  # late reverberation, diffuse
     seconds: float = 0.25  # length of an impulse response
     keep_delay: bool = False  # False: the direct sound comes at once, as in SpatialSoundQA; True: after distance / c
     listeners: int = 2  # positions (and headings) of the listener per room
     positions: int = 64  # source positions around each listener
-    distance: tuple[float, float] = (0.7, 8.0)
-    elevation: tuple[float, float] = (-35.0, 35.0)
+    distance: tuple[float, float] = (0.7, 8.0)  # of sources from the listener: metres, [least, most]
+    elevation: tuple[float, float] = (-35.0, 35.0)  # of sources: degrees, [least, most]
 
     def check(self) -> None:
         """Raise :class:`ConfigError` for a range that is upside down or out of physics."""

@@ -28,7 +28,7 @@ Region = tuple[Any, ...]  # its kind and what that needs: ("side", "left"), or s
 class EventsConfig:
     """How long events are (seconds), and when."""
 
-    seconds: tuple[float, float] = (0.8, 2.0)
+    seconds: tuple[float, float] = (0.8, 2.0)  # of an event, [least, most]
     gap: float = 0.15  # between events that follow each other
     overlap: float = 0.3  # shortest overlap where two events shall sound together
     overlap_share: float = 0.5  # share of free two-event scenes that overlap

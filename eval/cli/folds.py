@@ -12,6 +12,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a value of the recipe")
 
 
+def recipes() -> dict[str, type]:
+    """The dataclass of its recipe; there is one kind."""
+    from eval.tasks.folds_recipe import FoldsRecipe
+
+    return {"": FoldsRecipe}
+
+
 def run(args: argparse.Namespace) -> int:
     from audio_llm import config
     from audio_llm.tasks.base import check_paths

@@ -22,7 +22,7 @@ class ClassificationRecipe(TaskRecipe):
 
     task: str = "classification"  # or tagging
     head: dict[str, Any] = dataclasses.field(default_factory=dict)  # name, dropout
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.0  # share of the target that all classes get alike
 
 
 class Classification(EncoderTask):

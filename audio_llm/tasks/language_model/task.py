@@ -33,12 +33,12 @@ Row = tuple[list[int], list[int]]  # token ids of a prompt and of its reply
 class ModelSize:
     """Qwen2's sizes; the vocabulary follows from the tokenizer."""
 
-    hidden_size: int = 256
-    intermediate_size: int = 768
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
-    num_key_value_heads: int = 2
-    max_position_embeddings: int = 1024
+    hidden_size: int = 256  # width of a token
+    intermediate_size: int = 768  # width inside an MLP
+    num_hidden_layers: int = 4  # blocks of attention and MLP
+    num_attention_heads: int = 4  # of a block
+    num_key_value_heads: int = 2  # of a block; fewer than heads: they share
+    max_position_embeddings: int = 1024  # longest prompt and reply in tokens
 
 
 @dataclass
@@ -47,17 +47,17 @@ class LanguageModelRecipe:
 
     verb: ClassVar[str] = "train"
     text: Path  # JSON lines of samples (audio is not needed)
-    output: Path
-    task: str = "language_model"
-    style: str = "think"
-    vocabulary: int = 1024
-    model: ModelSize = field(default_factory=ModelSize)
-    steps: int = 400
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    warmup_steps: int = 40
+    output: Path  # the folder of the model, in Transformers' form
+    task: str = "language_model"  # what is learnt
+    style: str = "think"  # what a reply says before its answer: answer, think, think_semantics
+    vocabulary: int = 1024  # tokens at most
+    model: ModelSize = field(default_factory=ModelSize)  # sizes of the network
+    steps: int = 400  # number of updates
+    batch_size: int = 32  # lines per update
+    learning_rate: float = 1e-3  # the largest one, after the warm-up
+    warmup_steps: int = 40  # updates in which the rate rises from zero
     validation: int = 256  # last lines of the text, never trained on
-    seed: int = 0
+    seed: int = 0  # of new weights and the order of lines
 
     def check(self) -> None:
         """:class:`ConfigError` for values that cannot be trained with."""

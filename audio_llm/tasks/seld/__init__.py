@@ -20,7 +20,7 @@ class SELDRecipe(TaskRecipe):
 
     places: ClassVar[bool] = True
 
-    task: str = "seld"
+    task: str = "seld"  # what is learnt
     head: dict[str, Any] = dataclasses.field(default_factory=dict)  # elements, frames
     distance_weight: float = 1.0  # metres in the loss (1: as published)
 

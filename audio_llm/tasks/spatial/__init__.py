@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class SpatialRecipe(TaskRecipe):
-    """Recipe of ``audio-llm train`` with ``task: spatial``."""
+    """Recipe of ``audio-llm train`` with ``task: spatial``; `weights` are those of the parts of its loss."""
 
-    task: str = "spatial"
+    task: str = "spatial"  # what is learnt
     weights: LossWeights = dataclasses.field(default_factory=lambda: LossWeights(azimuth_smoothing=8.0))
 
 
