@@ -43,7 +43,7 @@ def plain(recipe: Any) -> dict[str, Any]:
 
 
 def digest(*parts: Any) -> str:
-    """The hash by which version 0.1 knew a recipe."""
+    """A short hash of what JSON can say; by that of a recipe version 0.1 knew it."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -28,8 +28,8 @@ class AudioConfig:
     layouts: list[str] | None = None
     hearing: Hearing = "refuse"  # of sound in another layout
     two_channels: Literal["stereo", "binaural"] = "stereo"  # what two channels of a file are
-    min_seconds: float = 0.05
-    max_seconds: float = 30.0
+    min_seconds: float = 0.05  # a shorter sound is a reject
+    max_seconds: float = 30.0  # a longer sound is a reject
     max_file_seconds: float = MAX_SECONDS  # of a file that a stretch is cut from
     min_peak: float = 1e-4  # of full scale; below it there is nothing to hear
 
@@ -58,7 +58,7 @@ class ManifestConfig:
     corpus: str
     format: str
     path: Path
-    kind: Literal["manifest"] = "manifest"
+    kind: Literal["manifest"] = "manifest"  # the kind of data set
     root: Path | None = None
     columns: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)  # of the format
@@ -68,14 +68,14 @@ class ManifestConfig:
     answer_as: AnswerAs | None = None  # how an answer names its choice; the format's own way where nothing is said
     draw_choices: int = 0  # for rows without choices: so many, drawn among all answers by the seed
     open_share: float = 0.0  # of these rows, asked without choices
-    licence: str | None = None
+    licence: str | None = None  # of the sounds, written into every sample
     # Shares of what is never divided (`columns.group`), or lists of values of `columns.split`.
     splits: dict[str, Any] = field(default_factory=lambda: {"train": 0.8, "validation": 0.1, "test": 0.1})
-    seed: int = 0
+    seed: int = 0  # of everything that is drawn
     audio: AudioConfig = field(default_factory=AudioConfig)
-    samples_per_shard: int = 256
-    max_rejects: int | None = None
-    max_reject_share: float = 0.01
+    samples_per_shard: int = 256  # samples in a tar file
+    max_rejects: int | None = None  # rejects beyond which the run stops, in place of a share
+    max_reject_share: float = 0.01  # share of rejects beyond which the run stops
 
     @property
     def reader(self) -> Format:

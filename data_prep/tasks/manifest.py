@@ -15,6 +15,7 @@ from typing import Any
 
 from audio_llm.errors import DataError, describe
 from audio_llm.files import write_lines
+from audio_llm.identity import identity_of
 from audio_llm.shards.index import scan_shard
 from audio_llm.shards.schema import Sample
 from audio_llm.shards.writer import ShardWriter
@@ -45,9 +46,11 @@ def prepare(
     total = len(drafts) + len(rejects)
     if not total:
         raise DataError(describe(str(config.path), f"rows in the format '{config.format}'", "none"))
-    head = {"version": FORMAT_VERSION, "kind": "manifest", "config_hash": _hash(config, drafts, rejects)}
+    digests = {"format": FORMAT_VERSION, "rows": _hash(drafts, rejects)}
+    identity = identity_of(config, digests, ("path", "root"), free=("max_rejects",))
     # What ended before its first shard, by too many rejects, is nothing to keep.
-    ledger = Ledger(out, head, list(config.splits), overwrite or not any(out.glob("*/*.tar")))
+    replace = overwrite or not any(out.glob("*/*.tar"))
+    ledger = Ledger(out, {"version": FORMAT_VERSION, "kind": "manifest"}, identity, list(config.splits), replace)
     if (earlier := ledger.finished) and all(finished(out / name) for name in config.splits):
         return earlier
     ledger.begin()
@@ -77,10 +80,10 @@ def prepare(
     )
 
 
-def _hash(config: ManifestConfig, drafts: Sequence[Draft], rejects: Sequence[Reject]) -> str:
-    """Changes with the recipe, with any word of the rows, and with the size of any sound."""
+def _hash(drafts: Sequence[Draft], rejects: Sequence[Reject]) -> str:
+    """Changes with any word of the rows, and with the size of any sound."""
     rows = [[draft.sample.to_json(), draft.sound.name, draft.sound.size, draft.start, draft.end] for draft in drafts]
-    return digest(FORMAT_VERSION, config.plain(), rows, [(reject.item, reject.reason.name) for reject in rejects])
+    return digest(rows, [(reject.item, reject.reason.name) for reject in rejects])
 
 
 class _Rejects:
