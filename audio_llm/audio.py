@@ -125,14 +125,12 @@ def decode(
     links = containers.links(data, name)
     header = _measure(links, name)
     if layout is None and header.channels not in LAYOUT_OF_COUNT:
-        cure = other_channels(2, header.channels)
         expected, found = "1 (mono), 2 (stereo or binaural) or 4 (foa) channels", f"{header.channels} channels"
-        raise AudioError(describe(name, expected, found, cure), "channels")
+        raise AudioError(describe(name, expected, found, other_channels(2, header.channels)), "channels")
     layout = layout or LAYOUT_OF_COUNT[header.channels]
     if LAYOUT_CHANNELS.get(layout, header.channels) != header.channels:
         wanted = LAYOUT_CHANNELS[layout]
-        cure = other_channels(wanted, header.channels)
-        expected = f"{wanted} channel(s) for layout '{layout}'"
+        expected, cure = f"{wanted} channel(s) for layout '{layout}'", other_channels(wanted, header.channels)
         raise AudioError(describe(name, expected, f"{header.channels}", cure), "channels")
     if header.frames < MIN_SAMPLES:
         found = "no samples" if header.frames == 0 else f"{header.frames} sample(s)"
@@ -460,19 +458,17 @@ def channels_cure(layouts: Sequence[str], found: int) -> str:
 
 def other_channels(wanted: int, found: int) -> str:
     """The command that makes `wanted` channels of a file's `found` ones, or such sound anew where there is no way."""
-    if wanted == 2 and found == 4:  # W and Y, as two cardioids to the sides
-        mix = "pan=stereo|c0=0.5*c0+0.5*c1|c1=0.5*c0-0.5*c1"
-        return f"Of ambisonics (ACN order) `ffmpeg -i IN -af '{mix}' OUT.wav` makes left and right."
-    if wanted in (1, 2) and found > wanted:
-        few = "mono|c0=c0" if wanted == 1 else "stereo|c0=c0|c1=c1"
-        number = ("", "one", "two")[wanted]
-        return f"Take {number} of them, for instance by `ffmpeg -i IN -af 'pan={few}' OUT.wav`."
-    if wanted == 2 and found == 1:
-        return "`ffmpeg -i IN -ac 2 OUT.wav` gives both channels the same sound: it then comes from straight ahead."
     if found == wanted:
         return "`audio-llm inspect SHARDS` shows the layout of a sample; its JSON says which one its channels have."
-    layout = next(layout for layout, count in LAYOUT_CHANNELS.items() if count == wanted)
-    return f"Channels are never invented: `audio-llm prep RECIPE OUT audio.layout={layout}` makes scenes of {wanted}."
+    if (wanted, found) == (2, 1):
+        return "`ffmpeg -i IN -ac 2 OUT.wav` gives both channels the same sound: it then comes from straight ahead."
+    if wanted < found:  # of ambisonics W and Y, as two cardioids to the sides
+        two = "stereo|c0=0.5*c0+0.5*c1|c1=0.5*c0-0.5*c1" if found == 4 else "stereo|c0=c0|c1=c1"
+        mix = {1: "mono|c0=c0", 2: two, 4: "4.0|c0=c0|c1=c1|c2=c2|c3=c3"}[wanted]
+        return f"Make {wanted} of them, for instance by `ffmpeg -i IN -af 'pan={mix}' OUT.wav`."
+    return (
+        f"Channels are never invented: `audio-llm prep RECIPE OUT audio.layout={LAYOUT_OF_COUNT[wanted]}` makes some."
+    )
 
 
 def check_format(

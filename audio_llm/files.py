@@ -8,6 +8,7 @@ import fcntl
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -263,6 +264,14 @@ def parse_json(text: str | bytes) -> Any:
         except UnicodeEncodeError as error:
             raise json.JSONDecodeError("Half of a surrogate pair", text, half.start()) from error
     return tree
+
+
+def not_finite(value: Any, place: str = "") -> tuple[str, float] | None:
+    """The first NaN or infinity in a tree of JSON, and where it stands: JSON has none, though Python reads them."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else (place, value)
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    return next(filter(None, (not_finite(part, f"{place}.{name}") for name, part in parts)), None)
 
 
 class _TooLarge(Exception):

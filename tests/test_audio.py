@@ -357,7 +357,12 @@ def test_channels_are_mixed_only_by_name() -> None:
         ("stereo", ("binaural",), "duplicate", "found stereo. `audio-llm inspect SHARDS`"),
         ("mono", ("foa",), "refuse", "found mono. Channels are never invented: `audio-llm prep .* audio.layout=foa`"),
         ("stereo", ("foa",), "refuse", "found stereo. Channels are never invented: `audio-llm prep"),
-        ("foa", ("stereo", "binaural"), "refuse", r"found foa. Of ambisonics .*`ffmpeg -i IN -af 'pan=stereo\|c0=0.5"),
+        (
+            "foa",
+            ("stereo", "binaural"),
+            "refuse",
+            r"found foa. Make 2 of them, .*`ffmpeg -i IN -af 'pan=stereo\|c0=0.5",
+        ),
     ],
 )
 def test_a_refusal_of_channels_names_the_flag_in_the_right_direction(

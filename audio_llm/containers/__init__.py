@@ -12,7 +12,7 @@ from audio_llm.containers import chunks, flac, mpeg, ogg
 from audio_llm.containers.base import Buffer, Link, after_id3
 from audio_llm.errors import AudioError, describe
 
-__all__ = ["Buffer", "Link", "links"]
+__all__ = ["UNGUARDED", "Buffer", "Link", "links"]
 
 _READERS = {
     b"RIFF": chunks.riff,
@@ -28,6 +28,9 @@ _READERS = {
     b"fLaC": flac.links,
     b"OggS": ogg.links,
 }
+# FLAC frames and Ogg pages carry checksums, which decoding compares, and MPEG is not decoded to the bit. What begins
+# like this would be heard as it lies there, flipped bits and all.
+UNGUARDED = (b"RIFF", b"RF64", b"RIFX", b"riff", b"FORM", b"caff", b".snd")
 _SUBKINDS = {b"RIFF": b"WAVE", b"RIFX": b"WAVE", b"RF64": b"WAVE", b"BW64": b"WAVE"}
 
 # What people take for sound files, by (offset, bytes): named, so that nobody has to guess.

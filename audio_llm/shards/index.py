@@ -7,11 +7,13 @@ in the middle, wrong JSON, a duplicate key, a missing member) is counted and lis
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
 import tarfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,6 +89,29 @@ def read_sizes(folder: Path) -> dict[str, dict[str, Any]]:
 def sizes_text(folder: str | Path) -> bytes:
     """``sizes.json`` of a folder or an address as it stands there: what its data are known by."""
     return Remote.open(folder).text if address(folder) else (Path(folder) / "sizes.json").read_bytes()
+
+
+def data_hash(folders: Sequence[str | Path]) -> str:
+    """First 16 hex digits of the SHA-256 of the folders' ``sizes.json``, which hold the checksums of their shards; a
+    folder without one is known by what :func:`shards_digest` sees."""
+    sizes = hashlib.sha256()
+    for folder in folders:
+        listed = address(folder) or (Path(folder) / "sizes.json").is_file()
+        sizes.update(sizes_text(folder) if listed else shards_digest([folder]).encode())
+    return sizes.hexdigest()[:16]
+
+
+def shards_digest(folders: Sequence[str | Path]) -> str:
+    """Of names and of what :func:`audio_llm.files.glance` sees of the shards: they may be other ones than
+    ``sizes.json`` tells of."""
+    seen = hashlib.sha256()
+    for folder in folders:
+        if address(folder):  # what is fetched from there is compared with its checksums
+            seen.update(sizes_text(folder))
+            continue
+        for path in shard_paths(Path(folder)):
+            seen.update(f"{path.name} {glance(path)}\n".encode())
+    return seen.hexdigest()[:16]
 
 
 def scan_shard(path: Path) -> Scan:

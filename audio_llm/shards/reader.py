@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 
 from audio_llm.audio import Waveform, check_format, decode, sha256
+from audio_llm.containers import UNGUARDED
 from audio_llm.errors import AudioError, ShardError, describe
 from audio_llm.shards.index import Row, ShardIndex
 from audio_llm.shards.schema import Sample
 
 MAX_OPEN_SHARDS = 64  # far below the usual limit of 1024 descriptors per process
 MAX_SECONDS = 600.0  # of a clip whose JSON does not state its length
-# FLAC frames and Ogg pages carry checksums, which decoding compares, and MPEG is not decoded to the bit. What begins
-# like this would be heard as it lies there, flipped bits and all.
-UNGUARDED = (b"RIFF", b"RF64", b"RIFX", b"riff", b"FORM", b"caff", b".snd")
 
 
 class ShardDataset:
@@ -152,8 +150,7 @@ class ShardDataset:
             raise AudioError(describe(name, expected, f"{waveform.seconds:.6f} s at {waveform.sample_rate} Hz"))
         if info.sha256 and data.startswith(UNGUARDED) and not self._compared[i]:  # once: it takes as long as decoding
             if sha256(waveform) != info.sha256:
-                cure = "The shard was damaged or changed: copy or write it again."
-                raise AudioError(describe(name, "the samples whose SHA-256 its JSON says", "others", cure))
+                raise AudioError(describe(name, "samples of the SHA-256 in its JSON", "others: damaged or changed"))
             self._compared[i] = True
         return waveform
 

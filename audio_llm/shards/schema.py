@@ -17,7 +17,7 @@ from typing import Any
 from audio_llm.audio import LAYOUT_CHANNELS, Waveform
 from audio_llm.audio import sha256 as audio_sha256
 from audio_llm.errors import ConfigError, ShardError, describe, nearest
-from audio_llm.files import parse_json
+from audio_llm.files import not_finite, parse_json
 
 VERSION = 1
 MAX_KEY_BYTES = 90  # ustar holds 100 bytes of name; ".flac" and ".json" take five, the rest is margin
@@ -230,18 +230,6 @@ def _number(value: Any, where: str, low: float = -math.inf, high: float = math.i
         raise ShardError(describe(where, f"a finite number{bounds}", repr(value)))
 
 
-def _finite(value: Any, where: str) -> None:
-    """JSON has no NaN and no infinity, though Python reads and writes them."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            _finite(inner, f"{where}.{name}")
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            _finite(inner, where)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ShardError(describe(where, "a finite number, or no field at all", repr(value)))
-
-
 def _validate_sample(sample: Sample, where: str) -> None:
     check_key(sample.id, where)
     if sample.version != VERSION:
@@ -263,7 +251,8 @@ def _validate_sample(sample: Sample, where: str) -> None:
         listed = words if isinstance(words, list) else [words]
         if not isinstance(group, str) or not all(isinstance(word, str) and word.strip() for word in listed):
             raise ShardError(describe(f"{where}: semantic_elements.{group}", "a text or a list of texts", repr(words)))
-    _finite(sample.meta, f"{where}: meta")
+    if (found := not_finite(sample.meta)) is not None:
+        raise ShardError(describe(f"{where}: meta{found[0]}", "a finite number, or no field at all", repr(found[1])))
     if not isinstance(sample.events, list):
         raise ShardError(describe(f"{where}: events", "a list", type(sample.events).__name__))
     for index, event in enumerate(sample.events):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import time
@@ -22,16 +21,15 @@ import torch
 
 from audio_llm import config
 from audio_llm.errors import AudioLLMError, ConfigError, describe
-from audio_llm.files import glance, only_writer, write_json
+from audio_llm.files import only_writer, write_json
 from audio_llm.identity import Identity, empty, identity_of, settle, start_digest
 from audio_llm.identity import write as write_identity
 from audio_llm.language.templates import instruct
 from audio_llm.model.build import load_processor
 from audio_llm.model.export import export_trained
-from audio_llm.shards.index import shard_paths, sizes_text
+from audio_llm.shards.index import data_hash, shards_digest
 from audio_llm.shards.reader import ShardDataset
-from audio_llm.shards.remote import StoreError, address
-from audio_llm.shards.writer import SIZES
+from audio_llm.shards.remote import StoreError
 from audio_llm.training.callbacks import (
     COMPLETE,
     Checkpoints,
@@ -305,29 +303,6 @@ def trainer_settings(recipe: RunRecipe) -> dict[str, Any]:
         remove_unused_columns=False,
         report_to=[],
     )
-
-
-def data_hash(folders: Sequence[Path]) -> str:
-    """First 16 hex digits of the SHA-256 of the folders' ``sizes.json``, which hold the checksums of their shards; a
-    folder without one is known by what :func:`shards_digest` sees."""
-    sizes = hashlib.sha256()
-    for folder in folders:
-        listed = address(folder) or (folder / SIZES).is_file()
-        sizes.update(sizes_text(folder) if listed else shards_digest([folder]).encode())
-    return sizes.hexdigest()[:16]
-
-
-def shards_digest(folders: Sequence[Path]) -> str:
-    """Of names and of what :func:`audio_llm.files.glance` sees of the shards: they may be other ones than
-    ``sizes.json`` tells of."""
-    seen = hashlib.sha256()
-    for folder in folders:
-        if address(folder):  # what is fetched from there is compared with its checksums
-            seen.update(sizes_text(folder))
-            continue
-        for path in shard_paths(folder):
-            seen.update(f"{path.name} {glance(path)}\n".encode())
-    return seen.hexdigest()[:16]
 
 
 def plain_error(error: AudioLLMError | StoreError) -> AudioLLMError | StoreError:

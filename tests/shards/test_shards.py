@@ -115,7 +115,7 @@ def test_sample_json_round_trip(item: Sample) -> None:
         ({"events": [{"label": "dog", "onset": 2, "offset": 1}]}, "an offset after the onset at 2 s, found 1 s"),
         ({"audio": {"sample_rate": 16000, "channels": 1, "layout": "foa", "seconds": 1}}, "foa with 4.*'foa' with 1"),
         ({"meta": []}, "meta: expected a mapping"),
-        ({"meta": {"room": {"sizes": [1.0, float("nan")]}}}, "meta.room.sizes: expected a finite number"),
+        ({"meta": {"room": {"sizes": [1.0, float("nan")]}}}, "meta.room.sizes.1: expected a finite number"),
         ({"meta": {"gain": float("inf")}}, "meta.gain: expected a finite number"),
         ({"choices": [f"c{n}" for n in range(27)]}, "choices: expected at most 26, a letter each, found 27"),
         ({"question": "\ud800"}, "expected JSON, found .*Half of a surrogate pair"),
