@@ -460,15 +460,11 @@ def other_channels(wanted: int, found: int) -> str:
     """The command that makes `wanted` channels of a file's `found` ones, or such sound anew where there is no way."""
     if found == wanted:
         return "`audio-llm inspect SHARDS` shows the layout of a sample; its JSON says which one its channels have."
-    if (wanted, found) == (2, 1):
-        return "`ffmpeg -i IN -ac 2 OUT.wav` gives both channels the same sound: it then comes from straight ahead."
     if wanted < found:  # of ambisonics W and Y, as two cardioids to the sides
         two = "stereo|c0=0.5*c0+0.5*c1|c1=0.5*c0-0.5*c1" if found == 4 else "stereo|c0=c0|c1=c1"
         mix = {1: "mono|c0=c0", 2: two, 4: "4.0|c0=c0|c1=c1|c2=c2|c3=c3"}[wanted]
         return f"Make {wanted} of them, for instance by `ffmpeg -i IN -af 'pan={mix}' OUT.wav`."
-    return (
-        f"Channels are never invented: `audio-llm prep RECIPE OUT audio.layout={LAYOUT_OF_COUNT[wanted]}` makes some."
-    )
+    return f"Channels are not invented: `audio-llm prep RECIPE OUT audio.layout={LAYOUT_OF_COUNT[wanted]}` makes some."
 
 
 def check_format(

@@ -355,8 +355,8 @@ def test_channels_are_mixed_only_by_name() -> None:
         ("foa", ("mono",), "left", "found foa. .*`--hearing omni`"),
         ("mono", ("binaural",), "refuse", "found mono. `--hearing duplicate`.*direction then mean nothing"),
         ("stereo", ("binaural",), "duplicate", "found stereo. `audio-llm inspect SHARDS`"),
-        ("mono", ("foa",), "refuse", "found mono. Channels are never invented: `audio-llm prep .* audio.layout=foa`"),
-        ("stereo", ("foa",), "refuse", "found stereo. Channels are never invented: `audio-llm prep"),
+        ("mono", ("foa",), "refuse", "found mono. Channels are not invented: `audio-llm prep .* audio.layout=foa`"),
+        ("stereo", ("foa",), "refuse", "found stereo. Channels are not invented: `audio-llm prep"),
         (
             "foa",
             ("stereo", "binaural"),
