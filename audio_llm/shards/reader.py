@@ -148,10 +148,9 @@ class ShardDataset:
         if waveform.sample_rate != info.sample_rate or abs(waveform.seconds - info.seconds) * info.sample_rate > 1:
             expected = f"{info.seconds} s at {info.sample_rate} Hz, as its JSON says"
             raise AudioError(describe(name, expected, f"{waveform.seconds:.6f} s at {waveform.sample_rate} Hz"))
-        if info.sha256 and data.startswith(UNGUARDED) and not self._compared[i]:  # once: it takes as long as decoding
-            if sha256(waveform) != info.sha256:
-                raise AudioError(describe(name, "samples of the SHA-256 in its JSON", "others: damaged or changed"))
-            self._compared[i] = True
+        if info.sha256 and data.startswith(UNGUARDED) and not self._compared[i] and sha256(waveform) != info.sha256:
+            raise AudioError(describe(name, "samples of the SHA-256 in its JSON", "others: damaged or changed"))
+        self._compared[i] = True  # once: it takes as long as decoding
         return waveform
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:

@@ -325,10 +325,8 @@ def policy_identity(recipe: PolicyRecipe) -> tuple[Identity, list[Path]]:
     digests = {f"weights of {key}": start_digest(path) for key, path in begun.items()}
     for key, folders in (("train", recipe.train_folders()), ("validation", getattr(data, "validation", None))):
         if folders:
-            digests |= {
-                f"data.{key} (its shards)": data_hash(folders),
-                f"data.{key} (their bytes)": shards_digest(folders),
-            }
+            digests[f"data.{key} (its shards)"] = data_hash(folders)
+            digests[f"data.{key} (their bytes)"] = shards_digest(folders)
     places = ("model.path", "data.train", "data.validation")
     return identity_of(recipe, digests, places), list(begun.values())
 
