@@ -19,7 +19,8 @@ from torch import Tensor
 
 from audio_llm.serving.rollout_engines import VLLMRollouts
 from audio_llm.training.recipes import EngineRecipe
-from audio_llm.training.rollouts import PolicyWeights, RolloutEngine, Sampling, TransformersRollouts, forbid_tokens
+from audio_llm.training.rollouts import PolicyWeights, RolloutEngine, Sampling, forbid_tokens
+from audio_llm.training.transformers_rollouts import TransformersRollouts
 from benchmarks.policy import build_policy, embeddings
 
 TARGETS = {32: 1.8}  # tokens per second of vLLM over generate's

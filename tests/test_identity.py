@@ -14,7 +14,7 @@ from audio_llm import config, identity
 from audio_llm.cli import main
 from audio_llm.errors import ConfigError
 from audio_llm.training import grpo, sft
-from audio_llm.training.rollouts import TransformersRollouts
+from audio_llm.training.transformers_rollouts import TransformersRollouts
 from tests.conftest import make_shards
 from tests.paths import ROOT
 from tests.tasks.test_language_model import write_text

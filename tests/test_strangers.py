@@ -432,7 +432,7 @@ def test_verbs_print_strangers_texts_visibly(tmp_path: Path, parts, capsys: pyte
 
 def test_memory_that_killed_processes_left_is_swept(tmp_path: Path) -> None:
     pytest.importorskip("vllm", reason="vLLM is not installed")
-    from audio_llm.serving.rollout_engines import sweep
+    from audio_llm.serving.scratch import sweep
 
     old = time.time() - 3600
     kept = {"audio-llm-engine-held", "audio-llm-engine-new", "other"}

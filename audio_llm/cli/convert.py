@@ -110,18 +110,10 @@ def _build(args: argparse.Namespace) -> None:
 def _merge(args: argparse.Namespace) -> None:
     from audio_llm.model.validate import check_adapter
 
-    check_adapter(args.adapter, args.base)
-    from peft import PeftModel
+    check_adapter(args.adapter, args.base)  # before torch is imported
+    from audio_llm.model.export import write_merged
 
-    from audio_llm.files import atomic_folder
-    from audio_llm.model.build import load_model, load_processor
-    from audio_llm.model.export import merge, save_weights, scale_of, split_state
-
-    plain = load_model(args.base, dtype="auto")
-    model = PeftModel.from_pretrained(plain, args.adapter)
-    weights = merge(split_state(model.state_dict()), scale_of(model.peft_config["default"]))
-    with atomic_folder(args.out) as folder:
-        save_weights(plain.config, plain.generation_config, weights, load_processor(args.base), folder)
+    write_merged(args.base, args.adapter, args.out)
 
 
 def _language_model(args: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from audio_llm.errors import CheckpointError, describe
 from audio_llm.files import atomic_folder, write_json
-from audio_llm.model.validate import BASE_DIGEST, lora_targets, weights_digest
+from audio_llm.model.validate import BASE_DIGEST, check_adapter, lora_targets, weights_digest
 
 FORMS = ("merged", "adapter")
 LANGUAGE_MODEL = "model.language_model."
@@ -94,8 +94,9 @@ def merge(parts: Parts, scaling: float, exclude: str | None = None) -> dict[str,
     return merged
 
 
-def language_model_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of the plain causal language model inside `model`, with the active LoRA layers folded in.
+def language_model_weights(model: Any, untie: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of the plain causal language model inside `model`, with the active LoRA layers folded in; with
+    `untie` also the head of one whose head is its embeddings.
 
     The live weights are only read. A folded tensor is a new one, made when the iterator reaches it, so that one matrix
     at a time is held twice.
@@ -113,6 +114,8 @@ def language_model_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
                 a, b = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
                 weight = fold(weight, a, b, layer.scaling[adapter])
         yield _on_its_own(name.replace(".base_layer.", ".")), weight
+    if tied and untie:
+        yield "lm_head.weight", model.get_output_embeddings().weight.detach().clone()  # files share no memory
 
 
 def _on_its_own(name: str) -> str:
@@ -121,12 +124,16 @@ def _on_its_own(name: str) -> str:
 
 
 def write_language_model(
-    model: Any, destination: str | Path, tensors: Iterable[tuple[str, Tensor]] | None, tokenizer: Any = None
+    model: Any,
+    destination: str | Path,
+    tensors: Iterable[tuple[str, Tensor]] | None,
+    tokenizer: Any = None,
+    untie: bool = False,
 ) -> Path:
     """Write the language model of `model` alone, as a folder of its own architecture: vLLM runs it on embeddings.
 
-    `tensors` are those of :func:`language_model_weights`; None leaves the weights out. With a `tokenizer` the folder is
-    one for everybody, with the generation's special tokens.
+    `tensors` are those of :func:`language_model_weights`, with the same `untie`; None leaves the weights out. With a
+    `tokenizer` the folder is one for everybody, with the generation's special tokens.
     """
     from safetensors.torch import save_file
     from transformers import GenerationConfig
@@ -136,6 +143,7 @@ def write_language_model(
     plain = type(text).from_dict(text.to_dict())
     plain.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text.model_type]]
     plain.dtype = str(model.dtype).removeprefix("torch.")
+    plain.tie_word_embeddings = bool(plain.tie_word_embeddings) and not untie
     with atomic_folder(destination) as folder:
         plain.save_pretrained(folder)
         if tokenizer is not None:
@@ -153,14 +161,13 @@ def write_language_model(
 def save_weights(
     config: Any, generation_config: Any, state: Mapping[str, Tensor], processor: Any, folder: Path
 ) -> None:
-    """Write a checkpoint folder from plain weights. The names are checked against the model, strictly."""
+    """Write a checkpoint folder from plain weights, each in its own dtype: what was trained is float32 beside frozen
+    bfloat16. The names are checked against the model, strictly."""
     from audio_llm.model.modeling import AudioLLMForConditionalGeneration
 
     with torch.device("meta"):
         model = AudioLLMForConditionalGeneration(config)
-    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    weights = {name: tensor.to(dtype) if name in parameters else tensor for name, tensor in state.items()}
+    weights = dict(state)
     missing, unexpected = set(model.state_dict()) - set(weights), set(weights) - set(model.state_dict())
     if missing or unexpected:
         raise CheckpointError(describe("export", f"all of {sorted(missing)[:3]}", f"{sorted(unexpected)[:3]} instead"))
@@ -171,6 +178,21 @@ def save_weights(
     model.generation_config = generation_config
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def write_merged(base: str | Path, adapter: str | Path, destination: str | Path) -> Path:
+    """Write the checkpoint `base` with an `adapter` folder of PEFT's folded in. Raises :class:`CheckpointError`."""
+    check_adapter(adapter, base)
+    from peft import PeftModel
+
+    from audio_llm.model.build import load_model, load_processor
+
+    plain = load_model(base, dtype="auto")
+    model: Any = PeftModel.from_pretrained(plain, str(adapter))
+    weights = merge(split_state(model.state_dict()), scale_of(model.peft_config["default"]))
+    with atomic_folder(destination) as folder:
+        save_weights(plain.config, plain.generation_config, weights, load_processor(base), folder)
+    return Path(destination)
 
 
 def export_weights(

@@ -18,7 +18,6 @@ import shlex
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import tempfile
@@ -34,11 +33,12 @@ import torch
 from torch import Tensor
 
 from audio_llm.errors import ConfigError, PrerequisiteError, TrainingError, describe, require
-from audio_llm.files import FolderInUse, atomic_file, only_writer
+from audio_llm.files import atomic_file
 from audio_llm.model.export import write_adapter, write_language_model
 from audio_llm.serving.guard import TOKEN, TOKEN_FILE
 from audio_llm.serving.launcher import LORA_RANKS, cpu_build, server_environment
 from audio_llm.serving.plugin import hide_llvmlite_attributes
+from audio_llm.serving.scratch import private_folder
 from audio_llm.training.recipes import EngineRecipe, SyncMode
 from audio_llm.training.rollouts import (
     FORBIDDEN_BIAS,
@@ -47,8 +47,8 @@ from audio_llm.training.rollouts import (
     PolicyWeights,
     RolloutEngine,
     Sampling,
-    TransformersRollouts,
 )
+from audio_llm.training.transformers_rollouts import TransformersRollouts
 
 
 def build_engine(recipe: EngineRecipe, policy: PolicyWeights, tokenizer: Any, seed: int = 0) -> RolloutEngine:
@@ -74,6 +74,12 @@ def resolve_sync(mode: SyncMode, policy: PolicyWeights) -> Literal["merged", "ad
     return mode
 
 
+def _unties(mode: str) -> bool:
+    """Whether the engine gets a tied head by itself. vLLM on a CPU packs the head's weights when it loads the model,
+    and anew only where a head is among those of a later sync: a tied one would stay what it was at first."""
+    return mode == "merged" and cpu_build()
+
+
 def _rank() -> tuple[int, int]:
     """(rank, world size) as the launcher's environment tells."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -95,11 +101,11 @@ def _fitting_rank(rank: int) -> int:
     return fitting[0]
 
 
-def _write_unadapted(policy: PolicyWeights, folder: Path, tokenizer: Any = None) -> Path:
+def _write_unadapted(policy: PolicyWeights, folder: Path, tokenizer: Any = None, untie: bool = False) -> Path:
     """Write the policy's language model without its adapter."""
     unadapted = getattr(policy.model, "disable_adapter", contextlib.nullcontext)
-    with unadapted(), policy.merged() as tensors:
-        return write_language_model(policy.base, folder, tensors, tokenizer)
+    with unadapted(), policy.merged(untie) as tensors:
+        return write_language_model(policy.base, folder, tensors, tokenizer, untie)
 
 
 @contextlib.contextmanager
@@ -149,14 +155,14 @@ class VLLMRollouts:
         self.max_model_len = _model_length(policy, self.recipe)
         self.version: int | None = None
         self._closing = contextlib.ExitStack()
-        self._folder = self._closing.enter_context(_private_folder())
+        self._folder = self._closing.enter_context(private_folder())
         atexit.register(self.close)
         self._adapter: Any = None
         self._prefixes = 0
         if self.mode == "adapter":
             _write_unadapted(policy, self._folder / "model")
         else:
-            write_language_model(policy.base, self._folder / "model", None)
+            write_language_model(policy.base, self._folder / "model", None, untie=_unties(self.mode))
         with _random_state_kept():
             self._llm: Any = self._build(policy)
 
@@ -199,7 +205,7 @@ class VLLMRollouts:
             return 0.0
         start = time.perf_counter()
         if self.mode == "merged":
-            with policy.merged() as tensors:
+            with policy.merged(_unties(self.mode)) as tensors:
                 self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors)})
         else:
             self._swap_adapter(policy, version)
@@ -261,37 +267,6 @@ def _completion(choice: Any) -> Completion:
     return Completion(ids, [float(row[token].logprob) for row, token in zip(choice.logprobs, ids, strict=True)])
 
 
-_PREFIX, _FRESH_SECONDS = "audio-llm-engine-", 60.0
-
-
-@contextlib.contextmanager
-def _private_folder() -> Iterator[Path]:
-    """A folder of this process alone, in memory where that can be: weights are written at every update.
-
-    What processes that were killed left there goes first: their locks are open.
-    """
-    root = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
-    sweep(root)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
-    try:
-        with only_writer(folder):
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def sweep(root: Path) -> None:
-    """Delete the engine folders of ours under `root` that no process holds any more."""
-    for folder in root.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError, FolderInUse):
-            facts = folder.lstat()
-            if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
-                continue
-            if time.time() - facts.st_mtime > _FRESH_SECONDS:  # else its process may be about to lock it
-                with only_writer(folder):
-                    shutil.rmtree(folder, ignore_errors=True)
-
-
 # --- over HTTP -----------------------------------------------------------------------------------------------------
 
 
@@ -321,7 +296,7 @@ class HTTPRollouts:
         self.max_model_len = _model_length(policy, self.recipe)
         self.version: int | None = None
         self._closing = contextlib.ExitStack()
-        self._folder = self.recipe.shared_folder or self._closing.enter_context(_private_folder())
+        self._folder = self.recipe.shared_folder or self._closing.enter_context(private_folder())
         self._server: Server | None = None
         atexit.register(self.close)
         url = self.recipe.url
@@ -339,7 +314,7 @@ class HTTPRollouts:
     def _start(self, policy: PolicyWeights, tokenizer: Any, seed: int) -> Server:
         if _rank()[1] > 1:
             raise ConfigError("engine.url: several training processes share one server; start it first (docs/grpo.md).")
-        model = _write_unadapted(policy, self._folder / "model", tokenizer)
+        model = _write_unadapted(policy, self._folder / "model", tokenizer, _unties(self.mode))
         rank = _lora_rank(policy) if self.mode == "adapter" else None
         dtype = str(policy.base.dtype).removeprefix("torch.")
         return Server(model, dtype, self.recipe, self.max_model_len, rank, seed)
@@ -382,7 +357,8 @@ class HTTPRollouts:
         start = time.perf_counter()
         first = _rank()[0] == 0
         if self.mode == "merged":
-            with policy.merged() as tensors:  # every rank takes part in gathering; the first one writes
+            # Every rank takes part in gathering; the first one writes.
+            with policy.merged(_unties(self.mode)) as tensors:
                 if first:
                     self._reload(policy, tensors)
         else:
@@ -402,7 +378,7 @@ class HTTPRollouts:
 
         folder = self._folder / "merged"
         if not folder.is_dir():
-            write_language_model(policy.base, folder, None)
+            write_language_model(policy.base, folder, None, untie=_unties(self.mode))
         with atomic_file(folder / "model.safetensors") as temporary:
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors}, temporary, {"format": "pt"})
         self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
@@ -482,8 +458,8 @@ def prepare_server(model: Path, output: Path, recipe: EngineRecipe, lora: Any, s
     from audio_llm.model.build import load_model, load_processor
 
     policy = PolicyWeights(load_model(model))
-    _write_unadapted(policy, output, load_processor(model).tokenizer)
     swaps = recipe.sync == "adapter" or (recipe.sync == "auto" and torch.cuda.is_available())
+    _write_unadapted(policy, output, load_processor(model).tokenizer, _unties("adapter" if swaps else "merged"))
     rank = _fitting_rank(lora.rank) if lora is not None and swaps else None
     dtype = str(policy.base.dtype).removeprefix("torch.")
     command = server_command(output, dtype, recipe, _model_length(policy, recipe), rank, seed, port)

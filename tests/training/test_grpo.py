@@ -32,7 +32,8 @@ from audio_llm.training.examples import Example  # noqa: E402
 from audio_llm.training.grpo_trainer import AudioGRPOTrainer, GroupSampler, gather_groups  # noqa: E402
 from audio_llm.training.recipes import EngineRecipe  # noqa: E402
 from audio_llm.training.rewards import build_rewards  # noqa: E402
-from audio_llm.training.rollouts import PolicyWeights, TransformersRollouts  # noqa: E402
+from audio_llm.training.rollouts import PolicyWeights  # noqa: E402
+from audio_llm.training.transformers_rollouts import TransformersRollouts  # noqa: E402
 from tests.paths import ROOT  # noqa: E402
 
 TIMES = {"load", "rollout", "reward", "logprob", "sync", "update", "step"}
@@ -533,6 +534,40 @@ def test_vllm_is_in_step_after_each_of_20_updates_and_the_gate_sees_when_it_is_n
     with pytest.raises(TrainingError, match=r"engine 'vllm'.*within 0.001 of the trainer's"):
         grpo.run(control, lambda recipe, policy, tokenizer, seed: Stuck(policy, recipe, seed))
     assert len(metrics(tmp_path / "control")) <= 3
+
+
+def engine_in_step(checkpoint, shards, tmp_path, family: str, tie: bool, sync: str, precision: str, bound: float):
+    """20 updates with the engine compared at every one; how far apart the two were at most."""
+    from audio_llm.serving.rollout_engines import build_engine
+
+    engine = {"backend": "vllm", "max_model_len": 128, "max_num_seqs": 16, "sync": sync}
+    changes = {"engine": engine, "learning_rate": 1e-2, "schedule": "constant", "precision": precision}
+    changes["model"] = {"path": str(checkpoint(family, tie=tie))}
+    grpo.run(make_recipe(checkpoint, shards, tmp_path / "run", steps=21, parity_bound=bound, **changes), build_engine)
+    logs = metrics(tmp_path / "run")
+    assert len(logs) == 21
+    return max(log["parity/max_abs_logp_difference"] for log in logs)
+
+
+@needs_vllm
+@pytest.mark.vllm
+def test_a_tied_head_follows_too(checkpoint, shards, tmp_path):
+    """vLLM on a CPU packs a head when it loads it: one that is tied to the embeddings has to come by itself."""
+    assert engine_in_step(checkpoint, shards, tmp_path, "qwen3", True, "merged", "fp32", 1e-4) < 1e-4
+
+
+@needs_vllm
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.parametrize("precision, bound", [("fp32", 1e-4), ("bf16", 0.2)])
+@pytest.mark.parametrize("sync", ["merged", "adapter"])
+@pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+def test_every_family_head_and_sync_stays_in_step(
+    checkpoint, shards, tmp_path, family: str, tie: bool, sync: str, precision: str, bound: float
+):
+    apart = engine_in_step(checkpoint, shards, tmp_path, family, tie, sync, precision, bound)
+    print(f"{family} {'tied' if tie else 'untied'} {sync} {precision}: {apart:.1e}")
 
 
 # --- processes -----------------------------------------------------------------------------------------------------

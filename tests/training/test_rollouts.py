@@ -25,10 +25,10 @@ from audio_llm.training.rollouts import (  # noqa: E402
     Completion,
     PolicyWeights,
     Sampling,
-    TransformersRollouts,
     forbid_tokens,
     prompt_embeddings,
 )
+from audio_llm.training.transformers_rollouts import TransformersRollouts  # noqa: E402
 
 needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 
@@ -114,6 +114,10 @@ def test_merged_weights_are_the_plain_model_and_leave_the_live_one_alone(checkpo
     assert set(ours) == set(theirs)
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-6)
+    with policy.merged(untie=True) as tensors:
+        heads = {name: tensor for name, tensor in tensors if name not in ours}
+    assert list(heads) == (["lm_head.weight"] if tie else [])
+    assert all(torch.equal(head, policy.base.lm_head.weight) for head in heads.values())
 
 
 def test_bfloat16_weights_do_not_drift_over_many_syncs(checkpoint):
@@ -279,12 +283,14 @@ def test_adapter_sync_needs_an_adapter(checkpoint):
 @needs_vllm
 @pytest.mark.slow
 @pytest.mark.vllm
-@pytest.mark.parametrize("sync", ["merged", "adapter"])
-def test_vllm_server_follows_the_policy(checkpoint, sync):
+@pytest.mark.parametrize(
+    "lora, sync, tie", [(True, "merged", False), (True, "adapter", False), (False, "merged", True)]
+)
+def test_vllm_server_follows_the_policy(checkpoint, lora, sync, tie):
     """The same bounds over HTTP, with the server in a process of its own; nothing is left running afterwards."""
     from audio_llm.serving.rollout_engines import HTTPRollouts
 
-    policy = make_policy(checkpoint())
+    policy = make_policy(checkpoint(tie=tie), lora=lora)
     tokenizer = load_processor(checkpoint()).tokenizer
     engine = HTTPRollouts(policy, EngineRecipe(sync=sync, max_model_len=256, max_num_seqs=32), tokenizer=tokenizer)
     group = engine._server._process.pid
