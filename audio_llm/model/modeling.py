@@ -236,7 +236,9 @@ class AudioLLMForConditionalGeneration(AudioLLMPreTrainedModel, GenerationMixin)
         audio_windows: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (batch, n, vocabulary), and with `labels` (batch, n; -100 = not supervised) the mean loss.
+        """Logits (batch, n, vocabulary). With `labels` (batch, n; -100 = not supervised) the mean loss, and logits of
+        the supervised positions alone (m, vocabulary), row after row: the head is the widest layer of a small model,
+        and most of a row is its prompt.
 
         `audio_windows` is the processor's count of windows per audio; the windows themselves arrive already flat.
         """
@@ -252,15 +254,24 @@ class AudioLLMForConditionalGeneration(AudioLLMPreTrainedModel, GenerationMixin)
             use_cache=use_cache,
             **{key: value for key, value in kwargs.items() if key != "num_items_in_batch"},
         )
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(output.last_hidden_state[:, keep, :])
+        hidden = output.last_hidden_state
+        if labels is not None:
+            supervised = labels[:, 1:] != -100
+            hidden, labels = hidden[:, :-1][supervised], labels[:, 1:][supervised]
+        else:
+            hidden = hidden[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
+        logits = self.lm_head(hidden)
         cap = getattr(self.config.text_config, "final_logit_softcapping", None)  # of Gemma 2
         if cap is not None:
             logits = torch.tanh(logits / cap) * cap
         loss = None
         if labels is not None:
             loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+                logits=logits,
+                labels=None,
+                shift_labels=labels,
+                vocab_size=self.config.text_config.vocab_size,
+                **kwargs,
             )
         return CausalLMOutputWithPast(
             loss=loss,

@@ -204,6 +204,17 @@ class AudioLLMProcessor(ProcessorMixin):
             list(messages), chat_template=template, tokenize=False, add_generation_prompt=generate
         )
 
+    @property
+    def turn_end(self) -> int:
+        """The id that ends the assistant's turn: of the special token that the chat template writes behind its words,
+        or where it writes none, of the token that ends a text."""
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "¶"}]
+        closing = self.tokenizer(self.render(turns).rpartition("¶")[2], add_special_tokens=False)["input_ids"]
+        known = self.tokenizer.added_tokens_decoder
+        if closing and closing[0] in known and known[closing[0]].special:
+            return int(closing[0])
+        return int(self.tokenizer.eos_token_id)
+
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
         return self.tokenizer.batch_decode(*args, **kwargs)
 

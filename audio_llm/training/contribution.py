@@ -27,14 +27,16 @@ SMALLEST = 0.05
 
 
 def score(logits: Tensor, labels: Tensor) -> Tensor:
-    """(batch, n, vocabulary), (batch, n) -> (batch, 3): summed loss, supervised tokens, 1 where all of them are the
-    likeliest ones."""
-    losses = torch.nn.functional.cross_entropy(
-        logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-    )
+    """Of the supervised positions (m, vocabulary), row after row, and labels (batch, n) -> (batch, 3): summed loss,
+    supervised tokens, 1 where all of them are the likeliest ones."""
     supervised = labels != IGNORED
-    right = ((logits.argmax(-1) == labels) | ~supervised).all(1)
-    return torch.stack([losses.sum(1), supervised.sum(1).float(), right.float()], dim=1)
+    counts, wanted = supervised.sum(1), labels[supervised]
+    losses = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none").split(counts.tolist())
+    right = (logits.argmax(-1) == wanted).split(counts.tolist())
+    sums, all_right = (
+        torch.stack(parts) for parts in ([part.sum() for part in losses], [part.all() for part in right])
+    )
+    return torch.stack([sums, counts.float(), all_right.float()], dim=1)
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def encode(
         if not whole.startswith(prompt):
             expected = "the prompt to be a prefix of the conversation"
             raise TrainingError(describe("chat template", expected, f"{prompt!r} against {whole!r}"))
-        target = reply_ids(processor.tokenizer, whole[len(prompt) :])
+        target = reply_ids(processor, whole[len(prompt) :])
         example.ids, example.labels = torch.cat([ids, target]), torch.cat([example.labels, target])
     if max_length is not None and len(example.ids) > max_length:
         cure = "Raise data.max_length; nothing is cut."
@@ -109,16 +109,14 @@ def encode(
     return example
 
 
-def reply_ids(tokenizer: Any, reply: str) -> Tensor:
-    """(n,) ids of the assistant's turn up to the token that ends it, without the template's line break after that."""
+def reply_ids(processor: Any, reply: str) -> Tensor:
+    """(n,) ids of the assistant's turn up to the token that ends it, without what the template writes after that."""
+    tokenizer, end = processor.tokenizer, processor.turn_end
     ids = tokenizer(reply, add_special_tokens=False)["input_ids"]
-    special = {*tokenizer.all_special_ids, tokenizer.eos_token_id}
-    ends = [position for position, token in enumerate(ids) if token in special]
-    if ends:
-        ids = ids[: ends[-1] + 1]
+    if end in ids:
+        ids = ids[: len(ids) - ids[::-1].index(end)]
     else:  # a format without an end-of-turn token: the end of the text is the end of the turn
-        ids = tokenizer(reply.rstrip(), add_special_tokens=False)["input_ids"]
-        ids.append(tokenizer.eos_token_id)
+        ids = [*tokenizer(reply.rstrip(), add_special_tokens=False)["input_ids"], end]
     return torch.tensor(ids, dtype=torch.long)
 
 

@@ -21,7 +21,7 @@ from audio_llm.language.prompts import ORDERS
 from audio_llm.training import contribution
 from audio_llm.training.contribution import ListeningCheck
 from audio_llm.training.encoder_cache import EncoderCache
-from audio_llm.training.examples import Examples, Rejects, RunSampler, collate, open_shards, reply_ids
+from audio_llm.training.examples import Examples, Rejects, RunSampler, collate, open_shards
 from audio_llm.training.recipes import SFTRecipe
 from audio_llm.training.run import PolicyRun, trainer_settings
 from audio_llm.training.schedule import ScheduledTrainer
@@ -107,7 +107,7 @@ def warn_if_endless(processor: Any, model: Any) -> None:
     """A model that learns to end its turn with a token that generation does not stop at talks on for ever."""
     stops = model.generation_config.eos_token_id
     stops = set(stops) if isinstance(stops, (list, tuple)) else {stops}
-    end = int(reply_ids(processor.tokenizer, processor.render([{"role": "assistant", "content": "x"}]))[-1])
+    end = processor.turn_end
     if end not in stops:
         warnings.warn(
             f"the turn ends with token {end}, but generation stops at {sorted(map(str, stops))}", stacklevel=2
@@ -163,7 +163,7 @@ class SFTTrainer(ScheduledTrainer, Trainer):
         for batch in loader:
             self.rejects.add(batch.pop("rejects"))
             batch = self._prepare_inputs(batch)
-            labels = batch.pop("labels")[:, 1:]
+            labels = batch["labels"][:, 1:]
             inputs = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
             silent = inputs | {k: torch.zeros_like(v) for k, v in inputs.items() if k == "input_audio"}
             sound = (inputs["input_ids"] == model.config.audio_token_id).any(1, keepdim=True)
@@ -176,4 +176,4 @@ class SFTTrainer(ScheduledTrainer, Trainer):
 
     def _score(self, model: Any, inputs: dict[str, Any], labels: Tensor) -> Tensor:
         with self.accelerator.autocast():
-            return contribution.score(model(**inputs).logits[:, :-1], labels)
+            return contribution.score(model(**inputs).logits, labels)

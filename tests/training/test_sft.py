@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
+from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
 
 from audio_llm import config, files
@@ -109,6 +110,42 @@ def test_batch_of_one_and_of_many_have_the_same_logits(checkpoint, processor, it
             one = batch_of(processor, [item])
             alone = model(**{key: one[key] for key in keys}).logits[0]
             assert torch.allclose(together[row, : len(alone)], alone, atol=2e-4)
+
+
+def test_the_head_runs_where_something_is_learnt_and_gives_the_same_loss(checkpoint, processor, items):
+    """Loss and gradients are those of all logits with the rest masked out."""
+    model, batch = load_model(checkpoint()), batch_of(processor, items)
+    inputs = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
+    labels = inputs.pop("labels")
+    rows: list[int] = []
+    model.lm_head.register_forward_hook(lambda _, args, __: rows.append(args[0].shape[:-1].numel()))
+    logits = model(**inputs).logits
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], ignore_index=-100)
+    gradients = torch.autograd.grad(expected, list(model.model.projector.parameters()), allow_unused=True)
+    found = model(**inputs, labels=labels)
+    supervised = labels[:, 1:] != examples.IGNORED
+    assert rows == [labels.numel(), int(supervised.sum())] and rows[1] < rows[0] / 2
+    torch.testing.assert_close(found.loss, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found.logits, logits[:, :-1][supervised], atol=1e-5, rtol=1e-4)
+    again = torch.autograd.grad(found.loss, list(model.model.projector.parameters()), allow_unused=True)
+    for one, other in zip(gradients, again, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-3)
+
+
+def test_the_end_of_a_turn_is_what_the_template_writes(checkpoint, items):
+    """Also where it opens the next turn at once, and where the tokenizer calls another token its end."""
+    processor = load_processor(checkpoint())
+    tokenizer, end = processor.tokenizer, processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert processor.turn_end == end
+    before = examples.encode(processor, items[0])
+    assert "'<|im_end|>\\n'" in processor.chat_template
+    processor.chat_template = processor.chat_template.replace("'<|im_end|>\\n'", "'<|im_end|>\\n<|im_start|>'")
+    tokenizer.eos_token = "<|endoftext|>"
+    after = examples.encode(processor, items[0])
+    assert processor.turn_end == end and int(after.labels[-1]) == end
+    assert torch.equal(after.labels[after.labels >= 0], before.labels[before.labels >= 0])
 
 
 def test_loss_depends_on_the_audio(checkpoint, processor, items):
@@ -301,6 +338,26 @@ def test_export_does_not_touch_the_live_model(checkpoint, processor, tmp_path):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     export_weights(model, model.state_dict(), processor, tmp_path, ["merged"])
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_what_was_trained_is_float32_in_the_export_of_a_bfloat16_model(checkpoint, processor, tmp_path):
+    torch.manual_seed(1)
+    start = load_model(checkpoint(), dtype=torch.bfloat16)
+    model = policy.make_trainable(start, policy.TrainedParts(), policy.LoRARecipe(rank=4))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1 + 1e-4)  # what bfloat16 cannot tell from nothing
+    folders = export_weights(model, model.state_dict(), processor, tmp_path)
+    trained = dict(model.base_model.model.model.projector.modules_to_save["default"].named_parameters())
+    for form in ("merged", "base"):
+        state = load_file(folders[form] / "model.safetensors")
+        found = {name.removeprefix("model.projector."): tensor for name, tensor in state.items() if "projector" in name}
+        assert found.keys() == trained.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in trained.items())
+        frozen = {tensor.dtype for name, tensor in state.items() if "language_model.layers" in name}
+        assert frozen == {torch.bfloat16}
+        assert all(p.dtype == torch.float32 for p in load_model(folders[form]).parameters())
 
 
 def test_merge_is_peft_arithmetic(checkpoint):
