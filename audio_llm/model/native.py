@@ -142,7 +142,7 @@ def absorb(source: str | Path, destination: str | Path) -> Path:
     samples = range(extractor.min_samples, extractor.window_samples)
     extractor.min_samples = next(count for count in samples if config.window_tokens(count))
     processor = AudioLLMProcessor(extractor, tokenizer, config, tokenizer.chat_template)
-    end = _turn_end(processor)
+    end = processor.turn_end
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)  # what a turn is learnt to end with
     config.eos_token_id = end
     generation = GenerationConfig(
@@ -266,18 +266,6 @@ def _marks(folder: Path, tokenizer: Any, layout: NativeLayout) -> list[int]:
         raise CheckpointError(describe(f"model {folder}: tokenizer", expected, "none"))
     marked = {token for token, word in special.items() if any(name in word for name in _MARKED)}
     return sorted(marked - {layout.audio_token_id})
-
-
-def _turn_end(processor: Any) -> int:
-    """The id of the special token that the template writes behind the assistant's words."""
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "¶"}]
-    tokenizer = processor.tokenizer
-    closing = tokenizer(processor.render(turns).rpartition("¶")[2], add_special_tokens=False)["input_ids"]
-    known = tokenizer.added_tokens_decoder
-    if not closing or closing[0] not in known or not known[closing[0]].special:
-        expected = "a special token behind the assistant's words"
-        raise CheckpointError(describe("chat template", expected, repr(tokenizer.decode(closing))[:60]))
-    return int(closing[0])
 
 
 def _ends(folder: Path) -> list[int]:

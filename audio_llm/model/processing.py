@@ -15,7 +15,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from audio_llm.audio import channels_cure
-from audio_llm.errors import AudioError, describe
+from audio_llm.errors import AudioError, CheckpointError, describe
 from audio_llm.model.configuration import AudioLLMConfig
 
 MIN_SAMPLES = 16  # below it there is nothing to analyse; the encoders pad short clips to their window
@@ -213,6 +213,8 @@ class AudioLLMProcessor(ProcessorMixin):
         known = self.tokenizer.added_tokens_decoder
         if closing and closing[0] in known and known[closing[0]].special:
             return int(closing[0])
+        if self.tokenizer.eos_token_id is None:
+            raise CheckpointError(describe("chat template", "a special token behind the assistant's words", "none"))
         return int(self.tokenizer.eos_token_id)
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:

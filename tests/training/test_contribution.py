@@ -42,7 +42,7 @@ def test_a_score_counts_supervised_tokens_alone():
     logits = torch.zeros(2, 3, 5)
     logits[0, 1, 4] = logits[1, 0, 2] = 9.0
     labels = torch.tensor([[-100, 4, -100], [1, -100, -100]])
-    loss, tokens, right = contribution.score(logits, labels).T
+    loss, tokens, right = contribution.score(logits[labels != -100], labels).T
     assert tokens.tolist() == [1, 1] and right.tolist() == [1, 0]
     expected = torch.nn.functional.cross_entropy(logits[[0, 1], [1, 0]], torch.tensor([4, 1]), reduction="none")
     assert torch.allclose(loss, expected)
