@@ -213,10 +213,6 @@ def twice_the_same_key(folder: Path) -> None:
     rewrite(first_tar(folder), lambda members: members + members[:2])
 
 
-def no_sizes(folder: Path) -> None:
-    (folder / "sizes.json").unlink()
-
-
 def broken_sizes(folder: Path) -> None:
     (folder / "sizes.json").write_text('{"version": 1, "samples"')
 
@@ -225,9 +221,8 @@ def gone_tar(folder: Path) -> None:
     first_tar(folder).unlink()
 
 
-# A folder without counts may still be evaluated; a training run needs them to resume exactly.
 BROKEN = {
-    "sft": [cut_in_the_middle, twice_the_same_key, broken_sizes, gone_tar, no_sizes],
+    "sft": [cut_in_the_middle, twice_the_same_key, broken_sizes, gone_tar],
     "eval": [cut_in_the_middle, twice_the_same_key, broken_sizes, gone_tar],
 }
 

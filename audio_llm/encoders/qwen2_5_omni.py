@@ -38,6 +38,7 @@ class OmniTower(Qwen2AudioTower):
     config_class = OmniTowerConfig
     transformers_type = "qwen2_5_omni"
     native_types = ("qwen2_5_omni", "qwen2_5_omni_thinker")
+    signs = r"^(thinker\.)?audio_tower\.ln_post\."
     licence = "see the model's page (Qwen2.5-Omni-7B: Apache-2.0; -3B: Qwen Research)"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "7b": {},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncod
 
 from audio_llm import config as recipes
 from audio_llm.encoders import features
-from audio_llm.encoders.published import configured, read_transformers
+from audio_llm.encoders.published import configured, read_published, read_transformers, state_dict_of
 from audio_llm.errors import CheckpointError, ConfigError, describe
 from audio_llm.model.encoder import AudioEncoder, Published
 from audio_llm.model.folder import load_strictly
@@ -26,6 +27,7 @@ from audio_llm.model.layouts import NativeForm, NativeLayout
 
 SAMPLE_RATE = 16000
 HOP = 160  # samples, of the log-mel
+_LEAST = 8  # frames: all that the first token is made of lies in them
 _BEHIND = 3  # frames of silence after the longest clip: no frame of sound then is mirrored at the end
 
 # Our field -> its name in the audio_config of a published folder.
@@ -83,6 +85,7 @@ class Qwen2AudioTower(AudioEncoder):
     config_class: ClassVar[type] = Qwen2AudioTowerConfig
     transformers_type = "qwen2_audio"
     native_types: ClassVar[tuple[str, ...]] = ("qwen2_audio",)
+    signs = r"^audio_tower\.layer_norm\."
     licence = "see the model's page (Qwen2-Audio-7B and -Instruct: Apache-2.0)"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "7b": {},
@@ -124,7 +127,7 @@ class Qwen2AudioTower(AudioEncoder):
     def encode(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         frames = -(-lengths // HOP)  # (batch,)
         # A frame is a matter of its samples alone, so that the silence up to the window's end need not be computed.
-        longest = min(-(-(int(frames.max()) + _BEHIND) // 4) * 4, self.config.frames)
+        longest = min(max(-(-(int(frames.max()) + _BEHIND) // 4) * 4, _LEAST), self.config.frames)
         maps = features.whisper_log_mel(waveform[:, 0, : longest * HOP], self.config.n_mels, exact=True)[:, None]
         if self.training and self.augment is not None:
             maps = self.augment(maps)
@@ -160,6 +163,9 @@ class Qwen2AudioTower(AudioEncoder):
         """See the base class. `path` is the folder of a whole model, of which the tower alone is read."""
         from audio_llm.model.native import read_config
 
+        if not Path(path).is_dir():
+            state_dict_of(read_published(path), kind=cls.name, name=path)  # refuses another encoder's by its name
+            raise CheckpointError(describe(f"checkpoint {path}", "the folder of a whole model", "a file"))
         found = read_config(path)
         if found.model_type not in cls.native_types:
             expected = f"model_type {' or '.join(cls.native_types)}"
@@ -214,5 +220,7 @@ _ENCODER = "model.audio_encoder."
 
 
 def pooled(frames: Any) -> Any:
-    """Tokens of so many frames: every other one by the second convolution, of these the mean of each whole pair."""
-    return ((frames - 1) // 2 + 1) // 2
+    """Tokens of so many frames: every other one by the second convolution, of these the mean of each whole pair. A clip
+    too short for a pair has one token, where the published code has none and answers without having heard it."""
+    pairs = ((frames - 1) // 2 + 1) // 2
+    return pairs.clamp(min=1) if isinstance(pairs, Tensor) else max(pairs, 1)

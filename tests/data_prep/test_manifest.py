@@ -380,7 +380,7 @@ def test_more_rejects_than_allowed_end_the_run_with_a_list(tmp_path: Path, capsy
     (tmp_path / "rows.csv").write_text("\n".join([*rows[:2], "a.wav,What?,dog", ""]))
     assert made(tmp_path, format="csv", path=str(tmp_path / "rows.csv"), max_rejects=1)["rejects"] == 1
     (tmp_path / "rows.csv").write_text("\n".join([*rows[:2], "a.wav,What is it?,dog", ""]))
-    with pytest.raises(ConfigError, match="another recipe"):
+    with pytest.raises(ConfigError, match="another run"):
         made(tmp_path, format="csv", path=str(tmp_path / "rows.csv"), max_rejects=1)
 
 

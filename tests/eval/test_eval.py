@@ -474,7 +474,7 @@ def test_bad_arguments_are_one_line(shards, tmp_path: Path, capsys) -> None:
         (["--style", "thnk"], "did you mean 'think'"),
         (
             ["--engine", "vlm"],
-            "an address http://HOST:PORT/v1): expected one of echotwin, http, native, transformers, vllm",
+            "an address http://HOST:PORT/v1): expected one of echotwin, http, transformers, vllm",
         ),
         ([], "checkpoint folder with config.json"),
         (["--engine", "transformers"], "checkpoint folder with config.json"),
