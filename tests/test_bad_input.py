@@ -221,6 +221,18 @@ def gone_tar(folder: Path) -> None:
     first_tar(folder).unlink()
 
 
+def test_shards_without_counts_are_known_by_their_files(checkpoint, shards, tmp_path, capsys) -> None:
+    """A folder that was packed by hand trains; the run is another one once its shards are others."""
+    data = copy(shards(), tmp_path / "data")
+    (data / "sizes.json").unlink()
+    command = [str(word) for word in sft(tmp_path, checkpoint(), data)]
+    assert main(command) == 0 and main(command) == 0
+    assert "this run was finished before" in capsys.readouterr().out
+    rewrite(first_tar(data), lambda members: members[:-2])
+    assert main(command) == 2
+    assert "data.train (its shards)" in capsys.readouterr().err
+
+
 BROKEN = {
     "sft": [cut_in_the_middle, twice_the_same_key, broken_sizes, gone_tar],
     "eval": [cut_in_the_middle, twice_the_same_key, broken_sizes, gone_tar],

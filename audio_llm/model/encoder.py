@@ -79,7 +79,8 @@ class AudioEncoder(nn.Module):
     def num_tokens(self) -> int:
         """Tokens of a full window."""
         if self.grid is None:
-            raise NotImplementedError(f"encoder '{self.name}' does not say how many tokens it gives: num_tokens")
+            cure = "Its class states it: docs/extending/encoder.md."
+            raise ConfigError(describe(f"encoder '{self.name}'", "num_tokens, the tokens of a window", "none", cure))
         return math.prod(self.grid)
 
     def count_tokens(self, samples: int) -> int:
