@@ -105,8 +105,9 @@ class Packer:
             waveform = audio.resample(waveform, config.sample_rate)
         if float(np.abs(waveform.samples).max(initial=0.0)) > 1.0:
             # Resampling overshoots where the sound is at full scale; a file that is louder itself is refused.
-            if peak > 1.0:
-                raise AudioError(describe(name, "a peak of at most 1", f"{peak:.3g}"), "loud")
+            if peak > config.max_peak:
+                expected = f"a peak of at most {config.max_peak:g} (audio.max_peak)"
+                raise AudioError(describe(name, expected, f"{peak:.4g}"), "loud")
             waveform = audio.limit_peak(waveform)
         return waveform
 

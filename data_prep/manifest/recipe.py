@@ -32,6 +32,7 @@ class AudioConfig:
     max_seconds: float = 30.0  # a longer sound is a reject
     max_file_seconds: float = MAX_SECONDS  # of a file that a stretch is cut from
     min_peak: float = 1e-4  # of full scale; below it there is nothing to hear
+    max_peak: float = 1.0  # of full scale; a louder sound is a reject, one between full scale and this is turned down
 
     def check(self) -> None:
         if self.sample_rate is not None and not 1000 <= self.sample_rate <= 384_000:
@@ -47,6 +48,8 @@ class AudioConfig:
         if not 0 <= self.min_seconds <= self.max_seconds <= self.max_file_seconds:
             found = f"{self.min_seconds:g}, {self.max_seconds:g} and {self.max_file_seconds:g}"
             raise ConfigError(describe("audio", "min_seconds ≤ max_seconds ≤ max_file_seconds", found))
+        if self.max_peak < 1:
+            raise ConfigError(describe("audio.max_peak", "1 (full scale) or more", f"{self.max_peak:g}"))
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,21 @@ def test_every_defect_is_a_reject_with_its_reason(tmp_path: Path) -> None:
     assert [sample.id for sample in samples(tmp_path)] == ["mine-first", "mine-last"]
 
 
+def test_what_a_lossy_format_decodes_to_beyond_full_scale_is_turned_down(tmp_path: Path) -> None:
+    sound = noise(1)
+    sound *= 1.06 / np.abs(sound).max()
+    soundfile.write(tmp_path / "good.wav", sound, RATE, subtype="FLOAT")
+    path = str(write_lines(tmp_path / "rows.jsonl", [GOOD]))
+    made(tmp_path, format="jsonl", path=path, audio={"max_peak": 1.1})
+    heard = ShardDataset(tmp_path / "out" / "train")[0]["waveform"].samples[0]
+    assert 0.99 < np.abs(heard).max() <= 1.0
+    assert np.allclose(heard / np.abs(heard).max(), sound[:, 0] / 1.06, atol=1e-4)
+    with pytest.raises(DataError, match=r"at most 1\.05 .*found 1\.06"):
+        made(tmp_path / "strict", format="jsonl", path=path, audio={"max_peak": 1.05})
+    with pytest.raises(ConfigError, match="full scale"):
+        made(tmp_path / "below", format="jsonl", path=path, audio={"max_peak": 0.5})
+
+
 @pytest.mark.parametrize(
     ("how", "answers", "expected"),
     [
