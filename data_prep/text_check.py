@@ -44,16 +44,17 @@ Predictor = Callable[[Sample], str]
 
 
 def check(train: Iterable[Sample], test: Iterable[Sample], *, smallest: int = 50) -> list[Row]:
-    """Rows for every type with at least `smallest` test items, in order of type and predictor."""
+    """Rows for every type with at least `smallest` test items, in order of type and predictor. A type that is asked
+    with choices and without them is two: what guessing reaches differs."""
     from scipy.stats import binomtest  # a second to import
 
     fitted, measured = _by_type(train), _by_type(test)
     rows = []
-    for name in sorted(measured):
-        items, examples = measured[name], fitted.get(name, [])
+    for kind, choice in sorted(measured):
+        items, examples = measured[kind, choice], fitted.get((kind, choice), [])
         if len(items) < smallest or not examples:
             continue
-        choice = bool(items[0].choices)
+        name = f"{kind}, {'choices' if choice else 'open'}" if (kind, not choice) in measured else kind
         predictors = {"majority": _majority, "naive Bayes": _naive_bayes_choice if choice else _naive_bayes_open}
         if choice:
             predictors = {"position": _position, **predictors}
@@ -79,10 +80,11 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _by_type(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
-    groups: dict[str, list[Sample]] = defaultdict(list)
+def _by_type(samples: Iterable[Sample]) -> dict[tuple[str, bool], list[Sample]]:
+    """By type of question, and by whether there are choices."""
+    groups: dict[tuple[str, bool], list[Sample]] = defaultdict(list)
     for sample in samples:
-        groups[sample.meta["question_type"]].append(sample)
+        groups[sample.meta["question_type"], bool(sample.choices)].append(sample)
     return groups
 
 

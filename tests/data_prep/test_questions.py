@@ -347,6 +347,27 @@ def test_the_check_catches_an_open_prior(train, test):
     assert {row.predictor for row in rows if row.biased} >= {"majority"}
 
 
+@pytest.mark.parametrize("first", ["open", "choice"])
+def test_chance_of_a_type_that_is_asked_both_ways_is_that_of_each_way(first: str) -> None:
+    """Ten answers, four of them offered to every other question."""
+
+    def side(seed: int) -> list[Sample]:
+        rng, made = np.random.default_rng(seed), []
+        for number in range(400):
+            answer, others = str(number % 10), [str(digit) for digit in range(10) if digit != number % 10]
+            offered = (
+                rng.permutation([answer, *rng.choice(others, 3, replace=False)]).tolist() if number % 20 < 10 else []
+            )
+            sample = Sample(id=str(number), task="clip", question="Which?", answer=answer, choices=offered)
+            sample.meta["question_type"] = "digits"
+            made.append(sample)
+        return made if first == "choice" else made[::-1]
+
+    rows = text_check.check(side(0), side(1))
+    assert {(row.question_type, row.chance) for row in rows} == {("digits, choices", 0.25), ("digits, open", 0.1)}
+    assert not [row for row in rows if row.biased], text_check.table(rows)
+
+
 def test_captions_name_every_event_and_stand_in_for_the_thinking_where_asked() -> None:
     world = world_of("train")
     config = dataclasses.replace(CONFIG, thinking="caption")
