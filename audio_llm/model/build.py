@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +45,22 @@ def load_processor(folder: str | Path) -> Any:
 
 
 def load_language_model(path: str | Path, item: str = "model.language_model.path") -> tuple[Any, Any]:
-    """A causal language model and its tokenizer from a folder, or by a name on the model hub.
+    """A causal language model and its tokenizer, of a folder, a GGUF file (dequantised) or a name on the model hub.
 
     Raises :class:`CheckpointError`, which calls it `item`, for what cannot be loaded.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    check_language_model(path, item)
+    gguf = check_language_model(path, item)
+    where, more = (gguf.parent, {"gguf_file": gguf.name}) if gguf else (path, {})
     try:
-        return AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        return AutoModelForCausalLM.from_pretrained(where, **more), AutoTokenizer.from_pretrained(where, **more)
+    except (OSError, ValueError, LookupError, ImportError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the machine's own: no space, no permission
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        cure = None if Path(path).is_dir() else download_cure(path)
+        cure = None if Path(path).exists() else download_cure(path)
         expected = "a language model that Transformers can load"
         raise CheckpointError(describe(item, expected, f"'{path}': {reason}", cure)) from error
 
@@ -87,6 +89,20 @@ def turn_marker(tokenizer: Any) -> str:
     return f"{marker} " if f"{marker} " in TURN_MARKERS and f"{marker} " in own else marker
 
 
+def own_system_prompt(tokenizer: Any, marker: str) -> str:
+    """The system prompt that the tokenizer's own chat template writes where a conversation has none; "" for nothing."""
+    from jinja2 import TemplateError
+
+    opening, closing = (part.strip() for part in TURN_MARKERS[marker].of("system"))
+    if not opening or not tokenizer.chat_template:
+        return ""
+    try:
+        text = str(tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False))
+    except (TemplateError, TypeError, ValueError, LookupError):  # of a template that wants more than a question
+        return ""
+    return text.partition(opening)[2].partition(closing)[0].strip()
+
+
 def prepare_tokenizer(tokenizer: Any) -> str:
     """Make `tokenizer` the checkpoint's, in place, and return the marker of its chat format.
 
@@ -105,6 +121,9 @@ def prepare_tokenizer(tokenizer: Any) -> str:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or closing
     tokenizer.eos_token = closing
+    if said := own_system_prompt(tokenizer, marker):
+        note = f"its chat template writes the system prompt {said!r} where none is given; the checkpoint's writes none"
+        print(f"language model: {note} (data.order_share asks with one)", file=sys.stderr, flush=True)
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     tags = [tag for name in TAGS for tag in (f"<{name}>", f"</{name}>") if tag in special]
     tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in tags])

@@ -17,6 +17,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -121,23 +122,36 @@ def check_encoder(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def check_language_model(path: str | Path, item: str = "model.language_model.path") -> None:
-    """:class:`CheckpointError`, which calls it `item`, unless `path` is a language model's folder or may be its name.
+def check_language_model(path: str | Path, item: str = "model.language_model.path") -> Path | None:
+    """:class:`CheckpointError`, which calls it `item`, unless `path` is a language model's folder or GGUF file, or may
+    be its name. Returns the GGUF file, where it is one or a folder of one.
 
     A name counts where the model is in the local cache, or where the network may be asked (``HF_HUB_OFFLINE`` unset).
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
-    folder, expected = Path(path), "a folder with a language model, or the name of one in the cache"
+    folder, expected = Path(path), "a folder with a language model, a GGUF file, or the name of a model in the cache"
     named = 1 <= len(folder.parts) <= 2 and not folder.is_absolute() and not str(path).startswith((".", "~"))
     if folder.exists():
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(describe(item, expected, f"{path}, which has no config.json"))
+        files = [folder] if folder.is_file() else sorted(folder.glob("*.gguf"))
+        if (folder / "config.json").is_file():
+            return None
+        if len(files) > 1:
+            cure = "Name one of the files."
+            raise CheckpointError(describe(f"{item}: {path}", "one GGUF file", f"{len(files)}", cure))
+        if not files or files[0].suffix != ".gguf":
+            found = "which is another file" if folder.is_file() else "which has no config.json"
+            raise CheckpointError(describe(item, expected, f"{path}, {found}"))
+        if find_spec("gguf") is None:
+            cure = "Install it: pip install gguf."
+            raise CheckpointError(describe(f"{item}: {files[0]}", "the package gguf, which reads it", "none", cure))
+        return files[0]
     elif not named or (len(folder.parts) == 2 and folder.parent.is_dir()):
         raise CheckpointError(describe(item, expected, f"{path}, where nothing is"))
     elif constants.HF_HUB_OFFLINE and not isinstance(try_to_load_from_cache(str(path), "config.json"), str):
         found = f"'{path}', which is not in the cache (HF_HUB_OFFLINE=1: nothing is fetched)"
         raise CheckpointError(describe(item, expected, found, download_cure(path)))
+    return None
 
 
 def download_cure(name: str | Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,28 @@ def test_a_language_model_that_is_not_there_is_said_before_anything_is_loaded(pa
     (tmp_path / "EMPTY").mkdir()
     with pytest.raises(CheckpointError, match=rf"^model\.language_model\.path: expected a folder .*, found {found}"):
         check_language_model(path)
+
+
+def test_a_gguf_file_is_read_or_refused_in_one_sentence(tmp_path, monkeypatch):
+    """Without the package that reads it; several in a folder; one that is none."""
+    (tmp_path / "weights").mkdir()
+    file = tmp_path / "weights" / "small-q4.gguf"
+    file.write_bytes(b"GGUF but no more")
+    if find_spec("gguf") is None:
+        for path in (file, file.parent):
+            with pytest.raises(CheckpointError, match=r"small-q4\.gguf: expected the package gguf.*pip install gguf"):
+                check_language_model(path)
+    monkeypatch.setattr("audio_llm.model.validate.find_spec", lambda _: True)
+    assert check_language_model(file) == check_language_model(file.parent) == file
+    with pytest.raises(CheckpointError, match=r"^model\.language_model\.path: expected a language model that") as error:
+        load_language_model(file)
+    assert len(str(error.value).splitlines()) == 1
+    (file.parent / "other.gguf").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="expected one GGUF file, found 2. Name one"):
+        check_language_model(file.parent)
+    (tmp_path / "notes.txt").write_text("no weights")
+    with pytest.raises(CheckpointError, match=r"notes\.txt, which is another file"):
+        check_language_model(tmp_path / "notes.txt")
 
 
 def test_a_language_model_that_cannot_be_loaded_is_one_sentence_of_ours(tmp_path):

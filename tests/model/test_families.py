@@ -242,6 +242,17 @@ def test_what_cannot_be_kept_is_refused_by_name(encoder, tmp_path, special, says
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize("says", [True, False])
+def test_a_system_prompt_that_a_template_writes_by_itself_is_said(encoder, tmp_path: Path, capsys, says: bool) -> None:
+    words = "You are Q, a helpful assistant."
+    opening = f"{{% if messages[0].role != 'system' %}}<|im_start|>system\n{words}<|im_end|>\n{{% endif %}}"
+    turns = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = tokenizer_of(special, eos_token="<|im_end|>", chat_template=(opening if says else "") + turns)
+    build(tmp_path / "model", encoder, tokenizer, language_model_of("qwen2", tokenizer))
+    assert (words in capsys.readouterr().err) == says
+
+
 def test_a_plain_format_is_built_again(encoder, tmp_path: Path) -> None:
     """A checkpoint's own language model has our template: taken apart, it can be put together anew."""
     tokenizer = tokenizer_of(["</s>"], eos_token="</s>")
