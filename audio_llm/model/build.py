@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,14 +56,21 @@ def load_language_model(path: str | Path, item: str = "model.language_model.path
     gguf = check_language_model(path, item)
     where, more = (gguf.parent, {"gguf_file": gguf.name}) if gguf else (path, {})
     try:
-        return AutoModelForCausalLM.from_pretrained(where, **more), AutoTokenizer.from_pretrained(where, **more)
-    except (OSError, ValueError, LookupError, ImportError, SafetensorError) as error:
+        model, tokenizer = (
+            AutoModelForCausalLM.from_pretrained(where, **more),
+            AutoTokenizer.from_pretrained(where, **more),
+        )
+    except (OSError, ValueError, LookupError, ImportError, struct.error, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the machine's own: no space, no permission
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         cure = None if Path(path).exists() else download_cure(path)
         expected = "a language model that Transformers can load"
         raise CheckpointError(describe(item, expected, f"'{path}': {reason}", cure)) from error
+    if gguf:  # what Transformers has read is dequantised, and still called quantised
+        model.is_quantized, model.hf_quantizer, model.quantization_method = False, None, None
+        del model.config.quantization_config
+    return model, tokenizer
 
 
 def turn_marker(tokenizer: Any) -> str:
@@ -118,8 +126,8 @@ def prepare_tokenizer(tokenizer: Any) -> str:
         raise CheckpointError(describe("language model", "a token that ends a text", "a tokenizer without", cure))
     if AUDIO_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"extra_special_tokens": [AUDIO_TOKEN]}, replace_extra_special_tokens=False)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or closing
+    if tokenizer.pad_token is None:  # of a GGUF file the opening of a turn may be called the end of a text
+        tokenizer.pad_token = closing if tokenizer.eos_token in (None, marker) else tokenizer.eos_token
     tokenizer.eos_token = closing
     if said := own_system_prompt(tokenizer, marker):
         note = f"its chat template writes the system prompt {said!r} where none is given; the checkpoint's writes none"

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from audio_llm.answering.ask import ask  # noqa: E402
 from audio_llm.errors import CheckpointError  # noqa: E402
 from audio_llm.language.prompts import AUDIO_TOKEN, target_text  # noqa: E402
-from audio_llm.model.build import build_checkpoint, load_model, load_processor  # noqa: E402
+from audio_llm.model.build import build_checkpoint, load_language_model, load_model, load_processor  # noqa: E402
 from audio_llm.shards.reader import ShardDataset  # noqa: E402
 from audio_llm.training import sft  # noqa: E402
 from audio_llm.training.examples import IGNORED, encode  # noqa: E402
@@ -288,3 +288,72 @@ def _write(path: Path) -> None:
     import soundfile
 
     soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, (8000, 2)), 16000)
+
+
+def write_gguf(path: Path, tokenizer: Any, model: Any) -> None:
+    """`model` (Qwen2) and its byte-level BPE as GGUF's own package writes them, matrices in 8 bits."""
+    import json
+
+    import gguf
+
+    names = {"embed_tokens": "token_embd", "norm": "output_norm"}
+    inner = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "o_proj": "attn_output"}
+    inner |= {f"{one}_proj": f"attn_{one}" for one in "qkv"} | {
+        f"{one}_proj": f"ffn_{one}" for one in ("gate", "up", "down")
+    }
+    config, writer = model.config, gguf.GGUFWriter(path, "qwen2")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    pieces = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token in QWEN else 1 for token in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in pieces["merges"]])
+    for name, tensor in model.model.state_dict().items():
+        layer, kind = name.split(".")[-2:]
+        block = f"blk.{name.split('.')[1]}." if name.startswith("layers.") else ""
+        array = tensor.float().numpy()
+        kept = array.ndim == 1 or not block
+        data = array if kept else gguf.quants.quantize(array, gguf.GGMLQuantizationType.Q8_0)
+        writer.add_tensor(
+            f"{block}{(inner if block else names)[layer]}.{kind}",
+            data,
+            raw_dtype=None if kept else gguf.GGMLQuantizationType.Q8_0,
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_is_dequantised_and_built_on(encoder, tmp_path: Path) -> None:
+    """Near the weights that it was made of, and not called quantised."""
+    pytest.importorskip("gguf")
+    tokenizer = tokenizer_of(QWEN, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    source = language_model_of("qwen2", tokenizer, tie_word_embeddings=True, hidden_size=64, num_attention_heads=2)
+    write_gguf(tmp_path / "small-q8.gguf", tokenizer, source)
+    model, read = load_language_model(tmp_path)
+    text = read("the dog barks on the left", return_tensors="pt")["input_ids"]
+    assert text.tolist() == [tokenizer("the dog barks on the left")["input_ids"]]
+    with torch.no_grad():
+        assert torch.allclose(model(text).logits, source(text).logits, atol=0.1)
+    model.float()  # refused to what is called quantised
+    build(tmp_path / "model", encoder, read, model)
+    built, processor = load_model(tmp_path / "model"), load_processor(tmp_path / "model")
+    assert (processor.tokenizer.eos_token, processor.tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    assert not hasattr(built.config.text_config, "quantization_config")
+
+
+def test_the_opening_of_a_turn_never_pads(encoder, tmp_path: Path) -> None:
+    """Read from SmolLM2's GGUF file, the end of a text is <|im_start|>."""
+    tokenizer = tokenizer_of(QWEN, eos_token="<|im_start|>")
+    build(tmp_path / "model", encoder, tokenizer, language_model_of("qwen2", tokenizer))
+    built = load_processor(tmp_path / "model").tokenizer
+    assert built.eos_token == built.pad_token == "<|im_end|>"
