@@ -48,10 +48,31 @@ CHANGES = {
     "precision": (["precision=bf16"], "precision is bf16 here and fp32 there"),
     "LoRA's rank": (["lora.rank=2"], "lora.rank is 2 here and 4 there"),
     "LoRA's alpha": (["lora.alpha=128"], "lora.alpha is 128 here and 8 there"),
-    "what is trained": (["train.projector=frozen"], "train.projector is frozen here and full there"),
+    "a frozen projector": (["train.projector=frozen"], "train.projector is frozen here and full there"),
+    "an encoder that learns": (["train.encoder=full"], "train.encoder is full here and frozen there"),
+    "its adapters": (["train.encoder=lora"], "train.encoder is lora here and frozen there"),
+    "all of the language model": (["train.language_model=full"], "train.language_model is full here and lora there"),
+    "no language model": (["train.language_model=frozen"], "train.language_model is frozen here and lora there"),
+    "a part's rate": (["learning_rates.projector=0.5"], "learning_rates.projector is 0.5 here and None there"),
     "seed": (["seed=3"], "seed is 3 here and 0 there"),
     "style": (["data.style=answer"], "data.style is answer here and think there"),
     "hearing": (["data.hearing=left"], "data.hearing is left here and refuse there"),
+}
+EVEN = "tests.training.test_grpo:even_ids"
+# A name with dots is no key of an override, so the whole group is given.
+GRPO_CHANGES = {
+    "a reward's weight": ([f"rewards={{'{EVEN}': 0.5}}"], f"rewards.{EVEN} is 0.5 here and 1.0 there"),
+    "a reward more": ([f"rewards={{'{EVEN}': 1.0, format: 0.1}}"], "rewards.format is 0.1 here and None there"),
+    "another reward": (["rewards={format: 1.0}"], "rewards.format is 1.0 here and None there; "),
+    "a reward's target": (
+        [f"rewards={{'{EVEN}': 1.0, length: {{weight: 0.1, target: 9}}}}"],
+        "rewards.length is .*'target': 9.* here and None there",
+    ),
+    "group": (["group_size=2"], "group_size is 2 here and 4 there"),
+    "temperature": (["temperature=0.5"], "temperature is 0.5 here and 1.0 there"),
+    "length of a reply": (["max_completion_length=9"], "max_completion_length is 9 here and 8 there"),
+    "engine": (["engine.backend=transformers"], "engine.backend is transformers here and "),
+    "TRL's own": (["grpo={beta: 0.1}"], "grpo.beta is 0.1 here and None there"),
 }
 BATCH = {"sft": "batch_size=2", "grpo": "prompts_per_step=4"}
 RUN = {"sft": sft.run, "grpo": lambda recipe: grpo.run(recipe, lambda *_: TransformersRollouts())}
@@ -63,12 +84,20 @@ def changed(recipe: Any, overrides: list[str]) -> Any:
     return config.load(type(recipe), path, overrides)
 
 
-@pytest.mark.parametrize("verb", ["sft", "grpo"])
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    ("verb", "change"),
+    [
+        *((verb, change) for change in CHANGES for verb in ("sft", "grpo")),
+        *(("grpo", change) for change in GRPO_CHANGES),
+    ],
+)
 def test_another_recipe_is_refused_with_what_differs(runs, verb: str, change: str) -> None:
-    overrides, told = CHANGES[change]
+    overrides, told = (CHANGES | GRPO_CHANGES)[change]
+    folder = runs[verb].output
+    kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match=f"another run: .*{told}"):
         RUN[verb](changed(runs[verb], overrides))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == kept
 
 
 @pytest.mark.parametrize("verb", ["sft", "grpo"])

@@ -198,6 +198,7 @@ def _places(text: Text, option: Option, amounts: Sequence[Quantity]) -> list[Spa
         and _in_one(text, (start, start + size), option)
         and _whole(text, (start, start + size), amounts, option)
     ]
+    spans += _genitives(text, option, amounts)
     if option.compact:
         spans += [
             (at, at + 1) for at, key in enumerate(keys) if key == option.compact and not _joined(text, (at, at + 1))
@@ -207,6 +208,36 @@ def _places(text: Text, option: Option, amounts: Sequence[Quantity]) -> list[Spa
     if size == 1 and option.keys[0] in DIRECTION_WORDS:  # "That's right: left" names one side
         spans = [span for span in spans if means_place(text, span[0])]
     return spans
+
+
+def _genitives(text: Text, option: Option, amounts: Sequence[Quantity]) -> list[Span]:
+    """Where an option of an owner and a thing ("car horn") is said with a genitive: "the horn of a red car", "the car's
+    horn"; and "barking of a dog" as "dog barking". So a car is not named where its horn is, if both are offered."""
+    keys, wanted = text.plain_keys, option.keys
+    if len(wanted) < 2:
+        return []
+    told = len(wanted) > 2 and wanted[1] == "of"
+    owner, thing = (wanted[3 if wanted[2] in ARTICLES else 2 :], wanted[0]) if told else (wanted[:-1], wanted[-1])
+    if not owner or thing in DIRECTION_WORDS or not all(key.isalpha() for key in (*owner, thing)):
+        return []
+    found = []
+    for place in range(len(keys) - len(owner) + 1):
+        end = place + len(owner)
+        if not _same(keys[place:end], owner):
+            continue
+        if end < len(keys) and _same(keys[end : end + 1], (thing,)) and (not told or thing.endswith("ing")):
+            found.append((place, end + 1))  # "the car's horn", "dog barking"
+        for start in range(max(0, place - 4), place - 1):
+            between = keys[start + 1 : place]  # of, an article and a word more
+            if _same(keys[start : start + 1], (thing,)) and between[0] == "of":
+                listed = end < len(keys) and keys[end] in ("and", "or")  # "a fusion of jazz and rock" is not of jazz
+                if (len(between) == 1 or between[1] in ARTICLES) and not listed:
+                    found.append((start, end))
+    return [
+        span
+        for span in found
+        if all(text.gap(at) == " " for at in range(span[0] + 1, span[1])) and _whole(text, span, amounts, option)
+    ]
 
 
 def _same(mine: Sequence[str], wanted: Sequence[str]) -> bool:

@@ -84,7 +84,7 @@ def load_recipe(path: str | Path | None, overrides: list[str] | None = None) -> 
 
 def check_paths(recipe: Any) -> None:
     """:class:`ConfigError` for data, or a folder to start from, that is not there."""
-    for name in ("train", "validation", "init", "text", "audio", "sounds"):
+    for name in ("train", "validation", "init", "classes", "text", "audio", "sounds"):
         value = getattr(recipe, name, None)
         for path in value if isinstance(value, list) else [value]:
             if isinstance(path, Path) and not path.exists():
@@ -164,6 +164,7 @@ class TaskRecipe:
     init: Path | None = None  # encoder folder to start from; its configuration replaces `encoder`
     unfreeze: int | None = None  # top layers of the encoder that learn; 0: none, the heads alone; by default all
     labels: list[str] | None = None  # classes in order; by default the sorted labels of the training events
+    classes: Path | None = None  # CSV of names (index,mid,display_name) for labels that are AudioSet's identifiers
     steps: int | None = None  # number of updates; with `seconds` as well, whichever is over first ends the run
     seconds: float | None = None  # wall-clock budget for the loop, validation included
     batch_size: int = 32  # clips per update, over all processes

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,9 +59,9 @@ class ClipStore:
 
     Samples are decoded once and kept as 16-bit integers if that takes at most `memory_gib`, else at every access.
     A clip longer than the window is cut into windows from its start; the last one is shorter, or with `whole` (labels
-    hold for the whole clip) begins earlier, so that it is as long as the others. A sample that cannot be used is left
-    out and listed in `rejects`; more than a share of `max_reject_share` is a :class:`TrainingError`, as are folders
-    in which no sample has events.
+    hold for the whole clip) begins earlier, so that it is as long as the others. `names` replace labels. A sample that
+    cannot be used is left out and listed in `rejects`; more than a share of `max_reject_share` is a
+    :class:`TrainingError`, as are folders in which no sample has events.
     """
 
     def __init__(
@@ -74,9 +74,11 @@ class ClipStore:
         use_test_fold: bool = False,
         hearing: audio.Hearing = "refuse",
         whole: bool = False,
+        names: Mapping[str, str] | None = None,
         memory_gib: float = 2.0,
         max_reject_share: float = 0.02,
     ) -> None:
+        self.names = names or {}
         self.dataset = open_source(folders, folds, without, use_test_fold)
         self.name = ", ".join(str(folder) for folder in folders) + (f" folds {', '.join(folds)}" if folds else "")
         self.hearing, self.whole = hearing, whole
@@ -118,7 +120,11 @@ class ClipStore:
     @property
     def class_names(self) -> list[str]:
         """Classes in the order of the data's own numbers, where it has them; else the sorted labels of its events."""
-        return getattr(self.dataset, "labels", None) or sorted(self.labels)
+        known = [self._name(label) for label in getattr(self.dataset, "labels", None) or ()]
+        return list(dict.fromkeys(known)) or sorted(self.labels)
+
+    def _name(self, label: str) -> str:
+        return self.names.get(label, label)
 
     def __getitem__(self, number: int) -> Clip:
         sample, window, events = self._index[number]
@@ -144,8 +150,9 @@ class ClipStore:
             self.rejects.append({"sample": sample.id, "reason": reason})
             return
         seconds = self.window / self.sample_rate
+        events = [dataclasses.replace(event, label=self._name(event.label)) for event in sample.events]
         for window in range(max(1, math.ceil(sample.audio.seconds / seconds - 1e-4))):
-            self._index.append((number, window, events_between(sample.events, window * seconds, seconds)))
+            self._index.append((number, window, events_between(events, window * seconds, seconds)))
 
     def _check(self) -> None:
         total = len(self.dataset)

@@ -28,6 +28,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from audio_llm import config as recipes
 from audio_llm.datasets import folders
+from audio_llm.datasets.reverberation import read_classes
+from audio_llm.datasets.sounds import tidy
 from audio_llm.encoders.published import read_json
 from audio_llm.errors import CheckpointError, ConfigError, TrainingError, describe, require
 from audio_llm.files import append_line, atomic_file, only_writer, write_json, write_lines
@@ -73,6 +75,15 @@ def parameter_groups(model: SupervisedTask, recipe: TaskRecipe) -> list[dict[str
     ]
 
 
+def names_of(table: Path) -> dict[str, str]:
+    """Class names by AudioSet's identifiers, and by these as sound folders give them: without "_" and "/"."""
+    names = read_classes(table)
+    for mid, name in list(names.items()):
+        for written in (mid, mid.replace("/", "_")):
+            names.setdefault(tidy(written), name)
+    return names
+
+
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     """Average of weights and statistics; it follows faster at first, so that the start is soon forgotten."""
 
@@ -113,12 +124,16 @@ class TaskTrainer:
         torch.manual_seed(recipe.seed)
         encoder = load_encoder(recipe.init) if recipe.init else build_encoder(recipe.encoder)
         encoder.gradient_checkpointing = recipe.gradient_checkpointing
+        self.names = names_of(recipe.classes) if recipe.classes else {}
         self.store = self._store(recipe.train, encoder, recipe.train_folds, recipe.validation_folds)
         self.validation: ClipStore | None = None
         if recipe.validation or recipe.validation_folds:
             folders = [recipe.validation] if recipe.validation else recipe.train
             self.validation = self._store(folders, encoder, recipe.validation_folds)
-        names = recipe.labels or self.store.class_names
+        names = [self.names.get(name, name) for name in recipe.labels or self.store.class_names]
+        if recipe.classes and not set(names) & set(self.names.values()):
+            told = f"{len(set(self.names.values()))} others than {', '.join(names[:2])} …"
+            raise ConfigError(describe(f"classes {recipe.classes}", f"names of the {len(names)} labels", told))
         self.labels = {name: index for index, name in enumerate(names)}
         self._check_events()
         encoder.augment = spec_augment(recipe.augment)
@@ -173,6 +188,7 @@ class TaskTrainer:
             use_test_fold=recipe.use_test_fold,
             hearing=recipe.hearing,
             whole=recipe.clip_level,
+            names=self.names,
             memory_gib=recipe.memory_gib,
             max_reject_share=recipe.max_reject_share,
         )
@@ -204,7 +220,7 @@ class TaskTrainer:
             digests |= {
                 f"{'init' if init else 'encoder'} {name}".strip(): start_digest(starts[0] / name) for name in names
             }
-        return identity_of(self.recipe, digests, ("train", "validation", "init")), starts
+        return identity_of(self.recipe, digests, ("train", "validation", "init", "classes")), starts
 
     # -------------------------------------------------------------------------------------------------- the loop
 

@@ -13,7 +13,7 @@ from audio_llm.tasks.classification import CLASSIFICATION, ClassificationRecipe
 
 PLAIN = "plain"  # the only candidate where none are named
 # The orchestrator fills these keys of a training recipe.
-_OWN_KEYS = ("train", "output", "task", "train_folds", "validation", "validation_folds", "labels", "seed", "resume")
+_OWN_KEYS = tuple("train output task train_folds validation validation_folds labels classes seed resume".split())
 
 
 @dataclasses.dataclass

@@ -71,6 +71,31 @@ def test_replies_resolve_to_the_option_they_name(text: str, expected: int | None
     assert read_reply(text, DOGS).choice == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "choices", "expected"),
+    [
+        ("the horn of a car", ("car", "car horn"), "car horn"),
+        ("It is the horn of an old car.", ("car", "car horn"), "car horn"),
+        ("a car's horn", ("car", "car horn"), "car horn"),
+        ("The horns of cars", ("truck horn", "car horn"), "car horn"),
+        ("the barking of a dog", ("dog", "dog barking", "rain"), "dog barking"),
+        ("a dog barking", ("rain", "barking of a dog"), "barking of a dog"),
+        ("the ringing of church bells", ("church bell", "church bell ringing"), "church bell ringing"),
+        ("the horn of a car", ("car", "dog"), "car"),  # as "a car horn" is: only one of them has to do with a car
+        ("the sound of a car", ("car", "car horn"), "car"),
+        ("not the horn of a car", ("car", "car horn"), None),
+        ("the horn of a car", ("car", "horn"), None),
+        ("a horn of a car or truck", ("car horn", "truck horn"), None),
+        ("a fusion of jazz and hip-hop", ("jazz fusion", "rock"), None),
+        ("The car left", ("left of the car", "right of the car"), None),
+        ("horn. Of a car", ("car horn", "dog"), None),
+    ],
+)
+def test_a_genitive_names_the_whole_thing(text: str, choices: tuple[str, ...], expected: str | None) -> None:
+    choice = read_reply(text, choices).choice
+    assert (None if choice is None else choices[choice]) == expected
+
+
 def test_keys_and_initials_are_texts_before_they_are_labels() -> None:
     assert resolve_option("C", ["G", "D", "E", "C"]).index == 3
     assert resolve_option("B", ["A major", "B minor"]).index == 1

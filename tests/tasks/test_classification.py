@@ -636,3 +636,29 @@ def test_recipes_of_changes_are_merged():
         "batch_size": 3,
         "augment": {"mixup": 0.4, "gain_db": 0},
     }
+
+
+def test_identifiers_of_the_data_get_their_names(tmp_path: Path, capsys) -> None:
+    """Classes that are AudioSet's identifiers, also as a folder writes them, are stored by the names of `classes`."""
+    corpus = write_esc50(tmp_path / "esc", folds=1, per_class=1)
+    table = corpus / "meta" / "esc50.csv"
+    mids = dict(zip(CLASSES, ("/m/0_ksk", "_t_dd00003", "/m/068hy"), strict=True))
+    write_rows(table, [row | {"category": mids[row["category"].replace("_", " ")]} for row in read_rows(table)])
+    names = tmp_path / "class_labels_indices.csv"
+    names.write_text('index,mid,display_name\n0,/m/068hy,"Animals, pets"\n1,/t/dd00003,Click train\n2,/m/0_ksk,Beep\n')
+    run = recipe(corpus, tmp_path / "run", steps=1, train_folds=None, validation_folds=None, validation=corpus)
+    stored = dataclasses.replace(run, classes=names)
+    assert trainer_module.TaskTrainer(stored).fit()["accuracy"] >= 0
+    labels = json.loads((tmp_path / "run" / "config.json").read_text())["labels"]
+    assert sorted(labels) == ["animals, pets", "beep", "click train"]
+    with pytest.raises(ConfigError, match="another run: classes is None here and .*; labels is"):
+        trainer_module.TaskTrainer(run).fit()
+    names.write_text("index,mid,display_name\n0,/m/x,Siren\n")
+    with pytest.raises(ConfigError, match="expected names of the 3 labels, found 1 others than"):
+        trainer_module.TaskTrainer(dataclasses.replace(stored, output=tmp_path / "other"))
+    written = yaml.safe_dump(
+        {"task": "classification", "train": [str(corpus)], "output": str(tmp_path / "no"), "steps": 1}
+    )
+    (tmp_path / "recipe.yaml").write_text(written)
+    assert main(["train", str(tmp_path / "recipe.yaml"), f"classes={tmp_path / 'missing.csv'}"]) == 2
+    assert "missing.csv: expected a file or folder" in capsys.readouterr().err
