@@ -13,8 +13,8 @@ from eval.predictions import Prediction
 from eval.scorers import SCORERS
 from eval.scorers.text import contains
 
-# `replies.jsonl` was written before the reader; the other two after it, of shapes that it was not made for.
-PARTS = ("replies.jsonl", "replies_unseen.jsonl", "replies_unseen_again.jsonl")
+# `replies.jsonl` was written before the reader; the others after it, of shapes that it was not made for.
+PARTS = ("replies.jsonl", "replies_unseen.jsonl", "replies_unseen_again.jsonl", "replies_unseen_third.jsonl")
 # The question type of SpatialSoundQA that is answered with each kind of open answer.
 TYPES = {
     "yes_no": "MIXUP_DIRECTION", "direction": "MIXUP_NONBINARY_DIRECTION", "place": "DOA",

@@ -41,6 +41,7 @@ _NAMING = frozenset(  # "vitamin B"
     "vitamin vitamins plan type hepatitis grade group side model section mr mrs ms dr appendix figure part chapter "
     "bluetooth".split()
 )
+_GRADED = re.compile(r"\s*[(\[]\s*(?:\d|conf|prob|score|sure|certain)", re.IGNORECASE)  # "B (confidence: 0.9)"
 _NOTES = frozenset("flat sharp major minor natural maj min".split())
 
 
@@ -190,11 +191,13 @@ def in_words(text: Text, options: Sequence[Option]) -> list[Mention]:
 
 
 def _places(text: Text, option: Option, amounts: Sequence[Quantity]) -> list[Span]:
-    keys, size = text.plain_keys, len(option.keys)
+    keys = text.plain_keys
     spans = [
         (start, start + size)
+        for wanted in {option.keys, _contracted(option.keys)}
+        for size in (len(wanted),)
         for start in range(len(keys) - size + 1 if size else 0)
-        if _same(keys[start : start + size], option.keys)
+        if _same(keys[start : start + size], wanted)
         and _in_one(text, (start, start + size), option)
         and _whole(text, (start, start + size), amounts, option)
     ]
@@ -205,7 +208,7 @@ def _places(text: Text, option: Option, amounts: Sequence[Quantity]) -> list[Spa
         ]
     if option.quantity is not None:
         spans += [one.span for one in amounts if _equal(text, one, option.quantity) and not _joined(text, one.span)]
-    if size == 1 and option.keys[0] in DIRECTION_WORDS:  # "That's right: left" names one side
+    if len(option.keys) == 1 and option.keys[0] in DIRECTION_WORDS:  # "That's right: left" names one side
         spans = [span for span in spans if means_place(text, span[0])]
     return spans
 
@@ -238,6 +241,11 @@ def _genitives(text: Text, option: Option, amounts: Sequence[Quantity]) -> list[
         for span in found
         if all(text.gap(at) == " " for at in range(span[0] + 1, span[1])) and _whole(text, span, amounts, option)
     ]
+
+
+def _contracted(keys: tuple[str, ...]) -> tuple[str, ...]:
+    """ "The man is angry" as "the man's angry"."""
+    return tuple(" ".join(keys).replace(" is ", "'s ").split())
 
 
 def _same(mine: Sequence[str], wanted: Sequence[str]) -> bool:
@@ -337,14 +345,17 @@ def _counted(text: Text, options: Sequence[Option]) -> list[Mention]:
     if any(option.quantity for option in options):  # "the second one" of numbers is not the number two
         return found
     for place, key in enumerate(text.keys[:-1]):
-        token, after = text.tokens[place + 1], text.keys[place + 1]
+        end = (
+            place + 2 + (text.keys[place + 1 : place + 3][:1] == ("#",) and place + 2 < len(text.tokens))
+        )  # "option #2"
+        token, after = text.tokens[end - 1], text.keys[place + 1]
         ordinal = next((number for number, names in enumerate(_COUNTED, 1) if key in names), 0)
         ordinal = len(options) if key == "last" else ordinal
-        counted = key in ("option", "choice") and not text.glued(place + 2) and token.value
+        counted = key in ("option", "choice") and not text.glued(end) and token.value
         if after in ("option", "choice", "one", "answer", "statement") and text.gap(place + 1) == " ":
             counted = ordinal
         if counted in range(1, len(options) + 1):
-            found.append(_numbered(place, place + 2, int(counted or 0)))
+            found.append(_numbered(place, end, int(counted or 0)))
     return found
 
 
@@ -366,6 +377,7 @@ def _label(text: Text, place: int) -> str:
     if text.glued(place) or (text.glued(place + 1) and not (after == "." and place == 0 and len(following) > 1)):
         return ""
     ends = last or bool(re.match(r"[\s\"'*]*[.,;:!?)\n]", after)) or " - " in after or " = " in after
+    ends = ends or _GRADED.match(text.folded, token.end) is not None
     if previous in _LABELS:
         return "" if not ends and (small or (token.text in "AI" and following not in CUES_AFTER)) else "sure"
     if small:

@@ -22,6 +22,7 @@ _TURN_END = re.compile(r"(?:<\|im_end\|>|<\|eot_id\|>|<\|endoftext\|>|</s>|<\|en
 _TURN_START = re.compile(r"^\s*(?:<s>)?\s*(?:\[INST\].*?\[/INST\])?(?:<\|im_start\|>assistant\n)?", re.DOTALL)
 _KEYS = ("answer", "final_answer", "final answer", "choice", "option", "prediction", "selected", "label")
 _COMMAND = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|textrm|emph)\s*\{([^{}]*)\}")
+_ROW = re.compile(r"^\s*\|(.*)\|[ \t]*$", re.MULTILINE)
 _BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
 
 
@@ -103,7 +104,17 @@ def unwrap(answer: str) -> list[str]:
         if told is not None:
             return [told]
     asked = re.search(r"^\s*Q(?:uestion)?\s*:.*^\s*A(?:nswer)?\s*:(?P<rest>.*)$", answer, re.DOTALL | re.MULTILINE)
-    return [_without_commands(body) for body in boxes or [asked["rest"] if asked else answer]]
+    return [_without_commands(_without_marks(body)) for body in boxes or [asked["rest"] if asked else answer]]
+
+
+def _without_marks(text: str) -> str:
+    """Markdown as words: boxes that are ticked or not, rows of a table, nothing of what is struck out."""
+    text = re.sub(r"~~[^~\n]+~~", " ", text)
+    text = re.sub(
+        r"^(\s*(?:[-*+]\s+)?)\[([ xX])\]\s", lambda box: box[1] + ("✗ ", "✓ ")[box[2] != " "], text, flags=re.M
+    )
+    text = text.replace("☐", "✗")
+    return _ROW.sub(lambda row: ", ".join(cell.strip() for cell in row[1].split("|") if cell.strip(" :-")), text)
 
 
 def _without_commands(text: str) -> str:

@@ -21,7 +21,8 @@ _YES = phrases(
     r"(?:yes|yeah|yep|yup|affirmative)(?: (?:it|there|that|this|i|indeed|of course|the|they|yes|sir|ma'am|both"
     r"|definitely|please)(?!\S).*)?",
     r"(?:absolutely|certainly|definitely|of course|indeed|sure|exactly|true|correct|right)(?: (?:yes|it is|so))?",
-    rf"{_IT_IS} (?:\S+ly )?(?:correct|right|true) | (?:indeed )?{_SUBJECT} (?:\S+ly |sure )?(?:is|does|are|do|was|has)",
+    rf"{_IT_IS} (?:\S+ly )?(?:correct|right|true|the case)",
+    rf"(?:indeed )?{_SUBJECT} (?:\S+ly |sure )?(?:is|does|are|do|was|has)",
     r"(?:i|i'd|i would) (?:think|believe|say|guess|suppose) so | (?:i'm |i am )?afraid so | without (?:a )?doubt | y",
 )
 _NO = phrases(
@@ -32,7 +33,8 @@ _NO = phrases(
     r"false | incorrect | untrue | wrong | it's not | (?:i'm |i am )?afraid not | n",
     r"i (?:don't|do not) (?:think|believe) so",
     rf"{_SUBJECT} (?:(?:is|does|are|do|was|has) not|isn't|doesn't|aren't|don't|wasn't)",
-    rf"{_IT_IS} (?:not (?:correct|right|true)|incorrect|wrong|false|untrue) | (?:it|that) isn't (?:true|right|correct)",
+    rf"{_IT_IS} (?:not (?:correct|right|true|the case)|incorrect|wrong|false|untrue)",
+    r"(?:it|that) isn't (?:true|right|correct|the case)",
 )
 _ABSENT = re.compile(
     r"there (?:(?:is|are|was|were) no|(?:isn't|aren't|is not|are not) any?) (?P<what>\S+)(?P<where> .*)?"

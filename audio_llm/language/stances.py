@@ -24,6 +24,7 @@ _NEUTRAL = phrases(
     r"nothing (?:but|other than) | none other than | (?:can't|cannot|couldn't|can not) be anything (?:but|other than)",
     r"(?:nothing|no) less than | more or less",
     r"not (?:too |that |so )?far | (?:cannot|can't) be denied | by (?:process of )?elimination",
+    r"(?:no way(?: that)?|(?:surprised|amazed|shocked) if) (?:it|this|that) (?:(?:is|was|were)n't|(?:is|was|were) not)",
 )
 _DENIES = phrases(
     r"not | no | never | neither | nor | none | nothing | nobody | without | except | excluding | ~n't | cannot | than",
@@ -31,6 +32,7 @@ _DENIES = phrases(
     r"incorrect | false | far from | hardly | lack~ | absen~ | fail(?:s|ed)? to | refuse[sd]? to | instead of",
     r"ignor~ | disregard~ | dismiss~ | discard~ | forget | opposite of | opposed to | least | hard to believe | unlike",
     r"less (?:a|an|the) | (?:anything|everything|all) but",
+    r"missing (?:here )?(?:is|was)",
     r"isnt | wasnt | arent | dont | doesnt | didnt | cant | unclear | unsure",
 )
 _SUPPOSES = phrases(
@@ -38,6 +40,7 @@ _SUPPOSES = phrases(
     r"hop(?:e|ing)",
     r"expect(?:s|ed|ing)? | were it | thought | at first | initially | (?:could|should|might|would) have(?: been)?",
     r"first (?:instinct|impression|guess) | as (?:if|though)",
+    r"as (?!far|long|soon|well|likely|much|good)\S+ as(?: (?:an?|the))?$",
     r"please | needs? | to tell | maybe not | do you | would you | (?:had|was|were) (?:it|there)",
     r"(?:questions?|users?|prompts?|you|someone|somebody|they|people|others|some|one) (?:~ ){0,2}?"
     r"(?:asks?|asked|asking|mentions?|mentioned|says?|said|claims?|claimed|thinks?|thought|believes?|wants?|"
@@ -53,6 +56,8 @@ _DENIED_AFTER = re.compile(
     rf"(?:(?:which|that|it) )?(?:{_VERB} (?:\S+ly )?{_NOT}(?!\S)|(?:\S+n't|cannot|isnt|wasnt|arent|doesnt)(?!\S)"
     rf"|(?:(?:can|could|may|might|must|would|should|to) )?(?:{_BE} )?(?:\S+ly )?(?:the )?{_WRONG}(?!\S)"
     rf"|(?:{_BE} )(?:an? |the )?(?:\S+ )?(?:second|runner-up|alternative)(?!\S)"
+    rf"|{_BE} (?:(?:the|what|something|one|only|thing|sound|option|that|which) )+(?:i|we|you) "
+    r"(?:\S+n't|cannot|\S+ not)(?!\S)"
     r"|not (?:present|audible|heard|there|correct|right|it|the answer|an option)(?!\S))"
 )
 _NOUNS = re.compile(r"(?:(?:sounds?|noises?|options?|choices?|answers?|ones?|alternative|itself|here|both|all) )+")
@@ -229,6 +234,8 @@ def _stance(items: Sequence[_Item], group: Span, end: str) -> str:
         denying = _DENIES.search(_NEUTRAL.sub("_", " ".join(item.key for item in told)))
         if denying and not any(item.span is not None for item in told):
             return "denied"
+    if _all_but(items, start):  # "every option but rain is wrong"
+        return "declared" if _denied_after(divided, after) else "denied"
     if _DENIES.search(before) or _denied_after(divided, after):
         return "denied"
     if divided in (":", "(", "-", ".") and following in ("wrong", "incorrect", "false", "never") and alone:
@@ -244,6 +251,13 @@ def _stance(items: Sequence[_Item], group: Span, end: str) -> str:
     if not words and start and items[start].stop in (":", "-"):
         declared = declared or items[start - 1].key in _HEADINGS
     return "declared" if declared or opening in ("so", "therefore", "thus", "hence") else "said"
+
+
+def _all_but(items: Sequence[_Item], start: int) -> bool:
+    """Whether "every … but", "all … except" stands before item `start`, with a noun at most between."""
+    before = [item.key for item in items[max(0, start - 6) : start] if item.key not in _JOINING]
+    words = " ".join(key for key in before if key not in ("of", "these", "those"))
+    return re.search(r"(?:^| )(?:every|all|each|any) \S+ (?:but|except|save)(?: for)?$", words) is not None
 
 
 def _denied_after(divided: str, after: str) -> bool:
