@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, field
 from string import ascii_uppercase
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 from audio_llm.language.prompts import STYLES, TURN_MARKERS, chat_template, conversation, question_text, target_text
 from audio_llm.language.replies import normalise, read_key, read_letter, read_reply, resolve_option, strip_letters
-from tests.paths import SHARED
+from tests.language.mmau import PATH, asked, filled, of_a_quarter_or_all, questions
 
 DOGS = ["A cat meowing", "A dog barking", "A dog growling", "Rain"]
 
@@ -110,18 +109,6 @@ def test_a_label_beyond_the_options_is_no_answer(label: str) -> None:
     assert found.index is None and found.problem == "letter E beyond the 4 options"
 
 
-@pytest.fixture(scope="module")
-def mmau() -> list[tuple[list[str], int, int]]:
-    """Choices, place of the gold answer and of a wrong one, of the 1,000 questions of MMAU test-mini."""
-    path = SHARED / "data/mmau/mmau-test-mini.json"
-    found = []
-    for item in json.loads(path.read_text()):
-        gold = item["choices"].index(item["answer"])
-        wrong = next(i for i, choice in enumerate(item["choices"]) if normalise(choice) != normalise(item["answer"]))
-        found.append((item["choices"], gold, wrong))
-    return found
-
-
 RIGHT = [  # {g} the gold text, {G} its letter
     *(
         "{g}",
@@ -158,27 +145,23 @@ WRONG = [  # {w} a wrong option, {W} its letter
 ]
 
 
-def filled(form: str, choices: list[str], gold: int, wrong: int) -> str:
-    letters = {"G": ascii_uppercase[gold], "W": ascii_uppercase[wrong]}
-    return form.format(g=choices[gold], w=choices[wrong], **letters)
-
-
-@pytest.mark.shared("data/mmau/mmau-test-mini.json")
+@of_a_quarter_or_all
+@pytest.mark.shared(PATH)
 @pytest.mark.parametrize("form", [*RIGHT, "upper", "lower"])
-def test_every_way_of_giving_the_right_answer_counts_on_mmau(mmau, form: str) -> None:
-    for choices, gold, wrong in mmau:
+def test_every_way_of_giving_the_right_answer_counts_on_mmau(form: str, of: str) -> None:
+    for choices, gold, wrong in asked(form, of):
         plain = form in ("upper", "lower")
         text = getattr(choices[gold], form)() if plain else filled(form, choices, gold, wrong)
         choice = read_reply(text, choices).choice
         assert choice is not None and choices[choice] == choices[gold], (text, choices)
 
 
-@pytest.mark.shared("data/mmau/mmau-test-mini.json")
+@pytest.mark.shared(PATH)
 @pytest.mark.parametrize("form", ["{G}", "{G}.", "<answer>{G}</answer>"])
-def test_a_bare_letter_is_a_label_unless_it_is_itself_an_option(mmau, form: str) -> None:
+def test_a_bare_letter_is_a_label_unless_it_is_itself_an_option(form: str) -> None:
     """Where "C" is both the label of the third option and the text of another one, the text is meant."""
     both = 0
-    for choices, gold, wrong in mmau:
+    for choices, gold, wrong in questions():
         letter = ascii_uppercase[gold]
         choice = read_reply(filled(form, choices, gold, wrong), choices).choice
         own = [place for place, option in enumerate(choices) if normalise(option) == letter.casefold()]
@@ -187,10 +170,11 @@ def test_a_bare_letter_is_a_label_unless_it_is_itself_an_option(mmau, form: str)
     assert both == 2
 
 
-@pytest.mark.shared("data/mmau/mmau-test-mini.json")
+@of_a_quarter_or_all
+@pytest.mark.shared(PATH)
 @pytest.mark.parametrize("form", ["{G}", "{G}.", "({G})", "<answer>{G}</answer>", "Answer: {G}", "{G}. {g}", "{g}"])
-def test_where_letters_were_asked_for_every_letter_is_one_on_mmau(mmau, form: str) -> None:
-    for choices, gold, wrong in mmau:
+def test_where_letters_were_asked_for_every_letter_is_one_on_mmau(form: str, of: str) -> None:
+    for choices, gold, wrong in asked(form, of):
         if form == "{g}" and len(normalise(choices[gold])) == 1:
             continue  # asked for its letter, a chord named "C" is answered by its letter
         choice = read_reply(filled(form, choices, gold, wrong), choices, "letter").choice
@@ -205,16 +189,18 @@ def test_a_letter_beyond_the_labels_is_an_option_text_even_where_letters_were_as
     assert resolve_option("F", chords, "letter").problem == "letter F beyond the 4 options"
 
 
-@pytest.mark.shared("data/mmau/mmau-test-mini.json")
+@of_a_quarter_or_all
+@pytest.mark.shared(PATH)
 @pytest.mark.parametrize("form", WRONG)
-def test_contradictions_denials_and_silence_earn_nothing_on_mmau(mmau, form: str) -> None:
-    for choices, gold, wrong in mmau:
+def test_contradictions_denials_and_silence_earn_nothing_on_mmau(form: str, of: str) -> None:
+    for choices, gold, wrong in asked(form, of):
         text = filled(form, choices, gold, wrong)
         choice = read_reply(text, choices).choice
         assert choice is None or choices[choice] != choices[gold], (text, choices)
 
 
-@pytest.mark.shared("data/mmau/mmau-test-mini.json")
+@of_a_quarter_or_all
+@pytest.mark.shared(PATH)
 @pytest.mark.parametrize(
     "form",
     [
@@ -223,8 +209,8 @@ def test_contradictions_denials_and_silence_earn_nothing_on_mmau(mmau, form: str
         *("It is {g} because {w} cannot be heard", "It can't be {w}. It must be {g}.", "not {w}\nbut\n{g}"),
     ],
 )
-def test_what_a_denial_does_not_reach_is_an_answer_on_mmau(mmau, form: str) -> None:
-    for choices, gold, wrong in mmau:
+def test_what_a_denial_does_not_reach_is_an_answer_on_mmau(form: str, of: str) -> None:
+    for choices, gold, wrong in asked(form, of):
         choice = read_reply(filled(form, choices, gold, wrong), choices).choice
         assert choice is not None and choices[choice] == choices[gold], (form, choices)
 
@@ -249,10 +235,10 @@ def test_letters_that_are_denied_are_none(text: str, letter: str | None) -> None
     )
 
 
-@pytest.mark.shared("data/mmau/mmau-test-mini.json")
-def test_options_that_are_single_letters_are_never_eaten(mmau) -> None:
+@pytest.mark.shared(PATH)
+def test_options_that_are_single_letters_are_never_eaten() -> None:
     letters = 0
-    for choices, _, _ in mmau:
+    for choices, _, _ in questions():
         for option in choices:
             if len(normalise(option)) == 1:
                 for text in (option, f"<answer>{option}</answer>", f"The answer is {option}.", option.upper()):

@@ -15,6 +15,7 @@ from audio_llm.language.mentions import offered
 from audio_llm.language.parts import take_apart, unwrap
 from audio_llm.language.quantities import quantities, read_text
 from audio_llm.language.replies import holds, mentions, normalise, read_labels, read_reply, resolve_option
+from tests.language.mmau import PATH, asked, filled, of_a_quarter_or_all
 from tests.paths import SHARED
 from tests.replies import PARTS, battery, read_as_gold
 
@@ -128,18 +129,16 @@ SAYINGS = [  # {g} the gold text, {G} its letter
 ]
 
 
-@pytest.mark.shared("data/mmau/mmau-test-mini.json")
+@of_a_quarter_or_all
+@pytest.mark.shared(PATH)
 @pytest.mark.parametrize("form", SAYINGS)
-def test_ordinary_ways_of_saying_the_gold_option_count_on_mmau(form: str) -> None:
-    for item in json.loads((SHARED / "data/mmau/mmau-test-mini.json").read_text()):
-        gold, choices = item["answer"], item["choices"]
-        place = choices.index(gold)
-        wrong = next(choice for choice in choices if normalise(choice) != normalise(gold))
-        if (form.startswith("{{") and '"' in gold) or ("? No" in form and normalise(wrong) == "no"):
+def test_ordinary_ways_of_saying_the_gold_option_count_on_mmau(form: str, of: str) -> None:
+    for choices, gold, wrong in asked(form, of):
+        if (form.startswith("{{") and '"' in choices[gold]) or ("? No" in form and normalise(choices[wrong]) == "no"):
             continue
-        text = form.format(g=gold, w=wrong, G="ABCDEFGH"[place])
+        text = filled(form, choices, gold, wrong)
         choice = read_reply(text, choices).choice
-        assert choice is not None and choices[choice] == gold, (text, choices)
+        assert choice is not None and choices[choice] == choices[gold], (text, choices)
 
 
 @pytest.mark.parametrize(
