@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from audio_llm import config
-from audio_llm.training import callbacks, sft
+from audio_llm.errors import TrainingError
+from audio_llm.training import callbacks, launch, sft
 from tests.paths import ROOT
 from tests.training.test_sft import losses, order
 
@@ -33,7 +34,7 @@ def command(output: Path, model: Path, data: Path, *overrides: str) -> list[str]
     return ["-m", "audio_llm", "sft", str(recipe), *overrides]
 
 
-def launch(name: str, arguments: list[str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def launched(name: str, arguments: list[str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """``accelerate launch`` from the repository's root; the whole process group is ended if it takes too long."""
     line = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0"]
     line += ["--config_file", f"recipes/accelerate/{name}.yaml", *arguments]
@@ -64,7 +65,7 @@ def here(arguments: list[str]) -> None:
 
 def trained(name: str, arguments: list[str]) -> str:
     """What was printed by a run that went well."""
-    done = launch(name, arguments)
+    done = launched(name, arguments)
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout
 
@@ -77,16 +78,19 @@ def alone(checkpoint, shards, tmp_path_factory) -> Path:
     return output
 
 
+def assert_shared_out(two: Path, one: Path) -> None:
+    """Two processes had the samples of one, step by step, and none of them twice."""
+    assert sorted(order(two, 0) + order(two, 1)) == sorted(order(one))
+    assert not {i for s, i in order(two, 0) if s == 1} & {i for s, i in order(two, 1) if s == 1}
+
+
+@pytest.mark.slow
 def test_two_processes_have_the_curve_and_the_samples_of_one(alone, checkpoint, shards, tmp_path):
     output = tmp_path / "run"
-    arguments = command(output, checkpoint(), shards(), "steps=6", "gradient_accumulation=2")
-    printed = trained("cpu_2", [*arguments, "--expect-processes", "2"])
-    for noise in ("Setting accelerator to CPU", "Loading weights", "Writing model shards", "FutureWarning"):
-        assert noise not in printed
+    trained("cpu_2", command(output, checkpoint(), shards(), "steps=6", "gradient_accumulation=2"))
     one, two = losses(alone), losses(output)
     assert one.keys() == two.keys() and max(abs(one[step] - two[step]) for step in one) < 1e-4
-    assert sorted(order(output, 0) + order(output, 1)) == sorted(order(alone))
-    assert not {i for s, i in order(output, 0) if s == 1} & {i for s, i in order(output, 1) if s == 1}
+    assert_shared_out(output, alone)
 
 
 STAGES = "stages=[{train: {language_model: frozen}, steps: 2, learning_rate: 2e-3}, {}]"
@@ -95,7 +99,7 @@ STAGES = "stages=[{train: {language_model: frozen}, steps: 2, learning_rate: 2e-
 @pytest.mark.parametrize(
     "layout", ["cpu_2", pytest.param("zero2_cpu", marks=[pytest.mark.slow, NEEDS_COMPILER])], ids=str
 )
-def test_stages_in_two_processes_have_the_curve_of_one(layout, checkpoint, shards, tmp_path):
+def test_stages_in_two_processes_have_the_curve_and_the_samples_of_one(layout, checkpoint, shards, tmp_path):
     outputs = [tmp_path / name / "run" for name in ("one", "two")]
     arguments = []
     for output, accumulation in zip(outputs, (4, 2), strict=True):
@@ -103,14 +107,17 @@ def test_stages_in_two_processes_have_the_curve_of_one(layout, checkpoint, shard
         overrides = (STAGES, "steps=3", f"gradient_accumulation={accumulation}")
         arguments.append(command(output, checkpoint(), shards(), *overrides))
     here(arguments[0])
-    trained(layout, arguments[1])
+    printed = trained(layout, [*arguments[1], "--expect-processes", "2"])
+    for noise in ("Setting accelerator to CPU", "Loading weights", "Writing model shards", "FutureWarning"):
+        assert noise not in printed or layout != "cpu_2"
+    assert_shared_out(outputs[1], outputs[0])
     one, two = map(losses, outputs)
     assert one.keys() == two.keys() == set(range(1, 6))
     # Under DeepSpeed a frozen part has gradients, which clipping counts, and moments when its stage begins.
     assert max(abs(one[step] - two[step]) for step in one) < (1e-4 if layout == "cpu_2" else 0.1)
 
 
-def test_killed_at_a_random_step_and_resumed_is_the_uninterrupted_run(alone, checkpoint, shards, tmp_path):
+def test_killed_at_a_random_step_and_resumed_is_the_uninterrupted_run(checkpoint, shards, tmp_path, capsys):
     output = tmp_path / "run"
     end = 24  # so many that it does not end before it is killed
     base = command(output, checkpoint(), shards(), "gradient_accumulation=4", f"steps={end}")
@@ -130,9 +137,8 @@ def test_killed_at_a_random_step_and_resumed_is_the_uninterrupted_run(alone, che
     saved = callbacks.complete_checkpoints(output)
     assert saved and reached < end
     before = losses(output)
-    resumed = subprocess.run([sys.executable, *base], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert f"resuming from {saved[-1]}" in resumed.stdout
+    here(base)
+    assert f"resuming from {saved[-1]}" in capsys.readouterr().out
     whole = tmp_path / "whole" / "run"
     whole.parent.mkdir()
     straight = command(whole, checkpoint(), shards(), "gradient_accumulation=4", f"steps={end}")
@@ -177,10 +183,15 @@ def test_deepspeed_is_ddp_and_resumes(alone, checkpoint, shards, tmp_path, stage
     assert again.keys() == one.keys() and max(abs(again[step] - zero[step]) for step in zero) < 1e-6
 
 
-def test_a_launch_that_became_one_process_is_an_error(checkpoint, shards, tmp_path):
-    arguments = command(tmp_path / "run", checkpoint(), shards(), "steps=1")
+def test_a_launch_that_became_one_process_is_an_error(checkpoint, shards, tmp_path, monkeypatch):
+    """By what Accelerate leaves in the environment of the only process that it starts."""
     line = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
-    done = subprocess.run([*line, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode != 0
-    assert "launch: expected several processes" in done.stderr and "found 1" in done.stderr
+    done = subprocess.run([*line, "--no_python", "env"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    left = dict(pair.split("=", 1) for pair in done.stdout.splitlines() if "=" in pair)
+    assert launch.launched_processes(left)[0] == 2
+    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"):  # the rest would stay in this process's singletons
+        monkeypatch.setenv(name, left[name])
+    with pytest.raises(TrainingError, match="launch: expected several processes .* found 1"):
+        here(command(tmp_path / "run", checkpoint(), shards(), "steps=1"))
     assert not (tmp_path / "run").exists()
