@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
+Guest = Callable[[list[str] | str], str]
 MODULE = '''
 """One guest of each kind, in one file."""
 
@@ -209,15 +212,48 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def python(site: Path, *command: str) -> str:
-    """What ``python COMMAND`` prints where the guest package is installed."""
+# Runs what each line says, a command of audio-llm or a program, and says how it ended and what it printed.
+SHELL = """
+import contextlib, io, json, sys, traceback
+from audio_llm.cli import main
+for line in sys.stdin:
+    what, printed, told = json.loads(line), io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
+        try:
+            code = main(what) if isinstance(what, list) else exec(what, {})
+        except BaseException:
+            code = traceback.format_exc()
+    print("said", json.dumps([code, printed.getvalue(), told.getvalue()]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def process(site: Path) -> Iterator[subprocess.Popen[str]]:
+    """The only process where the guest package is installed."""
     env = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command], cwd=site.parent, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", SHELL], cwd=site.parent, env=env, **pipes) as process:
+        yield process
+        process.stdin.close()
 
 
-def test_an_encoder_comes_in_by_its_name(site: Path) -> None:
+@pytest.fixture
+def guest(process: subprocess.Popen[str]) -> Guest:
+    """``guest(command or program)`` -> what it prints where the guest package is installed."""
+
+    def run(what: list[str] | str) -> str:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps(what) + "\n")
+        process.stdin.flush()
+        answer = next(line for line in process.stdout if line.startswith("said "))
+        code, printed, told = json.loads(answer.removeprefix("said "))
+        assert not code, f"{code}\n{printed}{told}"
+        return printed
+
+    return run
+
+
+def test_an_encoder_comes_in_by_its_name(guest: Guest) -> None:
     code = """
 import torch
 from audio_llm.model.encoder import build_encoder, encoder_config
@@ -225,58 +261,58 @@ encoder = build_encoder({"name": "energies", "bands": 4, "hearing": "each"})
 tokens, mask = encoder(torch.randn(2, 2, 8000), torch.tensor([8000, 4000]))
 print(encoder_config(encoder), *tokens.shape, *mask.sum(1).tolist())
 """
-    printed = python(site, "-c", code)
+    printed = guest(code)
     assert printed.split("}") == ["{'name': 'energies', 'hearing': 'each', 'bands': 4", " 2 10 8 10 5\n"]
 
 
-def test_a_task_trains_a_guest_encoder_on_a_guest_data_set(site: Path, sounds: Path, tmp_path: Path) -> None:
+def test_a_task_trains_a_guest_encoder_on_a_guest_data_set(guest: Guest, sounds: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "levels.yaml"
     recipe.write_text(f"task: levels\ntrain: [{sounds}]\noutput: {tmp_path / 'out'}\nencoder: {{name: energies}}\n")
-    assert "levels of no yes" in python(site, "-m", "audio_llm", "train", str(recipe))
+    assert "levels of no yes" in guest(["train", str(recipe)])
     files = [str(sounds / name) for name in ("yes-1.wav", "no-2.wav")]
-    assert python(site, "-m", "audio_llm", "predict", str(tmp_path / "out"), *files).split() == ["yes", "no"]
+    assert guest(["predict", str(tmp_path / "out"), *files]).split() == ["yes", "no"]
 
 
-def test_a_task_of_ours_trains_a_guest_encoder_on_a_guest_data_set(site: Path, sounds: Path, tmp_path: Path) -> None:
+def test_a_task_of_ours_trains_a_guest_encoder_on_a_guest_data_set(guest: Guest, sounds: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "classes.yaml"
     recipe.write_text(
         f"task: classification\ntrain: [{sounds}]\noutput: {tmp_path / 'out'}\nencoder: {{name: energies}}\n"
         "steps: 2\nbatch_size: 2\ntensorboard: false\n"
     )
-    python(site, "-m", "audio_llm", "train", str(recipe))
-    printed = python(site, "-m", "audio_llm", "predict", str(tmp_path / "out"), str(sounds / "yes-1.wav"))
+    guest(["train", str(recipe)])
+    printed = guest(["predict", str(tmp_path / "out"), str(sounds / "yes-1.wav")])
     assert "yes" in printed and "no" in printed
 
 
-def test_an_engine_answers_a_guest_benchmark(site: Path, sounds: Path, tmp_path: Path) -> None:
+def test_an_engine_answers_a_guest_benchmark(guest: Guest, sounds: Path, tmp_path: Path) -> None:
     model, out = tmp_path / "model", tmp_path / "run"
     model.mkdir()
     (model / "config.json").write_text('{"model_type": "parrot"}')
     command = ["eval", str(model), str(sounds), "--benchmark", "guests:QUIZ", "--out", str(out), "--quiet"]
-    python(site, "-m", "audio_llm", *command, "--controls", "text_only")
+    guest([*command, "--controls", "text_only"])
     rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert {(row["control"], row["raw"]) for row in rows} == {("", "yes"), ("text_only", "I hear nothing")}
     run = json.loads((out / "run.json").read_text())
     assert (run["engine"], run["scorer"]["name"]) == ("parrot", "guests:BREVITY")
 
 
-def test_a_reward_comes_in_by_its_address(site: Path) -> None:
+def test_a_reward_comes_in_by_its_address(guest: Guest) -> None:
     code = """
 from audio_llm.training.rewards import build_rewards
 (short, _), weights = build_rewards({"guests:short": {"weight": 0.5, "most": 2}, "format": 1})
 print(short(["?", "?"], ["two words", "three words now"]), weights)
 """
-    assert python(site, "-c", code) == "[1.0, 0.0] [0.5, 1.0]\n"
+    assert guest(code) == "[1.0, 0.0] [0.5, 1.0]\n"
 
 
-def test_a_benchmark_and_a_scorer_score_stored_answers(site: Path, sounds: Path, tmp_path: Path) -> None:
+def test_a_benchmark_and_a_scorer_score_stored_answers(guest: Guest, sounds: Path, tmp_path: Path) -> None:
     lines = []
     for file in sorted(sounds.glob("*.wav")):
         gold = file.stem.split("-")[0]
         row = dict(id=file.stem, question_type="level", format="quiz", question="?", choices=["yes", "no"], gold=gold)
         lines.append(json.dumps(row | {"raw": "It is loud: yes"}))
     (tmp_path / "predictions.jsonl").write_text("\n".join(lines) + "\n")
-    printed = python(site, "-m", "audio_llm", "rescore", str(tmp_path), "--benchmark", "guests:QUIZ")
+    printed = guest(["rescore", str(tmp_path), "--benchmark", "guests:QUIZ"])
     assert "brevity" in printed
     scores = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     values = {(line["scorer"], line["id"].split("-")[0]): line["value"] for line in scores}
@@ -286,7 +322,7 @@ def test_a_benchmark_and_a_scorer_score_stored_answers(site: Path, sounds: Path,
         ("option-resolution", "yes"): 1.0,
         ("option-resolution", "no"): 0.0,
     }
-    python(site, "-m", "audio_llm", "rescore", str(tmp_path), "--scorers", "letter,guests:BREVITY")
+    guest(["rescore", str(tmp_path), "--scorers", "letter,guests:BREVITY"])
 
 
 @pytest.mark.parametrize(
@@ -299,9 +335,9 @@ def test_a_benchmark_and_a_scorer_score_stored_answers(site: Path, sounds: Path,
         (["--benchmark", "mmua"], "did you mean 'mmau'"),
     ],
 )
-def test_what_is_no_guest_is_told(site: Path, tmp_path: Path, flags: list[str], message: str) -> None:
+def test_what_is_no_guest_is_told(guest: Guest, tmp_path: Path, flags: list[str], message: str) -> None:
     (tmp_path / "predictions.jsonl").write_text(
         '{"id": "a", "question_type": "", "format": "", "question": "?", "choices": [], "gold": "x", "raw": "x"}\n'
     )
     with pytest.raises(AssertionError, match=message):
-        python(site, "-m", "audio_llm", "rescore", str(tmp_path), *flags)
+        guest(["rescore", str(tmp_path), *flags])
