@@ -108,6 +108,15 @@ MAKERS: tuple[Maker, ...] = (
 )
 
 
+# Others on whose network, or on one much like it, the same is asked in the fast suite: CNN14, and Whisper's.
+ALIKE = (panns, qwen2_audio, qwen2_5_omni)
+MAKERS_AND_WAYS = [
+    pytest.param(maker, train, marks=pytest.mark.slow if maker in ALIKE and train != "frozen" else ())
+    for maker in MAKERS
+    for train in ("frozen", "lora", "full")
+]
+
+
 @pytest.fixture(scope="module")
 def language_model(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = checkpoint()
@@ -198,8 +207,7 @@ def moved(before: Any, after: Any) -> list[str]:
 # ------------------------------------------------------------------------------------------------------ the main path
 
 
-@pytest.mark.parametrize("train", ["frozen", "lora", "full"])
-@pytest.mark.parametrize("maker", MAKERS, ids=lambda maker: maker.__name__)
+@pytest.mark.parametrize(("maker", "train"), MAKERS_AND_WAYS, ids=lambda value: getattr(value, "__name__", value))
 def test_sft_from_a_published_file(maker, train, published, bursts, trained, tmp_path):
     before = open_encoder(published(maker))
     shards = bursts(before.sample_rate)
@@ -249,9 +257,15 @@ def test_adapters_folded_in_give_the_same_logits(maker, trained, tmp_path):
     assert wrapped == {torch.nn.Linear if maker is stereo_seld else torch.nn.Conv2d}
 
 
-@pytest.mark.parametrize("maker", MAKERS, ids=lambda maker: maker.__name__)
-def test_cache_and_answers(maker, published, bursts, language_model, trained, tmp_path):
-    """The cache of a frozen encoder gives the same losses; what comes out generates from sound."""
+@pytest.mark.parametrize(
+    "maker",
+    [pytest.param(maker, marks=() if maker in (beats, whisper) else pytest.mark.slow) for maker in MAKERS],
+    ids=lambda maker: maker.__name__,
+)
+def test_the_cache_of_a_frozen_encoder_gives_the_same_losses(
+    maker, published, bursts, language_model, trained, tmp_path
+):
+    """In the fast suite one that hears each of two channels, and one that has more tokens for a longer clip."""
     named = published(maker)
     shards = bursts(open_encoder(named).sample_rate)
 
@@ -266,9 +280,13 @@ def test_cache_and_answers(maker, published, bursts, language_model, trained, tm
     assert second["encoder_cache"] == {"hits": sum(first["encoder_cache"].values()), "misses": 0}
     for name in ("first", "second"):
         assert losses(tmp_path / name) == pytest.approx(losses(plain), abs=1e-5)
-    merged = plain / "merged"
-    processor, model, dataset = load_processor(merged), load_model(merged), ShardDataset([shards])
-    item = dataset[0]
+
+
+@pytest.mark.parametrize("maker", MAKERS, ids=lambda maker: maker.__name__)
+def test_what_comes_out_answers_from_sound(maker, published, bursts, trained):
+    merged = trained(maker, "frozen")[0] / "merged"
+    processor, model = load_processor(merged), load_model(merged)
+    item = ShardDataset([bursts(open_encoder(published(maker)).sample_rate)])[0]
     prompt = processor.render(prompts.conversation(item["sample"]), generate=True)
     inputs = processor(text=[prompt], audio=[[item["waveform"].samples]])
     reply = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4)

@@ -232,6 +232,16 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return name, state, write, fields, key, path
 
 
+# The same weights in another container: what is asked of weights is asked of them once, of every file by hand.
+REPEATS = (
+    *("beats-namespace", "beats-bare", "beats-inside", "beats-tokenizer", "beats-safetensors"),
+    *("urbansound-bare", "urbansound-safetensors"),
+)
+of_every_network = pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=pytest.mark.slow if name in REPEATS else ()) for name in CASES], indirect=True
+)
+
+
 def conversion(path: Path, out: Path, fields: dict[str, Any], name: str | None = None) -> int:
     """The exit code of `audio-llm convert`."""
     settings = [f"{key}={json.dumps(value)}" for key, value in fields.items()]
@@ -299,6 +309,7 @@ def test_layout_with_a_defect_is_refused_in_one_line(case, tmp_path, capsys):
         assert "Copy or download it again." in refusal(path, capsys, fields, name)
 
 
+@of_every_network
 def test_no_key_is_dispensable(case, tmp_path):
     """But for constants of a front end, which are compared where they are there, and tables that are all or one."""
     name, state, write, fields, _, whole = case
@@ -318,6 +329,7 @@ def test_a_head_that_lacks_a_part_is_no_missing_head(tmp_path):
             build_encoder({"name": "spatial_ast", "published": tmp_path / "file.pt", **SPATIAL})
 
 
+@of_every_network
 def test_weights_of_another_encoder_are_called_by_its_name(case, tmp_path, capsys):
     name, state, write, fields, key, whole = case
     for other in sorted(set(ENCODERS) - {name}):
@@ -333,6 +345,7 @@ def test_what_lacks_its_first_key_is_still_known(tmp_path, capsys):
         assert key in refusal(tmp_path / "file.pt", capsys, {})
 
 
+@of_every_network
 def test_any_reshaped_entry_is_refused(case, tmp_path):
     """Sizes are read off shapes: whatever these are, the answer is a refusal and no other error."""
     name, state, write, fields, _, whole = case
