@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ from tests.paths import ROOT, SHARED
 
 # Files that take long, the longest first, so that no worker is left with one at the end; the others follow by name.
 LONGEST = (
-    *("serving/test_vllm_parity", "serving/test_vllm_server", "training/test_rollouts", "training/test_grpo"),
-    *("eval/test_eval", "eval/test_eval_runs", "tasks/test_seld_task", "tasks/test_classification"),
-    *("tasks/test_echotwin", "tasks/test_supervised", "training/test_sft", "training/test_distributed"),
-    *("test_scripts", "eval/test_full_report", "eval/test_spatial_sound_qa", "encoders/test_published"),
+    *("serving/test_vllm_server", "serving/test_vllm_parity", "serving/test_vllm_answers", "training/test_rollouts"),
+    *("training/test_grpo", "training/test_distributed", "encoders/test_any_encoder", "encoders/test_published"),
+    *("tasks/test_seld_task", "tasks/test_classification", "tasks/test_echotwin", "tasks/test_supervised"),
+    *("training/test_sft", "training/test_native", "training/test_stages", "training/test_contribution"),
+    *("eval/test_eval", "eval/test_eval_runs", "eval/test_full_report", "eval/test_spatial_sound_qa", "test_guests"),
+    "test_scripts",
 )
 
 LAYOUT_OF = {1: "mono", 2: "binaural", 4: "foa"}
@@ -227,6 +229,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Every run of a trainer ends with a collection: keep the imports' two million objects out of it."""
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_out_of_collections() -> Iterator[None]:
+    """So too what tests import, vLLM's engine above all, as soon as the file is through."""
+    yield
+    gc.collect()
     gc.freeze()
 
 

@@ -408,6 +408,7 @@ def test_a_run_leaves_everything_behind(checkpoint, shards, tmp_path):
     result = grpo.run(recipe, transformers_engine)
     logs = metrics(tmp_path / "run")
     assert [log["step"] for log in logs] == [1, 2, 3] and result["steps"] == 3
+    assert result["engine"] == "transformers"
     for log in logs:
         assert {name.removeprefix("time/") for name in log if name.startswith("time/")} == TIMES
         parts = sum(log[f"time/{name}"] for name in TIMES - {"step"})
@@ -514,26 +515,22 @@ def test_gradient_checkpointing_and_a_trained_encoder(checkpoint, shards, tmp_pa
 @needs_vllm
 @pytest.mark.vllm
 def test_vllm_is_in_step_after_each_of_20_updates_and_the_gate_sees_when_it_is_not(checkpoint, shards, tmp_path):
-    from audio_llm.serving.rollout_engines import VLLMRollouts, build_engine
+    from audio_llm.serving.rollout_engines import build_engine
+
+    def stuck(recipe: EngineRecipe, policy: PolicyWeights, tokenizer: Any, seed: int) -> Any:
+        """The recipe's engine, which misses every update from the 21st on."""
+        engine = build_engine(recipe, policy, tokenizer, seed)
+        sync = engine.sync
+        engine.sync = lambda policy, version: sync(policy, version) if version <= 20 else 0.0
+        return engine
 
     engine = {"backend": "vllm", "max_model_len": 128, "max_num_seqs": 16}
     changes = {"engine": engine, "learning_rate": 1e-2, "schedule": "constant"}
-    recipe = make_recipe(checkpoint, shards, tmp_path / "run", steps=21, parity_bound=1e-4, **changes)
-    result = grpo.run(recipe, build_engine)
-    logs = metrics(tmp_path / "run")
-    assert result["engine"] == "vllm" and len(logs) == 21
-    assert max(log["parity/max_abs_logp_difference"] for log in logs) < 1e-4
-
-    class Stuck(VLLMRollouts):
-        """An engine that takes the first policy and misses every update."""
-
-        def sync(self, policy: PolicyWeights, version: int) -> float:
-            return super().sync(policy, version) if self.version is None else 0.0
-
-    control = make_recipe(checkpoint, shards, tmp_path / "control", steps=21, **changes)
+    recipe = make_recipe(checkpoint, shards, tmp_path / "run", steps=40, **changes)
     with pytest.raises(TrainingError, match=r"engine 'vllm'.*within 0.001 of the trainer's"):
-        grpo.run(control, lambda recipe, policy, tokenizer, seed: Stuck(policy, recipe, seed))
-    assert len(metrics(tmp_path / "control")) <= 3
+        grpo.run(recipe, stuck)
+    apart = [log["parity/max_abs_logp_difference"] for log in metrics(tmp_path / "run")]
+    assert 21 <= len(apart) <= 23 and max(apart[:21]) < 1e-4
 
 
 def engine_in_step(checkpoint, shards, tmp_path, family: str, tie: bool, sync: str, precision: str, bound: float):
@@ -547,13 +544,6 @@ def engine_in_step(checkpoint, shards, tmp_path, family: str, tie: bool, sync: s
     logs = metrics(tmp_path / "run")
     assert len(logs) == 21
     return max(log["parity/max_abs_logp_difference"] for log in logs)
-
-
-@needs_vllm
-@pytest.mark.vllm
-def test_a_tied_head_follows_too(checkpoint, shards, tmp_path):
-    """vLLM on a CPU packs a head when it loads it: one that is tied to the embeddings has to come by itself."""
-    assert engine_in_step(checkpoint, shards, tmp_path, "qwen3", True, "merged", "fp32", 1e-4) < 1e-4
 
 
 @needs_vllm

@@ -1,0 +1,91 @@
+"""``audio-llm eval`` with vLLM and with Transformers, two engines that share no decoding code: the same answers.
+
+One process asks all models through vLLM, because an engine of vLLM's would leave its marks in this one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+from audio_llm.cli import main
+from eval import predictions
+from eval.predictions import Prediction
+from tests.native_models import make_native
+from tests.paths import ROOT
+from tests.serving.vllm_tools import make_adapter
+
+pytestmark = pytest.mark.vllm
+ALL = "import json, sys; from audio_llm.cli import main; sys.exit(max(map(main, json.loads(sys.argv[1]))))"
+
+
+def ask(commands: list[list[str]], root: Path) -> list[tuple[list[Prediction], list[Prediction]]]:
+    """The replies to each of `commands` through vLLM, and those through Transformers."""
+    asked = {
+        engine: [
+            [*command, "--engine", engine, "--out", str(root / f"{engine}-{number}"), "--max-tokens", "12", "--quiet"]
+            for number, command in enumerate(commands)
+        ]
+        for engine in ("vllm", "transformers")
+    }
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", ALL, json.dumps(asked["vllm"])]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not any(map(main, asked["transformers"]))
+    return [
+        (predictions.read(root / f"vllm-{number}"), predictions.read(root / f"transformers-{number}"))
+        for number in range(len(commands))
+    ]
+
+
+def native(kind: str, made_once, shards) -> list[str]:
+    model = made_once(f"native-{kind}", lambda folder: make_native(kind, folder))
+    return ["eval", str(model), str(shards(channels=1)), "--limit", "8", "--controls", "silence,text_only"]
+
+
+@pytest.fixture(scope="module")
+def replies(checkpoint, made_once, shards, tmp_path_factory) -> dict[str, tuple[list[Prediction], list[Prediction]]]:
+    root = tmp_path_factory.mktemp("replies")
+    ours = ["eval", str(checkpoint()), str(shards()), "--temperature", "0,1", "--controls", "silence,swap,text_only"]
+    ours += ["--adapter", str(make_adapter(checkpoint(), root / "adapter"))]
+    return dict(zip(("ours", "native"), ask([ours, native("qwen2_audio", made_once, shards)], root), strict=True))
+
+
+def test_a_model_of_ours_with_an_adapter_greedy_and_sampled(replies) -> None:
+    ours, theirs = replies["ours"]
+    assert len(ours) == 24 * 5
+    assert [entry.key for entry in ours] == [entry.key for entry in theirs]
+    assert [entry.prompt_hash for entry in ours] == [entry.prompt_hash for entry in theirs]
+    assert [entry.prompt_tokens for entry in ours] == [entry.prompt_tokens for entry in theirs]
+    assert [entry.finish_reason for entry in ours] == [entry.finish_reason for entry in theirs]
+    same = np.mean([a.raw == b.raw for a, b in zip(ours, theirs, strict=True)])
+    assert same >= 0.95  # a tie within 1e-6 may fall either way
+    true, silent = (
+        [entry.raw for entry in ours if entry.control == name and entry.temperature == 0] for name in ("", "silence")
+    )
+    assert true != silent
+
+
+def assert_same(ours: list[Prediction], theirs: list[Prediction]) -> None:
+    found, expected = ([(row.raw, row.prompt_tokens, row.error) for row in rows] for rows in (ours, theirs))
+    assert found == expected and len(found) == 24 and not any(error for _, _, error in found)
+    heard = {row.control: row.raw for row in ours if row.id == ours[0].id}
+    assert len(set(heard.values())) == 3  # the sound, its silence and its absence make a difference
+
+
+def test_a_native_model_by_its_own_folder(replies) -> None:
+    assert_same(*replies["native"])
+
+
+@pytest.mark.slow
+def test_a_native_model_with_a_thinker(made_once, shards, tmp_path: Path) -> None:
+    assert_same(*ask([native("omni", made_once, shards)], tmp_path)[0])
