@@ -93,7 +93,7 @@ PY
     set -m
     audio-llm serve "$model" --port "$port" >"$OUT/logs/server.log" 2>&1 & server=$!
     set +m
-    await "$port" "$server" || { tail -n 20 "$OUT/logs/server.log"; return 1; }
+    await "$port" "$server" || { tail -n 20 "$OUT/logs/server.log"; kill "$server" 2>/dev/null || true; return 1; }
     printf 'question: %s\n' "${lines[0]}"
     local choices=()
     [ ${#lines[@]} -eq 2 ] || choices=(--choices "${lines[@]:2}")
