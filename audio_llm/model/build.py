@@ -102,7 +102,7 @@ def own_system_prompt(tokenizer: Any, marker: str) -> str:
     from jinja2 import TemplateError
 
     opening, closing = (part.strip() for part in TURN_MARKERS[marker].of("system"))
-    if not opening or not tokenizer.chat_template:
+    if not (opening and closing and tokenizer.chat_template):
         return ""
     try:
         text = str(tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False))
