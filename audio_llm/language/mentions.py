@@ -345,9 +345,8 @@ def _counted(text: Text, options: Sequence[Option]) -> list[Mention]:
     if any(option.quantity for option in options):  # "the second one" of numbers is not the number two
         return found
     for place, key in enumerate(text.keys[:-1]):
-        end = (
-            place + 2 + (text.keys[place + 1 : place + 3][:1] == ("#",) and place + 2 < len(text.tokens))
-        )  # "option #2"
+        signed = text.keys[place + 1] == "#" and place + 2 < len(text.tokens)  # "option #2"
+        end = place + 3 if signed else place + 2
         token, after = text.tokens[end - 1], text.keys[place + 1]
         ordinal = next((number for number, names in enumerate(_COUNTED, 1) if key in names), 0)
         ordinal = len(options) if key == "last" else ordinal

@@ -127,7 +127,7 @@ def prepare_tokenizer(tokenizer: Any) -> str:
     if AUDIO_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"extra_special_tokens": [AUDIO_TOKEN]}, replace_extra_special_tokens=False)
     if tokenizer.pad_token is None:  # of a GGUF file the opening of a turn may be called the end of a text
-        tokenizer.pad_token = closing if tokenizer.eos_token in (None, marker) else tokenizer.eos_token
+        tokenizer.pad_token = closing if tokenizer.eos_token in (None, marker.strip()) else tokenizer.eos_token
     tokenizer.eos_token = closing
     if said := own_system_prompt(tokenizer, marker):
         note = f"its chat template writes the system prompt {said!r} where none is given; the checkpoint's writes none"
