@@ -3,13 +3,7 @@
 Importing the package is cheap: torch, Transformers and vLLM are imported by the modules that need them.
 """
 
-import os
-
 __version__ = "0.1.0"
-
-# oneDNN's bfloat16 convolutions for AMX give wrong values under torch 2.13 (tests/test_torch.py): as large as the right
-# ones, and nothing says so. One instruction set lower they are right. Read when the first convolution runs.
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 
 def register() -> None:
