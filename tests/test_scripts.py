@@ -57,6 +57,55 @@ def test_quickstart_refuses_wrong_use_before_it_installs(arguments: str, word: s
     assert "[setup]" not in reply.stdout
 
 
+PARTS = "--encoder {parts}/whisper --language-model {parts}/words"
+SOUNDS = "--sounds {parts}/sounds --digits {parts}/digits"
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Path:
+    """What `scripts/pretrained.sh` looks at before it installs anything."""
+    for name, kind in (("whisper", "whisper"), ("words", "llama")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+    (tmp_path / "sounds" / "meta").mkdir(parents=True)
+    (tmp_path / "sounds" / "audio").mkdir()
+    (tmp_path / "sounds" / "meta" / "esc50.csv").touch()
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "7_jackson_0.wav").touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--encoders x", "unknown option '--encoders'"),
+        ("--encoder", "--encoder needs a value"),
+        ("--language-model {parts}/words", "--encoder is missing"),
+        ("--encoder {parts}/whisper", "--language-model is missing"),
+        ("--encoder /absent/model --language-model {parts}/words", "no such folder"),
+        ("--encoder {parts}/digits --language-model {parts}/words", "config.json"),
+        ("--encoder {parts}/words --language-model {parts}/words", "expected a Whisper"),
+        (f"{PARTS} --sounds {{parts}}/digits", "meta/esc50.csv"),
+        (f"{PARTS} --sounds {{parts}}/sounds --digits {{parts}}/sounds", "7_jackson_32.wav"),
+        (f"{PARTS} {SOUNDS} --minutes 30", "20 or 60, found '30'"),
+        (f"{PARTS} {SOUNDS} --seed -1", "whole number, found '-1'"),
+    ],
+)
+def test_published_weights_are_refused_in_one_sentence_before_anything_is_installed(
+    parts: Path, arguments: str, words: str
+) -> None:
+    reply = bash(f"bash {SCRIPTS / 'pretrained.sh'} {arguments.format(parts=parts)}")
+    assert reply.returncode == 2
+    assert words in reply.stderr and reply.stderr.startswith("pretrained: ") and reply.stderr.count("\n") == 1
+    assert "[setup]" not in reply.stdout
+
+
+def test_the_script_of_published_weights_explains_itself() -> None:
+    reply = bash(f"bash {SCRIPTS / 'pretrained.sh'} --help")
+    assert reply.returncode == 0
+    assert all(name in reply.stdout for name in ("--encoder", "--language-model", "--sounds", "--digits", "--minutes"))
+
+
 COUNT = "echo ran >>runs.txt; mkdir -p out/made; echo x >>out/made/part"
 
 

@@ -1,0 +1,187 @@
+#!/usr/bin/env bash
+# From published weights and real recordings to a model that hears, answers, is evaluated and served, on one machine. Stages
+# whose command, inputs and code have not changed are reused. See docs/pretrained.md.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+usage: bash scripts/pretrained.sh --encoder DIR_OR_ID --language-model DIR_OR_ID [options]
+
+  --encoder DIR_OR_ID         a Whisper as Transformers saves it, such as openai/whisper-base
+  --language-model DIR_OR_ID  an instructed language model, such as HuggingFaceTB/SmolLM2-135M-Instruct
+  --sounds DIR                ESC-10: audio/ and meta/esc50.csv (default: data/ESC-10); fold 4 is held out
+  --digits DIR                the Free Spoken Digit Dataset's recordings (default: data/FSDD); two speakers are held out
+  --minutes N                 20 (default) or 60: the budget, laid out for two CPU cores
+  --out DIR                   where everything goes (default: runs/pretrained)
+  --seed N                    seed of choices and training (default: 0)
+  --fresh                     run every stage again
+  --help                      this text
+
+An ID is that of a model in the hub's local cache; HF_HUB_OFFLINE=0 fetches it. docs/data.md says where the recordings are from.
+TEXT
+}
+
+wrong() { echo "pretrained: $1" >&2; exit 2; }
+
+ROOT="$(cd "$(dirname "$0")/.." && pwd)"
+ENCODER="" LANGUAGE_MODEL="" SOUNDS="$ROOT/data/ESC-10" DIGITS="$ROOT/data/FSDD" MINUTES=20 OUT="runs/pretrained" SEED=0 FRESH=""
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --fresh) FRESH=1; shift; continue ;;
+        -h | --help) usage; exit 0 ;;
+        --encoder | --language-model | --sounds | --digits | --minutes | --out | --seed) ;;
+        *) wrong "unknown option '$1'; --help shows those there are" ;;
+    esac
+    [ $# -ge 2 ] && [ -n "$2" ] || wrong "$1 needs a value"
+    case "$1" in
+        --encoder) ENCODER="$2" ;;
+        --language-model) LANGUAGE_MODEL="$2" ;;
+        --sounds) SOUNDS="$2" ;;
+        --digits) DIGITS="$2" ;;
+        --minutes) MINUTES="$2" ;;
+        --out) OUT="$2" ;;
+        --seed) SEED="$2" ;;
+    esac
+    shift 2
+done
+
+# check_model OPTION VALUE: a folder that holds a model, or an id, which is looked up once Python is there.
+check_model() {
+    [ -n "$2" ] || wrong "$1 is missing: a folder with a model, or its id such as $3"
+    if [ -d "$2" ]; then
+        [ -f "$2/config.json" ] || wrong "$1 $2: expected a folder with config.json, found none in it"
+    elif ! [[ "$2" =~ ^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$ ]]; then
+        wrong "$1 $2: expected a folder, or an id such as $3; there is no such folder"
+    fi
+}
+check_model --encoder "$ENCODER" openai/whisper-base
+check_model --language-model "$LANGUAGE_MODEL" HuggingFaceTB/SmolLM2-135M-Instruct
+[ ! -d "$ENCODER" ] || grep -q '"model_type": *"whisper"' "$ENCODER/config.json" ||
+    wrong "--encoder $ENCODER: expected a Whisper (model_type whisper in config.json), found another model"
+[ -f "$SOUNDS/meta/esc50.csv" ] && [ -d "$SOUNDS/audio" ] ||
+    wrong "--sounds $SOUNDS: expected a folder with audio/ and meta/esc50.csv; docs/data.md says where ESC-10 is from"
+[ -n "$(find -L "$DIGITS" -maxdepth 1 -name '[0-9]_*_*.wav' -print -quit 2>/dev/null)" ] ||
+    wrong "--digits $DIGITS: expected a folder with files such as 7_jackson_32.wav; docs/data.md says where they are from"
+[[ "$MINUTES" =~ ^(20|60)$ ]] || wrong "--minutes expects 20 or 60, found '$MINUTES'"
+[[ "$SEED" =~ ^[0-9]{1,9}$ ]] || wrong "--seed expects a whole number, found '$SEED'"
+for name in ENCODER LANGUAGE_MODEL SOUNDS DIGITS; do # what follows is done in the project's folder
+    [ ! -d "${!name}" ] || printf -v "$name" '%s' "$(cd "${!name}" && pwd)"
+done
+cd "$ROOT"
+mkdir -p "$OUT"
+
+. scripts/setup.sh
+BEGIN=$SECONDS
+RECIPES=recipes/pretrained
+DATA="$OUT/data"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}" TOKENIZERS_PARALLELISM=false
+. scripts/stages.sh
+
+# folder_of OPTION ID: where the hub's cache has the model, fetched if the network may be asked.
+folder_of() {
+    python - "$@" <<'PY'
+import sys
+
+from huggingface_hub import snapshot_download
+
+option, name = sys.argv[1:]
+try:
+    print(snapshot_download(name, ignore_patterns=["*.bin", "*.h5", "*.msgpack", "*.onnx", "*.ot"]))
+except Exception as error:  # no such id, no network, nothing in the cache: each has a class of its own
+    cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+    sys.exit(f"pretrained: {option} {name}: no such folder, and not to be had from the hub or its cache: {cause}")
+PY
+}
+[ -d "$ENCODER" ] || ENCODER="$(folder_of --encoder "$ENCODER")" || exit 2
+[ -d "$LANGUAGE_MODEL" ] || LANGUAGE_MODEL="$(folder_of --language-model "$LANGUAGE_MODEL")" || exit 2
+
+# Seconds of training: of the projector alone, of projector and adapters, and of GRPO. The hour has room for GRPO's control.
+if [ "$MINUTES" = 20 ]; then
+    ALIGN=120 BOTH=600 GRPO=120 RUNS=(sft grpo)
+else
+    ALIGN=240 BOTH=1000 GRPO=1000 RUNS=(sft more_sft grpo)
+fi
+
+# ------------------------------------------------------------------------------------------------------- the stages
+
+rm -f "$OUT"/.stages/*.seconds
+NAMES=(digits sounds "${RUNS[@]}")
+TRAIN="[$DATA/digits/train,$DATA/sounds/train]"
+declare -A TITLES=([sft]=SFT [more_sft]="more SFT" [grpo]=GRPO)
+
+prepare() {
+    stage digits "$DATA/digits" "$RECIPES/digits.yaml,data_prep" audio-llm prep "$RECIPES/digits.yaml" "$DATA/digits" \
+        "path=$DIGITS" "seed=$SEED"
+    stage sounds "$DATA/sounds" "$RECIPES/sounds.yaml,data_prep" audio-llm prep "$RECIPES/sounds.yaml" "$DATA/sounds" \
+        "path=$SOUNDS/meta/esc50.csv" "root=$SOUNDS/audio" "seed=$SEED"
+}
+
+supervise() { # supervise NAME OVERRIDES...: what both runs of SFT have in common
+    local name="$1"
+    shift
+    stage "$name" "$OUT/$name" "$RECIPES/sft.yaml,digits,sounds" audio-llm sft "$RECIPES/sft.yaml" "data.train=$TRAIN" \
+        "data.validation=[$DATA/digits/validation]" "encoder_cache=$OUT/cache" "output=$OUT/$name" "steps=" "$@"
+}
+
+sft() {
+    supervise sft "model.encoder.published=$ENCODER" "model.language_model.path=$LANGUAGE_MODEL" "seed=$SEED" \
+        "seconds=$BOTH" "stages=[{train: {language_model: frozen}, learning_rate: 1e-3, seconds: $ALIGN}, {}]"
+}
+
+grpo() {
+    stage grpo "$OUT/grpo" "$RECIPES/grpo.yaml,sft" audio-llm grpo "$RECIPES/grpo.yaml" "data.train=$TRAIN" \
+        "model.path=$OUT/sft/merged" "encoder_cache=$OUT/cache" "output=$OUT/grpo" "seconds=$GRPO" "seed=$SEED"
+}
+
+# The control of GRPO: its time spent on more SFT, from the same start, side by side on the same machine.
+more_sft() { supervise more_sft "model.path=$OUT/sft/merged" "seconds=$GRPO" "stages=" "seed=$((SEED + 1))"; }
+
+evaluate() { # evaluate RUN CONTROLS: both test sets, greedy and sampled
+    local corpus
+    for corpus in digits sounds; do
+        stage "eval_$1_$corpus" "$OUT/eval/$1_$corpus" "$1,$corpus,eval" audio-llm eval "$OUT/$1/merged" \
+            "$DATA/$corpus/test" --out "$OUT/eval/$1_$corpus" --seed "$SEED" --controls "$2" --temperature 0,1 --max-tokens 32
+    done
+}
+evaluate_sft() { evaluate sft silence; }
+
+write_report() { # exit code 1 is a limit that was not met: it is printed below, and the page is there all the same
+    local name corpus evaluations=() curves=()
+    for name in "${RUNS[@]}"; do
+        curves+=("${TITLES[$name]}=$OUT/$name")
+        for corpus in digits sounds; do evaluations+=("${TITLES[$name]}: $corpus=$OUT/eval/${name}_$corpus"); done
+    done
+    audio-llm report "${evaluations[@]}" --out "$OUT/report.html" --title "Published weights" \
+        --check "$RECIPES/expect.yaml" --training "${curves[@]}" || [ $? -eq 1 ]
+}
+
+audio-llm doctor --quiet
+prepare
+sft
+if [ "$MINUTES" = 20 ]; then
+    both grpo evaluate_sft
+else
+    both grpo more_sft
+    evaluate_sft
+    evaluate more_sft none
+fi
+evaluate grpo silence
+stage serve - "grpo,digits" ask_once "$OUT/grpo/merged" "$DATA/digits/test"
+EVALUATIONS=()
+for name in "${RUNS[@]}"; do EVALUATIONS+=("eval_${name}_digits" "eval_${name}_sounds"); done
+stage report - "$RECIPES/expect.yaml,$(IFS=,; echo "${EVALUATIONS[*]}"),eval" write_report
+
+NAMES+=("${EVALUATIONS[@]}" serve report)
+printf '\n%-20s %10s\n' stage seconds
+for name in "${NAMES[@]}"; do printf '%-20s %10s\n' "$name" "$(cat "$OUT/.stages/$name.seconds")"; done
+printf '%-20s %10s   (installation not counted)\n\n' total $((SECONDS - BEGIN))
+cat "$OUT/logs/report.log" "$OUT/logs/serve.log"
+cat <<TEXT
+
+Next:
+  open $OUT/report.html
+  . ${VIRTUAL_ENV#"$PWD"/}/bin/activate
+  audio-llm serve $OUT/grpo/merged --port 8000
+  audio-llm ask YOUR.wav "Which digit is spoken?" --url http://localhost:8000
+  docs/your_data.md makes shards of questions of your own; docs/pretrained.md has recipes for larger models on GPUs.
+TEXT
