@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from audio_llm import config as recipes
 from audio_llm.audio import LAYOUT_CHANNELS, TWO_CHANNELS, channels_cure, take_channels
-from audio_llm.convolutions import repair_convolutions
 from audio_llm.errors import AudioError, ConfigError, describe, nearest
+from audio_llm.model.convolutions import repair_convolutions
 from audio_llm.registry import Registry
 
 repair_convolutions()  # whoever has an encoder has imported this module
