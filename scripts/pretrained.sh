@@ -171,17 +171,7 @@ EVALUATIONS=()
 for name in "${RUNS[@]}"; do EVALUATIONS+=("eval_${name}_digits" "eval_${name}_sounds"); done
 stage report - "$RECIPES/expect.yaml,$(IFS=,; echo "${EVALUATIONS[*]}"),eval" write_report
 
-NAMES+=("${EVALUATIONS[@]}" serve report)
-printf '\n%-20s %10s\n' stage seconds
-for name in "${NAMES[@]}"; do printf '%-20s %10s\n' "$name" "$(cat "$OUT/.stages/$name.seconds")"; done
-printf '%-20s %10s   (installation not counted)\n\n' total $((SECONDS - BEGIN))
-cat "$OUT/logs/report.log" "$OUT/logs/serve.log"
+conclude "Which digit is spoken?" "${NAMES[@]}" "${EVALUATIONS[@]}" serve report
 cat <<TEXT
-
-Next:
-  open $OUT/report.html
-  . ${VIRTUAL_ENV#"$PWD"/}/bin/activate
-  audio-llm serve $OUT/grpo/merged --port 8000
-  audio-llm ask YOUR.wav "Which digit is spoken?" --url http://localhost:8000
   docs/your_data.md makes shards of questions of your own; docs/pretrained.md has recipes for larger models on GPUs.
 TEXT

@@ -118,17 +118,8 @@ write_report() { # exit code 1 is a limit that was not met: it is printed below,
 }
 stage report - "$RECIPES/expect.yaml,eval_start,eval_sft,eval_grpo,eval_more_sft,eval" write_report
 
-printf '\n%-16s %10s\n' stage seconds
-for name in "${NAMES[@]}"; do printf '%-16s %10s\n' "$name" "$(cat "$OUT/.stages/$name.seconds")"; done
-printf '%-16s %10s   (installation not counted)\n\n' total $((SECONDS - BEGIN))
-cat "$OUT/logs/report.log" "$OUT/logs/serve.log"
+conclude "On which side is the sound?" "${NAMES[@]}"
 cat <<TEXT
-
-Next:
-  open $OUT/report.html
-  . ${VIRTUAL_ENV#"$PWD"/}/bin/activate
-  audio-llm serve $OUT/grpo/merged --port 8000
-  audio-llm ask YOUR.wav "On which side is the sound?" --url http://localhost:8000
   This model hears two channels: add --hearing duplicate for a mono file (the same sound in both; directions mean nothing).
   bash scripts/quickstart.sh --sounds /path/to/labelled/sounds
   recipes/standard/ has the full mix of questions at a GPU's size.

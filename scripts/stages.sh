@@ -125,6 +125,24 @@ healthy() { # by bash alone: starting a client twice a second would take the ser
     [[ "$status" == *" 200 "* ]]
 }
 
+# conclude QUESTION NAME...: seconds of the stages since BEGIN, what the report and the server said, and what to do next.
+conclude() {
+    local question="$1" name
+    shift
+    printf '\n%-20s %10s\n' stage seconds
+    for name in "$@"; do printf '%-20s %10s\n' "$name" "$(cat "$OUT/.stages/$name.seconds")"; done
+    printf '%-20s %10s   (installation not counted)\n\n' total $((SECONDS - BEGIN))
+    cat "$OUT/logs/report.log" "$OUT/logs/serve.log"
+    cat <<TEXT
+
+Next:
+  open $OUT/report.html
+  . ${VIRTUAL_ENV#"$PWD"/}/bin/activate
+  audio-llm serve $OUT/grpo/merged --port 8000
+  audio-llm ask YOUR.wav "$question" --url http://localhost:8000
+TEXT
+}
+
 end_jobs() {
     local job
     for job in $(jobs -p); do kill -- "-$job" 2>/dev/null || true; done
