@@ -100,8 +100,9 @@ Install one (Debian: apt-get install python3.11 python3.11-venv), or name it: PY
 
 # PASSIVE: idle OpenMP threads give their core away, without it two processes on two cores stall each other. But only
 # after a moment of waiting: to wake a thread for each of a step's thousands of small operations takes longer than they do.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-20000}"
 # Nothing is fetched or reported while the project runs.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-20000}" HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
+export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
 unset PYTHONHOME PYTHONPATH
 setup
 export VIRTUAL_ENV="$VENV" PATH="$VENV/bin:$PATH"

@@ -194,7 +194,7 @@ def check_environment(facts: Facts) -> Iterable[Finding]:
         yield Finding("warn", "OMP_NUM_THREADS", text, "export OMP_NUM_THREADS=1")
     if not facts.gpus and environment.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE":
         text = "idle OpenMP threads spin; two processes on the same cores stall each other"
-        yield Finding("warn", "OMP_WAIT_POLICY", text, "export OMP_WAIT_POLICY=PASSIVE")
+        yield Finding("warn", "OMP_WAIT_POLICY", text, "export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=20000")
     if environment.get("CUDA_VISIBLE_DEVICES") == "" and facts.gpus:
         yield Finding("warn", "CUDA_VISIBLE_DEVICES", "empty: the GPU is hidden", "unset CUDA_VISIBLE_DEVICES")
     allowed = environment.get("VLLM_PLUGINS")
