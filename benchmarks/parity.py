@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from audio_llm.serving.launcher import NEVER_SAY_AUDIO, cpu_build, server_environment
+from audio_llm.serving.launcher import cpu_build, server_environment
 
 BOUND = 1e-4  # on |Δ log p| in float32; sums in another order give about 1e-6 on small models
 AUDIOS = (0, 1, 1, 2, 0, 3)
@@ -87,9 +87,9 @@ def reference(model: Any, processor: Any, cases: Sequence[Case], tokens: int, ba
         inputs.pop("audio_windows", None)
         with torch.no_grad():
             output = model.generate(
-                **inputs, max_new_tokens=tokens, do_sample=False, return_dict_in_generate=True, output_logits=True
+                **inputs, max_new_tokens=tokens, do_sample=False, return_dict_in_generate=True, output_scores=True
             )
-        logprobs = torch.stack(output.logits, 1).float().log_softmax(-1)  # (batch, tokens, vocabulary)
+        logprobs = torch.stack(output.scores, 1).float().log_softmax(-1)  # (batch, tokens, vocabulary)
         ends = model.generation_config.eos_token_id
         ends = set(ends) if isinstance(ends, list) else {ends}
         for row, ids in enumerate(output.sequences[:, inputs["input_ids"].shape[1] :].tolist()):
@@ -102,9 +102,7 @@ def start_engine(model: Path, **options: Any) -> Any:
     """vLLM in this process, float32, without compilation."""
     from vllm import LLM
 
-    defaults: dict[str, Any] = dict(
-        dtype="float32", enforce_eager=True, max_num_seqs=16, logits_processors=[NEVER_SAY_AUDIO]
-    )
+    defaults: dict[str, Any] = dict(dtype="float32", enforce_eager=True, max_num_seqs=16)
     defaults |= dict(limit_mm_per_prompt={"audio": max(AUDIOS)}, max_model_len=min(1024, _positions(model)))
     if cpu_build():
         defaults["block_size"] = 32

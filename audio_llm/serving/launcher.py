@@ -28,7 +28,6 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can allocate for
 # A weak model asked for JSON would otherwise write white space until its tokens are used up.
 STRUCTURED_OUTPUTS = {"backend": "xgrammar", "disable_any_whitespace": True}
 GUARD = "audio_llm.serving.guard.Guard"
-NEVER_SAY_AUDIO = "audio_llm.serving.sampling:NeverSayAudio"
 KEY_FLAG, KEY_VARIABLE = "--api-key", "VLLM_API_KEY"
 SERVER = "AUDIO_LLM_SERVER"  # environment variable: what the guard has to know, as JSON
 
@@ -111,7 +110,7 @@ def server_arguments(options: ServeOptions, adapters: dict[str, AdapterInfo], cp
     # vLLM's processor cache spares nothing here (processing is cutting windows), and a request that is refused after it
     # filled the cache makes the next one with the same audio fail with HTTP 500. Encoded audio is cached elsewhere.
     arguments += ["--mm-processor-cache-gb", "0"]
-    arguments += ["--middleware", GUARD, "--logits-processors", NEVER_SAY_AUDIO]
+    arguments += ["--middleware", GUARD]
     if cpu:
         # vLLM's default block of 128 tokens on CPU is longer than most prompts, so nothing would ever be reused.
         arguments += ["--enforce-eager", "--block-size", "32", "--max-num-seqs", "64"]

@@ -299,6 +299,7 @@ class AudioLLMForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLo
                 prefix=maybe_prefix(prefix, "language_model"),
                 architectures=[MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text.model_type]],
             )
+        self.register_buffer("never_said", torch.tensor(config.forbidden_token_ids, dtype=torch.long), persistent=False)
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
 
     def get_mm_mapping(self) -> MultiModelKeys:
@@ -339,7 +340,13 @@ class AudioLLMForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLo
         return self.language_model.model(input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        return self.language_model.compute_logits(hidden_states)
+        """(tokens, vocabulary); None on a rank that does not sample. What marks audio is no word, whatever a request
+        says: a sampled placeholder would be read back as audio that nobody sent. Here and not in a logits processor,
+        of which vLLM has one interface for its older model runner and another for the one that it takes on GPUs."""
+        logits = self.language_model.compute_logits(hidden_states)
+        if logits is not None:  # finite, for a log-probability is written as JSON
+            logits.index_fill_(-1, self.never_said, torch.finfo(logits.dtype).min)
+        return logits
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         return AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)

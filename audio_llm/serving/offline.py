@@ -106,7 +106,6 @@ class OfflineEngine:
             raise CheckpointError(f"model {model}: vLLM cannot load it ({_first_line(error)}).") from error
         self._lora = _lora_request(adapter)
         self._tokenizer = self._llm.get_tokenizer()
-        self._never_said = dict.fromkeys((config["audio_token_id"], *(config.get("audio_marks") or ())), -100.0)
         self._in_flight = 2 * max_num_seqs  # a full waiting queue keeps every decoding slot taken
 
     @property
@@ -165,7 +164,6 @@ class OfflineEngine:
             seed=request.seed,
             logprobs=0 if request.logprobs else None,
             detokenize=False,  # vLLM's incremental decoder drops an unfinished character at the end; ours keeps it
-            logit_bias=self._never_said,  # what marks audio is not a word the model may say
             structured_outputs=StructuredOutputsParams(grammar=request.grammar) if request.grammar else None,
         )
         try:

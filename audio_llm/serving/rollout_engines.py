@@ -250,7 +250,7 @@ class VLLMRollouts:
             )
             for size in group_sizes
         ]
-        prompts = [{"prompt_embeds": embeddings.detach()} for embeddings in prompt_embeddings]
+        prompts = [{"prompt_embeds": embeddings.detach().cpu()} for embeddings in prompt_embeddings]
         outputs = self._llm.generate(prompts, parameters, use_tqdm=False, lora_request=self._adapter)
         return [[_completion(choice) for choice in output.outputs] for output in outputs]
 
