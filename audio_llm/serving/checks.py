@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from audio_llm.errors import AudioLLMError, describe, nearest
+from audio_llm.files import parse_json
 from audio_llm.model.validate import check_adapter, is_checkpoint
 
 # Keys of OpenAI's that change no answer; its clients send them and vLLM has none of them.
@@ -28,6 +29,11 @@ _NAME = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)
 _COUNTED = re.compile(r"\{(\d+)?,?(\d+)?\}")
 _WORD = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{\d*,?\d*\}|.", re.DOTALL)  # an escape, a class, a count, a character
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+# Keywords of JSON Schema that bind what they describe, and that xgrammar reads over (a warning on the server's side).
+_UNKEPT = ("not", "if", "dependentRequired", "dependentSchemas", "dependencies", "$dynamicRef", "$recursiveRef")
+_UNKEPT_COUNTS = ("contains", "uniqueItems", "multipleOf")
+_NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions"})  # their keys are names, no keywords
+_DATA = frozenset({"enum", "const", "default", "examples"})
 
 
 def check_chat(request: dict[str, Any], facts: dict[str, Any]) -> None:
@@ -152,9 +158,66 @@ def _check_grammar(request: dict[str, Any]) -> None:
         size = len(json.dumps(tree))
         if size > MAX_GRAMMAR_BYTES:
             raise AudioLLMError(describe(name, f"at most {MAX_GRAMMAR_BYTES} bytes", str(size)))
+        tree = _read_texts(name, tree)
         if _weight(tree) > MAX_WEIGHT:
             expected = f"at most {MAX_WEIGHT} characters when its repetitions are written out"
             raise AudioLLMError(describe(name, expected, "more"))
+        if name != "tools" or request.get("tool_choice") not in (None, "none", "auto"):  # else they are words alone
+            for schema in _schemas(tree):
+                _check_schema(schema, name)
+
+
+def _read_texts(name: str, tree: Any) -> Any:
+    """`tree` with what ``structured_outputs`` may hold as the text of JSON read, so that it is seen by every check."""
+    if name != "structured_outputs" or not isinstance(tree, dict):
+        return tree
+    texts = {key: tree[key] for key in ("json", "structural_tag") if isinstance(tree.get(key), str)}
+    try:
+        return tree | {key: parse_json(text) for key, text in texts.items()}
+    except ValueError as error:
+        raise AudioLLMError(describe(f"{name}.{next(iter(texts))}", "JSON", f"other text ({error})")) from error
+
+
+def _schemas(tree: Any) -> list[Any]:
+    """The JSON schemas in a constraint: a value under one of these keys that is not itself what holds such a key."""
+    found: list[Any] = []
+    stack = [tree]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, list):
+            stack += node
+        elif isinstance(node, dict):
+            for key, value in node.items():
+                holder = key == "json_schema" and isinstance(value, dict) and "schema" in value
+                is_schema = key in ("json", "json_schema", "schema", "parameters") and not holder
+                (found if is_schema else stack).append(value)
+    return found
+
+
+def _check_schema(schema: Any, where: str) -> None:
+    """A schema of which no part is passed over in silence: the reply would look constrained and would not be."""
+    if not isinstance(schema, dict):
+        return
+    unkept = [key for key in _UNKEPT if key in schema] + [key for key in _UNKEPT_COUNTS if schema.get(key)]
+    if unkept:
+        cure = "Say what is allowed by type, enum, anyOf, pattern and bounds."
+        found = f"'{unkept[0]}', which vLLM passes over"
+        raise AudioLLMError(describe(where, "a schema that replies can be held to", found, cure))
+    target = schema.get("$ref")
+    if isinstance(target, str) and target != "#" and not (target.startswith("#/") and target != "#/"):
+        raise AudioLLMError(describe(f"{where}: $ref", "a part of the same schema ('#/$defs/NAME')", repr(target[:80])))
+    for key in ("anyOf", "oneOf", "allOf"):
+        parts = schema.get(key)
+        if isinstance(parts, list) and (not parts or (key == "allOf" and len(parts) > 1)):
+            expected = "one schema (several are not held to)" if key == "allOf" else "at least one schema"
+            raise AudioLLMError(describe(f"{where}: {key}", expected, str(len(parts) or "none")))
+    for key, value in schema.items():
+        if key in _DATA:
+            continue
+        if isinstance(value, dict):
+            value = list(value.values()) if key in _NAMED else [value]
+        for part in value if isinstance(value, list) else []:
+            _check_schema(part, where)
 
 
 def _weight(node: Any) -> float:

@@ -45,6 +45,12 @@ class Refused(Exception):
         self.status, self.headers = status, headers
 
 
+STUCK = b'"Internal server error"'  # the whole message of vLLM's GenerationError
+NO_WORD = Refused(
+    400,
+    "constraint: expected one that a reply can keep to its end, found one that leaves no next word "
+    "(a rule or $ref that names only itself, allowed_token_ids without its words)",
+)
 NO_KEY = Refused(401, "a key is wanted: Authorization: Bearer KEY", (b"www-authenticate", b"Bearer"))
 
 
@@ -75,8 +81,9 @@ class Guard:
                 return
             async with self.room.for_body(self._length(scope)):
                 body = await self._read(receive)
-                await self._checked(check, body)
-                await self.app(scope, _replay(body, receive), send)
+                request = await self._checked(check, body)
+                constrained = any(request.get(key) for key in ("structured_outputs", "response_format", "tools"))
+                await self.app(scope, _replay(body, receive), _blaming(send) if constrained else send)
         except Refused as error:
             await _refuse(send, error)
 
@@ -124,16 +131,16 @@ class Guard:
         except TimeoutError as error:
             raise Refused(408, f"body: expected within {BODY_SECONDS:g} s") from error
 
-    async def _checked(self, check: Check, body: bytes) -> None:
+    async def _checked(self, check: Check, body: bytes) -> dict[str, Any]:
         """Adapters lie on disks that may not answer: they are looked at by threads of their own, within a time."""
         pool = self.slow if check is check_load else None
         try:
             async with asyncio.timeout(CHECK_SECONDS):
-                await asyncio.get_running_loop().run_in_executor(pool, self._check, check, body)
+                return await asyncio.get_running_loop().run_in_executor(pool, self._check, check, body)
         except TimeoutError as error:
             raise Refused(400, f"expected to be looked at within {CHECK_SECONDS:g} s") from error
 
-    def _check(self, check: Check, body: bytes) -> None:
+    def _check(self, check: Check, body: bytes) -> dict[str, Any]:
         try:
             request = parse_json(body)
         except ValueError as error:
@@ -144,6 +151,7 @@ class Guard:
             check(request, self.facts)
         except AudioLLMError as error:
             raise Refused(400, str(error)) from error
+        return request
 
     def _announcing(self, send: Send) -> Send:
         async def announce(message: dict[str, Any]) -> None:
@@ -209,10 +217,38 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-async def _refuse(send: Send, error: Refused) -> None:
+def _blaming(send: Send) -> Send:
+    """`send` of a constrained request: that no word can follow which the constraint allows is the request's error.
+
+    vLLM ends such a reply as an internal error of its own, in a stream as an event.
+    """
+    failed: list[dict[str, Any]] = []  # the head of an error and its body, until that is whole
+
+    async def blame(message: dict[str, Any]) -> None:
+        body = message.get("body", b"")
+        if failed or (message["type"] == "http.response.start" and message["status"] == 500):
+            failed.append(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                if STUCK in b"".join(part.get("body", b"") for part in failed):
+                    await _refuse(send, NO_WORD)
+                else:
+                    for part in failed:
+                        await send(part)
+        elif body.startswith(b"data: ") and STUCK in body and b'"choices"' not in body:
+            await send(message | {"body": b"data: " + _error_body(NO_WORD) + b"\n\n"})
+        else:
+            await send(message)
+
+    return blame
+
+
+def _error_body(error: Refused) -> bytes:
     kind = {401: "AuthenticationError", 404: "NotFoundError"}.get(error.status, "BadRequestError")
-    content = {"error": {"message": str(error), "type": kind, "param": None, "code": error.status}}
-    body = json.dumps(content).encode()
+    return json.dumps({"error": {"message": str(error), "type": kind, "param": None, "code": error.status}}).encode()
+
+
+async def _refuse(send: Send, error: Refused) -> None:
+    body = _error_body(error)
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *error.headers]
     if error.status in (401, 403, 404, 405, 408, 413):  # what the client still sends is not read
         headers.append((b"connection", b"close"))

@@ -300,6 +300,138 @@ def test_ordinary_constraints_pass(wanted: dict[str, Any]) -> None:
     checks.check_chat(chat(structured_outputs=wanted), {})
 
 
+# What xgrammar reads over with no more than a line in the server's log: replies would not be held to it.
+UNKEPT = {
+    "not": ({"not": {"type": "null"}}, "'not'"),
+    "if": ({"if": {"type": "string"}, "then": {"minLength": 3}}, "'if'"),
+    "dependentRequired": ({"type": "object", "dependentRequired": {"a": ["b"]}}, "'dependentRequired'"),
+    "dependentSchemas": ({"type": "object", "dependentSchemas": {"a": {}}}, "'dependentSchemas'"),
+    "$dynamicRef": ({"$dynamicRef": "#"}, "'$dynamicRef'"),
+    "multipleOf": ({"multipleOf": 3}, "'multipleOf'"),
+    "contains": ({"contains": {"type": "integer"}}, "'contains'"),
+    "uniqueItems": ({"items": {}, "uniqueItems": True}, "'uniqueItems'"),
+    "another file": ({"$ref": "other.json"}, "$ref: expected a part of the same schema"),
+    "an address": ({"$ref": "http://127.0.0.1:1/x"}, "$ref: expected a part of the same schema"),
+    "an anchor": ({"$ref": "#name"}, "$ref: expected a part of the same schema"),
+    "no pointer": ({"$ref": "#/"}, "$ref: expected a part of the same schema"),
+    "several": ({"allOf": [{"type": "integer"}, {"minimum": 5}]}, "allOf: expected one schema"),
+    "none": ({"anyOf": []}, "anyOf: expected at least one schema"),
+}
+PLACES: dict[str, Any] = {
+    "at the top": lambda schema: schema,
+    "in a property": lambda schema: {"type": "object", "properties": {"not": schema}},
+    "in a part": lambda schema: {"$ref": "#/$defs/a", "$defs": {"a": schema}},
+    "in an entry": lambda schema: {"type": "array", "items": {"anyOf": [{"type": "null"}, schema]}},
+}
+WAYS: dict[str, Any] = {
+    "json": lambda schema: {"structured_outputs": {"json": schema}},
+    "text": lambda schema: {"structured_outputs": {"json": json.dumps(schema)}},
+    "response_format": lambda schema: {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    },
+    "structural_tag": lambda schema: {
+        "structured_outputs": {"structural_tag": json.dumps({"format": {"type": "json_schema", "json_schema": schema}})}
+    },
+    "structures": lambda schema: {
+        "response_format": {"type": "structural_tag", "structures": [{"begin": "a", "schema": schema, "end": "b"}]}
+    },
+    "tools": lambda schema: {"tools": [{"function": {"name": "f", "parameters": schema}}], "tool_choice": "required"},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", UNKEPT)
+def test_schemas_that_replies_are_not_held_to_are_refused(case: str, way: str) -> None:
+    schema, reason = UNKEPT[case]
+    for place in PLACES.values():
+        with pytest.raises(AudioLLMError) as refused:
+            checks.check_chat(chat(**WAYS[way](place(schema))), {})
+        assert reason in str(refused.value)
+
+
+def test_what_is_refused_is_what_xgrammar_reads_over() -> None:
+    """Each keyword does as much as one that nobody knows; one that xgrammar learns need not be refused any more."""
+    from xgrammar import Grammar
+
+    bases = ({}, {"type": "object"}, {"type": "array", "items": {}}, {"type": "string"}, {"type": "number"})
+    keywords = {"dependencies": {"a": ["b"]}, "$recursiveRef": "#", "multipleOf": 3, "uniqueItems": True}
+    keywords |= {name: schema[name] for name, (schema, _) in UNKEPT.items() if name in schema}
+    assert set(keywords) == {*checks._UNKEPT, *checks._UNKEPT_COUNTS}
+    for keyword, value in keywords.items():
+        for base in bases:
+            unknown, known = ({**base, "x-nothing": 1}, {**base, keyword: value})
+            assert str(Grammar.from_json_schema(unknown)) == str(Grammar.from_json_schema(known)), (keyword, base)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_schemas_that_are_kept_pass(way: str) -> None:
+    schema = {
+        "type": "object",
+        "description": "if not, multipleOf",
+        "properties": {"not": {"$ref": "#/$defs/side"}, "if": {"enum": [{"not": 1}]}, "n": {"type": "integer"}},
+        "$defs": {"side": {"enum": ["left", "right"], "default": {"$ref": "nowhere"}}, "allOf": {"type": "null"}},
+        "required": ["not", "if"],
+        "anyOf": [{"$ref": "#"}, {"allOf": [{"type": "null"}]}],
+        "uniqueItems": False,
+    }
+    checks.check_chat(chat(**WAYS[way](schema)), {})
+
+
+def test_a_tool_that_may_not_be_called_is_words_alone() -> None:
+    tools = WAYS["tools"](UNKEPT["not"][0]) | {"tool_choice": "none"}
+    checks.check_chat(chat(**tools), {})
+
+
+@pytest.mark.parametrize(
+    "text", ['{"items":' * 5000 + "{}" + "}" * 5000, '{"type":', '{"minItems": 1' + "0" * 400 + "}"]
+)
+@pytest.mark.parametrize("key", ["json", "structural_tag"])
+def test_schemas_in_a_text_are_read_as_bodies_are(key: str, text: str) -> None:
+    with pytest.raises(AudioLLMError, match=f"structured_outputs.{key}: expected JSON"):
+        checks.check_chat(chat(structured_outputs={key: text}), {})
+    with pytest.raises(AudioLLMError, match="repetitions"):
+        checks.check_chat(chat(structured_outputs={"json": json.dumps({"type": "array", "minItems": 10**7})}), {})
+
+
+class Failing:
+    """What is behind the guard: ends as vLLM does where no word can follow, or in another way."""
+
+    def __init__(self, status: int, *bodies: bytes) -> None:
+        self.status, self.bodies = status, bodies
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": self.status, "headers": [(b"x-of", b"vllm")]})
+        for body in self.bodies:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+ERROR = b'{"error":{"message":"%s","type":"InternalServerError","param":null,"code":500}}'
+EVENT = b'data: {"choices": [{"delta": {"content": "\\"Internal server error\\""}}]}\n\n'
+
+
+def test_a_constraint_without_a_next_word_is_the_clients_error(monkeypatch) -> None:
+    client, _ = guarded(monkeypatch)
+    stuck, other = ERROR % b"Internal server error", ERROR % b"out of memory"
+    constrained, free = chat(response_format={"type": "json_object"}), chat()
+
+    def reply(request: dict[str, Any], status: int, *bodies: bytes) -> tuple[int, str]:
+        client.app.app = Failing(status, *bodies)
+        found = client.post("/v1/chat/completions", headers=KEY, json=request)
+        return found.status_code, found.text
+
+    status, text = reply(constrained, 500, stuck)
+    assert status == 400 and "leaves no next word" in json.loads(text)["error"]["message"]
+    assert reply(constrained, 500, other) == (500, other.decode())
+    assert reply(free, 500, stuck) == (500, stuck.decode())
+    events = [EVENT, b"data: " + stuck + b"\n\n", b"data: [DONE]\n\n"]
+    status, text = reply(constrained, 200, *events)
+    first, second, last = text.strip().split("\n\n")
+    assert first == EVENT.decode().strip() and last == "data: [DONE]"
+    assert json.loads(second.removeprefix("data: "))["error"]["code"] == 400
+    assert reply(free, 200, *events) == (200, b"".join(events).decode())
+
+
 @pytest.mark.parametrize("prompt", ["<|audio|>", [3, 5], ["a", "b<|audio|>"], [[1], [3]]])
 def test_placeholders_without_audio_are_refused_at_completions(prompt: object) -> None:
     with pytest.raises(AudioLLMError, match="/v1/chat/completions"):

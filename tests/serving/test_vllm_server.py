@@ -444,6 +444,28 @@ def test_structured_outputs(server: Server) -> None:
     assert status == 200 and reply["choices"][0]["message"]["content"] in ("dog", "rain")
 
 
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"json": {"$ref": "#"}},
+        {"json": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}},
+        {"grammar": "root ::= a\na ::= b\nb ::= a"},
+        {"grammar": 'root ::= "x" a\na ::= a "y"'},
+    ],
+)
+def test_a_constraint_that_no_reply_can_keep_is_refused(server: Server, wanted: dict[str, Any]) -> None:
+    status, reply = server.chat([text()], structured_outputs=wanted)
+    assert status == 400 and "leaves no next word" in reply["error"]["message"]
+    body = {"model": "tiny", "prompt": "hi", "max_tokens": 4, "structured_outputs": wanted}
+    assert server.call("/v1/completions", body)[0] == 400
+    assert server.chat([text()])[0] == 200
+
+
+def test_a_constraint_and_ids_that_exclude_each_other(server: Server) -> None:
+    status, reply = server.chat([text()], structured_outputs={"choice": ["dog"]}, allowed_token_ids=[0])
+    assert status == 400 and "leaves no next word" in reply["error"]["message"]
+
+
 def test_a_refused_request_leaves_nothing_behind(server: Server) -> None:
     """vLLM refuses a bad grammar after it has processed the audio; the same audio must still be heard afterwards."""
     (server.files / "new.wav").write_bytes(encode(noise(2, 0.5, seed=7), "wav"))
