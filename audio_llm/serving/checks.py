@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Collection
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,15 @@ NOTES = frozenset({"metadata", "store", "service_tier", "safety_identifier", "pr
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MESSAGES, MAX_PARTS, MAX_REPLIES = 1000, 1000, 128
 MAX_GRAMMAR_BYTES, MAX_CHOICES, MAX_WEIGHT = 2**16, 1000, 200_000
+MAX_OPEN = 128  # parts in a row of which each may be left out: xgrammar's time grows with their square, or cube
 _KINDS = ("choice", "json", "regex", "grammar", "json_object", "structural_tag")
 GRAMMAR_KEYS = (*_KINDS, "disable_any_whitespace", "disable_additional_properties", "whitespace_pattern")
 LOAD_KEYS = frozenset({"lora_name", "lora_path", "load_inplace"})
 _NAME = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)
 _COUNTED = re.compile(r"\{(\d+)?,?(\d+)?\}")
 _WORD = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{\d*,?\d*\}|.", re.DOTALL)  # an escape, a class, a count, a character
+_LITERAL = re.compile(rf'"(?:\\.|[^"\\])*"|{_WORD.pattern}', re.DOTALL)  # of a grammar: a text as well
+_RULE = re.compile(r"^\s*[\w?!.-]+\s*(?:::=|:)", re.MULTILINE)
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 # Keywords of JSON Schema that bind what they describe, and that xgrammar reads over (a warning on the server's side).
 _UNKEPT = ("not", "if", "dependentRequired", "dependentSchemas", "dependencies", "$dynamicRef", "$recursiveRef")
@@ -162,6 +166,10 @@ def _check_grammar(request: dict[str, Any]) -> None:
         if _weight(tree) > MAX_WEIGHT:
             expected = f"at most {MAX_WEIGHT} characters when its repetitions are written out"
             raise AudioLLMError(describe(name, expected, "more"))
+        if _open_squares(tree) > MAX_OPEN**2:
+            expected = f"at most {MAX_OPEN} optional properties (or optional and repeated parts of a text) in a row"
+            cure = "List in `required` what is always wanted; minProperties and maxProperties count for more."
+            raise AudioLLMError(describe(name, expected, "more", cure))
         if name != "tools" or request.get("tool_choice") not in (None, "none", "auto"):  # else they are words alone
             for schema in _schemas(tree):
                 _check_schema(schema, name)
@@ -218,6 +226,53 @@ def _check_schema(schema: Any, where: str) -> None:
             value = list(value.values()) if key in _NAMED else [value]
         for part in value if isinstance(value, list) else []:
             _check_schema(part, where)
+
+
+def _open_squares(node: Any) -> int:
+    """The squares of how many parts stand in a row of which each may be left out or repeated, summed over the rows."""
+    if isinstance(node, list):
+        return sum(map(_open_squares, node))
+    if not isinstance(node, dict):
+        return 0
+    squares = 0
+    properties, required = node.get("properties"), node.get("required")
+    if isinstance(properties, dict):
+        wanted = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
+        counted = "minProperties" in node or "maxProperties" in node
+        squares += 8 * len(properties) ** 2 if counted else len(properties.keys() - wanted) ** 2
+    for key, value in node.items():
+        if key in ("regex", "pattern") and isinstance(value, str):
+            squares += _row_squares(_WORD.findall(value))
+        elif key == "grammar" and isinstance(value, str):
+            squares += sum(_row_squares(_LITERAL.findall("".join(rule.split()))) for rule in _RULE.split(value))
+        elif key == "patternProperties" and isinstance(value, dict):
+            squares += sum(_row_squares(_WORD.findall(pattern)) for pattern in value)
+        squares += _open_squares(value)
+    return squares
+
+
+def _row_squares(words: list[str]) -> int:
+    """The same of an expression: an alternative is a row; a bracket in it is as many parts as its own longest has."""
+    squares = row = 0  # `row` of the alternative that is being read
+    outer: list[tuple[int, int, bool]] = []  # of each open bracket: the row before it, its longest so far, several
+    longest, several = 0, False
+    for before, word in pairwise(["(", *words]):
+        if word == "(":
+            outer.append((row, longest, several))
+            row, longest, several = 0, 0, False
+        elif word == "|" or (word == ")" and outer):
+            row += before in "(|"  # nothing is one of the alternatives
+            squares += row**2 if several or word == "|" else 0
+            longest, several = max(longest, row), True
+            if word == "|":
+                row = 0
+            else:
+                inner = longest
+                row, longest, several = outer.pop()
+                row += inner
+        elif word in ("?", "*", "+", '""') or (word[0] == "{" and len(word) > 1):
+            row += (before, word) != ("(", "?")  # which opens a bracket of another kind
+    return squares + sum(parts for parts, _, _ in outer) ** 2 + row**2
 
 
 def _weight(node: Any) -> float:
