@@ -33,8 +33,13 @@ ALIASES: dict[str, str] = {
     "encoder": "train.encoder",
     "projector": "train.projector",
     "channels": "hearing",
+    "tensorboard": "report_to",
 }
-VALUES: dict[str, dict[str, str]] = {"task": {"encoder": "spatial"}, "hearing": {"first": "left"}}
+VALUES: dict[str, dict[Any, Any]] = {
+    "task": {"encoder": "spatial"},
+    "hearing": {"first": "left"},
+    "report_to": {True: ["tensorboard"], False: []},
+}
 # Keys that only recipes of these verbs have: what a recipe without `verb` is for.
 _SIGNS = (
     ("report", {"checks"}),
@@ -108,7 +113,7 @@ def renamed(tree: Mapping[str, Any], known: Iterable[str], where: str) -> dict[s
 
 def _rename_values(tree: dict[str, Any]) -> None:
     for key, values in VALUES.items():
-        if isinstance(old := tree.get(key), str) and old in values:
+        if isinstance(old := tree.get(key), (str, bool)) and old in values:
             note(f"{key}: {old}", f"{key}: {values[old]}")
             tree[key] = values[old]
 
@@ -186,7 +191,7 @@ def build(kind: type[T], tree: dict[str, Any], where: str = "config") -> T:
             raise ConfigError(
                 f"{where}: unknown key '{key}'{nearest(str(key), fields)}. Known keys: {', '.join(sorted(fields))}."
             )
-        values[key] = _convert(hints[key], value, f"{where}: {key}")
+        values[key] = convert(hints[key], value, f"{where}: {key}")
     missing = [
         name
         for name, field in fields.items()
@@ -203,7 +208,8 @@ def build(kind: type[T], tree: dict[str, Any], where: str = "config") -> T:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """`value`, as YAML has it, as the type `hint` says. Raises :class:`ConfigError`, which begins with `where`."""
     origin = typing.get_origin(hint)
     if hint is Any:
         return value
@@ -215,7 +221,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             if option is type(None):
                 continue
             try:
-                return _convert(option, value, where)
+                return convert(option, value, where)
             except ConfigError as error:
                 errors.append(str(error))
         raise ConfigError(errors[0] if len(errors) == 1 else f"{where}: {value!r} fits none of {hint}.")
@@ -236,7 +242,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: expected a mapping, found {value!r}.")
         args = typing.get_args(hint)
-        return {key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()} if args else value
+        return {key: convert(args[1], item, f"{where}.{key}") for key, item in value.items()} if args else value
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, OverflowError):
             number = float(value)  # of text as well: YAML 1.1 reads 1e-3 (no dot) as text
@@ -262,7 +268,7 @@ def _convert_items(hint: Any, value: Any, where: str) -> Any:
     else:
         raise ConfigError(f"{where}: expected {len(args)} values, found {len(value)}.")
     return origin(
-        [_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))]
+        [convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))]
     )
 
 

@@ -21,7 +21,7 @@ FILE = "identity.json"
 CURE = "Choose another output folder, or set resume=never to start over in this one."
 # Keys of any recipe that say where, how often and how fast a run reads, logs and saves: they decide no weight.
 FREE = frozenset(
-    {"output", "resume", "processes", "log_steps", "save_steps", "keep_checkpoints", "record_order", "tensorboard"}
+    {"output", "resume", "processes", "log_steps", "save_steps", "keep_checkpoints", "record_order", "report_to"}
     | {"memory_gib", "eval_batch_size", "encoder_cache", "cache", "max_reject_share", "data.max_reject_share", "export"}
     | {"on_no_contribution", "contribution_steps"}
 )

@@ -277,7 +277,7 @@ def test_a_task_of_ours_trains_a_guest_encoder_on_a_guest_data_set(guest: Guest,
     recipe = tmp_path / "classes.yaml"
     recipe.write_text(
         f"task: classification\ntrain: [{sounds}]\noutput: {tmp_path / 'out'}\nencoder: {{name: energies}}\n"
-        "steps: 2\nbatch_size: 2\ntensorboard: false\n"
+        "steps: 2\nbatch_size: 2\nreport_to: []\n"
     )
     guest(["train", str(recipe)])
     printed = guest(["predict", str(tmp_path / "out"), str(sounds / "yes-1.wav")])

@@ -64,7 +64,7 @@ ENCODER = {"name": "spatial_ast", "preset": "tiny", "window_seconds": 0.64, "tar
 def encoder(root: Path) -> Case:
     data = make_shards(root / "shards", 16)
     base = {"verb": "train", "task": "spatial", "train": [data], "encoder": ENCODER, "steps": 1, "batch_size": 4}
-    base |= {"tensorboard": False, "log_steps": 1}
+    base |= {"report_to": [], "log_steps": 1}
     start = root / "start"
     assert main(["train", written(root / "start.yaml", base | {"output": start})]) == 0
     other = shutil.copytree(start, root / "other")
@@ -90,7 +90,7 @@ def encoder(root: Path) -> Case:
         "data": (lambda: (shutil.rmtree(data), make_shards(data, 16, seed=9)), "train is"),
     }
     return Case(
-        ["train", recipe], root / "out", changes, places, [["log_steps=7"], ["save_steps=3", "tensorboard=true"]]
+        ["train", recipe], root / "out", changes, places, [["log_steps=7"], ["save_steps=3", "report_to=[tensorboard]"]]
     )
 
 
@@ -150,7 +150,7 @@ def echotwin(root: Path) -> Case:
 def folds(root: Path) -> Case:
     sounds = write_esc50(root / "sounds", folds=3, per_class=1)
     network = {"name": "urbansound_cnn", "preset": "tiny", "window_seconds": 0.5}
-    training = {"encoder": network, "steps": 1, "batch_size": 4, "tensorboard": False, "learning_rate": 0.001}
+    training = {"encoder": network, "steps": 1, "batch_size": 4, "report_to": [], "learning_rate": 0.001}
     base = {"verb": "folds", "task": "folds", "sounds": sounds, "output": root / "out", "training": training}
     base |= {"test_folds": [1]}
     changes = {

@@ -18,6 +18,7 @@ from audio_llm import config
 from audio_llm.audio import Hearing
 from audio_llm.errors import ConfigError, describe
 from audio_llm.registry import Registry
+from audio_llm.training.trackers import Tracker
 
 if TYPE_CHECKING:
     from audio_llm.model.encoder import AudioEncoder
@@ -186,7 +187,7 @@ class TaskRecipe:
     save_steps: int = 200  # updates between checkpoints
     memory_gib: float = 2.0  # decoded clips are kept in memory up to this size
     max_reject_share: float = 0.02  # share of unusable samples beyond which the run stops
-    tensorboard: bool = True  # curves in OUTPUT/tensorboard, beside metrics.jsonl
+    report_to: list[Tracker] = dataclasses.field(default_factory=lambda: list[Tracker](["tensorboard"]))  # curves
     processes: int | None = None  # stated number of processes; a launch with fewer is an error
     resume: Literal["auto", "never"] = "auto"  # never: begin anew in a used folder
 

@@ -31,7 +31,7 @@ from audio_llm.datasets import folders
 from audio_llm.datasets.reverberation import read_classes
 from audio_llm.datasets.sounds import tidy
 from audio_llm.encoders.published import read_json
-from audio_llm.errors import CheckpointError, ConfigError, TrainingError, describe, require
+from audio_llm.errors import CheckpointError, ConfigError, TrainingError, describe
 from audio_llm.files import append_line, atomic_file, only_writer, write_json, write_lines
 from audio_llm.identity import Identity, empty, identity_of, settle, start_digest
 from audio_llm.identity import write as write_identity
@@ -44,6 +44,7 @@ from audio_llm.training.callbacks import forget_after
 from audio_llm.training.launch import check_launch
 from audio_llm.training.policy import resolve_precision
 from audio_llm.training.run import prepare_torch
+from audio_llm.training.trackers import FOLDERS, Trackers
 
 # Metrics hold what a run repeats to the digit; what the clock says stands beside them.
 CHECKPOINT, METRICS, TIMING, SUMMARY = "checkpoint.pt", "metrics.jsonl", "timing.jsonl", "summary.json"
@@ -156,7 +157,7 @@ class TaskTrainer:
         self.started = time.monotonic()  # of the loop; in a resumed run so much earlier as it had run before
         self.sums: dict[str, float] = {}  # of the steps since the last line of the log
         self.identity, self.starts = self._identity()
-        self.curves: Any = None
+        self.trackers: Trackers | None = None
 
     @property
     def main(self) -> bool:
@@ -301,12 +302,13 @@ class TaskTrainer:
         return mean["loss"]
 
     def _record(self, values: dict[str, Any]) -> None:
-        """One line of metrics.jsonl, and its points in TensorBoard."""
+        """One line of metrics.jsonl, and its points in the recipe's trackers."""
         if self.main:
             append_line(self.recipe.output / METRICS, {"step": self.step} | values)
-        for name, value in values.items() if self.curves is not None else ():
-            group = "validation" if name.startswith("validation_") else "train"
-            self.curves.add_scalar(f"{group}/{name.removeprefix('validation_')}", value, self.step)
+        if self.trackers is not None:
+            groups = {name: "validation" if name.startswith("validation_") else "train" for name in values}
+            drawn = {f"{groups[name]}/{name.removeprefix('validation_')}": value for name, value in values.items()}
+            self.trackers.log(drawn, self.step)
 
     # ------------------------------------------------------------------------------------------------ validation
 
@@ -373,17 +375,12 @@ class TaskTrainer:
         self.accelerator.wait_for_everyone()  # all have read the folder before the first process changes it
         if self.main:
             if self.step == 0:  # nothing to go on from: what another run left is not this one's
-                empty(output, (CHECKPOINT, SUMMARY, METRICS, TIMING, WEIGHTS, "tensorboard"), self.starts)
+                empty(output, (CHECKPOINT, SUMMARY, METRICS, TIMING, WEIGHTS, *FOLDERS), self.starts)
             write_identity(output, self.identity)
             forget_after(output / METRICS, self.step)
             forget_after(output / TIMING, self.step)
             recipes.dump(self.recipe, output / "recipe.yaml")
-            if self.recipe.tensorboard:
-                require("tensorboard", "'tensorboard: true' of the recipe", "train")
-                from torch.utils.tensorboard import SummaryWriter
-
-                # Points beyond the checkpoint are shown once: the killed run's are purged.
-                self.curves = SummaryWriter(str(output / "tensorboard"), purge_step=self.step + 1)
+            self.trackers = Trackers(self.recipe.report_to, output, identity_of(self.recipe).recipe, self.step)
         self.started = time.monotonic() - elapsed
         return None
 
@@ -417,8 +414,8 @@ class TaskTrainer:
             write_json(output / SUMMARY, summary)
             (output / CHECKPOINT).unlink(missing_ok=True)
             write_lines(output / "rejects.jsonl", [*self.store.rejects, *self.store.left_out])
-            if self.curves is not None:
-                self.curves.close()
+            if self.trackers is not None:
+                self.trackers.close()
         self.accelerator.wait_for_everyone()
         return kept
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from audio_llm.errors import TrainingError, describe
 from audio_llm.files import append_line, read_lines, write_json, write_lines
+from audio_llm.training.trackers import Trackers
 
 COMPLETE = "complete.json"  # the last file of a checkpoint: without it, the checkpoint was cut off while being written
 
@@ -53,6 +54,22 @@ class MetricsFile(TrainerCallback):
         record = {"step": state.global_step, "samples": samples, "epoch": samples / max(self.dataset_size, 1)}
         record |= {key: value for key, value in logs.items() if key != "epoch"}
         append_line(self.path, record | {"seconds": round(time.monotonic() - self.started, 3)})
+
+
+class Tracked(TrainerCallback):
+    """Hands what a Trainer logs to the trackers that `open` makes for a run that goes on from a step."""
+
+    def __init__(self, open: Callable[[int], Trackers]):
+        self.open = open
+        self.trackers: Trackers | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.trackers = self.open(state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.trackers is not None:
+            self.trackers.log({key: value for key, value in (logs or {}).items() if key != "epoch"}, state.global_step)
 
 
 class Progress(ProgressCallback):

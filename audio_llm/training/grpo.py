@@ -7,13 +7,12 @@ is in ``audio_llm.training.grpo_trainer``, what samples in ``audio_llm.training.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from audio_llm.errors import ConfigError, nearest
+from audio_llm.errors import ConfigError
 from audio_llm.training.examples import Examples
 from audio_llm.training.grpo_trainer import AudioGRPOTrainer
 from audio_llm.training.policy import resolve_precision
@@ -21,40 +20,10 @@ from audio_llm.training.recipes import EngineRecipe, GRPORecipe
 from audio_llm.training.rewards import build_rewards
 from audio_llm.training.rollouts import PolicyWeights, RolloutEngine
 from audio_llm.training.run import PolicyRun, trainer_settings
+from audio_llm.training.settings import arguments, check_settings
 
 BuildEngine = Callable[[EngineRecipe, PolicyWeights, Any, int], RolloutEngine]
 
-# Settings of TRL that a recipe states in its own words, because they must agree with something else in it.
-OWN_WORDS = {
-    "output_dir": "output",
-    "max_steps": "steps",
-    "num_train_epochs": "epochs",
-    "num_generations": "group_size",
-    "generation_batch_size": "prompts_per_step",
-    "per_device_train_batch_size": "micro_batch_size",
-    "gradient_accumulation_steps": "prompts_per_step and micro_batch_size",
-    "learning_rate": "learning_rate",
-    "lr_scheduler_type": "schedule",
-    "warmup_steps": "warmup_steps",
-    "max_grad_norm": "max_grad_norm",
-    "weight_decay": "weight_decay",
-    "bf16": "precision",
-    "fp16": "precision",
-    "gradient_checkpointing": "gradient_checkpointing",
-    "reward_weights": "rewards",
-    "use_vllm": "engine.backend",
-    "vllm_mode": "engine.backend",
-    "vllm_server_base_url": "engine.url",
-    "vllm_gpu_memory_utilization": "engine.gpu_memory_utilization",
-    "vllm_max_model_length": "engine.max_model_len",
-    "seed": "seed",
-    "save_steps": "save_steps",
-    "logging_steps": "log_steps",
-    "temperature": "temperature",
-    "max_completion_length": "max_completion_length",
-    "shuffle_dataset": "seed",
-    "resume_from_checkpoint": "resume",
-}
 # Other distributions than softmax(logits / temperature): the trainer scores under that one, so parity cannot hold.
 RESTRICTIONS = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
 
@@ -107,20 +76,13 @@ def build_trainer(
     )
 
 
-def check_settings(settings: Mapping[str, Any], parity: bool) -> None:
-    """Refuse settings under ``grpo:`` that TRL does not know or that the recipe states elsewhere."""
-    from trl import GRPOConfig
-
-    known = {field.name for field in dataclasses.fields(GRPOConfig)}
-    for name, value in settings.items():
-        if name in OWN_WORDS:
-            raise ConfigError(f"grpo: '{name}' is set by the recipe's own key {OWN_WORDS[name]}.")
-        if name not in known:
-            raise ConfigError(f"grpo: unknown setting '{name}'{nearest(name, known)}; TRL's GRPOConfig lists them all.")
-        if parity and name in RESTRICTIONS and value != RESTRICTIONS[name]:
+def check_distribution(settings: Mapping[str, Any]) -> None:
+    """Refuse settings under ``grpo:`` by which engine and trainer could not agree."""
+    for name, usual in RESTRICTIONS.items():
+        if settings.get(name, usual) != usual:
             raise ConfigError(
-                f"grpo: {name}: {value} samples from another distribution than the one that is trained, so engine and "
-                "trainer cannot agree. Leave it out, or set parity_bound: off."
+                f"grpo: {name}: {settings[name]} samples from another distribution than the one that is trained, so "
+                "engine and trainer cannot agree. Leave it out, or set parity_bound: off."
             )
 
 
@@ -153,29 +115,30 @@ def training_arguments(recipe: GRPORecipe, weights: list[float]) -> Any:
     """The recipe in TRL's words, but for ``max_steps``. Building it sets up the process group and DeepSpeed."""
     from trl import GRPOConfig
 
-    check_settings(recipe.grpo, parity_bound(recipe) is not None)
+    check_settings(GRPOConfig, "grpo", recipe.grpo)
+    if parity_bound(recipe) is not None:
+        check_distribution(recipe.grpo)
     settings = dict(recipe.grpo)
     if settings.get("loss_type") == "cispo":
         settings.setdefault("epsilon_high", 5.0)  # without it TRL clamps the ratio to epsilon, a fifth of the gradient
     if settings.get("loss_type") == "vespo":
         settings.setdefault("vllm_importance_sampling_mode", "token_truncate")  # the only kind VESPO can use
     settings.setdefault("disable_dropout", True)  # with dropout the policy that scores is not the one that sampled
-    settings.setdefault("ddp_find_unused_parameters", False)
     micro, accumulation = batch_layout(recipe, int(os.environ.get("WORLD_SIZE", "1")))
-    arguments = GRPOConfig(
-        num_generations=recipe.group_size,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=accumulation,
-        max_completion_length=recipe.max_completion_length,
-        temperature=recipe.temperature,
-        reward_weights=weights,
-        use_vllm=False,
-        dataloader_pin_memory=False,
-        **trainer_settings(recipe),
-        **settings,
-    )
-    check_resumable(recipe, arguments)
-    return arguments
+    ours = trainer_settings(recipe) | {
+        "num_generations": recipe.group_size,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": accumulation,
+        "max_completion_length": recipe.max_completion_length,
+        "temperature": recipe.temperature,
+        "reward_weights": weights,
+        "use_vllm": False,
+        "dataloader_pin_memory": False,
+        "ddp_find_unused_parameters": False,
+    }
+    found = arguments(GRPOConfig, "grpo", ours, settings)
+    check_resumable(recipe, found)
+    return found
 
 
 def check_resumable(recipe: GRPORecipe, arguments: Any) -> None:

@@ -16,6 +16,7 @@ from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.model.validate import MODEL_TYPE, check_encoder, check_language_model, expect_files, read_facts
 from audio_llm.shards.index import shard_paths
 from audio_llm.training.rewards import DEFAULT_WEIGHTS, build_rewards, length
+from audio_llm.training.trackers import Tracker
 
 Precision = Literal["auto", "fp32", "bf16"]
 Linear = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -131,6 +132,7 @@ class RunRecipe:
     precision: Precision = "auto"  # auto: bf16 where the machine computes in it
     gradient_checkpointing: bool = False  # less memory for about a third more time
     log_steps: int = 1  # steps from line to line of metrics.jsonl
+    report_to: list[Tracker] = field(default_factory=lambda: list[Tracker](["tensorboard"]))  # who draws these lines
     save_steps: int | None = None  # steps between checkpoints; null: none
     keep_checkpoints: int = 2  # the newest ones; older are removed
     resume: str = "auto"
@@ -295,6 +297,7 @@ class SFTRecipe(PolicyRecipe):
     eval_steps: int | None = None
     on_no_contribution: Literal["warn", "stop"] = "warn"  # what a run does whose sound contributes nothing
     contribution_steps: int | None = None
+    trainer: dict[str, Any] = field(default_factory=dict)  # further fields of Transformers' TrainingArguments
 
     def stage_recipes(self) -> list[Self]:
         """What each stage is told, itself without stages. :class:`ConfigError` names the stage and the key."""
@@ -401,6 +404,8 @@ class GRPORecipe(PolicyRecipe):
     def check(self) -> None:
         super().check()
         build_rewards(self.rewards)
+        if not 0 < self.temperature <= 2:  # what vLLM takes
+            raise ConfigError(describe("temperature", "above 0, at most 2", f"{self.temperature:g}"))
 
     @property
     def target_words(self) -> float | None:

@@ -35,6 +35,7 @@ from audio_llm.training.callbacks import (
     Checkpoints,
     MetricsFile,
     StopOnNaN,
+    Tracked,
     complete_checkpoints,
     pickles,
     quiet,
@@ -52,6 +53,7 @@ from audio_llm.training.policy import (
 )
 from audio_llm.training.recipes import PolicyRecipe, RunRecipe
 from audio_llm.training.schedule import JoinedOrders, Stages, TimeBudget, planned_steps
+from audio_llm.training.trackers import FOLDERS, Trackers
 
 # What a run leaves in its folder, by name. What it made is worth keeping: another run is refused there. `resume=never`
 # removes all of it.
@@ -65,6 +67,7 @@ WRITTEN = (
     "order*.jsonl",
     "rejects.jsonl",
     "trainable.json",
+    *FOLDERS,
 )
 
 
@@ -141,7 +144,13 @@ class Run:
             MetricsFile(output / "metrics.jsonl", samples_per_step, samples, logs),
             Checkpoints(output, self.recipe.keep_checkpoints, self.position),
             StopOnNaN(),
+            Tracked(self._trackers),
         ]
+
+    def _trackers(self, step: int) -> Trackers:
+        trackers = Trackers(self.recipe.report_to, self.recipe.output, identity_of(self.recipe).recipe, step)
+        self.at_end(trackers.close)
+        return trackers
 
     def train(self, trainer: Any) -> dict[str, Any]:
         """Train to the end of the run, and return how that went: the beginning of ``result.json``."""

@@ -25,14 +25,15 @@ from audio_llm.training.examples import Examples, Rejects, RunSampler, collate, 
 from audio_llm.training.recipes import SFTRecipe
 from audio_llm.training.run import PolicyRun, trainer_settings
 from audio_llm.training.schedule import ScheduledTrainer
+from audio_llm.training.settings import arguments
 
 
 def run(recipe: SFTRecipe) -> dict[str, Any]:
     """Train, evaluate, export; returns what ``result.json`` holds. Resumes by itself (``resume: auto``)."""
-    arguments = training_arguments(recipe)
-    samples_per_step = recipe.batch_size * recipe.gradient_accumulation * arguments.world_size
+    settings = training_arguments(recipe)
+    samples_per_step = recipe.batch_size * recipe.gradient_accumulation * settings.world_size
     position = {"samples_per_step": samples_per_step, "style": recipe.data.style, "max_length": recipe.data.max_length}
-    with PolicyRun(recipe, arguments, samples_per_step, position) as run:
+    with PolicyRun(recipe, settings, samples_per_step, position) as run:
         if run.finished is not None:
             return run.finished
         trainer = build_trainer(run, recipe, run.load_model())
@@ -50,20 +51,20 @@ def run(recipe: SFTRecipe) -> dict[str, Any]:
 
 def training_arguments(recipe: SFTRecipe) -> TrainingArguments:
     """The recipe in Trainer's words, but for ``max_steps``. Building it sets up the process group and DeepSpeed."""
-    return TrainingArguments(
-        per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.gradient_accumulation,
-        eval_strategy="steps" if recipe.eval_steps and recipe.data.validation else "no",
-        eval_steps=recipe.eval_steps,
-        dataloader_num_workers=recipe.data.workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        dataloader_persistent_workers=recipe.data.workers > 0,
+    ours = trainer_settings(recipe) | {
+        "per_device_train_batch_size": recipe.batch_size,
+        "per_device_eval_batch_size": recipe.batch_size,
+        "gradient_accumulation_steps": recipe.gradient_accumulation,
+        "eval_strategy": "steps" if recipe.eval_steps and recipe.data.validation else "no",
+        "eval_steps": recipe.eval_steps,
+        "dataloader_num_workers": recipe.data.workers,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "dataloader_persistent_workers": recipe.data.workers > 0,
         # a stage that freezes what another trains leaves it without gradients
-        ddp_find_unused_parameters=any(stage.train != recipe.trained() for stage in recipe.stage_recipes()),
-        label_names=["labels"],
-        **trainer_settings(recipe),
-    )
+        "ddp_find_unused_parameters": any(stage.train != recipe.trained() for stage in recipe.stage_recipes()),
+        "label_names": ["labels"],
+    }
+    return arguments(TrainingArguments, "trainer", ours, recipe.trainer)
 
 
 def build_trainer(run: PolicyRun, recipe: SFTRecipe, model: Any) -> SFTTrainer:

@@ -97,7 +97,7 @@ def corpus(tmp_path_factory):
 def recipe(corpus, output: Path, **changes) -> ClassificationRecipe:
     values = {"task": "classification", "train": [corpus], "train_folds": [1, 2], "validation_folds": [3]}
     values |= {"output": output, "encoder": ENCODER, "steps": 30, "batch_size": 12, "learning_rate": 5e-3}
-    values |= {"log_steps": 1, "save_steps": 4, "augment": clips.Augmentation(), "tensorboard": False}
+    values |= {"log_steps": 1, "save_steps": 4, "augment": clips.Augmentation(), "report_to": []}
     return ClassificationRecipe(**{**values, **changes})
 
 
@@ -194,7 +194,7 @@ def test_an_unusable_clip_is_named_and_may_be_left_out(tmp_path, capsys, damage,
     damage(root / "audio" / "1-1001-A-0.wav")
     path = tmp_path / "train.yaml"
     tree = {"task": "classification", "train": [str(root)], "train_folds": [1, 2], "validation_folds": [3]}
-    tree |= {"output": str(tmp_path / "run"), "encoder": ENCODER, "steps": 1, "batch_size": 4, "tensorboard": False}
+    tree |= {"output": str(tmp_path / "run"), "encoder": ENCODER, "steps": 1, "batch_size": 4, "report_to": []}
     path.write_text(yaml.safe_dump(tree))
     assert main(["train", str(path)]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
@@ -208,7 +208,7 @@ def test_an_unusable_clip_is_named_and_may_be_left_out(tmp_path, capsys, damage,
 def test_no_steps_and_a_spoilt_summary_are_one_sentence(corpus, tmp_path, capsys):
     path = tmp_path / "train.yaml"
     tree = {"task": "classification", "train": [str(corpus)], "train_folds": [1], "output": str(tmp_path / "run")}
-    path.write_text(yaml.safe_dump(tree | {"encoder": ENCODER, "steps": 1, "tensorboard": False}))
+    path.write_text(yaml.safe_dump(tree | {"encoder": ENCODER, "steps": 1, "report_to": []}))
     assert main(["train", str(path), "steps=0"]) == 2
     assert "steps: expected a positive number, found 0" in capsys.readouterr().err
     assert main(["train", str(path)]) == 0
@@ -314,7 +314,9 @@ def test_windows_of_a_clip_are_averaged_by_length():
 
 
 def test_it_learns_classes_from_a_sound_folder(corpus, tmp_path):
-    trainer = trainer_module.TaskTrainer(recipe(corpus, tmp_path, steps=60, eval_steps=20, ema=0.9, tensorboard=True))
+    trainer = trainer_module.TaskTrainer(
+        recipe(corpus, tmp_path, steps=60, eval_steps=20, ema=0.9, report_to=["tensorboard"])
+    )
     untrained = trainer.evaluate()["accuracy"]
     scores = trainer.fit()
     assert scores["accuracy"] > 0.9 > untrained and scores["macro_f1"] > 0.9
@@ -374,7 +376,7 @@ def test_a_killed_process_goes_on_to_the_same_metrics_file(corpus, tmp_path):
     }
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(tree))
-    command = ["train", str(path), "tensorboard=false"]
+    command = ["train", str(path), "report_to=[]"]
     assert main([*command, f"output={tmp_path / 'whole'}"]) == 0
     killed = tmp_path / "killed"
     process = subprocess.Popen(
@@ -511,7 +513,7 @@ def test_channels_are_mixed_only_when_asked_for(tmp_path):
 
 
 def folds_recipe(corpus, output: Path, **changes) -> folds.FoldsRecipe:
-    training = {"encoder": ENCODER, "steps": 30, "batch_size": 12, "learning_rate": 5e-3, "tensorboard": False}
+    training = {"encoder": ENCODER, "steps": 30, "batch_size": 12, "learning_rate": 5e-3, "report_to": []}
     training |= {"log_steps": 10, "save_steps": 10}
     values = {"sounds": corpus, "output": output, "training": training, "test_folds": [1, 2]}
     values["candidates"] = {"usual": {}, "stuck": {"learning_rate": 1e-9}}
@@ -610,7 +612,7 @@ def test_cross_validation_of_the_published_network_leaves_its_files(tmp_path):
             row = {"slice_file_name": name, "fsID": 100 * fold + number, "fold": fold, "classID": number}
             rows.append(row | {"class": label.replace(" ", "_")})
     write_rows(root / "metadata" / "UrbanSound8K.csv", rows)
-    training = {"encoder": {"name": "urbansound_cnn"}, "steps": 1, "batch_size": 4, "tensorboard": False}
+    training = {"encoder": {"name": "urbansound_cnn"}, "steps": 1, "batch_size": 4, "report_to": []}
     output = tmp_path / "run"
     folds.CrossValidation(folds.FoldsRecipe(root, output, training, test_folds=[1, 3])).run()
     assert sorted(path.name for path in (output / "models").iterdir()) == [

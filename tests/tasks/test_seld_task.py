@@ -78,7 +78,7 @@ def recipe(corpus: Path, output: Path, **values) -> SELDRecipe:
     tree = {
         "task": "seld", "train": [str(corpus)], "output": str(output), "train_folds": ["fold3"],
         "validation_folds": ["fold3_room2"], "encoder": ENCODER, "steps": 4, "batch_size": 8, "log_steps": 1,
-        "save_steps": 2, "tensorboard": False, "learning_rate": 3e-3, **values,
+        "save_steps": 2, "report_to": [], "learning_rate": 3e-3, **values,
     }  # fmt: skip
     return recipes.build(SELDRecipe, tree)
 

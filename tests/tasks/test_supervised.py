@@ -264,7 +264,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(scenes, tmp_path, monke
 
 
 def test_a_process_killed_at_a_random_step_goes_on_to_the_same_metrics(scenes, tmp_path):
-    changes = {"steps": 40, "encoder": {**ENCODER, "drop_path": 0.2}, "eval_steps": 9, "ema": 0.9, "tensorboard": False}
+    changes = {"steps": 40, "encoder": {**ENCODER, "drop_path": 0.2}, "eval_steps": 9, "ema": 0.9, "report_to": []}
     changes["augment"] = clips.Augmentation(shift_seconds=0.1, frequency_mask=8, time_mask=4)
     trainer.TaskTrainer(recipe(scenes, tmp_path / "whole", **changes)).fit()
     killed = recipe(scenes, tmp_path / "killed", **changes)

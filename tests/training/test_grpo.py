@@ -27,7 +27,7 @@ from trl.trainer.utils import RepeatSampler  # noqa: E402
 from audio_llm import config, files  # noqa: E402
 from audio_llm.errors import ConfigError, TrainingError  # noqa: E402
 from audio_llm.model.build import load_model  # noqa: E402
-from audio_llm.training import grpo  # noqa: E402
+from audio_llm.training import grpo, settings  # noqa: E402
 from audio_llm.training.examples import Example  # noqa: E402
 from audio_llm.training.grpo_trainer import AudioGRPOTrainer, GroupSampler, gather_groups  # noqa: E402
 from audio_llm.training.recipes import EngineRecipe  # noqa: E402
@@ -157,17 +157,26 @@ def test_sampler_gives_rows_in_trls_order():
         ({"num_generations": 8}, "recipe's own key group_size"),
         ({"top_p": 0.9}, "parity_bound: off"),
         ({"repetition_penalty": 1.1}, "parity_bound: off"),
+        ({"report_to": "tensorboard"}, "recipe's own key report_to"),
+        ({"generation_kwargs": {"top_p": 0.5}}, "grpo: generation_kwargs: .*the engine is the recipe's own"),
+        ({"vllm_tensor_parallel_size": 2}, "vllm_tensor_parallel_size"),
+        ({"model_init_kwargs": {"dtype": "bfloat16"}}, "model_init_kwargs"),
+        ({"use_liger_kernel": True}, "use_liger_kernel"),
+        ({"sync_ref_model": True}, "sync_ref_model"),
+        ({"optim": "adamm"}, "grpo: expected settings that GRPOConfig takes, found .*adamm"),
+        ({"beta": "much"}, "grpo: beta: expected float, found 'much'"),
     ],
 )
-def test_wrong_settings_are_refused_with_a_cure(settings, message):
+def test_wrong_settings_are_refused_with_a_cure(settings, message, checkpoint, shards, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        grpo.check_settings(settings, parity=True)
+        grpo.training_arguments(make_recipe(checkpoint, shards, tmp_path, grpo=settings), [1.0])
 
 
-def test_every_key_with_words_of_its_own_exists_in_trl():
+def test_every_setting_with_words_of_its_own_exists():
     names = {field.name for field in __import__("dataclasses").fields(GRPOConfig)}
-    assert set(grpo.OWN_WORDS) <= names
-    assert set(grpo.RESTRICTIONS) <= names
+    for table in (settings.OWN_WORDS, settings.GRPO_WORDS, settings.NO_USE, settings.GRPO_NO_USE, grpo.RESTRICTIONS):
+        assert set(table) <= names
+    assert not set(settings.OWN_WORDS) & set(settings.NO_USE)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +208,8 @@ def test_a_checkpoint_inside_a_generation_batch_is_refused(checkpoint, shards, t
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*/grpo.yaml")), ids=lambda path: path.parent.name)
 def test_recipes_load_and_name_known_settings(path):
     recipe = config.load(grpo.GRPORecipe, path)
-    grpo.check_settings(recipe.grpo, parity=grpo.parity_bound(recipe) is not None)
+    settings.check_settings(GRPOConfig, "grpo", recipe.grpo)
+    grpo.check_distribution(recipe.grpo)
     build_rewards(recipe.rewards)
     grpo.batch_layout(recipe, 1)
 

@@ -556,3 +556,30 @@ def test_old_keys_of_what_is_trained_are_read(changes, trained, capsys):
 def test_recipes_load(path):
     recipe = config.load(sft.SFTRecipe, path)
     assert run.planned_steps(recipe, 1000, recipe.batch_size) > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"adam_beta": 0.9}, "unknown setting 'adam_beta'.*TrainingArguments lists them all"),
+        ({"bf16": True}, "trainer: 'bf16' is set by the recipe's own key precision"),
+        ({"push_to_hub": True}, "nothing is uploaded"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+        ({"train_sampling_strategy": "group_by_length"}, "the order of samples is the run's own"),
+        ({"optim": "adamw_bnb_8bit"}, "trainer: expected settings that TrainingArguments takes, found .*bitsandbytes"),
+    ],
+)
+def test_settings_of_sft_that_do_nothing_are_refused(settings, message, checkpoint, shards, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        sft.training_arguments(recipe_of(tmp_path, checkpoint(), shards(), steps=1, trainer=settings))
+
+
+def test_settings_of_sft_are_the_trainers(checkpoint, shards, tmp_path):
+    usual = sft.training_arguments(recipe_of(tmp_path, checkpoint(), shards(), steps=1))
+    assert (usual.adam_beta2, usual.optim) == (0.999, "adamw_torch_fused")
+    own = {"adam_beta2": 0.95, "optim": "adafactor"}
+    recipe = recipe_of(tmp_path, checkpoint(), shards(), steps=1, trainer=own)
+    with sft.PolicyRun(recipe, sft.training_arguments(recipe), 4, {}) as run:
+        trainer = sft.build_trainer(run, recipe, run.load_model())
+    assert type(trainer.create_optimizer()).__name__ == "Adafactor"
+    assert trainer.args.adam_beta2 == 0.95
