@@ -76,7 +76,7 @@ class OmniTower(Qwen2AudioTower):
         return NativeLayout(
             encoder={**fields, "chunk_frames": 2 * config.audio_config.n_window},
             projector=LINEAR,
-            text=text_config(config.text_config),
+            text=text_config(config.text_config, alike=("qwen2_5_omni_text",)),
             keys=(
                 ("model.audio_encoder.layer_norm.", f"{under}audio_tower.ln_post."),
                 ("model.projector.linear.", f"{under}audio_tower.proj."),

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import Qwen2AudioEncoderConfig, Qwen2Config
+from transformers import CONFIG_MAPPING, Qwen2AudioEncoderConfig
 from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoderLayer
 
 from audio_llm import config as recipes
@@ -190,15 +190,9 @@ class Qwen2AudioTower(AudioEncoder):
             encoder=cls.sizes(config.audio_config, config.audio_config.max_source_positions * 2 * HOP / SAMPLE_RATE),
             projector=LINEAR,
             text=text_config(config.text_config),
-            keys=(
-                (_ENCODER, "audio_tower."),
-                ("model.projector.", "multi_modal_projector."),
-                ("model.language_model.", "language_model.model."),
-                ("lm_head.", "language_model.lm_head."),
-            ),
-            # What a model that was built, and not read from a published folder, is saved under by Transformers 5.
-            misnamed=(("language_model.model.model.", "language_model.model."),),
-            audio_token_id=config.audio_token_index,
+            keys=(*KEYS, ("model.projector.", "multi_modal_projector.")),
+            misnamed=MISNAMED,
+            audio_token_id=config.audio_token_id,
         )
 
     @classmethod
@@ -208,15 +202,43 @@ class Qwen2AudioTower(AudioEncoder):
         return {"window_seconds": window_seconds, **fields}
 
 
-def text_config(config: Any) -> dict[str, Any]:
-    """The configuration of a language model that computes what Qwen2 does, as Qwen2's own."""
-    known = set(Qwen2Config().to_dict()) - {"model_type", "architectures", "dtype", "transformers_version"}
+def text_config(config: Any, name: str = "qwen2", alike: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The configuration of a language model that computes what Transformers' `name` does, as that one's own.
+
+    Raises :class:`CheckpointError` for one that is neither `name` nor one of `alike`.
+    """
+    if config.model_type not in (name, *alike):
+        raise CheckpointError(describe("config.json: text_config", f"model_type {name}", str(config.model_type)))
+    known = set(CONFIG_MAPPING[name]().to_dict()) - {"model_type", "architectures", "dtype", "transformers_version"}
     fields = {key: value for key, value in config.to_dict().items() if key in known}
     rope = {key: value for key, value in (config.rope_parameters or {}).items() if key not in ("mrope_section", "type")}
-    return {**fields, "model_type": "qwen2", "rope_parameters": rope}
+    return {**fields, "model_type": name, "rope_parameters": rope}
 
 
 _ENCODER = "model.audio_encoder."
+# Tower and language model in the folders of Transformers' audio models that are made like this one.
+KEYS = (
+    (_ENCODER, "audio_tower."),
+    ("model.language_model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+)
+# What a model that was built, and not read from a published folder, is saved under by Transformers 5.
+MISNAMED = (("language_model.model.model.", "language_model.model."),)
+# The same for a projector of two linears.
+TWO_LINEARS = (
+    ("model.projector.hidden.0.", "multi_modal_projector.linear_1."),
+    ("model.projector.linear.", "multi_modal_projector.linear_2."),
+)
+
+
+def two_linears(config: Any, bias: bool, group: int = 1) -> dict[str, Any]:
+    """The projector of two linears with GELU between them, on every `group` of tokens side by side.
+
+    Raises :class:`CheckpointError` for another activation.
+    """
+    if config.projector_hidden_act != "gelu":
+        raise CheckpointError(describe("config.json: projector_hidden_act", "gelu", str(config.projector_hidden_act)))
+    return {"name": "mlp", "norm": False, "bias": bias, "group": group}
 
 
 def pooled(frames: Any) -> Any:

@@ -14,6 +14,9 @@ class NativeLayout:
     `encoder` are fields of the encoder's configuration, `projector` and `text` configurations of the other two. `keys`
     are pairs of prefixes: our name of a weight, and the published one. `misnamed` are pairs of a prefix that some
     folders have, and the published one in its place; under `others` lies what hears nothing and is not ours.
+
+    A longer clip is cut into up to `max_windows` windows of the encoder, of which a last one with fewer samples than
+    `least_rest` is left out, as the published processor has no token for it.
     """
 
     encoder: dict[str, Any]
@@ -23,6 +26,8 @@ class NativeLayout:
     audio_token_id: int
     misnamed: tuple[tuple[str, str], ...] = ()
     others: tuple[str, ...] = ()
+    max_windows: int = 1
+    least_rest: int = 1
 
     def published(self, key: str) -> str:
         """The published name of the weight that a folder calls `key`."""

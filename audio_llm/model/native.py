@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # whether a folder is a native one is asked before torch is n
 BESIDE = "audio-llm"  # in a native folder: the checkpoint that was made of it, where only asking is wanted
 INDEX = "model.safetensors.index.json"
 _HEAD, _TABLE = "lm_head.weight", "model.language_model.embed_tokens.weight"
-_MARKED = ("audio", "vision", "image", "video")  # what the words of marks contain
+_MARKED = ("audio", "sound", "vision", "image", "video")  # what the words of marks contain
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx")
 
 
@@ -121,7 +121,7 @@ def absorb(source: str | Path, destination: str | Path) -> Path:
     tied = _tied(source, state, layout.text)
     with torch.device("meta"):
         encoder = build_encoder({"name": kind.name, **layout.encoder})
-    extractor = _extractor(source, encoder)
+    extractor = _extractor(source, encoder, layout)
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     marks = _marks(source, tokenizer, layout)
     words = [str(tokenizer.convert_ids_to_tokens(token)) for token in (layout.audio_token_id, *marks)]
@@ -133,7 +133,7 @@ def absorb(source: str | Path, destination: str | Path) -> Path:
         projector=dict(layout.projector),
         audio_token_id=layout.audio_token_id,
         audio_marks=marks,
-        max_windows=1,
+        max_windows=extractor.max_windows,
         native={"model_type": published.model_type, "source": str(source.resolve()), "sha256": weights_digest(source)},
         architectures=["AudioLLMForConditionalGeneration"],
         pad_token_id=tokenizer.pad_token_id,
@@ -222,7 +222,7 @@ def _says_tied(folder: Path, text: Mapping[str, Any]) -> bool:
     return bool(facts.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
 
 
-def _extractor(folder: Path, encoder: AudioEncoder) -> Any:
+def _extractor(folder: Path, encoder: AudioEncoder, layout: NativeLayout) -> Any:
     """Our feature extractor. Raises :class:`CheckpointError` where the folder's own computes another log-mel."""
     from transformers import WhisperFeatureExtractor
 
@@ -243,8 +243,21 @@ def _extractor(folder: Path, encoder: AudioEncoder) -> Any:
         num_channels=encoder.num_channels,
         layouts=encoder.layouts,
         window_seconds=encoder.window_seconds,
-        max_windows=1,
+        max_windows=_max_windows(folder, encoder, layout),
+        least_rest=layout.least_rest,
     )
+
+
+def _max_windows(folder: Path, encoder: AudioEncoder, layout: NativeLayout) -> int:
+    """Windows of the longest clip: by the folder's own processor where it says, else by the layout."""
+    path = folder / "processor_config.json"
+    longest = read_json(path).get("max_audio_len") if layout.max_windows > 1 and path.is_file() else None
+    if longest is None:
+        return layout.max_windows
+    if not isinstance(longest, (int, float)) or longest < encoder.window_seconds:
+        expected = f"max_audio_len, {encoder.window_seconds:g} s or more"
+        raise CheckpointError(describe(f"model {folder}: processor_config.json", expected, repr(longest)))
+    return int(longest // encoder.window_seconds)
 
 
 def _template(folder: Path, tokenizer: Any) -> str:
@@ -260,10 +273,11 @@ def _template(folder: Path, tokenizer: Any) -> str:
 
 def _marks(folder: Path, tokenizer: Any, layout: NativeLayout) -> list[int]:
     """Ids of the special tokens beside the placeholder that stand around sounds, pictures and films."""
-    special = {token: str(word).lower() for token, word in tokenizer.added_tokens_decoder.items() if word.special}
-    if layout.audio_token_id not in special:
-        expected = f"a special token of the id {layout.audio_token_id} for audio"
+    added = tokenizer.added_tokens_decoder  # which are never split, special or not
+    if layout.audio_token_id not in added:
+        expected = f"an added token of the id {layout.audio_token_id} for audio"
         raise CheckpointError(describe(f"model {folder}: tokenizer", expected, "none"))
+    special = {token: str(word).lower() for token, word in added.items() if word.special}
     marked = {token for token, word in special.items() if any(name in word for name in _MARKED)}
     return sorted(marked - {layout.audio_token_id})
 

@@ -36,6 +36,7 @@ class AudioLLMFeatureExtractor(SequenceFeatureExtractor):
         window_seconds: float = 10.0,
         max_windows: int = 4,
         min_samples: int = MIN_SAMPLES,
+        least_rest: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
@@ -44,6 +45,7 @@ class AudioLLMFeatureExtractor(SequenceFeatureExtractor):
         self.window_seconds = window_seconds
         self.max_windows = max_windows
         self.min_samples = min_samples
+        self.least_rest = least_rest  # samples: a shorter last window behind others is left out
 
     @property
     def window_samples(self) -> int:
@@ -72,9 +74,10 @@ class AudioLLMFeatureExtractor(SequenceFeatureExtractor):
             raise AudioError(f"{name}: expected finite samples, found NaN or infinity.")
         return samples
 
-    def count_windows(self, samples: int) -> int:
-        """Number of windows of a clip of `samples` samples."""
-        return max(1, -(-samples // self.window_samples))
+    def cut(self, samples: int) -> tuple[int, int]:
+        """How many full windows a clip of `samples` samples has, and the samples of a last, shorter one (0: none)."""
+        whole, rest = divmod(samples, self.window_samples)
+        return whole, 0 if whole and rest < self.least_rest else rest
 
     def __call__(
         self, raw_speech: Any, sampling_rate: int | None = None, return_tensors: str | None = "pt", **kwargs: Any
@@ -91,8 +94,8 @@ class AudioLLMFeatureExtractor(SequenceFeatureExtractor):
         counts: list[int] = []
         for number, audio in enumerate(raw_speech):
             samples = self.validate(audio, f"audio {number}")
-            step = self.window_samples
-            parts = [samples[:, start : start + step] for start in range(0, samples.shape[1], step)]
+            step, (whole, rest) = self.window_samples, self.cut(samples.shape[1])
+            parts = [samples[:, start : start + step] for start in range(0, whole * step + rest, step)]
             windows += parts
             counts.append(len(parts))
         lengths = [part.shape[1] for part in windows]
@@ -148,7 +151,7 @@ class AudioLLMProcessor(ProcessorMixin):
 
     def audio_tokens(self, samples: int) -> int:
         """Placeholders of an audio of `samples` samples: the embeddings of all its windows."""
-        whole, rest = divmod(samples, self.feature_extractor.window_samples)
+        whole, rest = self.feature_extractor.cut(samples)
         count = self.config.window_tokens
         full = whole * count(self.feature_extractor.window_samples) if whole else 0
         return full + (count(rest) if rest else 0)

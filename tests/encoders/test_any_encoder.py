@@ -102,14 +102,19 @@ def qwen2_5_omni(folder: Path) -> dict[str, Any]:
     return {"name": "qwen2_5_omni", "published": make_native("thinker", folder / "thinker"), "hearing": "left"}
 
 
+def audio_flamingo_3(folder: Path) -> dict[str, Any]:
+    path = make_native("audio_flamingo_3", folder / "audio_flamingo_3")
+    return {"name": "audio_flamingo_3", "published": path, "hearing": "right"}
+
+
 MAKERS: tuple[Maker, ...] = (
     *(beats, spatial_ast, urbansound, stereo_seld, panns, htsat, whisper),
-    *(qwen2_audio, qwen2_5_omni),
+    *(qwen2_audio, qwen2_5_omni, audio_flamingo_3),
 )
 
 
 # Others on whose network, or on one much like it, the same is asked in the fast suite: CNN14, and Whisper's.
-ALIKE = (panns, qwen2_audio, qwen2_5_omni)
+ALIKE = (panns, qwen2_audio, qwen2_5_omni, audio_flamingo_3)
 MAKERS_AND_WAYS = [
     pytest.param(maker, train, marks=pytest.mark.slow if maker in ALIKE and train != "frozen" else ())
     for maker in MAKERS

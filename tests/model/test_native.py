@@ -20,9 +20,10 @@ from audio_llm.model.build import load_model, load_processor
 from audio_llm.model.encoder import build_encoder
 from audio_llm.model.native import absorb, native_kind, write_native
 from audio_llm.model.validate import check_checkpoint
-from tests.native_models import KINDS, MARKS, TEMPLATE, Stock, make_native, sound
+from tests.native_models import KINDS, MARKS, OMNI, TEMPLATES, Stock, make_native, sound
 
-SECONDS = (0.5, 2.4, 30.0)  # of Qwen2-Audio the last is the whole window
+SECONDS = (0.5, 2.4, 30.0)  # but for Omni the last is the whole window
+LIMITS = {"thinker": 300, "omni": 300, "audio_flamingo_3": 90}  # seconds; 30 for the others
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_logits_are_those_of_its_own_class(kind, native, absorbed):
     expected = stock.logits(inputs["input_ids"], inputs["attention_mask"], clips)
     heard = inputs["attention_mask"].bool()
     # Omni's class counts positions from a prompt's first word on, the other one from the padding on: rounding differs.
-    places = {} if kind == "qwen2_audio" else {"position_ids": (heard.long().cumsum(1) - 1).clamp(min=0)}
+    places = {} if kind not in OMNI else {"position_ids": (heard.long().cumsum(1) - 1).clamp(min=0)}
     with torch.inference_mode():
         found = model(**inputs, **places).logits
     assert float((found - expected)[heard].abs().max()) <= 1e-5
@@ -68,13 +69,38 @@ def test_logits_are_those_of_its_own_class(kind, native, absorbed):
     assert float((alone - found[0, -1]).abs().max()) <= 5e-5
 
 
-@pytest.mark.parametrize("kind", ["qwen2_audio", "thinker"])
+@pytest.mark.parametrize("kind", ["audio_flamingo_3"])
+def test_a_long_clip_is_several_windows_as_in_its_own_class(kind, native, absorbed):
+    """Of the last two, the published processor has no token for what lies behind the first window."""
+    stock, model, processor = Stock(native(kind)), load_model(absorbed(kind)), load_processor(absorbed(kind))
+    clips = [sound(seconds, number) for number, seconds in enumerate((1.3, 61.3, 30.03, 30.0001, 30.02))]
+    inputs = batch(processor, clips)
+    assert [processor.audio_tokens(clip.shape[1]) for clip in clips] == [32, 1532, 751, 750, 750]
+    expected = stock.logits(inputs["input_ids"], inputs["attention_mask"], clips)
+    with torch.inference_mode():
+        found = model(**inputs).logits
+    assert float((found - expected)[inputs["attention_mask"].bool()].abs().max()) <= 1e-5
+
+
+def test_the_ids_of_a_prompt_are_those_of_the_published_processor(native, absorbed):
+    stock, processor = Stock(native("audio_flamingo_3")).processor, load_processor(absorbed("audio_flamingo_3"))
+    turn = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "Which sound is heard?"}]}]
+    text = stock.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    expected = stock(text=[text], audio=[sound(31.7)[0]])["input_ids"]
+    ours = processor(text=[processor.render(turn, generate=True)], audio=[[sound(31.7)]])
+    assert torch.equal(ours["input_ids"], expected)
+    twice = processor.render([{"role": "user", "content": [{"type": "audio"}, *turn[0]["content"]]}], generate=True)
+    with pytest.raises(AudioError, match="1 audio placeholders for 2 audios"):  # its template writes one mark a turn
+        processor(text=[twice], audio=[[sound(1.0), sound(2.0)]])
+
+
+@pytest.mark.parametrize("kind", ["qwen2_audio", "thinker", "audio_flamingo_3"])
 def test_sounds_that_end_with_a_frame_a_chunk_or_the_window(kind, native, absorbed):
     stock, model, processor = Stock(native(kind)), load_model(absorbed(kind)), load_processor(absorbed(kind))
     for seconds in (0.0201, 1.9999, 2.0001, 4.03, 29.975, 29.99):
         clip = sound(seconds)
         inputs = batch(processor, [clip])
-        frames = int(stock.features([clip])["feature_attention_mask"].sum())
+        frames = int(stock.frames([clip]).sum())
         assert processor.audio_tokens(clip.shape[1]) == ((frames - 1) // 2 + 1 - 2) // 2 + 1
         expected = stock.logits(inputs["input_ids"], inputs["attention_mask"], [clip])
         with torch.inference_mode():
@@ -94,7 +120,7 @@ def test_what_was_not_trained_goes_back_byte_for_byte(kind, native, absorbed, tm
 
 
 def form_of(kind: str) -> list[str]:
-    return [] if kind == "qwen2_audio" else ["--form", kind]
+    return ["--form", kind] if kind in OMNI else []
 
 
 def same_bytes(one: Tensor, other: Tensor) -> bool:
@@ -116,11 +142,12 @@ def test_bfloat16_stays_and_comes_back_from_float32(native, tmp_path):
     assert all(same_bytes(expected[key], found[key]) for key in expected)
 
 
-def test_a_freshly_built_qwen2_audio_is_read_as_well_and_written_by_the_published_names(native, tmp_path):
-    fresh = make_native("qwen2_audio", tmp_path / "fresh", fresh=True)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in OMNI])
+def test_a_freshly_built_model_is_read_as_well_and_written_by_the_published_names(kind, native, tmp_path):
+    fresh = make_native(kind, tmp_path / "fresh", fresh=True)
     assert any(key.startswith("language_model.model.model.") for key in load_file(fresh / "model.safetensors"))
     write_native(absorb(fresh, tmp_path / "checkpoint"), tmp_path / "out")
-    found, published = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", native("qwen2_audio")))
+    found, published = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", native(kind)))
     assert set(found) == set(published)
     assert all(torch.equal(found[key], published[key]) for key in found)
 
@@ -147,15 +174,19 @@ def test_its_template_and_marks_are_kept(kind, native, absorbed):
     processor, folder = load_processor(absorbed(kind)), absorbed(kind)
     rendered = processor.render(prompts.conversation(Words(), audios=2), generate=True)
     plain = processor.tokenizer.apply_chat_template(
-        prompts.conversation(Words(), audios=2), chat_template=TEMPLATE, tokenize=False, add_generation_prompt=True
+        prompts.conversation(Words(), audios=2),
+        chat_template=TEMPLATES[kind],
+        tokenize=False,
+        add_generation_prompt=True,
     )
-    assert rendered == plain and "Audio 2: <|audio_bos|><|AUDIO|><|audio_eos|>" in rendered
-    for content in ("<|AUDIO|>a<|audio_eos|>b", [{"type": "text", "text": "<|AUDIO|>a<|audio_eos|>b"}]):
+    assert rendered == plain and MARKS[kind][0] in rendered
+    words = f"{MARKS[kind][0]}a{MARKS[kind][-1]}b"
+    for content in (words, [{"type": "text", "text": words}]):
         typed = processor.render([{"role": "user", "content": content}])
-        assert "ab<|im_end|>" in typed and "<|AUDIO|>" not in typed
+        assert "ab<|im_end|>" in typed and MARKS[kind][0] not in typed
     config = check_checkpoint(folder)
     words = processor.tokenizer.convert_ids_to_tokens([config["audio_token_id"], *config["audio_marks"]])
-    assert sorted(words) == sorted([*MARKS, "<|audio|>"])  # the last is one of our tokenizer's
+    assert sorted(words) == sorted([*MARKS[kind], "<|audio|>"])  # the last is one of our tokenizer's
     generation = json.loads((folder / "generation_config.json").read_text())
     assert sorted(generation["suppress_tokens"]) == sorted(processor.config.forbidden_token_ids)
     assert "repetition_penalty" not in generation
@@ -167,9 +198,9 @@ def test_its_template_and_marks_are_kept(kind, native, absorbed):
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_it_cannot_hear_is_refused(kind, absorbed):
     processor, model = load_processor(absorbed(kind)), load_model(absorbed(kind))
-    limit = 30 if kind == "qwen2_audio" else 300
+    limit = LIMITS.get(kind, 30)
     extractor = processor.feature_extractor
-    with pytest.raises(AudioError, match=rf"at most {limit} s .1 windows.*found {limit + 1}\.00 s"):
+    with pytest.raises(AudioError, match=rf"at most {limit} s .\d windows.*found {limit + 1}\.00 s"):
         extractor.validate(np.zeros((1, 16000 * (limit + 1)), np.float32))
     with pytest.raises(AudioError, match=r"1 channel \(mono\).*hearing left"):
         extractor.validate(np.zeros((2, 16000), np.float32))
@@ -226,7 +257,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "kind": (
         lambda f: (f / "config.json").write_text(json.dumps({"model_type": "qwen3"})),
-        r"expected a native model \(qwen2_5_omni, qwen2_5_omni_thinker, qwen2_audio\), found qwen3",
+        r"expected a native model \(audioflamingo3, qwen2_5_omni, qwen2_5_omni_thinker, qwen2_audio\), found qwen3",
     ),
 }
 
@@ -239,6 +270,41 @@ def test_a_damaged_folder_is_refused_in_a_sentence(defect, native, tmp_path):
     with pytest.raises(CheckpointError, match=told):
         absorb(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+ANOTHER = {  # what a configuration may say and the three parts do not compute
+    "activation": (
+        "audio_flamingo_3",
+        {"projector_hidden_act": "relu"},
+        "projector_hidden_act: expected gelu, found relu",
+    ),
+    "language model": (
+        "audio_flamingo_3",
+        {"text_config": {"model_type": "llama"}},
+        "text_config: expected model_type qwen2, found llama",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", ANOTHER)
+def test_a_model_that_computes_something_else_is_refused_in_a_sentence(what, native, tmp_path):
+    kind, facts, told = ANOTHER[what]
+    folder = copied(native(kind), tmp_path / "model")
+    rewrite(folder / "config.json", facts)
+    with pytest.raises(CheckpointError, match=told):
+        absorb(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("longest", [20, "long"])
+def test_a_processor_that_hears_no_whole_window_is_refused(longest, native, tmp_path):
+    folder = copied(native("audio_flamingo_3"), tmp_path / "model")
+    rewrite(folder / "processor_config.json", {"max_audio_len": longest})
+    with pytest.raises(CheckpointError, match=r"processor_config\.json: expected max_audio_len, 30 s or more"):
+        absorb(folder, tmp_path / "out")
+
+
+def rewrite(path: Path, facts: dict[str, object]) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
 
 
 @pytest.mark.parametrize("flag", [True, False, None], ids=str)

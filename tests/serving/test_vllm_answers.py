@@ -87,5 +87,6 @@ def test_a_native_model_by_its_own_folder(replies) -> None:
 
 
 @pytest.mark.slow
-def test_a_native_model_with_a_thinker(made_once, shards, tmp_path: Path) -> None:
-    assert_same(*ask([native("omni", made_once, shards)], tmp_path)[0])
+@pytest.mark.parametrize("kind", ["omni", "audio_flamingo_3"])
+def test_other_native_models(kind: str, made_once, shards, tmp_path: Path) -> None:
+    assert_same(*ask([native(kind, made_once, shards)], tmp_path)[0])
