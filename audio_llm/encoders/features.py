@@ -438,7 +438,7 @@ def whisper_log_mel(waveform: Tensor, n_mels: int = 80, exact: bool = False) -> 
     bank = mel_bank(16000, 400, n_mels, 0.0, 8000.0, waveform.device)
     with torch.autocast(waveform.device.type, enabled=False):
         if exact:
-            window = hann(400, waveform.device)
+            window = torch.hann_window(400, device=waveform.device)  # whose float32 sines round otherwise than hann's
             spectrum = torch.stft(waveform.float(), 400, 160, window=window, return_complex=True)[..., :-1]
             level = (bank.T @ spectrum.abs().square()).clamp_(min=LOG_FLOOR).log10_().transpose(1, 2)
             level = torch.maximum(level, level.amax(dim=(1, 2), keepdim=True) - _WHISPER_RANGE)

@@ -80,6 +80,8 @@ def test_log_mel_is_transformers(bins, seconds):
     found = whisper_log_mel(padded, bins)
     assert found.shape == (1, 3000, bins)
     np.testing.assert_allclose(found[0].T.numpy(), expected["input_features"][0], rtol=0, atol=5e-5)
+    exact = whisper_log_mel(padded, bins, exact=True)[0].T
+    np.testing.assert_array_equal(exact.numpy(), expected["input_features"][0])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(whisper_log_mel(padded, bins), found)
 
