@@ -142,10 +142,10 @@ class Qwen2AudioTower(AudioEncoder):
         tokens = self.layer_norm(hidden.unflatten(1, (-1, 2)).mean(2))  # (batch, frames / 4, hidden)
         return tokens, torch.arange(tokens.shape[1], device=tokens.device) < pooled(frames)[:, None]
 
-    def transform(self, hidden: Tensor, valid: Tensor) -> Tensor:
-        """Positions and layers on (rows, an even n, hidden), each of which attends to its first `valid` (rows,)."""
+    def transform(self, hidden: Tensor, valid: Tensor | None) -> Tensor:
+        """Positions and layers on (rows, n, hidden), each of which attends to its first `valid` (rows,), or to all."""
         place = torch.arange(hidden.shape[1], device=hidden.device)
-        mask = (place < valid[:, None])[:, None, None]  # (rows, 1, 1, n)
+        mask = None if valid is None else (place < valid[:, None])[:, None, None]  # (rows, 1, 1, n)
         hidden = nn.functional.dropout(
             hidden + self.embed_positions(place).to(hidden.dtype), self.config.dropout, self.training
         )

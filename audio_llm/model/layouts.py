@@ -16,7 +16,8 @@ class NativeLayout:
     folders have, and the published one in its place; under `others` lies what hears nothing and is not ours.
 
     A longer clip is cut into up to `max_windows` windows of the encoder, of which a last one with fewer samples than
-    `least_rest` is left out, as the published processor has no token for it.
+    `least_rest` is left out, as the published processor has no token for it. `chunk_length` are the seconds that the
+    published feature extractor is set to, where these are not the encoder's window.
     """
 
     encoder: dict[str, Any]
@@ -28,6 +29,7 @@ class NativeLayout:
     others: tuple[str, ...] = ()
     max_windows: int = 1
     least_rest: int = 1
+    chunk_length: float | None = None
 
     def published(self, key: str) -> str:
         """The published name of the weight that a folder calls `key`."""

@@ -16,8 +16,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateError
+
 from audio_llm.errors import CheckpointError, describe
 from audio_llm.files import atomic_folder, read_json, write_json
+from audio_llm.language import tekken
 from audio_llm.language.templates import guarded_template
 from audio_llm.model.validate import MODEL_TYPE, check_checkpoint, read_facts, weight_files, weights_digest
 
@@ -27,11 +30,12 @@ if TYPE_CHECKING:  # whether a folder is a native one is asked before torch is n
 
     from audio_llm.model.encoder import AudioEncoder
     from audio_llm.model.layouts import NativeEncoder, NativeLayout
+    from audio_llm.model.processing import AudioLLMProcessor
 
 BESIDE = "audio-llm"  # in a native folder: the checkpoint that was made of it, where only asking is wanted
 INDEX = "model.safetensors.index.json"
 _HEAD, _TABLE = "lm_head.weight", "model.language_model.embed_tokens.weight"
-_MARKED = ("audio", "sound", "vision", "image", "video")  # what the words of marks contain
+_MARKED = ("audio", "sound", "vision", "image", "img", "video")  # what the words of marks contain
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx")
 
 
@@ -103,7 +107,7 @@ def absorb(source: str | Path, destination: str | Path) -> Path:
     """Write the native model in `source` as a checkpoint folder. Raises :class:`CheckpointError` for a model that is
     damaged, incomplete, or computes what its three parts do not."""
     import torch
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import GenerationConfig
 
     from audio_llm.model.configuration import AudioLLMConfig
     from audio_llm.model.encoder import build_encoder, encoder_config
@@ -122,7 +126,7 @@ def absorb(source: str | Path, destination: str | Path) -> Path:
     with torch.device("meta"):
         encoder = build_encoder({"name": kind.name, **layout.encoder})
     extractor = _extractor(source, encoder, layout)
-    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    tokenizer = _tokenizer(source)
     marks = _marks(source, tokenizer, layout)
     words = [str(tokenizer.convert_ids_to_tokens(token)) for token in (layout.audio_token_id, *marks)]
     tokenizer.chat_template = guarded_template(_template(source, tokenizer), words)
@@ -142,6 +146,7 @@ def absorb(source: str | Path, destination: str | Path) -> Path:
     samples = range(extractor.min_samples, extractor.window_samples)
     extractor.min_samples = next(count for count in samples if config.window_tokens(count))
     processor = AudioLLMProcessor(extractor, tokenizer, config, tokenizer.chat_template)
+    _check_template(source, processor)
     end = processor.turn_end
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)  # what a turn is learnt to end with
     config.eos_token_id = end
@@ -234,7 +239,7 @@ def _extractor(folder: Path, encoder: AudioEncoder, layout: NativeLayout) -> Any
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(describe(item, "a Whisper feature extractor", str(error).splitlines()[0])) from error
     usual = {"n_fft": 400, "hop_length": 160, "sampling_rate": 16000, "dither": 0.0, "padding_value": 0.0}
-    usual |= {"feature_size": encoder.config.n_mels, "chunk_length": encoder.window_seconds}
+    usual |= {"feature_size": encoder.config.n_mels, "chunk_length": layout.chunk_length or encoder.window_seconds}
     for name, expected in usual.items():
         if getattr(own, name) != expected:
             raise CheckpointError(describe(item, f"{name} {expected:g}", str(getattr(own, name))))
@@ -260,6 +265,15 @@ def _max_windows(folder: Path, encoder: AudioEncoder, layout: NativeLayout) -> i
     return int(longest // encoder.window_seconds)
 
 
+def _tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer, as one of Transformers."""
+    from transformers import AutoTokenizer
+
+    if (folder / tekken.FILE).is_file():
+        return tekken.read_tekken(folder)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
 def _template(folder: Path, tokenizer: Any) -> str:
     """The template of the folder's processor, else of its tokenizer. Raises :class:`CheckpointError` for none."""
     if (folder / "chat_template.jinja").is_file():
@@ -269,6 +283,18 @@ def _template(folder: Path, tokenizer: Any) -> str:
     if tokenizer.chat_template:
         return str(tokenizer.chat_template)
     raise CheckpointError(describe(f"model {folder}", "a chat template (chat_template.jinja)", "none"))
+
+
+def _check_template(folder: Path, processor: AudioLLMProcessor) -> None:
+    """Raise :class:`CheckpointError` where the template has no mark for a sound, as that of another use of a model."""
+    turn = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "?"}]}]
+    try:
+        found = str(processor.render(turn, generate=True).count(processor.audio_token))
+    except TemplateError as error:
+        found = str(error)
+    if found != "1":
+        expected = f"one {processor.audio_token} for a message's sound"
+        raise CheckpointError(describe(f"model {folder}: chat template", expected, found))
 
 
 def _marks(folder: Path, tokenizer: Any, layout: NativeLayout) -> list[int]:

@@ -31,7 +31,7 @@ from audio_llm.shards.reader import ShardDataset
 from audio_llm.training import examples, grpo, sft
 from tests.conftest import make_shards
 from tests.encoders import test_pseld, test_published, test_spatial_ast
-from tests.native_models import make_native
+from tests.native_models import KINDS, make_native
 from tests.serving.vllm_tools import adapted_encoder
 from tests.training.test_grpo import transformers_engine
 from tests.training.test_sft import losses
@@ -107,14 +107,19 @@ def audio_flamingo_3(folder: Path) -> dict[str, Any]:
     return {"name": "audio_flamingo_3", "published": path, "hearing": "right"}
 
 
+def voxtral(folder: Path) -> dict[str, Any]:
+    path = make_native("voxtral", folder / "voxtral")
+    return {"name": "voxtral", "published": path, "hearing": "mean", "window_seconds": 30.0}
+
+
 MAKERS: tuple[Maker, ...] = (
     *(beats, spatial_ast, urbansound, stereo_seld, panns, htsat, whisper),
-    *(qwen2_audio, qwen2_5_omni, audio_flamingo_3),
+    *(qwen2_audio, qwen2_5_omni, audio_flamingo_3, *([voxtral] if "voxtral" in KINDS else [])),
 )
 
 
 # Others on whose network, or on one much like it, the same is asked in the fast suite: CNN14, and Whisper's.
-ALIKE = (panns, qwen2_audio, qwen2_5_omni, audio_flamingo_3)
+ALIKE = (panns, qwen2_audio, qwen2_5_omni, audio_flamingo_3, voxtral)
 MAKERS_AND_WAYS = [
     pytest.param(maker, train, marks=pytest.mark.slow if maker in ALIKE and train != "frozen" else ())
     for maker in MAKERS

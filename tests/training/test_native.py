@@ -26,7 +26,7 @@ from audio_llm.model.native import write_native  # noqa: E402
 from audio_llm.model.validate import check_adapter, check_checkpoint  # noqa: E402
 from audio_llm.training import grpo, sft  # noqa: E402
 from eval.benchmarks.base import Item  # noqa: E402
-from tests.native_models import OMNI, Stock, make_native, sound  # noqa: E402
+from tests.native_models import OMNI, ONE_FORM, Stock, make_native, sound  # noqa: E402
 from tests.paths import ROOT  # noqa: E402
 from tests.training.test_grpo import metrics, needs_vllm, transformers_engine  # noqa: E402
 from tests.training.test_sft import losses  # noqa: E402
@@ -82,7 +82,7 @@ def greedy(folder: Path, tokens: int = 12) -> list[int]:
     return found[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("kind", ["qwen2_audio", "thinker", "audio_flamingo_3"])
+@pytest.mark.parametrize("kind", ONE_FORM)
 def test_sft_by_the_published_recipe_and_back(kind, native, trained, tmp_path):
     run = trained(kind)
     names = json.loads((run / "trainable.json").read_text())["trained_names"]
@@ -164,7 +164,7 @@ def test_a_target_without_a_reward_for_it_is_refused(native, shards, tmp_path):
 @pytest.mark.slow
 @pytest.mark.vllm
 @needs_vllm
-@pytest.mark.parametrize("kind", ["qwen2_audio", "thinker", "audio_flamingo_3"])
+@pytest.mark.parametrize("kind", ONE_FORM)
 @pytest.mark.parametrize("sync", ["merged", "adapter"])
 def test_vllm_follows_a_native_policy(sync, kind, trained, shards, tmp_path):
     from audio_llm.serving.rollout_engines import build_engine
