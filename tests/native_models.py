@@ -43,7 +43,7 @@ AUDIO: dict[str, Any] = dict(
 NEW_AUDIO = dict(  # by the names of newer configurations
     hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, num_mel_bins=16
 )
-KINDS = ("qwen2_audio", "thinker", "omni", "audio_flamingo_3")
+KINDS = ("qwen2_audio", "thinker", "omni", "audio_flamingo_3", "music_flamingo")
 if importlib.util.find_spec("mistral_common"):  # by which its tokenizer is read
     KINDS = (*KINDS, "voxtral")
 ONE_FORM = [kind for kind in KINDS if kind != "omni"]  # of Omni's two, which differ in nothing but names
@@ -52,13 +52,19 @@ NAMES = {  # of the class in Transformers
     "qwen2_5_omni_thinker": "Qwen2_5OmniThinker",
     "qwen2_5_omni": "Qwen2_5OmniThinker",
     "audioflamingo3": "AudioFlamingo3",
+    "musicflamingo": "MusicFlamingo",
     "voxtral": "Voxtral",
 }
 MARKS = dict.fromkeys(KINDS, QWEN_MARKS) | {  # that of sound first
     "audio_flamingo_3": ["<sound>", "<|vision_start|>"],
+    "music_flamingo": ["<sound>", "<|sound_bos|>", "<|sound_eos|>"],
     "voxtral": ["[AUDIO]", "[IMG]", "[IMG_BREAK]", "[IMG_END]", "[BEGIN_AUDIO]"],
 }
-TEMPLATES = dict.fromkeys(KINDS, QWEN_TEMPLATE) | {"audio_flamingo_3": FLAMINGO_TEMPLATE, "voxtral": tekken.TURNS}
+TEMPLATES = dict.fromkeys(KINDS, QWEN_TEMPLATE) | {
+    "audio_flamingo_3": FLAMINGO_TEMPLATE,
+    "music_flamingo": FLAMINGO_TEMPLATE,
+    "voxtral": tekken.TURNS,
+}
 ENDS = dict.fromkeys(KINDS, "<|im_end|>") | {"voxtral": "</s>"}  # of a turn
 OMNI = ("thinker", "omni")  # whose folders have two forms
 
@@ -84,6 +90,16 @@ def make_native(kind: str, folder: Path, fresh: bool = False, tie: bool = False)
             audio_config=dict(NEW_AUDIO), text_config=text, audio_token_id=ids["<sound>"], tie_word_embeddings=tie
         )
         model = transformers.AudioFlamingo3ForConditionalGeneration(config)
+    elif kind == "music_flamingo":
+        config = transformers.MusicFlamingoConfig(
+            audio_config=NEW_AUDIO | {"model_type": "audioflamingo3_encoder"},
+            text_config=text,
+            audio_token_id=ids["<sound>"],
+            audio_bos_token_id=ids["<|sound_bos|>"],
+            audio_eos_token_id=ids["<|sound_eos|>"],
+            tie_word_embeddings=tie,
+        )
+        model = transformers.MusicFlamingoForConditionalGeneration(config)
     elif kind == "voxtral":
         config = transformers.VoxtralConfig(
             audio_config=NEW_AUDIO | {"intermediate_size": 128},  # four tokens of 32
@@ -134,9 +150,11 @@ def make_native(kind: str, folder: Path, fresh: bool = False, tie: bool = False)
         save_file(named | {"talker.codec.weight": torch.ones(2)}, folder / "model.safetensors", {"format": "pt"})
     seconds = 300 if kind in OMNI else 30
     extractor = transformers.WhisperFeatureExtractor(feature_size=AUDIO["num_mel_bins"], chunk_length=seconds)
-    if kind == "audio_flamingo_3":
+    if "flamingo" in kind:
         template = tokenizer.chat_template
-        processor = transformers.AudioFlamingo3Processor(extractor, tokenizer, chat_template=template, max_audio_len=95)
+        own = transformers.AudioFlamingo3Processor
+        own = transformers.MusicFlamingoProcessor if kind == "music_flamingo" else own
+        processor = own(extractor, tokenizer, chat_template=template, max_audio_len=95)
         processor.save_pretrained(folder)
         return folder
     extractor.save_pretrained(folder)
@@ -207,7 +225,7 @@ class Stock:
         load = getattr(transformers, f"{name}ForConditionalGeneration").from_pretrained
         self.model = load(folder, dtype=torch.float32).eval()
         self.extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)
-        self.processor = transformers.AutoProcessor.from_pretrained(folder) if name == "AudioFlamingo3" else None
+        self.processor = transformers.AutoProcessor.from_pretrained(folder) if "Flamingo" in name else None
         self.chunks = name == "Voxtral"
 
     def features(self, clips: list[np.ndarray]) -> dict[str, Tensor]:

@@ -82,10 +82,7 @@ class VoxtralTower(Qwen2AudioTower):
         hidden = nn.functional.gelu(self.conv1(maps.to(self.conv1.weight.dtype).transpose(1, 2)))
         hidden = nn.functional.gelu(self.conv2(hidden)).transpose(1, 2)  # (chunks, size / 2, hidden)
         hidden = self.layer_norm(self.transform(hidden, None))
-        rows = [part.flatten(0, 1) for part in hidden.split(counts)]  # (a clip's chunks · size / 2, hidden)
-        tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        heard = torch.tensor([len(row) for row in rows], device=tokens.device)
-        return tokens, torch.arange(tokens.shape[1], device=tokens.device) < heard[:, None]
+        return joined(hidden, counts, torch.tensor(counts, device=hidden.device) * hidden.shape[1])
 
     def log_mel(self, clip: Tensor) -> Tensor:
         """(1, samples of whole chunks) -> (chunks, frames, mels)."""
@@ -115,3 +112,11 @@ class VoxtralTower(Qwen2AudioTower):
             audio_token_id=config.audio_token_id,
             chunk_length=seconds,
         )
+
+
+def joined(tokens: Tensor, counts: list[int], heard: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens of chunks (chunks, n, hidden), `counts` of them a clip -> those of the clips (clips, m, hidden), and a
+    mask over the first `heard` (clips,)."""
+    rows = [part.flatten(0, 1) for part in tokens.split(counts)]  # (a clip's chunks · n, hidden)
+    clips = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return clips, torch.arange(clips.shape[1], device=clips.device) < heard[:, None]

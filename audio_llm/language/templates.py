@@ -29,6 +29,14 @@ def guarded_template(template: str, marks: Sequence[str]) -> str:
     )
 
 
+def bracketed_template(template: str, mark: str, before: str, behind: str) -> str:
+    """`template`, in what it writes `mark` stands between `before` and `behind`."""
+    return (
+        "{% set written %}" + template + "{% endset %}"
+        f"{{{{ written | replace({json.dumps(mark)}, {json.dumps(before + mark + behind)}) }}}}"
+    )
+
+
 def instructed_template(template: str, instruction: str | None) -> str:
     """`template` with an `instruction` behind the words of every user's turn, in place of one that it had before.
 

@@ -17,7 +17,8 @@ class NativeLayout:
 
     A longer clip is cut into up to `max_windows` windows of the encoder, of which a last one with fewer samples than
     `least_rest` is left out, as the published processor has no token for it. `chunk_length` are the seconds that the
-    published feature extractor is set to, where these are not the encoder's window.
+    published feature extractor is set to, where these are not the encoder's window. `around` are the ids of tokens that
+    the published processor, and not the template, writes before and behind a sound.
     """
 
     encoder: dict[str, Any]
@@ -30,6 +31,7 @@ class NativeLayout:
     max_windows: int = 1
     least_rest: int = 1
     chunk_length: float | None = None
+    around: tuple[int, int] | None = None
 
     def published(self, key: str) -> str:
         """The published name of the weight that a folder calls `key`."""

@@ -21,7 +21,7 @@ from jinja2 import TemplateError
 from audio_llm.errors import CheckpointError, describe
 from audio_llm.files import atomic_folder, read_json, write_json
 from audio_llm.language import tekken
-from audio_llm.language.templates import guarded_template
+from audio_llm.language.templates import bracketed_template, guarded_template
 from audio_llm.model.validate import MODEL_TYPE, check_checkpoint, read_facts, weight_files, weights_digest
 
 if TYPE_CHECKING:  # whether a folder is a native one is asked before torch is needed
@@ -39,11 +39,27 @@ _MARKED = ("audio", "sound", "vision", "image", "img", "video")  # what the word
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx")
 
 
+_LORA = (
+    "its language model wears an adapter where there is sound and none where there is not; its tower hears the padding"
+)
+_OTHERS = {  # audio models that are not read, by their `model_type`, and why
+    "granite_speech": _LORA,
+    "granite_speech_plus": _LORA,
+    "midashenglm": "it is computed by a program in its own folder, which is not run here",
+}
+
+
 def native_kind(folder: str | Path) -> type[NativeEncoder] | None:
-    """The class of the encoder in a native model's folder; None for any other folder."""
+    """The class of the encoder in a native model's folder; None for any other folder.
+
+    Raises :class:`CheckpointError` for an audio model that is known not to be three parts like ours.
+    """
     found = read_facts(folder).get("model_type")
     if not isinstance(found, str) or found == MODEL_TYPE:
         return None
+    if found in _OTHERS:
+        expected = "an audio model of encoder, projector and language model alone"
+        raise CheckpointError(describe(f"model {folder}", expected, f"{found}: {_OTHERS[found]}"))
     return next((kind for kind in _kinds() if found in kind.native_types), None)
 
 
@@ -129,7 +145,11 @@ def absorb(source: str | Path, destination: str | Path) -> Path:
     tokenizer = _tokenizer(source)
     marks = _marks(source, tokenizer, layout)
     words = [str(tokenizer.convert_ids_to_tokens(token)) for token in (layout.audio_token_id, *marks)]
-    tokenizer.chat_template = guarded_template(_template(source, tokenizer), words)
+    template = _template(source, tokenizer)
+    if layout.around is not None:
+        before, behind = map(str, tokenizer.convert_ids_to_tokens(list(layout.around)))
+        template = bracketed_template(template, words[0], before, behind)
+    tokenizer.chat_template = guarded_template(template, words)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     config = AudioLLMConfig(
         text_config={**layout.text, "tie_word_embeddings": tied},
