@@ -11,6 +11,7 @@ from audio_llm.audio import Waveform, decode
 from audio_llm.errors import ConfigError, nearest
 from audio_llm.files import read_json
 from audio_llm.language import prompts
+from audio_llm.language.templates import rendered
 
 
 class Item(prompts.Question, Protocol):
@@ -57,8 +58,7 @@ class Request:
 
     def render(self, tokenizer: Any) -> str:
         """The prompt as the model reads it, the assistant's turn opened and begun."""
-        text = tokenizer.apply_chat_template(self.messages(), tokenize=False, add_generation_prompt=True)
-        return str(text) + self.opening
+        return rendered(tokenizer, self.messages(), generate=True) + self.opening
 
 
 @dataclass(frozen=True)

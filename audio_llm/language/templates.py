@@ -6,6 +6,27 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from audio_llm.errors import ConfigError, describe
+
+
+def rendered(tokenizer: Any, messages: Sequence[dict[str, Any]], *, generate: bool, template: str | None = None) -> str:
+    """`messages` as `template`, or the tokenizer's own, writes them; with `generate` the assistant's turn is opened.
+
+    Raises :class:`ConfigError` for messages that the template refuses: some know no system message, or none beside a
+    sound.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                list(messages), chat_template=template, tokenize=False, add_generation_prompt=generate
+            )
+        )
+    except TemplateError as error:
+        found = f"a refusal: {str(error).strip() or type(error).__name__}"
+        raise ConfigError(describe("chat template", "one that writes these messages", found)) from error
+
 
 def guarded_template(template: str, marks: Sequence[str]) -> str:
     """A published chat `template`, before which `marks` are taken out of what is said: typed by a user they would be

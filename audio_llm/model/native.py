@@ -16,9 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
-from audio_llm.errors import CheckpointError, describe
+from audio_llm.errors import CheckpointError, ConfigError, describe
 from audio_llm.files import atomic_folder, read_json, write_json
 from audio_llm.language import tekken
 from audio_llm.language.templates import bracketed_template, guarded_template
@@ -147,6 +145,9 @@ def absorb(source: str | Path, destination: str | Path) -> Path:
     words = [str(tokenizer.convert_ids_to_tokens(token)) for token in (layout.audio_token_id, *marks)]
     template = _template(source, tokenizer)
     if layout.around is not None:
+        if not set(layout.around) <= set(marks):
+            expected = f"special tokens of the ids {layout.around} for what stands around a sound"
+            raise CheckpointError(describe(f"model {source}: tokenizer", expected, "none"))
         before, behind = map(str, tokenizer.convert_ids_to_tokens(list(layout.around)))
         template = bracketed_template(template, words[0], before, behind)
     tokenizer.chat_template = guarded_template(template, words)
@@ -310,8 +311,8 @@ def _check_template(folder: Path, processor: AudioLLMProcessor) -> None:
     turn = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "?"}]}]
     try:
         found = str(processor.render(turn, generate=True).count(processor.audio_token))
-    except TemplateError as error:
-        found = str(error)
+    except ConfigError as error:
+        found = f"a refusal ({error.__cause__})"
     if found != "1":
         expected = f"one {processor.audio_token} for a message's sound"
         raise CheckpointError(describe(f"model {folder}: chat template", expected, found))

@@ -16,6 +16,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from audio_llm.audio import channels_cure
 from audio_llm.errors import AudioError, CheckpointError, describe
+from audio_llm.language.templates import rendered
 from audio_llm.model.configuration import AudioLLMConfig
 
 MIN_SAMPLES = 16  # below it there is nothing to analyse; the encoders pad short clips to their window
@@ -203,9 +204,7 @@ class AudioLLMProcessor(ProcessorMixin):
     def render(self, messages: Sequence[dict[str, Any]], *, generate: bool = False) -> str:
         """The chat template's text for `messages`; with `generate` the assistant's turn is opened."""
         template = self.chat_template or self.tokenizer.chat_template
-        return self.tokenizer.apply_chat_template(
-            list(messages), chat_template=template, tokenize=False, add_generation_prompt=generate
-        )
+        return rendered(self.tokenizer, messages, generate=generate, template=template)
 
     @property
     def turn_end(self) -> int:

@@ -17,7 +17,7 @@ from audio_llm.errors import AudioError, CheckpointError
 from audio_llm.model.native import BESIDE
 from eval import predictions
 from eval.benchmarks.base import Item
-from tests.native_models import make_native, sound
+from tests.native_models import KINDS, make_native, sound
 
 
 @pytest.fixture(scope="module", params=["qwen2_audio", "thinker"])
@@ -74,6 +74,16 @@ def test_a_folder_that_cannot_be_written_is_told_with_the_way_around(
     monkeypatch.setattr("audio_llm.model.native.absorb", refuse)
     with pytest.raises(CheckpointError, match="audio-llm convert native .* OUT"):
         open_engine("transformers", str(native))
+
+
+@pytest.mark.skipif("voxtral" not in KINDS, reason="needs mistral-common")
+def test_messages_that_the_template_refuses_are_told(
+    shards: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_native("voxtral", tmp_path / "voxtral")
+    command = ["eval", str(model), str(shards(channels=1)), "--out", str(tmp_path / "run"), "--engine", "transformers"]
+    assert main([*command, "--quiet", "--order", "system"]) == 2
+    assert "chat template: expected one that writes these messages, found a refusal: Sound" in capsys.readouterr().err
 
 
 def test_a_whole_run_by_one_of_two_channels(native: Path, shards: Callable[..., Path], tmp_path: Path) -> None:

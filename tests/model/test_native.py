@@ -15,12 +15,11 @@ import pytest
 import soundfile
 import torch
 import transformers
-from jinja2 import TemplateError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from audio_llm.cli import main
-from audio_llm.errors import AudioError, CheckpointError
+from audio_llm.errors import AudioError, CheckpointError, ConfigError
 from audio_llm.language import prompts, tekken
 from audio_llm.model.build import load_model, load_processor
 from audio_llm.model.encoder import build_encoder
@@ -131,7 +130,7 @@ def test_a_conversation_is_the_one_of_mistral_common(native, absorbed, tmp_path)
     model, theirs = load_model(absorbed("voxtral")), Stock(native("voxtral")).model
     with torch.inference_mode():
         assert float((model(**ours).logits - theirs(**expected).logits).abs().max()) <= 1e-5
-    with pytest.raises(TemplateError, match="system message"):
+    with pytest.raises(ConfigError, match="Sound beside a system message"):
         processor.render([{"role": "system", "content": "Listen."}, turns[0]])
 
 
@@ -161,7 +160,7 @@ def test_a_template_without_a_mark_for_sound_is_refused(native, tmp_path):
     folder = copied(native("qwen2_audio"), tmp_path / "model")
     for template, found in (("{{ messages[0]['role'] }}", "0"), ("{{ raise_exception('Only words.') }}", "Only words")):
         (folder / "chat_template.jinja").write_text(template)
-        with pytest.raises(CheckpointError, match=rf"expected one <.AUDIO.> for a message's sound, found {found}"):
+        with pytest.raises(CheckpointError, match=rf"expected one <.AUDIO.> for a message's sound, found .*{found}"):
             absorb(folder, tmp_path / "out")
 
 
@@ -356,6 +355,11 @@ ANOTHER = {  # what a configuration may say and the three parts do not compute
         "audio_flamingo_3",
         {"text_config": {"model_type": "llama"}},
         "text_config: expected model_type qwen2, found llama",
+    ),
+    "no marks": (
+        "music_flamingo",
+        {"audio_bos_token_id": 5},
+        r"special tokens of the ids \(5, .*\) for what stands around a sound, found none",
     ),
     "rotation": (
         "music_flamingo",
