@@ -43,7 +43,7 @@ AUDIO: dict[str, Any] = dict(
 NEW_AUDIO = dict(  # by the names of newer configurations
     hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, num_mel_bins=16
 )
-KINDS = ("qwen2_audio", "thinker", "omni", "audio_flamingo_3", "music_flamingo")
+KINDS = ("qwen2_audio", "thinker", "omni", "audio_flamingo_3", "music_flamingo", "glm_asr")
 if importlib.util.find_spec("mistral_common"):  # by which its tokenizer is read
     KINDS = (*KINDS, "voxtral")
 ONE_FORM = [kind for kind in KINDS if kind != "omni"]  # of Omni's two, which differ in nothing but names
@@ -52,20 +52,30 @@ NAMES = {  # of the class in Transformers
     "qwen2_5_omni_thinker": "Qwen2_5OmniThinker",
     "qwen2_5_omni": "Qwen2_5OmniThinker",
     "audioflamingo3": "AudioFlamingo3",
+    "glmasr": "GlmAsr",
     "musicflamingo": "MusicFlamingo",
     "voxtral": "Voxtral",
 }
 MARKS = dict.fromkeys(KINDS, QWEN_MARKS) | {  # that of sound first
     "audio_flamingo_3": ["<sound>", "<|vision_start|>"],
+    "glm_asr": ["<|pad|>", "<|begin_of_audio|>", "<|end_of_audio|>"],
     "music_flamingo": ["<sound>", "<|sound_bos|>", "<|sound_eos|>"],
     "voxtral": ["[AUDIO]", "[IMG]", "[IMG_BREAK]", "[IMG_END]", "[BEGIN_AUDIO]"],
 }
 TEMPLATES = dict.fromkeys(KINDS, QWEN_TEMPLATE) | {
     "audio_flamingo_3": FLAMINGO_TEMPLATE,
+    "glm_asr": QWEN_TEMPLATE.replace(
+        "<|audio_bos|><|AUDIO|><|audio_eos|>", "<|begin_of_audio|><|pad|><|end_of_audio|>"
+    ),
     "music_flamingo": FLAMINGO_TEMPLATE,
     "voxtral": tekken.TURNS,
 }
 ENDS = dict.fromkeys(KINDS, "<|im_end|>") | {"voxtral": "</s>"}  # of a turn
+PROCESSORS = {  # which cut a clip into windows
+    "audio_flamingo_3": "AudioFlamingo3Processor",
+    "music_flamingo": "MusicFlamingoProcessor",
+    "glm_asr": "GlmAsrProcessor",
+}
 OMNI = ("thinker", "omni")  # whose folders have two forms
 
 
@@ -100,6 +110,14 @@ def make_native(kind: str, folder: Path, fresh: bool = False, tie: bool = False)
             tie_word_embeddings=tie,
         )
         model = transformers.MusicFlamingoForConditionalGeneration(config)
+    elif kind == "glm_asr":
+        config = transformers.GlmAsrConfig(
+            audio_config=NEW_AUDIO | {"intermediate_size": 128},
+            text_config=text | {"head_dim": 32},
+            audio_token_id=ids["<|pad|>"],
+            tie_word_embeddings=tie,
+        )
+        model = transformers.GlmAsrForConditionalGeneration(config)
     elif kind == "voxtral":
         config = transformers.VoxtralConfig(
             audio_config=NEW_AUDIO | {"intermediate_size": 128},  # four tokens of 32
@@ -150,10 +168,8 @@ def make_native(kind: str, folder: Path, fresh: bool = False, tie: bool = False)
         save_file(named | {"talker.codec.weight": torch.ones(2)}, folder / "model.safetensors", {"format": "pt"})
     seconds = 300 if kind in OMNI else 30
     extractor = transformers.WhisperFeatureExtractor(feature_size=AUDIO["num_mel_bins"], chunk_length=seconds)
-    if "flamingo" in kind:
-        template = tokenizer.chat_template
-        own = transformers.AudioFlamingo3Processor
-        own = transformers.MusicFlamingoProcessor if kind == "music_flamingo" else own
+    if kind in PROCESSORS:
+        template, own = tokenizer.chat_template, getattr(transformers, PROCESSORS[kind])
         processor = own(extractor, tokenizer, chat_template=template, max_audio_len=95)
         processor.save_pretrained(folder)
         return folder
@@ -225,7 +241,10 @@ class Stock:
         load = getattr(transformers, f"{name}ForConditionalGeneration").from_pretrained
         self.model = load(folder, dtype=torch.float32).eval()
         self.extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)
-        self.processor = transformers.AutoProcessor.from_pretrained(folder) if "Flamingo" in name else None
+        self.processor = (
+            transformers.AutoProcessor.from_pretrained(folder) if f"{name}Processor" in PROCESSORS.values() else None
+        )
+        self.group = 4 if name == "GlmAsr" else 2
         self.chunks = name == "Voxtral"
 
     def features(self, clips: list[np.ndarray]) -> dict[str, Tensor]:
@@ -250,7 +269,7 @@ class Stock:
         if self.chunks:
             return 375 * len(found["input_features"])
         frames = int(next(value for name, value in found.items() if name.endswith("mask")).sum())
-        return ((frames - 1) // 2 + 1 - 2) // 2 + 1
+        return ((frames - 1) // 2 + 1 - self.group) // self.group + 1
 
     @torch.inference_mode()
     def logits(self, input_ids: Tensor, attention_mask: Tensor, clips: list[np.ndarray]) -> Tensor:

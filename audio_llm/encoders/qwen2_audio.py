@@ -101,17 +101,20 @@ class Qwen2AudioTower(AudioEncoder):
         self.sample_rate, self.window_seconds = SAMPLE_RATE, config.window_seconds
         self.layouts, self.num_channels = ("mono",), 1
         self.hidden_size = config.hidden_size
-        fields = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
-        layer = Qwen2AudioEncoderConfig(**fields, attn_implementation="sdpa")
         self.conv1 = nn.Conv1d(config.n_mels, config.hidden_size, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(config.hidden_size, config.hidden_size, kernel_size=3, stride=2, padding=1)
         self.embed_positions = self.positions()
-        self.layers = nn.ModuleList(Qwen2AudioEncoderLayer(layer) for _ in range(config.depth))
+        self.layers = nn.ModuleList(self.layer(number) for number in range(config.depth))
         self.layer_norm = nn.LayerNorm(config.hidden_size)
 
     def positions(self) -> nn.Module:
         """What gives the embeddings of positions (n,) after the convolutions."""
         return nn.Embedding(self.config.frames // 2, self.config.hidden_size)
+
+    def layer(self, number: int) -> nn.Module:
+        """The layer of this `number`, from 0 on."""
+        fields = {theirs: getattr(self.config, ours) for ours, theirs in FIELDS.items()}
+        return Qwen2AudioEncoderLayer(Qwen2AudioEncoderConfig(**fields, attn_implementation="sdpa"))
 
     @property
     def layer_prefixes(self) -> list[str]:
@@ -136,11 +139,14 @@ class Qwen2AudioTower(AudioEncoder):
 
     def attend(self, maps: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Log-mel (batch, frames, mels), of which the first `frames` (batch,) are the clip's -> tokens and mask."""
-        hidden = nn.functional.gelu(self.conv1(maps.transpose(1, 2)))
-        hidden = nn.functional.gelu(self.conv2(hidden)).transpose(1, 2)  # (batch, frames / 2, hidden)
-        hidden = self.transform(hidden, (frames - 1) // 2 + 1)
+        hidden = self.transform(self.convolve(maps), (frames - 1) // 2 + 1)  # (batch, frames / 2, hidden)
         tokens = self.layer_norm(hidden.unflatten(1, (-1, 2)).mean(2))  # (batch, frames / 4, hidden)
         return tokens, torch.arange(tokens.shape[1], device=tokens.device) < pooled(frames)[:, None]
+
+    def convolve(self, maps: Tensor) -> Tensor:
+        """Log-mel (rows, frames, mels) -> (rows, frames / 2, hidden)."""
+        hidden = nn.functional.gelu(self.conv1(maps.transpose(1, 2)))
+        return nn.functional.gelu(self.conv2(hidden)).transpose(1, 2)
 
     def transform(self, hidden: Tensor, valid: Tensor | None) -> Tensor:
         """Positions and layers on (rows, n, hidden), each of which attends to its first `valid` (rows,), or to all."""
@@ -149,11 +155,15 @@ class Qwen2AudioTower(AudioEncoder):
         hidden = nn.functional.dropout(
             hidden + self.embed_positions(place).to(hidden.dtype), self.config.dropout, self.training
         )
+        return self.through(hidden, attention_mask=mask)
+
+    def through(self, hidden: Tensor, **given: Any) -> Tensor:
+        """`hidden` through all layers, each of which is `given` the same."""
         for layer in self.layers:
             if self.gradient_checkpointing and self.training and not layer.gradient_checkpointing:
-                hidden = checkpoint(layer, hidden, mask, use_reentrant=False)
+                hidden = checkpoint(layer, hidden, use_reentrant=False, **given)
             else:
-                hidden = layer(hidden, mask)
+                hidden = layer(hidden, **given)
         return hidden
 
     # --------------------------------------------------------------------------------------------- published folders

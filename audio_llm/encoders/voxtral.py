@@ -79,8 +79,7 @@ class VoxtralTower(Qwen2AudioTower):
         maps = torch.cat([self.log_mel(clip[:, : count * size * HOP]) for clip, count in clips])
         if self.training and self.augment is not None:
             maps = self.augment(maps[:, None])[:, 0]
-        hidden = nn.functional.gelu(self.conv1(maps.to(self.conv1.weight.dtype).transpose(1, 2)))
-        hidden = nn.functional.gelu(self.conv2(hidden)).transpose(1, 2)  # (chunks, size / 2, hidden)
+        hidden = self.convolve(maps.to(self.conv1.weight.dtype))  # (chunks, size / 2, hidden)
         hidden = self.layer_norm(self.transform(hidden, None))
         return joined(hidden, counts, torch.tensor(counts, device=hidden.device) * hidden.shape[1])
 

@@ -151,7 +151,8 @@ def absorb(source: str | Path, destination: str | Path) -> Path:
         before, behind = map(str, tokenizer.convert_ids_to_tokens(list(layout.around)))
         template = bracketed_template(template, words[0], before, behind)
     tokenizer.chat_template = guarded_template(template, words)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    if tokenizer.pad_token_id in (None, layout.audio_token_id):  # what pads must not be what sounds stand for
+        tokenizer.pad_token = tokenizer.eos_token
     config = AudioLLMConfig(
         text_config={**layout.text, "tie_word_embeddings": tied},
         encoder=encoder_config(encoder),

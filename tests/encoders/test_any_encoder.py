@@ -112,6 +112,10 @@ def music_flamingo(folder: Path) -> dict[str, Any]:
     return {"name": "music_flamingo", "published": path, "hearing": "left", "window_seconds": 30.0}
 
 
+def glm_asr(folder: Path) -> dict[str, Any]:
+    return {"name": "glm_asr", "published": make_native("glm_asr", folder / "glm_asr"), "hearing": "left"}
+
+
 def voxtral(folder: Path) -> dict[str, Any]:
     path = make_native("voxtral", folder / "voxtral")
     return {"name": "voxtral", "published": path, "hearing": "mean", "window_seconds": 30.0}
@@ -119,12 +123,12 @@ def voxtral(folder: Path) -> dict[str, Any]:
 
 MAKERS: tuple[Maker, ...] = (
     *(beats, spatial_ast, urbansound, stereo_seld, panns, htsat, whisper),
-    *(qwen2_audio, qwen2_5_omni, audio_flamingo_3, music_flamingo, *([voxtral] if "voxtral" in KINDS else [])),
+    *(qwen2_audio, qwen2_5_omni, audio_flamingo_3, music_flamingo, glm_asr, *([voxtral] if "voxtral" in KINDS else [])),
 )
 
 
 # Others on whose network, or on one much like it, the same is asked in the fast suite: CNN14, and Whisper's.
-ALIKE = (panns, qwen2_audio, qwen2_5_omni, audio_flamingo_3, music_flamingo, voxtral)
+ALIKE = (panns, qwen2_audio, qwen2_5_omni, audio_flamingo_3, music_flamingo, glm_asr, voxtral)
 MAKERS_AND_WAYS = [
     pytest.param(maker, train, marks=pytest.mark.slow if maker in ALIKE and train != "frozen" else ())
     for maker in MAKERS

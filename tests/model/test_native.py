@@ -25,11 +25,11 @@ from audio_llm.model.build import load_model, load_processor
 from audio_llm.model.encoder import build_encoder
 from audio_llm.model.native import absorb, native_kind, write_native
 from audio_llm.model.validate import check_checkpoint
-from tests.native_models import ENDS, KINDS, MARKS, OMNI, ONE_FORM, TEMPLATES, Stock, make_native, sound
+from tests.native_models import ENDS, KINDS, MARKS, OMNI, ONE_FORM, PROCESSORS, TEMPLATES, Stock, make_native, sound
 
 SECONDS = (0.5, 2.4, 30.0)  # but for Omni the last is the whole window
-COUNTS = {"voxtral": [375, 375, 375]}  # embeddings; it hears the silence up to 30 s as well
-LIMITS = dict.fromkeys(KINDS, 300) | {"qwen2_audio": 30, "audio_flamingo_3": 90}  # seconds
+COUNTS = {"voxtral": [375, 375, 375], "glm_asr": [6, 30, 375]}  # embeddings; it hears the silence up to 30 s as well
+LIMITS = dict.fromkeys(KINDS, 300) | {"qwen2_audio": 30, "audio_flamingo_3": 90, "glm_asr": 90}  # seconds
 needs_mistral = pytest.mark.skipif("voxtral" not in KINDS, reason="needs mistral-common")
 
 
@@ -76,7 +76,7 @@ def test_logits_are_those_of_its_own_class(kind, native, absorbed):
     assert float((alone - found[0, -1]).abs().max()) <= 5e-5
 
 
-LONG = [kind for kind in ("audio_flamingo_3", "music_flamingo", "voxtral") if kind in KINDS]
+LONG = [kind for kind in (*PROCESSORS, "voxtral") if kind in KINDS]
 
 
 @pytest.mark.parametrize("kind", LONG)
@@ -88,8 +88,9 @@ def test_a_long_clip_is_several_windows_as_in_its_own_class(kind, native, absorb
     clips = [sound(seconds, number) for number, seconds in enumerate(lengths)]
     clips[1][:, 16000:] *= 1e-4  # a loud second and a quiet minute: the one may set the floor of the other
     inputs = batch(processor, clips)
-    # Of the last two, Audio Flamingo's processor has no token for what lies behind the first window.
-    expected = [375, 1125, 750, 750, 750, 750] if kind == "voxtral" else [32, 1532, 751, 1500, 750, 750]
+    # Of the last two, the processors of the others have no token for what lies behind the first window.
+    own = {"voxtral": [375, 1125, 750, 750, 750, 750], "glm_asr": [16, 766, 375, 750, 375, 375]}
+    expected = own.get(kind, [32, 1532, 751, 1500, 750, 750])
     assert [processor.audio_tokens(clip.shape[1]) for clip in clips] == expected[: len(clips)]
     assert processor.audio_tokens(480001) == expected[-1]
     expected = stock.logits(inputs["input_ids"], inputs["attention_mask"], clips)
@@ -98,7 +99,7 @@ def test_a_long_clip_is_several_windows_as_in_its_own_class(kind, native, absorb
     assert float((found - expected)[inputs["attention_mask"].bool()].abs().max()) <= 1e-5
 
 
-@pytest.mark.parametrize("kind", ["audio_flamingo_3", "music_flamingo"])
+@pytest.mark.parametrize("kind", PROCESSORS)
 def test_the_ids_of_a_prompt_are_those_of_the_published_processor(kind, native, absorbed):
     stock, processor = Stock(native(kind)).processor, load_processor(absorbed(kind))
     turn = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "Which sound is heard?"}]}]
@@ -106,6 +107,8 @@ def test_the_ids_of_a_prompt_are_those_of_the_published_processor(kind, native, 
     expected = stock(text=[text], audio=[sound(31.7)[0]])["input_ids"]
     ours = processor(text=[processor.render(turn, generate=True)], audio=[[sound(31.7)]])
     assert torch.equal(ours["input_ids"], expected)
+    if kind == "glm_asr":
+        return
     twice = processor.render([{"role": "user", "content": [{"type": "audio"}, *turn[0]["content"]]}], generate=True)
     with pytest.raises(AudioError, match="1 audio placeholders for 2 audios"):  # its template writes one mark a turn
         processor(text=[twice], audio=[[sound(1.0), sound(2.0)]])
@@ -156,6 +159,13 @@ def test_a_tokenizer_file_that_cannot_be_read_exactly_is_refused(native, tmp_pat
     refused(lambda f: None, "expected mistral-common, .* found none. Install it")
 
 
+def test_what_pads_is_not_what_stands_for_a_sound(native, tmp_path):
+    folder = copied(native("glm_asr"), tmp_path / "model")
+    rewrite(folder / "tokenizer_config.json", {"pad_token": "<|pad|>"})
+    processor = load_processor(absorb(folder, tmp_path / "out"))
+    assert processor.audio_token == "<|pad|>" and processor.tokenizer.pad_token == "<|endoftext|>"
+
+
 def test_a_template_without_a_mark_for_sound_is_refused(native, tmp_path):
     folder = copied(native("qwen2_audio"), tmp_path / "model")
     for template, found in (("{{ messages[0]['role'] }}", "0"), ("{{ raise_exception('Only words.') }}", "Only words")):
@@ -167,7 +177,7 @@ def test_a_template_without_a_mark_for_sound_is_refused(native, tmp_path):
 @pytest.mark.parametrize("kind", ONE_FORM)
 def test_sounds_that_end_with_a_frame_a_chunk_or_the_window(kind, native, absorbed):
     stock, model, processor = Stock(native(kind)), load_model(absorbed(kind)), load_processor(absorbed(kind))
-    for seconds in (0.0201, 1.9999, 2.0001, 4.03, 29.975, 29.99):
+    for seconds in (0.0601 if kind == "glm_asr" else 0.0201, 1.9999, 2.0001, 4.03, 29.975, 29.99):
         clip = sound(seconds)
         inputs = batch(processor, [clip])
         assert processor.audio_tokens(clip.shape[1]) == stock.embeddings(clip)
@@ -365,6 +375,11 @@ ANOTHER = {  # what a configuration may say and the three parts do not compute
         "music_flamingo",
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 1200.0, "factor": 2.0}},
         "rope_parameters: expected rope_type default, found linear",
+    ),
+    "heads": (
+        "glm_asr",
+        {"audio_config": {"hidden_size": 32, "intermediate_size": 128, "num_key_value_heads": 2}},
+        "num_key_value_heads: expected 20, found 2",
     ),
     "groups": (
         "voxtral",

@@ -87,6 +87,6 @@ def test_a_native_model_by_its_own_folder(replies) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["omni", "audio_flamingo_3", "music_flamingo", "voxtral"])
+@pytest.mark.parametrize("kind", ["omni", "audio_flamingo_3", "music_flamingo", "glm_asr", "voxtral"])
 def test_other_native_models(kind: str, made_once, shards, tmp_path: Path) -> None:
     assert_same(*ask([native(kind, made_once, shards)], tmp_path)[0])
