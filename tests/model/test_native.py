@@ -471,3 +471,20 @@ def test_a_tower_is_an_encoder_for_other_language_models_too(native, absorbed):
         encoder = build_encoder({"name": load_model(absorbed(kind)).config.encoder["name"], "published": native(kind)})
         theirs = load_model(absorbed(kind)).model.audio_encoder
         assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen2_audio", "qwen2_5_omni", "audio_flamingo_3", "music_flamingo", "voxtral", "glm_asr"]
+)
+def test_gradient_checkpointing_gives_the_same_gradients(name):
+    torch.manual_seed(0)
+    encoder = build_encoder({"name": name, "preset": "tiny"}).train()
+    clip, length = torch.from_numpy(sound(2.1))[None], torch.tensor([33600])
+    found = []
+    for encoder.gradient_checkpointing in (False, True):
+        encoder.zero_grad()
+        tokens, mask = encoder(clip, length)
+        tokens[mask].square().mean().backward()
+        found.append({key: value.grad.clone() for key, value in encoder.named_parameters()})
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+    assert any(value.abs().max() > 0 for key, value in found[0].items() if "layers.0." in key)
