@@ -95,11 +95,11 @@ PY
 [ -d "$ENCODER" ] || ENCODER="$(folder_of --encoder "$ENCODER")" || exit 2
 [ -d "$LANGUAGE_MODEL" ] || LANGUAGE_MODEL="$(folder_of --language-model "$LANGUAGE_MODEL")" || exit 2
 
-# Seconds of training: of the projector alone, of projector and adapters, and of GRPO. The hour has room for GRPO's control.
+# Seconds of training: of projector and adapters once the projector is aligned, and of GRPO. The hour has room for GRPO's control.
 if [ "$MINUTES" = 20 ]; then
-    ALIGN=120 BOTH=600 GRPO=120 RUNS=(sft grpo)
+    BOTH=360 GRPO=360 RUNS=(sft grpo)
 else
-    ALIGN=240 BOTH=1000 GRPO=1000 RUNS=(sft more_sft grpo)
+    BOTH=600 GRPO=1200 RUNS=(sft more_sft grpo)
 fi
 
 # ------------------------------------------------------------------------------------------------------- the stages
@@ -125,7 +125,7 @@ supervise() { # supervise NAME OVERRIDES...: what both runs of SFT have in commo
 
 sft() {
     supervise sft "model.encoder.published=$ENCODER" "model.language_model.path=$LANGUAGE_MODEL" "seed=$SEED" \
-        "seconds=$BOTH" "stages=[{train: {language_model: frozen}, learning_rate: 1e-3, seconds: $ALIGN}, {}]"
+        "seconds=$BOTH"
 }
 
 grpo() {

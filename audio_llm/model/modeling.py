@@ -234,6 +234,7 @@ class AudioLLMForConditionalGeneration(AudioLLMPreTrainedModel, GenerationMixin)
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         audio_windows: Tensor | None = None,
+        heard: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits (batch, n, vocabulary). With `labels` (batch, n; -100 = not supervised) the mean loss, and logits of
@@ -241,7 +242,15 @@ class AudioLLMForConditionalGeneration(AudioLLMPreTrainedModel, GenerationMixin)
         and most of a row is its prompt.
 
         `audio_windows` is the processor's count of windows per audio; the windows themselves arrive already flat.
+
+        With `heard` (batch, t), ids of words for what is heard in each row (-100: no more), the language model is not
+        run: the loss alone is returned, and says how far the audio's embeddings are from those of the words.
         """
+        if heard is not None:
+            if input_ids is None:
+                raise ValueError("heard needs input_ids, whose placeholders say which row has which audio")
+            audio = (input_audio, audio_lengths, audio_embeddings, kwargs.get("audio_tokens"))
+            return CausalLMOutputWithPast(loss=self._distance(self.model.embed(input_ids, *audio), input_ids, heard))
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -280,6 +289,18 @@ class AudioLLMForConditionalGeneration(AudioLLMPreTrainedModel, GenerationMixin)
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
+
+    def _distance(self, embeddings: Tensor, input_ids: Tensor, heard: Tensor) -> Tensor:
+        """Mean over the rows with audio of 1 − cos(mean embedding of the audio, mean embedding of the words). Of all
+        embeddings the words' are those that the language model already reads, and no other row decides a row's loss."""
+        sound, words = input_ids == self.config.audio_token_id, heard >= 0  # (batch, n), (batch, t)
+        with torch.no_grad():
+            said = self.get_input_embeddings()(heard.clamp(min=0)).float() * words[..., None]
+        both = sound.any(1) & words.any(1)
+        cosine = nn.functional.cosine_similarity(
+            (embeddings.float() * sound[..., None]).sum(1), said.sum(1), dim=-1
+        )  # (batch,); sums, for a cosine knows no length
+        return ((1 - cosine) * both).sum() / both.sum().clamp(min=1)
 
     def prepare_inputs_for_generation(
         self, *args: Any, inputs_embeds: Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any

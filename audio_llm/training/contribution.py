@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -87,15 +88,16 @@ def summarise(rows: Tensor, accuracy: bool, prefix: str = "eval") -> dict[str, f
 
 
 class ListeningCheck(TrainerCallback):
-    """Say so when validation finds no contribution of the audio at `first` steps or later; with `stop`, end the run."""
+    """Say so when validation finds no contribution of the audio at `first` steps or later, not counting those that
+    `before` says (of the run's steps) were no replies; with `stop`, end the run."""
 
-    def __init__(self, action: Literal["warn", "stop"], first: int | None):
-        self.action, self.first = action, FIRST_STEP if first is None else first
+    def __init__(self, action: Literal["warn", "stop"], first: int | None, before: Callable[[int], int] = lambda _: 0):
+        self.action, self.first, self.before = action, FIRST_STEP if first is None else first, before
         self.warned = False
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         found = (metrics or {}).get("eval_audio_contribution")
-        if found is None or state.global_step < self.first:
+        if found is None or state.global_step - self.before(state.global_step) < self.first:
             return
         heard = Contribution(found, metrics["eval_audio_contribution_error"], metrics["eval_loss_silence"])
         where = f"validation at step {state.global_step}"
@@ -107,8 +109,8 @@ class ListeningCheck(TrainerCallback):
         self.warned = True
         expected = f"a lower loss with the sound than with silence, by twice the error and {SMALLEST:.0%} of it"
         cure = (
-            "So far the model answers from the text alone. If that stays so, train the projector alone first (stages), "
-            "or lower learning_rate."
+            "So far the model answers from the text alone. If that stays so, align the projector first (a stage with "
+            "objective: align), or lower learning_rate."
         )
         message = describe(where, expected, f"a gain of {heard}", cure)
         if self.action == "stop":

@@ -24,6 +24,7 @@ from audio_llm.errors import AudioLLMError, ShardError, TrainingError, describe
 from audio_llm.language import prompts, replies
 from audio_llm.language.mirroring import mirror_sample
 from audio_llm.shards.reader import ShardDataset, epoch_order
+from audio_llm.shards.schema import Sample
 from audio_llm.training.recipes import DataRecipe
 
 IGNORED = -100  # the label torch's cross entropy leaves out
@@ -45,6 +46,7 @@ class Example:
     input_audio: Tensor | None = None  # (windows, channels, time) float32
     audio_lengths: Tensor | None = None  # (windows,) int64, valid samples
     rejects: list[tuple[str, str]] = field(default_factory=list)  # (sample, reason) of those that it replaces
+    words: Tensor | None = None  # (t,) int64, ids of words for what is heard
     tokens: tuple[Tensor, Tensor] | None = None  # of a frozen encoder: (windows, n, hidden), mask (windows, n)
 
     @property
@@ -103,10 +105,16 @@ def encode(
             raise TrainingError(describe("chat template", expected, f"{prompt!r} against {whole!r}"))
         target = reply_ids(processor, whole[len(prompt) :])
         example.ids, example.labels = torch.cat([ids, target]), torch.cat([example.labels, target])
+        example.words = torch.tensor(processor.tokenizer(words_for(sample), add_special_tokens=False)["input_ids"])
     if max_length is not None and len(example.ids) > max_length:
         cure = "Raise data.max_length; nothing is cut."
         raise ShardError(describe(name, f"at most {max_length} tokens", f"{len(example.ids)}", cure))
     return example
+
+
+def words_for(sample: Sample) -> str:
+    """What is heard in a sample, in words: the sounds that it is known to hold, else the answer to its question."""
+    return ", ".join(dict.fromkeys(event.label for event in sample.events)) or str(sample.answer)
 
 
 def reply_ids(processor: Any, reply: str) -> Tensor:
@@ -137,20 +145,22 @@ def _columns(item: Mapping[str, Any], messages: list[dict[str, Any]], style: str
 
 def collate(examples: Sequence[Example], tokenizer: Any) -> dict[str, Any]:
     """A batch padded on the right: input_ids, attention_mask and labels (batch, n), the audio of :func:`join_audio`,
-    `ids` of the samples and the `rejects` they replace."""
-    length = max(len(example.ids) for example in examples)
-
-    def pad(tensors: list[Tensor], value: int) -> Tensor:  # tensors (n,) -> (batch, length)
-        return torch.stack([torch.nn.functional.pad(t, (0, length - len(t)), value=value) for t in tensors])
+    the `words` for what is heard, `ids` of the samples and the `rejects` they replace."""
 
     return {
         "input_ids": pad([example.ids for example in examples], tokenizer.pad_token_id),
         "attention_mask": pad([torch.ones_like(example.ids) for example in examples], 0),
         "labels": pad([example.labels for example in examples], IGNORED),
+        "words": [example.ids[:0] if example.words is None else example.words for example in examples],
         "ids": [example.row["sample_id"] for example in examples],
         "rejects": [reject for example in examples for reject in example.rejects],
         **join_audio(examples),
     }
+
+
+def pad(tensors: Sequence[Tensor], value: int) -> Tensor:
+    """Tensors (n,) -> (batch, longest), filled up with `value`."""
+    return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True, padding_value=value)
 
 
 def join_audio(examples: Iterable[Example]) -> dict[str, Tensor]:

@@ -274,7 +274,7 @@ class SFTData(DataRecipe):
 
 LENGTHS = ("steps", "epochs", "seconds")
 # What a stage can say for itself, and what of its data.
-STAGE_KEYS = (*LENGTHS, "train", "learning_rate", "learning_rates", "schedule", "warmup_steps", "data")
+STAGE_KEYS = ("objective", *LENGTHS, "train", "learning_rate", "learning_rates", "schedule", "warmup_steps", "data")
 STAGE_DATA = ("train", "style", "silent_share", "swap_share", "order_share")
 
 
@@ -285,6 +285,9 @@ class SFTRecipe(PolicyRecipe):
     `stages` divide it: each is a group of keys that hold in it instead of the recipe's (:data:`STAGE_KEYS`). One
     without a length of its own has the recipe's. They train one model in one run, one after the other.
 
+    The `objective` of a stage is to ``reply``, or to ``align`` a fresh projector: to bring what it makes of a sound
+    near the words for what is heard. That takes no step through the language model; replies have to follow.
+
     Validation tells what the audio contributes; a run in which that is nothing after `contribution_steps` (None: 50)
     warns or stops.
     """
@@ -292,12 +295,24 @@ class SFTRecipe(PolicyRecipe):
     verb: ClassVar[str] = "sft"
     data: SFTData  # what it learns from
     stages: list[dict[str, Any]] | None = None
+    objective: Literal["reply", "align"] = "reply"  # what a stage learns
     batch_size: int = 8  # samples per process and pass
     gradient_accumulation: int = 1  # passes per step
     eval_steps: int | None = None
     on_no_contribution: Literal["warn", "stop"] = "warn"  # what a run does whose sound contributes nothing
     contribution_steps: int | None = None
     trainer: dict[str, Any] = field(default_factory=dict)  # further fields of Transformers' TrainingArguments
+
+    def check(self) -> None:
+        super().check()
+        stages = self.stage_recipes()
+        for stage in stages:
+            if stage.objective == "align" and stage.train.language_model != "frozen":
+                cure = "Add train: {language_model: frozen} to the stage."
+                raise ConfigError(describe("stages: objective: align", "a frozen language model", "another", cure))
+        if stages[-1].objective == "align":
+            cure = "Add a stage that replies: the language model has to learn what to do with what it is told."
+            raise ConfigError(describe("objective: align", "a stage before the last", "the last", cure))
 
     def stage_recipes(self) -> list[Self]:
         """What each stage is told, itself without stages. :class:`ConfigError` names the stage and the key."""

@@ -100,7 +100,8 @@ def stop(args: Any, control: Any) -> None:
 
 class Stages(TimeBudget):
     """The stages of a run, one after the other: `stages` are plain groups of `steps`, `seconds` (None: not counted),
-    `rates` (the learning rate of each part, 0: frozen), `schedule` and `warmup_steps`.
+    `rates` (the learning rate of each part, 0: frozen), `schedule`, `warmup_steps` and `objective`. One that aligns is
+    not validated, for it teaches no replies.
 
     `begun` holds the step at which each stage began, `elapsed` the seconds of the one at hand.
     """
@@ -117,6 +118,7 @@ class Stages(TimeBudget):
             [
                 {"steps": steps if steps < NO_END else None, "seconds": recipe.seconds, "rates": recipe.rates()}
                 | {"schedule": recipe.schedule, "warmup_steps": recipe.warmup_steps}
+                | {"objective": getattr(recipe, "objective", "reply")}
                 for recipe, steps in zip(recipes, planned, strict=True)
             ]
         )
@@ -128,6 +130,16 @@ class Stages(TimeBudget):
     def stage(self) -> Mapping[str, Any]:
         """The one at hand."""
         return self.stages[len(self.begun) - 1]
+
+    @property
+    def aligns(self) -> bool:
+        """Whether the one at hand does."""
+        return self.stage.get("objective") == "align"
+
+    def aligned(self, steps: int) -> int:
+        """How many of the first `steps` were spent on it."""
+        spent = zip(self.stages, self.lengths(steps), strict=False)
+        return sum(length for stage, length in spent if stage.get("objective") == "align")
 
     def number(self, step: int) -> int:
         """Which stage the `step` belongs to, both counted from 1."""
@@ -154,6 +166,7 @@ class Stages(TimeBudget):
 
     def on_step_end(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):
         self.tick(args.device)
+        control.should_evaluate = control.should_evaluate and not self.aligns
         stage, done = self.stage, state.global_step - self.begun[-1]
         if not (stage["steps"] and done >= stage["steps"] or stage["seconds"] and self.elapsed >= stage["seconds"]):
             return control

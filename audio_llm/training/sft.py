@@ -21,7 +21,7 @@ from audio_llm.language.prompts import ORDERS
 from audio_llm.training import contribution
 from audio_llm.training.contribution import ListeningCheck
 from audio_llm.training.encoder_cache import EncoderCache
-from audio_llm.training.examples import Examples, Rejects, RunSampler, collate, open_shards
+from audio_llm.training.examples import IGNORED, Examples, Rejects, RunSampler, collate, open_shards, pad
 from audio_llm.training.recipes import SFTRecipe
 from audio_llm.training.run import PolicyRun, trainer_settings
 from audio_llm.training.schedule import ScheduledTrainer
@@ -94,14 +94,18 @@ def build_trainer(run: PolicyRun, recipe: SFTRecipe, model: Any) -> SFTTrainer:
         )
         for stage, shards in run.data
     ]
-    return SFTTrainer(
+    check = ListeningCheck(recipe.on_no_contribution, recipe.contribution_steps)
+    trainer = SFTTrainer(
         train_dataset=ConcatDataset(train),
         eval_dataset=validation,
         data_collator=functools.partial(collate, tokenizer=run.processor.tokenizer),
         order_log=recipe.output / f"order-{run.arguments.process_index}.jsonl" if recipe.record_order else None,
         short_replies=data.style == "answer",
-        **run.trainer_arguments(model, checks=[ListeningCheck(recipe.on_no_contribution, recipe.contribution_steps)]),
+        **run.trainer_arguments(model, checks=[check]),
     )
+    if trainer.stages() is not None:
+        check.before = lambda steps: stages.aligned(steps) if (stages := trainer.stages()) is not None else 0
+    return trainer
 
 
 def warn_if_endless(processor: Any, model: Any) -> None:
@@ -142,6 +146,12 @@ class SFTTrainer(ScheduledTrainer, Trainer):
         self.rejects.add(rejects)
         if self.order_log is not None and model.training:
             files.append_line(self.order_log, {"step": self.state.global_step + 1, "ids": ids})
+        words, stages = inputs.pop("words", []), self.stages()
+        if model.training and stages is not None and stages.aligns:  # a mean over samples, not over tokens
+            inputs = self._listen({key: value for key, value in inputs.items() if key != "labels"})
+            inputs["heard"] = pad(words, IGNORED)
+            loss = super().compute_loss(model, inputs, *args, **kwargs | {"num_items_in_batch": None})
+            return loss / self.current_gradient_accumulation_steps
         return super().compute_loss(model, self._listen(inputs), *args, **kwargs)
 
     def _listen(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -163,6 +173,7 @@ class SFTTrainer(ScheduledTrainer, Trainer):
         rows = []  # (batch, 7): scores with the sound, scores with silence, whether there is sound
         for batch in loader:
             self.rejects.add(batch.pop("rejects"))
+            del batch["words"]
             batch = self._prepare_inputs(batch)
             labels = batch["labels"][:, 1:]
             inputs = {key: value for key, value in batch.items() if isinstance(value, Tensor)}

@@ -93,7 +93,8 @@ def test_two_processes_have_the_curve_and_the_samples_of_one(alone, checkpoint, 
     assert_shared_out(output, alone)
 
 
-STAGES = "stages=[{train: {language_model: frozen}, steps: 2, learning_rate: 2e-3}, {}]"
+FROZEN = "train: {language_model: frozen}, steps: 1, learning_rate: 2e-3"
+STAGES = f"stages=[{{objective: align, {FROZEN}}}, {{{FROZEN}}}, {{}}]"
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from audio_llm import config, files
 from audio_llm.errors import ConfigError
-from audio_llm.training import callbacks, sft
+from audio_llm.model.build import load_model, load_processor
+from audio_llm.shards.reader import ShardDataset
+from audio_llm.training import callbacks, examples, sft
 from tests.training.test_sft import losses, order, recipe_of
 
-ALIGN = {"train": {"language_model": "frozen"}, "learning_rate": 2e-3, "steps": 3}
+ALIGN = {"objective": "align", "train": {"language_model": "frozen"}, "learning_rate": 2e-3, "steps": 3}
 
 
 def weights(folder: Path, step: int) -> dict[str, Any]:
@@ -27,7 +30,7 @@ def moved(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def staged(checkpoint, shards, tmp_path_factory) -> Path:
-    """Three steps of the projector, then three of both, with every checkpoint kept."""
+    """Three steps that align the projector, then three of both parts, with every checkpoint kept."""
     folder = tmp_path_factory.mktemp("staged") / "run"
     sft.run(staged_recipe(folder, checkpoint(), shards()))
     return folder
@@ -93,7 +96,7 @@ def test_a_part_has_a_rate_of_its_own(checkpoint, shards, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stages": [{"batch_size": 4}, {}]}, r"stages\[0\]: batch_size.*expected one of steps"),
+        ({"stages": [{"batch_size": 4}, {}]}, r"stages\[0\]: batch_size.*expected one of objective, steps"),
         ({"stages": [{"learning_rat": 1.0}, {}]}, "did you mean 'learning_rate'"),
         ({"stages": [{"data": {"validation": []}}, {}]}, r"stages\[0\].data: validation"),
         ({"stages": [{"steps": 3}, {"train": {"language_model": "ful"}}]}, r"stages\[1\]: train: language_model"),
@@ -101,6 +104,10 @@ def test_a_part_has_a_rate_of_its_own(checkpoint, shards, tmp_path):
         ({"stages": [{"train": {"language_model": "full"}}, {}]}, "language_model: expected lora or full in all"),
         ({"stages": [{"seconds": 3, "data": {"style": "answer"}}, {}]}, "known before other data begins"),
         ({"stages": [3]}, r"stages\[0\]: expected a mapping"),
+        ({"stages": [{"objective": "align"}, {}]}, "objective: align: expected a frozen language model"),
+        ({"stages": [{}, {**ALIGN, "steps": None}]}, "objective: align: expected a stage before the last"),
+        ({"objective": "align", "train": {"language_model": "frozen"}}, "a stage before the last"),
+        ({"stages": [{"objective": "aline"}, {}]}, "objective"),
         (
             {"learning_rates": {"encoder": 1e-3}},
             "learning_rates.encoder: expected a rate above 0 of a part that learns",
@@ -128,3 +135,29 @@ def test_stages_are_part_of_whose_the_folder_is(staged, checkpoint, shards):
 def test_the_recipe_with_its_stages_is_written_down(staged):
     read = config.load(sft.SFTRecipe, staged / "recipe.yaml")
     assert [stage.learning_rate for stage in read.stage_recipes()] == [2e-3, 1e-3]
+
+
+def test_alignment_is_one_less_the_cosine_of_sound_and_words(checkpoint, shards):
+    """By hand from the parts: projector's embeddings against the table's, row by row, however the batch is cut."""
+    folder = checkpoint()
+    model, processor = load_model(folder).eval(), load_processor(folder)
+    rows = [examples.Examples(ShardDataset(shards()), processor)[index] for index in range(4)]
+    rows[3].ids = rows[3].ids[rows[3].ids != model.config.audio_token_id]  # a question without sound does not count
+    rows[3].labels, rows[3].input_audio, rows[3].audio_lengths = rows[3].labels[: len(rows[3].ids)], None, None
+    table = model.get_input_embeddings().weight.detach().double().numpy()
+    expected = []
+    for row in rows[:3]:
+        heard = model.get_audio_features(row.input_audio, row.audio_lengths).detach().double().numpy().mean(0)
+        said = table[row.words.numpy()].mean(0)
+        assert processor.tokenizer.decode(row.words) == examples.words_for(
+            ShardDataset(shards())[row.row["index"]]["sample"]
+        )
+        expected.append(1 - heard @ said / np.linalg.norm(heard) / np.linalg.norm(said))
+
+    def loss(rows: list[Any]) -> float:
+        batch = examples.collate(rows, processor.tokenizer)
+        audio = {key: batch[key] for key in ("input_ids", "input_audio", "audio_lengths")}
+        return model(**audio, heard=examples.pad(batch["words"], examples.IGNORED)).loss.item()
+
+    assert loss(rows) == pytest.approx(np.mean(expected), abs=1e-6)
+    assert [loss([row]) for row in rows[:3]] == pytest.approx(expected, abs=1e-6)
