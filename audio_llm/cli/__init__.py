@@ -63,8 +63,19 @@ class _Visible:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb. Exit codes: 0 done, 1 ran but found problems, 2 wrong use or bad input, 130 interrupted."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Run one verb. Exit codes: 0 done, 1 ran but found problems, 2 wrong use or bad input, 130 interrupted, 141 where
+    whoever read the output has gone (``| head``)."""
+    try:
+        code = _main(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):  # else Python says once more, at its end, that it could not write
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _main(argv: list[str]) -> int:
     verbs = {entry.name: entry for entry in entry_points(group="audio_llm.verbs")}
     shown = {group: [name for name in names if name in verbs] for group, names in GROUPS.items()}
     shown["more"] = sorted(set(verbs).difference(*shown.values()))
@@ -107,6 +118,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"audio-llm {argv[0]}: interrupted; the same command resumes.", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
     except Exception as error:
         message = _message(error)
         if message is None:

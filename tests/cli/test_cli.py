@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import statistics
@@ -31,6 +32,19 @@ def test_the_help_names_every_verb() -> None:
     lines = {line.split()[0]: line for line in reply.stdout.splitlines() if line.startswith("  ")}
     assert set(SHOWN) <= set(lines)
     assert all(len(line.split()) > 2 for line in lines.values())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["keys"]], ids=str)
+@pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_a_reader_that_has_gone_is_no_error(arguments: list[str], buffered: str) -> None:
+    """As ``audio-llm --help | head -n 0``: nothing is said, and no work is called a failure of ours."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as stdout:
+        command = [sys.executable, "-m", "audio_llm", *arguments]
+        environment = os.environ | {"PYTHONUNBUFFERED": buffered}
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_no_verb_is_an_error_that_shows_the_help() -> None:
