@@ -72,6 +72,7 @@ def build_trainer(
         completions_per_step=recipe.completions_per_step,
         order_log=order_log if recipe.record_order else None,
         share_prompts=recipe.share_prompts,
+        reference=run.load_reference,
         **run.trainer_arguments(model, logs=(completions, order_log)),
     )
 

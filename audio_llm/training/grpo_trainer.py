@@ -16,13 +16,14 @@ goes on in it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,20 @@ SAME_REWARD = 1e-9  # rewards are float32 sums of a few weighted parts; below th
 def reference_dataset(size: int) -> Dataset:
     """Rows that only say where a sample is: TRL fetches every row group size × accumulation times, uses them once."""
     return Dataset.from_dict({"prompt": [[{"role": "user", "content": ""}]] * size, "index": list(range(size))})
+
+
+@contextlib.contextmanager
+def _reference_made_by(build: Callable[[], Any] | None) -> Iterator[None]:
+    """Where all weights of a policy learn, `beta` needs a second model: TRL would build one by its name on the hub."""
+    from trl.trainer import grpo_trainer
+
+    stock = grpo_trainer.create_model_from_path
+    if build is not None:
+        grpo_trainer.create_model_from_path = lambda *args, **kwargs: build()
+    try:
+        yield
+    finally:
+        grpo_trainer.create_model_from_path = stock
 
 
 class GroupSampler(Sampler[int]):
@@ -103,6 +118,7 @@ class AudioGRPOTrainer(ScheduledTrainer, GRPOTrainer):
         order_log: Path | None = None,
         cache: EncoderCache | None = None,
         share_prompts: bool = True,
+        reference: Callable[[], Any] | None = None,
         reward_funcs: Sequence[Any],
         **kwargs: Any,
     ) -> None:
@@ -116,7 +132,8 @@ class AudioGRPOTrainer(ScheduledTrainer, GRPOTrainer):
         self._generated_at = -1
         self._scored: Tensor | None = None
         rewards = [self._timed_reward(function) for function in reward_funcs]
-        super().__init__(reward_funcs=rewards, train_dataset=reference_dataset(len(prompts)), **kwargs)
+        with _reference_made_by(reference):
+            super().__init__(reward_funcs=rewards, train_dataset=reference_dataset(len(prompts)), **kwargs)
         model = self.accelerator.unwrap_model(self.model)
         if "ref" in getattr(model, "peft_config", {}):
             # TRL copies the adapter as reference policy. Ours starts at zero, so the base model is the reference.
@@ -125,6 +142,8 @@ class AudioGRPOTrainer(ScheduledTrainer, GRPOTrainer):
             encoder.deterministic = True  # with batch statistics the policy that scores is not the one that sampled
         self.policy = PolicyWeights(model, self._dist.gather_params)
         forbid_tokens(self.policy.base, self.policy.base.config.forbidden_token_ids)
+        if self.ref_model is not None:
+            forbid_tokens(self.accelerator.unwrap_model(self.ref_model), self.policy.base.config.forbidden_token_ids)
         # Set after construction: TRL builds no engine of its own, yet corrects for the engine's log-probabilities.
         self.use_vllm = True
 

@@ -227,16 +227,19 @@ class PolicyRun(Run):
 
         recipe = self.recipe
         set_seed(recipe.seed)
-        train = recipe.trained()
-        # FSDP shards weights of one dtype only; a language model that is trained in full is float32.
-        mixed = self.arguments.bf16 and train.language_model != "full" and not self.arguments.fsdp
-        model = load_model(self.start, recipe.model, torch.bfloat16 if mixed else torch.float32)
-        model = make_trainable(model, train, recipe.lora)
+        model = make_trainable(self.load_reference(), recipe.trained(), recipe.lora)
         if self.main:
             summary = trainable_map(model)
             write_json(recipe.output / "trainable.json", summary)
             print_trainable(summary)
         return model
+
+    def load_reference(self) -> Any:
+        """The starting model as it is."""
+        # FSDP shards weights of one dtype only; a language model that is trained in full is float32.
+        in_full = self.recipe.trained().language_model == "full"
+        mixed = self.arguments.bf16 and not in_full and not self.arguments.fsdp
+        return load_model(self.start, self.recipe.model, torch.bfloat16 if mixed else torch.float32)
 
     def trainer_arguments(self, model: Any, logs: Sequence[Path] = (), checks: Sequence[Any] = ()) -> dict[str, Any]:
         """What both trainers are given."""

@@ -105,7 +105,6 @@ GRPO_NO_USE = {
     **dict.fromkeys(("sync_ref_model", "ref_model_sync_steps", "ref_model_mixup_alpha"), _REFERENCE),
     "num_generations_eval": _EVAL,
     "pad_to_multiple_of": "replies to one prompt share its computation",
-    "cast_lm_head_to_fp32": "precision says what is computed in which",
     "per_device_eval_batch_size": _EVAL,
     "dataloader_num_workers": "prompts are read where they are sampled",
     "dataloader_persistent_workers": "prompts are read where they are sampled",

@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from audio_llm import config
 from audio_llm.errors import TrainingError
 from audio_llm.training import callbacks, launch, sft
+from tests.native_models import make_native
 from tests.paths import ROOT
 from tests.training.test_sft import losses, order
 
@@ -182,6 +184,28 @@ def test_deepspeed_is_ddp_and_resumes(alone, checkpoint, shards, tmp_path, stage
     trained(f"zero{stage}_cpu", start)
     again = losses(output)
     assert again.keys() == one.keys() and max(abs(again[step] - zero[step]) for step in zero) < 1e-6
+
+
+@NEEDS_COMPILER
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["qwen2_audio", "thinker"])
+@pytest.mark.parametrize("layout", ["cpu_2", "zero3_cpu"])
+def test_a_native_model_has_one_curve_in_every_layout(layout, kind, made_once, shards, tmp_path):
+    model = made_once(f"native-{kind}", lambda folder: make_native(kind, folder))
+    outputs = [tmp_path / name / "run" for name in ("one", "two")]
+    for output, accumulation in zip(outputs, (8, 4), strict=True):
+        output.parent.mkdir()
+        own = ("steps=3", f"gradient_accumulation={accumulation}", "save_steps=null", "export=[merged]")
+        arguments = command(output, model, shards(channels=1), *own)
+        if accumulation == 8:
+            here(arguments)
+        else:
+            trained(layout, [*arguments, "--expect-processes", "2"])
+    one, two = map(losses, outputs)
+    assert one.keys() == two.keys() == {1, 2, 3} and max(abs(one[step] - two[step]) for step in one) < 1e-4
+    before, after = (load_file(output / "merged" / "model.safetensors") for output in outputs)
+    assert before.keys() == after.keys()
+    assert max(float((before[key] - after[key]).abs().max()) for key in before) < 1e-3
 
 
 def test_a_launch_that_became_one_process_is_an_error(checkpoint, shards, tmp_path, monkeypatch):

@@ -505,6 +505,12 @@ def test_losses(checkpoint, shards, tmp_path, name):
         assert logs[0]["kl"] == pytest.approx(0, abs=1e-6) and logs[1]["kl"] > 0
 
 
+@pytest.mark.parametrize("parts", [{"language_model": "full"}, {"language_model": "frozen"}], ids=str)
+def test_a_policy_without_adapters_has_a_reference_of_its_own(checkpoint, shards, tmp_path, parts):
+    logs = run_loss(checkpoint, shards, tmp_path, {"beta": 0.04}, train=parts)
+    assert logs[0]["kl"] == pytest.approx(0, abs=1e-6) and logs[1]["kl"] > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MORE_LOSSES)
 def test_all_losses_and_knobs(checkpoint, shards, tmp_path, name):
