@@ -79,9 +79,11 @@ def describe(item: str, expected: str, found: str, cure: str | None = None) -> s
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """``' (did you mean X?)'`` for the closest of `words`, or an empty string."""
-    match = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f" (did you mean '{match[0]}'?)" if match else ""
+    """``' (did you mean X?)'`` for the closest of `words`, or an empty string. Of several, one with the same letters
+    comes first: "mmua" is rather "mmau" than "mmsu"."""
+    close = difflib.get_close_matches(word, list(words), n=3, cutoff=0.5)
+    close.sort(key=lambda one: sorted(one) != sorted(word))
+    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def require(module: str, feature: str, extra: str) -> None:
