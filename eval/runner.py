@@ -30,7 +30,7 @@ from audio_llm.audio import Waveform, silence, swap_channels
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, NothingHeardError, describe
 from audio_llm.files import content_hash, write_json
 from audio_llm.identity import Identity, compare, refusal
-from eval.benchmarks import get_benchmark, open_benchmark
+from eval.benchmarks import get_benchmark, is_declaration, open_benchmark
 from eval.benchmarks.base import Collection, Item, as_asked
 from eval.controls import QUESTIONS, Partners, item_seed, unheard_by_count
 from eval.predictions import (
@@ -379,6 +379,8 @@ def build_manifest(
     """What a reader needs to repeat the run, and what decides whether a run may be continued."""
     name = get_benchmark(source.benchmark).scorers[0]
     (headline,) = get_scorers([name])
+    declared = is_declaration(source.benchmark)
+    left_out = {"total": questions.total, "reasons": questions.left_out}
     return {
         "model": model,
         "model_sha256": _model_sha256(Path(model)),
@@ -386,11 +388,12 @@ def build_manifest(
         "adapter": adapter,
         "adapter_sha256": content_hash(Path(adapter) / "adapter_model.safetensors") if adapter else "",
         "engine": engine,
-        "benchmark": source.benchmark,
+        "benchmark": str(Path(source.benchmark).resolve()) if declared else source.benchmark,
         "options": source.options,
         "data": [str(Path(path).resolve()) for path in source.data],
         "data_sha256": questions.fingerprint,
         "counts": questions.counts,
+        **({"left_out": left_out} if questions.total else {}),
         "settings": dataclasses.asdict(settings),
         "scorer": {"name": name, "version": headline.version},
         "packages": _versions(),

@@ -1,10 +1,12 @@
-"""Records of published datasets: JSON, JSON lines and Parquet read alike, with errors that name file, row and key.
+"""Records of published datasets: JSON, JSON lines, Parquet and CSV read alike, with errors that name file, row and key.
 
 Sound inside Parquet files stays there until it is asked for: a benchmark of gigabytes opens in the time of its texts.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -120,6 +122,29 @@ def each_record(path: str | Path) -> Iterator[Record | NoRecord]:
     if path.suffix.lower() == ".parquet":
         return _parquet(path)
     return _lines(path) if path.suffix.lower() == ".jsonl" else _json(path)
+
+
+def each_line(path: str | Path, separator: str = ",") -> Iterator[Record | NoRecord]:
+    """The rows of a table of text with a heading, as :func:`each_record` gives them. Fields may be quoted, and then
+    hold line breaks."""
+    path = Path(path)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=separator, strict=True)
+    try:
+        heading = next(reader, [])
+        if len(set(heading)) < len(heading) or not any(heading):
+            found = ", ".join(heading) or "an empty file"
+            raise DataError(describe(f"{path}: line 1", "a name for each column, once", found))
+        for row in reader:
+            where = f"{path}: line {reader.line_num}"
+            if not row:
+                continue
+            if len(row) == len(heading):
+                yield Record(dict(zip(heading, row, strict=True)), where)
+            else:
+                yield NoRecord(describe(where, f"{len(heading)} fields", str(len(row))), where)
+    except csv.Error as error:
+        where = f"{path}: line {reader.line_num}"
+        raise DataError(describe(where, "a table with quoted fields", str(error))) from error
 
 
 def _json(path: Path) -> Iterator[Record | NoRecord]:

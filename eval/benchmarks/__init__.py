@@ -1,4 +1,4 @@
-"""Benchmarks by name: one file of this folder each, which ends with ``BENCHMARK = <instance>``."""
+"""Benchmarks by name: one file of this folder each, which ends with ``BENCHMARK = <instance>`` or is a declaration."""
 
 from __future__ import annotations
 
@@ -14,8 +14,24 @@ if TYPE_CHECKING:
 BENCHMARKS = Folder(__name__, "BENCHMARK", "benchmark", needs="open")
 
 
+def names() -> list[str]:
+    """All that there are in this folder, of which none is read."""
+    declared = [file.stem for file in Path(__file__).parent.glob("*.yaml")]
+    return sorted([*declared, *({*BENCHMARKS.files} - {"declared", "submissions"})])
+
+
+def is_declaration(name: str) -> bool:
+    """Whether `name` is that of a YAML file, wherever it lies, and not of a benchmark of ours."""
+    return Path(name).suffix.lower() in (".yaml", ".yml")
+
+
 def get_benchmark(name: str) -> Benchmark:
-    """The benchmark called `name`, or ``package.module:NAME``. Raises :class:`ConfigError` with the nearest name."""
+    """The benchmark called `name`, ``package.module:NAME``, or the one that a YAML file declares. Raises
+    :class:`ConfigError` with the nearest name."""
+    if is_declaration(name):
+        from eval.benchmarks.declared import Declared
+
+        return Declared.read(Path(name))
     benchmark: Benchmark = BENCHMARKS.find(name)
     return benchmark
 

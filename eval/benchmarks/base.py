@@ -65,7 +65,8 @@ class Collection:
     """The items of a benchmark, opened. Audio is read when it is asked for, by `load` or by a child's `waveform`.
 
     `errors` holds, by item id, why an item cannot be asked, as far as that is known before its audio is decoded;
-    `counts` what was skipped or repaired, by reason; `fingerprint` the SHA-256 of the data files.
+    `counts` what was skipped or repaired, by reason; `fingerprint` the SHA-256 of the data files. `left_out` has, by
+    reason, how many of the `total` questions of the data are no item here (0: the benchmark does not count them).
     """
 
     items: list[Item]
@@ -73,6 +74,8 @@ class Collection:
     counts: dict[str, int] = field(default_factory=dict)
     fingerprint: list[str] = field(default_factory=list)
     load: Callable[[int], Waveform] | None = field(default=None, repr=False)
+    left_out: dict[str, int] = field(default_factory=dict)
+    total: int = 0
     _decoded: OrderedDict[int, Waveform] = field(default_factory=OrderedDict, init=False, repr=False, compare=False)
 
     def waveform(self, index: int) -> Waveform:
@@ -101,7 +104,8 @@ class Collection:
         items = [self.items[row] for row in rows]
         kept = {item.id for item in items}
         errors = {name: why for name, why in self.errors.items() if name in kept}
-        return Collection(items, errors, self.counts, self.fingerprint, lambda index: self.waveform(rows[index]))
+        load, whole = (lambda index: self.waveform(rows[index])), (self.left_out, self.total)
+        return Collection(items, errors, self.counts, self.fingerprint, load, *whole)
 
 
 def join(collections: Sequence[Collection], names: Sequence[str]) -> Collection:
@@ -121,15 +125,18 @@ def join(collections: Sequence[Collection], names: Sequence[str]) -> Collection:
                 )
         first |= {item.id: name for item in part.items}
     places = [(part, index) for part in collections for index in range(len(part.items))]
-    counts: Counter[str] = Counter()
+    counts, left_out = Counter[str](), Counter[str]()
     for part in collections:
         counts.update(part.counts)
+        left_out.update(part.left_out)
     return Collection(
         items=[item for part in collections for item in part.items],
         errors={name: why for part in collections for name, why in part.errors.items()},
         counts=dict(counts),
         fingerprint=[digest for part in collections for digest in part.fingerprint],
         load=lambda row: places[row][0].waveform(places[row][1]),
+        left_out=dict(left_out),
+        total=sum(part.total for part in collections),
     )
 
 

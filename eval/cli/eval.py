@@ -14,14 +14,14 @@ HELP = "answer held-out questions with a model, with controls; every answer is s
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from eval.benchmarks import BENCHMARKS
+    from eval.benchmarks import names as benchmarks
 
     parser.add_argument(
         "model", help="checkpoint folder, the model's name behind an address, an encoder folder, or one of SELD tables"
     )
     parser.add_argument("data", nargs="+", help="the benchmark's data: folders of held-out shards, or what it reads")
-    names = ", ".join(BENCHMARKS.files)
-    names += " (default: scenes), or package.module:NAME: docs/benchmarks.md"
+    names = ", ".join(benchmarks())
+    names += " (default: scenes), FILE.yaml, or package.module:NAME: docs/benchmarks.md"
     parser.add_argument("--benchmark", default="scenes", help=names)
     parser.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="of the benchmark, for instance audio=FOLDER"
@@ -133,6 +133,8 @@ def _run(args: argparse.Namespace) -> int:
     questions = source.open(settings)
     for reason, count in questions.counts.items():
         print(f"{count} x {reason}")
+    for reason, count in questions.left_out.items():
+        print(f"{count} x left out: {reason}")
     command = ["audio-llm", "eval", *sys.argv[2:]]
     manifest = runner.build_manifest(args.model, args.adapter, source, questions, settings, kind.name, command)
     if not args.overwrite and runner.is_complete(out, manifest):

@@ -92,7 +92,24 @@ class Run:
         name = getattr(get_benchmark(self.benchmark), "published_rule", "") if self.benchmark else ""
         if not name or name == self.headline.name:
             return None
-        return reading(SCORERS[name], self.scored(self.answers, SCORERS[name]))
+        (rule,) = get_scorers([name])
+        return reading(rule, self.scored(self.answers, rule))
+
+    @property
+    def left_out(self) -> tuple[float, dict[str, int]]:
+        """The share of the benchmark's questions that this run's figures are not about, and how many of them there are
+        by reason: those that were left out when it was opened, and those that could not be asked. Nothing where the
+        benchmark does not count them."""
+        told = self.manifest.get("left_out") or {}
+        reasons, total = dict(told.get("reasons") or {}), told.get("total") or 0
+        answers = answers_of(self.rows)
+        if not total or not answers:
+            return 0.0, {}
+        unasked = sum(bool(row.error) for row in answers)
+        outside = sum(reasons.values()) / total
+        # Under --limit the errors are those of a part of the questions, so they count by their share.
+        share = outside + (1 - outside) * unasked / len(answers)
+        return share, reasons | ({"could not be asked": unasked} if unasked else {})
 
     @cached_property
     def spectrum(self) -> dict[str, list[Reading]]:
@@ -210,6 +227,10 @@ def incomplete(run: Run, rows: Sequence[Prediction], *, foreign: bool = False) -
             if (option, value) in LEAVING_OUT:
                 cure = f"Ask without it, into another --out, {anyway}"
                 return describe(name, expected, f"a run with --option {option}={value}, which leaves some out", cure)
+        if left_out := (manifest.get("left_out") or {}).get("reasons"):
+            cure = f"The benchmark asks a part of them; {anyway}"
+            found = ", ".join(f"{count} left out: {reason}" for reason, count in left_out.items())
+            return describe(name, expected, found, cure)
         if len(rows) != items:
             cure = f"Ask again with --overwrite, {anyway}"
             return describe(name, f"answers to its {items} questions", f"{len(rows)}", cure)

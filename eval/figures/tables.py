@@ -51,11 +51,19 @@ def print_run(run: Run) -> None:
     print(f"\n{run.name}: accuracy in percent [95 % interval], scorer {scorer.name} {scorer.version}")
     published = run.by_published_rule
     beside = f"; {published.scorer} {published.cell.accuracy!s}" if published is not None else ""
+    scored = len({entry.row.id for entry in run.main if entry.score is not None})
+    if published is not None and published.cell.accuracy.n != scored:  # a rule that drops what it cannot read
+        beside += f" over {published.cell.accuracy.n} of {scored}"
+    left_out, reasons = run.left_out
+    if reasons:
+        beside += f"; left out {percent(left_out)} %"
     labels = {"greedy": "greedy", "sampled": f"T={summary.sampled_temperature:g}"}
     for name, cell in (("greedy", summary.greedy), ("sampled", summary.sampled)):
         if cell is not None:
             print(f"  {labels[name]:<34} {line(cell, run.silent(answers=name).get(''))}{beside}")
             beside = ""
+    for reason, count in reasons.items():
+        print(f"  {'left out: ' + reason:<34} {count}")
     for control, cell in summary.controls.items():
         print(f"  {control + _at(run, control):<34} {line(cell)}")
     if summary.ranked is not None and isinstance(scorer, Bounding):

@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from audio_llm.datasets.records import Record, each_record, read_text
+from audio_llm.datasets.records import Record, each_line, each_record
 from audio_llm.errors import DataError, describe
 from data_prep.manifest.formats.base import Format, Place
 from data_prep.manifest.rows import Reason, Reject
 
 
 def _separated(place: Place, separator: str) -> Iterator[Record | Reject]:
-    """The rows of a table with a heading. Fields may be quoted, and hold line breaks then."""
-    text = read_text(_file(place.path))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    name = place.path.name
-    try:
-        heading = next(reader, [])
-        if len(set(heading)) < len(heading) or not any(heading):
-            found = ", ".join(heading) or "an empty file"
-            raise DataError(describe(f"{place.path}: line 1", "a name for each column, once", found))
-        for row in reader:
-            where = f"{name}: line {reader.line_num}"
-            if not row:
-                continue
-            if len(row) == len(heading):
-                yield Record(dict(zip(heading, row, strict=True)), where)
-            else:
-                yield Reject(where, Reason.BROKEN_ROW, f"expected {len(heading)} fields, found {len(row)}.")
-    except csv.Error as error:
-        where = f"{place.path}: line {reader.line_num}"
-        raise DataError(describe(where, "a table with quoted fields", str(error))) from error
+    """The rows of a table with a heading."""
+    path = _file(place.path)
+    for row in each_line(path, separator):
+        where = row.where.replace(str(path), path.name)
+        yield Record(row.values, where) if isinstance(row, Record) else Reject(where, Reason.BROKEN_ROW, str(row))
 
 
 def records(place: Place) -> Iterator[Record | Reject]:
