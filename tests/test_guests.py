@@ -31,6 +31,7 @@ from audio_llm.model.encoder import AudioEncoder, build_encoder
 from audio_llm.shards.schema import AudioInfo, Event, Sample
 from audio_llm.tasks.base import Task
 from eval.benchmarks.base import Collection, Item
+from eval.benchmarks.declared import Declared
 from eval.scorers.base import Score
 
 
@@ -171,7 +172,25 @@ class Parrot(Engine):
 
 
 QUIZ, BREVITY, LEVELS = Quiz(), Brevity(), Levels()
+LOUD = Declared.read(Path(__file__).with_name("loud.yaml"))
 '''
+
+# A benchmark of choices without a line of Python.
+DECLARATION = """
+title: Loudness
+files: [loud.csv]
+audio: sound
+question: asked
+choices: [first, second]
+answer: key
+answer_as: letter
+without: {part: [open]}
+groups: [part]
+scorers: [option-resolution, "guests:BREVITY", mmsu-official]
+published_rule: mmsu-official
+submission:
+  table: {file: loud.out.csv, columns: {sound: id, answer: letter}}
+"""
 
 ENTRY_POINTS = """
 [audio_llm.encoders]
@@ -193,6 +212,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of packages with the guest in it, laid down as pip does it."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "guests.py").write_text(MODULE)
+    (folder / "loud.yaml").write_text(DECLARATION)
     facts = folder / "guests-1.0.dist-info"
     facts.mkdir()
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: guests\nVersion: 1.0\n")
@@ -294,6 +314,46 @@ def test_an_engine_answers_a_guest_benchmark(guest: Guest, sounds: Path, tmp_pat
     assert {(row["control"], row["raw"]) for row in rows} == {("", "yes"), ("text_only", "I hear nothing")}
     run = json.loads((out / "run.json").read_text())
     assert (run["engine"], run["scorer"]["name"]) == ("parrot", "guests:BREVITY")
+
+
+def test_a_declared_benchmark_comes_in_by_its_address_and_by_its_file(
+    guest: Guest, site: Path, sounds: Path, tmp_path: Path
+) -> None:
+    rows = [f"{file.name},Is it loud?,yes,no,{'AB'['no' in file.name]},closed" for file in sorted(sounds.glob("*.wav"))]
+    table = ["sound,asked,first,second,key,part", *rows, "no-0.wav,What is it?,,,,open"]
+    (tmp_path / "loud.csv").write_text("\n".join([*table, "gone.wav,Is it loud?,yes,no,A,closed"]))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "parrot"}')
+    (site.parent / "mine.yaml").write_text(DECLARATION)  # where the process stands: a path may be relative
+    asked = [
+        "eval",
+        str(tmp_path / "model"),
+        str(tmp_path),
+        "--option",
+        f"audio={sounds}",
+        "--controls",
+        "none",
+        "--quiet",
+    ]
+    for name, benchmark in (("address", "guests:LOUD"), ("file", "mine.yaml")):
+        out = tmp_path / name
+        printed = guest([*asked, "--benchmark", benchmark, "--out", str(out), "--max-errors", "0.5"])
+        assert "brevity" in guest(["rescore", str(out)])
+        lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+        assert [row["gold"] for row in lines] == ["no", "no", "yes", "yes", "yes"] and lines[-1]["error"]
+        first = next(line for line in printed.splitlines() if "greedy" in line)
+        assert (
+            "50.0" in first
+            and "chance 50.0" in first
+            and first.endswith("mmsu-official – over 0 of 4; left out 33.3 %")
+        )
+        assert "left out: of a part that is not asked here 1\n" in printed and "left out: could not be asked" in printed
+        assert "1 x left out: of a part that is not asked here" in printed and "1 x audio missing" in printed
+        with pytest.raises(AssertionError, match="1 left out: of a part that is not asked here"):
+            guest(["rescore", str(out), "--submission", str(out / "files")])
+        guest(["rescore", str(out), "--submission", str(out / "files"), "--incomplete"])
+        assert (out / "files" / "loud.out.csv").read_text().splitlines()[1] == f"{lines[0]['id']},A"
+    assert json.loads((tmp_path / "file" / "run.json").read_text())["benchmark"] == str(site.parent / "mine.yaml")
 
 
 def test_a_reward_comes_in_by_its_address(guest: Guest) -> None:

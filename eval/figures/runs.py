@@ -87,12 +87,17 @@ class Run:
         return self.readings(self.answers)
 
     @cached_property
-    def by_published_rule(self) -> Reading | None:
-        """That pass under the rule that its benchmark publishes, as far as that is not the first scorer."""
+    def published_rule(self) -> str:
+        """Name of the rule that its benchmark publishes, as far as that is not the first scorer; "" without one."""
         name = getattr(get_benchmark(self.benchmark), "published_rule", "") if self.benchmark else ""
-        if not name or name == self.headline.name:
+        return "" if name == self.headline.name else name
+
+    @cached_property
+    def by_published_rule(self) -> Reading | None:
+        """That pass under this rule; None where the rule has a score for none of its answers."""
+        if not self.published_rule:
             return None
-        (rule,) = get_scorers([name])
+        (rule,) = get_scorers([self.published_rule])
         return reading(rule, self.scored(self.answers, rule))
 
     @property

@@ -52,8 +52,9 @@ def print_run(run: Run) -> None:
     published = run.by_published_rule
     beside = f"; {published.scorer} {published.cell.accuracy!s}" if published is not None else ""
     scored = len({entry.row.id for entry in run.main if entry.score is not None})
-    if published is not None and published.cell.accuracy.n != scored:  # a rule that drops what it cannot read
-        beside += f" over {published.cell.accuracy.n} of {scored}"
+    counted = 0 if published is None else published.cell.accuracy.n
+    if run.published_rule and counted < scored:  # a rule that drops what it cannot read
+        beside = (beside or f"; {run.published_rule} –") + f" over {counted} of {scored}"
     left_out, reasons = run.left_out
     if reasons:
         beside += f"; left out {percent(left_out)} %"
