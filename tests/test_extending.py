@@ -56,6 +56,31 @@ def test_the_scorer() -> None:
     assert not score("<answer>thunder</answer>").parsed
 
 
+def test_the_declared_benchmark(tmp_path) -> None:
+    import numpy as np
+    import soundfile
+
+    from eval.benchmarks import get_benchmark, open_benchmark
+
+    page = (ROOT / "docs" / "extending" / "choices.md").read_text()
+    (tmp_path / "quiz.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    table = ["number,asked,first,second,third,key,sound,topic,recorded,state"]
+    table += [
+        "16,What is it?,dog,,cow,C,a/1.wav,animals,Kiel; Bonn,done",
+        "17,What is it?,dog,cat,,A,a/1.wav,animals,,done",
+    ]
+    table += ["18,What is it?,dog,cat,cow,B,a/1.wav,animals,,draft"]
+    (tmp_path / "quiz.csv").write_text("\n".join(table))
+    (tmp_path / "sounds" / "a").mkdir(parents=True)
+    soundfile.write(tmp_path / "sounds" / "a" / "1.wav", np.zeros(800), 8000)
+    found = open_benchmark(str(tmp_path / "quiz.yaml"), tmp_path, audio=str(tmp_path / "sounds"))
+    assert [(item.id, item.choices, item.gold) for item in found.items] == [("16", ["dog", "cow"], "cow")]
+    assert found.left_out == {"known to be defective": 1, "of a part that is not asked here": 1}
+    assert found.counts == {"choices that are empty, left away": 1, "more than one place": 1}
+    declared = code("choices")["quiz"](tmp_path)
+    assert declared.declaration == get_benchmark(str(tmp_path / "quiz.yaml")).declaration  # type: ignore[attr-defined]
+
+
 def test_the_reward() -> None:
     reward = code("reward")["names_a_side"]
     said = ["<think>On the left.</think><answer>a</answer>", "<think>Somewhere.</think><answer>a</answer>", ""]

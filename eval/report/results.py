@@ -96,9 +96,7 @@ def headline(runs: Sequence[Run]) -> str:
         "unread": lambda run, main: str(main.parse_failures),
         "cut": lambda run, main: str(main.truncated),
         "tokens": lambda run, main: f"{main.mean_completion_tokens:.0f}",
-        "questions": lambda run, main: (
-            f"{main.accuracy.n}" + (f" <small>+ {main.errors} not asked</small>" if main.errors else "")
-        ),
+        "questions": lambda run, main: f"{main.accuracy.n}" + _unasked(run, main),
     }
     published = {found.scorer for run in runs if (found := run.by_published_rule) is not None}
     columns |= {f"by {name}": functools.partial(_published, name) for name in sorted(published)}
@@ -131,6 +129,13 @@ def _published(name: str, run: Run, main: Cell) -> str:
     """Accuracy under the scorer `name` where that is the rule that the run's benchmark publishes."""
     found = run.by_published_rule
     return accuracy(found.cell) if found is not None and found.scorer == name else "–"
+
+
+def _unasked(run: Run, main: Cell) -> str:
+    """How many questions could not be asked; of a benchmark that leaves some out, the share that both are of it."""
+    share, reasons = run.left_out
+    told = f" <small>+ {main.errors} not asked</small>" if main.errors else ""
+    return f" <small>{percent(share)} % left out</small>" if reasons else told
 
 
 def _follows(run: Run) -> str:
