@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -164,7 +165,7 @@ class Declared:
         sounds = _sounds([entry.sound for entry in found], folder)
         errors = {
             entry.item.id: describe(
-                f"item '{entry.item.id}'", f"its audio {entry.sound} under {folder}", "no such file"
+                f"item '{entry.item.id}'", f"its audio {entry.sound!s:.200} under {folder}", "no such file"
             )
             for entry, sound in zip(found, sounds, strict=True)
             if sound is None
@@ -434,7 +435,7 @@ def _sound(folder: Path, name: str, by_last_name: bool) -> Path | None:
         except DataError:
             continue  # it leads out of the folder
         for file in (path, *(path.with_name(path.name + ending) for ending in ENDINGS)):
-            if file.is_file():
+            if os.path.isfile(file):  # False as well for a name that no disk can have
                 return file
     return None
 
