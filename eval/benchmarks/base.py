@@ -218,6 +218,21 @@ def refuse_doubles(items: Iterable[Item | Prediction], where: str = "") -> None:
         seen.add(item.id)
 
 
+def without_sound(
+    missing: Mapping[str, str], folder: Path, data: Path, total: int, counts: Counter[str]
+) -> dict[str, str]:
+    """The errors of the items whose sound is not there, counted in `counts`: `missing` has the sound's name by the
+    item's id. Raises :class:`BenchmarkError` where that is all of the `total` items of `data`."""
+    if missing:
+        counts["audio missing"] = len(missing)
+    if len(missing) == total:
+        raise BenchmarkError(describe(f"{data}", f"audio of its items under {folder}", "none of it", NAME_SOUNDS))
+    return {
+        name: describe(f"item '{name}'", f"its audio {sound} under {folder}", "no such file")
+        for name, sound in missing.items()
+    }
+
+
 def check_options(benchmark: str, options: Mapping[str, str], allowed: Sequence[str]) -> None:
     """Raise :class:`ConfigError` for an option that `benchmark` does not take, with the nearest one that it does."""
     for name in options:

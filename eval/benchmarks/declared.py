@@ -28,7 +28,6 @@ from audio_llm.datasets.records import Cell, NoRecord, Record, each_line, each_r
 from audio_llm.errors import DataError, describe
 from audio_llm.files import content_hash, parse_json, within
 from eval.benchmarks.base import (
-    NAME_SOUNDS,
     BenchmarkError,
     Collection,
     Item,
@@ -36,6 +35,7 @@ from eval.benchmarks.base import (
     one_of,
     refuse_doubles,
     whole_number,
+    without_sound,
 )
 from eval.benchmarks.submissions import TOLD, Form, Layout, check_layout
 from eval.controls import item_seed
@@ -94,6 +94,8 @@ class Declaration:
         for name in ("files", "scorers", "choices", "audio", "question", "answer"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected at least one, found none.")
+        if not all(name and Path(name).name == name for name in self.files):
+            raise ValueError(f"files: expected names or patterns of names, without folders, found {self.files}.")
         if self.published_rule and self.published_rule not in self.scorers:
             raise ValueError(f"published_rule: expected one of its scorers, found '{self.published_rule}'.")
         for pattern in [self.audio_name, *(one for keys in self.defects.values() for one in keys.values())]:
@@ -163,17 +165,10 @@ class Declared:
         if again := len(items) - len(clips):
             counts["questions about a clip that an earlier question has"] = again
         sounds = _sounds([entry.sound for entry in found], folder)
-        errors = {
-            entry.item.id: describe(
-                f"item '{entry.item.id}'", f"its audio {entry.sound!s:.200} under {folder}", "no such file"
-            )
-            for entry, sound in zip(found, sounds, strict=True)
-            if sound is None
+        missing = {
+            entry.item.id: f"{entry.sound:.200}" for entry, sound in zip(found, sounds, strict=True) if not sound
         }
-        if errors:
-            counts["audio missing"] = len(errors)
-        if len(errors) == len(items):
-            raise BenchmarkError(describe(f"{data}", f"audio of its items under {folder}", "none of it", NAME_SOUNDS))
+        errors = without_sound(missing, folder, data, len(items), counts)
 
         def load(index: int) -> Waveform:
             sound, name = sounds[index], f"item '{items[index].id}'"

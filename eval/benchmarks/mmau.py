@@ -13,7 +13,6 @@ from audio_llm.datasets.records import Record, read_records
 from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.files import content_hash, write_json
 from eval.benchmarks.base import (
-    NAME_SOUNDS,
     BenchmarkError,
     Collection,
     Item,
@@ -21,6 +20,7 @@ from eval.benchmarks.base import (
     check_options,
     refuse_doubles,
     with_answer,
+    without_sound,
 )
 from eval.predictions import Prediction
 from eval.scorers.mmau import DIFFICULTIES, KEY, TASKS, extracted_text, raw_text, resolved_text
@@ -67,15 +67,10 @@ class Mmau:
             counts.update(_defects(record.values))
         refuse_doubles(items, str(path))
         files = [audio_file(folder, str(record.values["audio_id"])) for record in records]
-        errors = {
-            item.id: describe(f"item '{item.id}'", f"its audio {item.meta['audio_id']} under {folder}", "no such file")
-            for item, file in zip(items, files, strict=True)
-            if not file.is_file()
+        missing = {
+            item.id: str(item.meta["audio_id"]) for item, file in zip(items, files, strict=True) if not file.is_file()
         }
-        if errors:
-            counts["audio missing"] = len(errors)
-        if len(errors) == len(items):
-            raise BenchmarkError(describe(f"{path}", f"audio of its items under {folder}", "none of it", NAME_SOUNDS))
+        errors = without_sound(missing, folder, path, len(items), counts)
 
         def load(index: int) -> Waveform:
             return decode(files[index], name=f"item '{items[index].id}'")

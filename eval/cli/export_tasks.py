@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
         f"lmms_eval --model audio_llm --model_args base_url=http://HOST:PORT --include_path {exported.folder.parent} "
         f"--tasks {exported.folder.name}"
     )
+    for reason, count in opened.left_out.items():
+        print(f"{count} x left out: {reason}", file=sys.stderr)
     if exported.left_out:
         first = next(iter(exported.left_out.items()))
         print(f"{len(exported.left_out)} questions left out; the first, '{first[0]}': {first[1]}", file=sys.stderr)

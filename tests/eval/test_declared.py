@@ -530,6 +530,7 @@ def test_a_declaration_of_ones_own_is_opened_by_its_path(own: Path) -> None:
         (("kind: topic", "kind: topic\naudio_name: '('"), "expected a regular expression"),
         (("audio: [clip]", "audio: [clop]"), r"line 2: expected 'clop', found number, clip.*did you mean 'clip'"),
         (("choices: [one, two, three]", "choices: one"), "'one': expected texts, found 'dog'"),
+        (("[quiz.tsv]", "['../*.tsv']"), "files: expected names or patterns of names, without folders"),
         (("[quiz.tsv]", "[quizz.tsv]"), "expected A quiz's file, quizz.tsv, found none"),
         (("kind: topic", "kind: topic\nonly: {topic: [plants]}"), "found 6 left out: of a part that is not asked"),
         (("kind: topic", "kind: topic\nonly: {topc: [plants]}"), "expected 'topc'.*did you mean 'topic'"),
@@ -542,6 +543,52 @@ def test_what_is_wrong_with_a_declaration_is_one_sentence(own: Path, change: tup
     (own / "quiz.yaml").write_text(text)
     with pytest.raises(AudioLLMError, match=message):
         open_benchmark(str(own / "quiz.yaml"), own)
+
+
+ODD = [None, "", 0, 1.5, True, [], {}, "[", "['a.wav']", "[1]", ["a"], [None], [""], ["a", 1], {"a": 1}, "x" * 5000]
+ODD += [
+    "../a.wav",
+    "/a.wav",
+    "a\0b",
+    "\ud800",
+    ["dog", "dog "],
+    [["a"]],
+    "(B)",
+    "9" * 400,
+    ["a.wav", "a.wav"],
+    "[" * 900,
+]
+ODD += [[str(number) for number in range(40)], "dog", ["dog", "cat"], "a.wav"]
+
+
+def test_odd_values_end_in_items_or_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever stands under a key: no traceback, and what opens can be stored, read back and handed in."""
+    noise(tmp_path / "a.wav")
+    fits = {"audio_path": "a.wav", "choices": ["dog", "cat"], "multi_choice": ["dog", "cat"], "choice_a": "dog"}
+    fits |= {"choice_b": "cat", "choice_c": None, "choice_d": None, "answer_gt": "dog", "answer": "dog"}
+    fits |= {f"distractor_{number}_answer": f"x{number}" for number in (1, 2, 3)}
+    fits |= {"correct_answer": "dog", "dataset_identifier": "a_1.json"}
+    draw, opened = random.Random(3), 0
+    for number in range(400):
+        benchmark = Declared.read(FOLDER / f"{DECLARED[number % len(DECLARED)]}.yaml")
+        asked = benchmark.declaration
+        keys = [asked.id or "none", *asked.kept, *asked.lists]
+        for named in (asked.question, asked.choices, asked.answer, asked.audio):
+            keys += [named] if isinstance(named, str) else named
+        rows = [{key: fits.get(key, f"{key} {place}") for key in keys} for place in range(2)]
+        for _ in range(draw.randrange(4)):
+            draw.choice(rows)[draw.choice(keys)] = draw.choice(ODD)
+        try:
+            items = benchmark.open(lines(tmp_path / "rows.jsonl", rows), several=draw.choice(["skip", "first"])).items
+        except AudioLLMError as error:
+            assert "expected" in str(error)
+            continue
+        opened += 1
+        stored = [answer(item, draw.choice(["dog", "B", ""])).to_json() for item in items]
+        read = [Prediction.from_json(line, "line") for line in stored]
+        for form in asked.submission:
+            benchmark.submission(read, tmp_path, form=form)
+    assert 100 < opened < 380
 
 
 def test_names_that_lead_elsewhere_and_names_that_clips_share(own: Path) -> None:
