@@ -283,6 +283,8 @@ class Declared:
             yield "choices that are empty, left away"
         if not item.gold:
             yield "answer hidden"
+        if len(self._audio(row)) > 1:
+            yield "several recordings, of which the first is heard"
         if any(isinstance(row.values.get(key), str) for key in asked.lists) and not of_texts:
             yield "a list written as a text"
         for reason, patterns in asked.defects.items():

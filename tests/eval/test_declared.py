@@ -406,6 +406,7 @@ def test_mmau_pro_asks_its_part_and_counts_the_rest(mmau_pro: Path) -> None:
     assert items["p9"].meta["perceptual_skills"] == ["Loudness"] and items["p12"].meta["perceptual_skills"] == []
     assert (len(items["p11"].choices), items["p11"].gold, items["p11"].clip) == (11, "sound 10", "data/11.wav")
     first = open_benchmark("mmau_pro", mmau_pro, several="first")
+    assert first.counts["several recordings, of which the first is heard"] == 4
     assert len(first.items) == 25 and by_id(first)["p3"].clip == "data/3.wav"
     with pytest.raises(ConfigError, match="option several: expected skip, first"):
         open_benchmark("mmau_pro", mmau_pro, several="join")
