@@ -226,6 +226,9 @@ def convert(hint: Any, value: Any, where: str) -> Any:
                 errors.append(str(error))
         raise ConfigError(errors[0] if len(errors) == 1 else f"{where}: {value!r} fits none of {hint}.")
     if origin is typing.Literal:
+        if isinstance(value, bool):  # YAML 1.1 reads these words so
+            words = ("on", "yes", "true") if value else ("off", "no", "false")
+            value = next((word for word in words if word in typing.get_args(hint)), value)
         if value not in typing.get_args(hint):
             options = [str(option) for option in typing.get_args(hint)]
             raise ConfigError(

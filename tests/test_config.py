@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from audio_llm.config import ALIASES, build, dump, load, note, read, verb_of
 from audio_llm.errors import ConfigError
+from audio_llm.training.recipes import GRPORecipe
 
 
 @dataclass
@@ -61,6 +62,14 @@ def test_file_overrides_and_defaults(tmp_path: Path) -> None:
 def test_every_way_to_write_a_small_number(text: str) -> None:
     """YAML 1.1 takes 1e-3, without a dot, for text."""
     assert load(Optimizer, None, [f"learning_rate={text}"]).learning_rate == 0.001
+
+
+@pytest.mark.parametrize(("word", "expected"), [("off", "off"), ("auto", "auto"), ("'off'", "off"), ("0.5", 0.5)])
+def test_a_word_that_yaml_reads_as_a_truth_value_can_be_written(tmp_path: Path, word: str, expected: Any) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"output: x\nmodel: {{path: m}}\ndata: {{train: [d]}}\nparity_bound: {word}\n")
+    assert load(GRPORecipe, path).parity_bound == expected
+    assert load(GRPORecipe, path, [f"parity_bound={word}"]).parity_bound == expected
 
 
 def test_an_override_fills_an_empty_group(tmp_path: Path) -> None:
