@@ -310,6 +310,10 @@ class HTTPRollouts:
         self._session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=connections))
         self._pool = ThreadPoolExecutor(connections)
         self._model = self._served_model()
+        self._run = _same_everywhere(secrets.token_hex(4))  # another run's adapters may still be there
+
+    def _adapter(self, version: int | None) -> str:
+        return f"policy-{self._run}-{version}"
 
     def _start(self, policy: PolicyWeights, tokenizer: Any, seed: int) -> Server:
         if _rank()[1] > 1:
@@ -365,7 +369,7 @@ class HTTPRollouts:
             with policy.adapter() as (config, tensors):
                 if first:
                     self._load_adapter(config, tensors, version)
-            self._model = f"policy-{version}"
+            self._model = self._adapter(version)
         if first:
             self._post("/reset_prefix_cache")
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -384,12 +388,16 @@ class HTTPRollouts:
         self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
 
     def _load_adapter(self, config: Any, tensors: dict[str, Tensor], version: int) -> None:
-        folder = self._folder / f"adapter-{version}"
+        folder = self._folder / self._adapter(version)
         write_adapter(folder, config, tensors)
-        self._post("/v1/load_lora_adapter", {"lora_name": f"policy-{version}", "lora_path": str(folder)})
+        self._post("/v1/load_lora_adapter", {"lora_name": self._adapter(version), "lora_path": str(folder)})
+        self._unload()
+
+    def _unload(self) -> None:
+        """Take the adapter of the last version from the server."""
         if self.version is not None:
-            self._post("/v1/unload_lora_adapter", {"lora_name": f"policy-{self.version}"})
-            shutil.rmtree(self._folder / f"adapter-{self.version}", ignore_errors=True)
+            self._post("/v1/unload_lora_adapter", {"lora_name": self._adapter(self.version)})
+            shutil.rmtree(self._folder / self._adapter(self.version), ignore_errors=True)
 
     def generate(
         self, prompt_embeddings: Sequence[Tensor], group_sizes: Sequence[int], sampling: Sampling
@@ -424,11 +432,23 @@ class HTTPRollouts:
     def close(self) -> None:
         """See :class:`~audio_llm.training.rollouts.RolloutEngine`."""
         if getattr(self, "_pool", None) is not None:
+            if self._server is None and self.mode == "adapter" and _rank()[0] == 0:  # the server stays, for other runs
+                with contextlib.suppress(TrainingError):
+                    self._unload()
+                self.version = None
             self._pool.shutdown(wait=False)
             self._session.close()
         if self._server is not None:
             self._server.stop()
         self._closing.close()
+
+
+def _same_everywhere(value: str) -> str:
+    """The first process's."""
+    values = [value]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(values)
+    return values[0]
 
 
 def server_command(

@@ -289,7 +289,7 @@ def test_adapter_sync_needs_an_adapter(checkpoint):
 @pytest.mark.parametrize(
     "lora, sync, tie", [(True, "merged", False), (True, "adapter", False), (False, "merged", True)]
 )
-def test_vllm_server_follows_the_policy(checkpoint, lora, sync, tie):
+def test_vllm_server_follows_the_policy(checkpoint, tmp_path, lora, sync, tie):
     """The same bounds over HTTP, with the server in a process of its own; nothing is left running afterwards."""
     from audio_llm.serving.rollout_engines import HTTPRollouts
 
@@ -309,6 +309,17 @@ def test_vllm_server_follows_the_policy(checkpoint, lora, sync, tie):
             torch.manual_seed(3)
             again = engine.generate(prompts, [4, 1, 2, 3], sampling_of(policy))
             assert [c.token_ids for g in groups for c in g] == [c.token_ids for g in again for c in g]
+        if sync == "adapter":  # another run at a step that this one has been at, and this one goes on
+            (tmp_path / "token").write_text(engine._server.token)
+            recipe = EngineRecipe(sync=sync, url=engine.url, token=tmp_path / "token", shared_folder=tmp_path)
+            second = HTTPRollouts(policy, recipe, tokenizer=tokenizer)
+            move(policy.model, 30)
+            second.sync(policy, 1)
+            groups = second.generate(prompts, [1] * 4, sampling_of(policy))
+            assert largest_difference(policy, prompts, groups) < 1e-4
+            second.close()
+            engine.sync(policy, 2)
+            assert largest_difference(policy, prompts, engine.generate(prompts, [1] * 4, sampling_of(policy))) < 1e-4
     finally:
         engine.close()
     with pytest.raises(ProcessLookupError):
