@@ -12,7 +12,6 @@ import base64
 import contextlib
 import io
 import os
-import random
 import secrets
 import shlex
 import shutil
@@ -22,13 +21,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,6 +45,7 @@ from audio_llm.training.rollouts import (
     PolicyWeights,
     RolloutEngine,
     Sampling,
+    random_state_kept,
 )
 from audio_llm.training.transformers_rollouts import TransformersRollouts
 
@@ -108,21 +107,6 @@ def _write_unadapted(policy: PolicyWeights, folder: Path, tokenizer: Any = None,
         return write_language_model(policy.base, folder, tensors, tokenizer, untie)
 
 
-@contextlib.contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """vLLM seeds the global generators of the process it runs in; give the trainer back its own stream."""
-    python, array, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(array)
-        torch.set_rng_state(cpu)
-        if gpu:
-            torch.cuda.set_rng_state_all(gpu)
-
-
 def _check_lengths(prompts: Sequence[Tensor], sampling: Sampling, limit: int) -> None:
     longest = max((len(prompt) for prompt in prompts), default=0)
     if longest + sampling.max_tokens > limit:
@@ -163,7 +147,7 @@ class VLLMRollouts:
             _write_unadapted(policy, self._folder / "model")
         else:
             write_language_model(policy.base, self._folder / "model", None, untie=_unties(self.mode))
-        with _random_state_kept():
+        with random_state_kept():  # vLLM seeds the global generators of its process
             self._llm: Any = self._build(policy)
 
     def _build(self, policy: PolicyWeights) -> Any:

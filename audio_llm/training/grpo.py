@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from audio_llm.errors import ConfigError
-from audio_llm.training.examples import Examples
+from audio_llm.training.examples import Examples, open_shards
 from audio_llm.training.grpo_trainer import AudioGRPOTrainer
 from audio_llm.training.policy import resolve_precision
 from audio_llm.training.recipes import EngineRecipe, GRPORecipe
@@ -47,6 +47,7 @@ def run(recipe: GRPORecipe, build_engine: BuildEngine) -> dict[str, Any]:
         trainer = build_trainer(run, recipe, model, engine, functions)
         result = run.train(trainer) | {"engine": engine.name}
         result["prompts"] = result["steps"] * recipe.prompts_per_step
+        result |= run.validate(trainer, result["steps"])
         return run.finish(trainer, result | reward_summary(trainer.state.log_history))
 
 
@@ -62,6 +63,10 @@ def build_trainer(
     """The trainer of `run` with its prompts, rewards (`functions`) and logs."""
     completions, order_log = recipe.output / "completions.jsonl", recipe.output / "order.jsonl"
     [(data, shards)] = run.data
+    validation = None
+    if data.validation:
+        held_out, limit = open_shards(data.validation, run.processor, data), data.validation_samples
+        validation = Examples(held_out, run.processor, data.style, reply=False, limit=limit, hearing=data.hearing)
     return AudioGRPOTrainer(
         reward_funcs=functions,
         processing_class=run.processor.tokenizer,
@@ -73,6 +78,8 @@ def build_trainer(
         order_log=order_log if recipe.record_order else None,
         share_prompts=recipe.share_prompts,
         reference=run.load_reference,
+        validation=validation,
+        eval_steps=recipe.eval_steps,
         **run.trainer_arguments(model, logs=(completions, order_log)),
     )
 

@@ -11,7 +11,7 @@ are overridden here; they are private, so ``tests/training/test_grpo.py`` guards
 ``_prepare_inputs``                  keeps the replies to a prompt in one micro-batch, to share its computation
 
 and two of Trainer's: ``_get_train_sampler``, so that a run has one seamless order of prompts, and ``train``, which
-goes on in it.
+goes on in it. ``audio_llm.training.validation`` asks the policy what it does not learn from.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ from audio_llm.training.rollouts import (
     timed,
 )
 from audio_llm.training.schedule import ScheduledTrainer
+from audio_llm.training.validation import ValidatedTrainer
 
 TIMES = ("load", "rollout", "reward", "logprob", "sync")  # what is measured; `update` is the rest of a step
 SAME_REWARD = 1e-9  # rewards are float32 sums of a few weighted parts; below this they differ by rounding alone
@@ -102,7 +103,7 @@ class GroupSampler(Sampler[int]):
                 batch = []
 
 
-class AudioGRPOTrainer(ScheduledTrainer, GRPOTrainer):
+class AudioGRPOTrainer(ValidatedTrainer, ScheduledTrainer, GRPOTrainer):
     """GRPO on prompts with audio. See the module's text; the arguments beyond TRL's are keyword only."""
 
     def __init__(

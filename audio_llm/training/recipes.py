@@ -102,11 +102,15 @@ class LearningRates:
 class DataRecipe:
     """Shard folders of questions with answers, the form of a reply, and the bearable share of unusable samples.
 
+    SFT measures the loss of the replies in `validation`, GRPO how many of its own replies to them are right.
+
     `instruction` is said behind every question from then on, for it goes into the checkpoint's template ("": nothing;
     by default what the checkpoint says). In GRPO ``{target}`` in it is the words that the reward `length` wants.
     """
 
     train: list[Path]  # folders of shards
+    validation: list[Path] = field(default_factory=list)  # folders of shards that nothing is learnt from
+    validation_samples: int | None = None  # so many of them; null: all
     style: Literal["answer", "think", "think_semantics"] = "think"  # what a reply says before its answer
     instruction: str | None = None
     max_reject_share: float = 0.01  # share of unusable samples beyond which the run stops
@@ -156,6 +160,7 @@ class PolicyRecipe(RunRecipe):
     lora: LoRARecipe | None = field(default_factory=LoRARecipe)  # adapters of what learns by lora
     encoder_cache: Path | None = None
     seconds: float | None = None
+    eval_steps: int | None = None  # steps between validations; null: at the end alone
     record_order: bool = False
     export: list[Literal["merged", "adapter"]] = field(default_factory=lambda: ["merged", "adapter"])
 
@@ -214,6 +219,9 @@ class PolicyRecipe(RunRecipe):
                     raise ConfigError(
                         describe(f"learning_rates.{part}", "a rate above 0 of a part that learns", found, cure)
                     )
+        for key, value in (("eval_steps", self.eval_steps), ("data.validation_samples", self.data.validation_samples)):
+            if value is not None and value < 1:
+                raise ConfigError(describe(key, "at least 1, or null", f"{value}"))
         self.trained().check()
         self.model.check()
         self.instruction  # noqa: B018  (says what is wrong with it)
@@ -242,7 +250,7 @@ class PolicyRecipe(RunRecipe):
         if self.resume not in ("auto", "never") and not Path(self.resume).is_dir():
             expected = "auto, never or the folder of a checkpoint"
             raise ConfigError(describe(f"resume {self.resume}", expected, "none of that name"))
-        for folder in (*self.train_folders(), *getattr(self.data, "validation", ())):
+        for folder in (*self.train_folders(), *self.data.validation):
             shard_paths(folder)
         self.model.check_paths(self.output / "start")
 
@@ -258,8 +266,6 @@ class SFTData(DataRecipe):
     system message.
     """
 
-    validation: list[Path] = field(default_factory=list)  # folders of shards whose loss is measured
-    validation_samples: int | None = None  # so many of them; null: all
     max_length: int = 4096
     silent_share: float = 0.0
     swap_share: float = 0.0
@@ -280,7 +286,7 @@ STAGE_DATA = ("train", "style", "silent_share", "swap_share", "order_share")
 
 @dataclass(kw_only=True)
 class SFTRecipe(PolicyRecipe):
-    """A supervised fine-tuning run; `eval_steps` is the number of steps between validations.
+    """A supervised fine-tuning run.
 
     `stages` divide it: each is a group of keys that hold in it instead of the recipe's (:data:`STAGE_KEYS`). One
     without a length of its own has the recipe's. They train one model in one run, one after the other.
@@ -298,7 +304,6 @@ class SFTRecipe(PolicyRecipe):
     objective: Literal["reply", "align"] = "reply"  # what a stage learns
     batch_size: int = 8  # samples per process and pass
     gradient_accumulation: int = 1  # passes per step
-    eval_steps: int | None = None
     on_no_contribution: Literal["warn", "stop"] = "warn"  # what a run does whose sound contributes nothing
     contribution_steps: int | None = None
     trainer: dict[str, Any] = field(default_factory=dict)  # further fields of Transformers' TrainingArguments

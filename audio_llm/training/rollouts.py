@@ -8,11 +8,13 @@ engine, and only the language model has to be kept in step with the policy. Engi
 from __future__ import annotations
 
 import contextlib
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -125,6 +127,21 @@ def prompt_embeddings(policy: PolicyWeights, prompts: Sequence[tuple[Sequence[in
             base.model.embed(torch.tensor([list(ids)], device=device), audio_embeddings=audio)[0]
             for ids, audio in prompts
         ]
+
+
+@contextlib.contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Give the process its own random stream back after a block that seeds the global generators or draws from them."""
+    python, array, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+        torch.set_rng_state(cpu)
+        if gpu:
+            torch.cuda.set_rng_state_all(gpu)
 
 
 @contextlib.contextmanager

@@ -261,6 +261,14 @@ class PolicyRun(Run):
             "callbacks": [*self.callbacks(self.samples_per_step, self.samples, logs), *checks, *budget],
         }
 
+    def validate(self, trainer: Any, steps: int) -> dict[str, Any]:
+        """Metrics of validation after the last of `steps`, measured now where they were not; {} without data for it."""
+        if not self.recipe.data.validation:
+            return {}
+        logs = [log for log in trainer.state.log_history if any(key.startswith("eval_") for key in log)]
+        fresh = logs[-1] if logs and logs[-1]["step"] == steps else trainer.evaluate()
+        return {key: value for key, value in fresh.items() if key.startswith("eval_")}
+
     def finish(self, trainer: Any, result: dict[str, Any]) -> dict[str, Any]:
         """Export what `trainer` has trained, in the recipe's forms, by all processes together; write the result."""
         result = {**result, "rejects": len(self.rejects.seen)}
@@ -335,7 +343,7 @@ def policy_identity(recipe: PolicyRecipe) -> tuple[Identity, list[Path]]:
         parts["model.language_model"] = language_model.get("path")
     begun = {key: Path(path) for key, path in parts.items() if path}
     digests = {f"weights of {key}": start_digest(path) for key, path in begun.items()}
-    for key, folders in (("train", recipe.train_folders()), ("validation", getattr(data, "validation", None))):
+    for key, folders in (("train", recipe.train_folders()), ("validation", data.validation)):
         if folders:
             digests[f"data.{key} (its shards)"] = data_hash(folders)
             digests[f"data.{key} (their bytes)"] = shards_digest(folders)

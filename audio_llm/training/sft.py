@@ -42,11 +42,7 @@ def run(recipe: SFTRecipe) -> dict[str, Any]:
         result["epochs"] = result["samples"] / run.samples
         if (stages := trainer.stages()) is not None:
             result["stages"] = stages.lengths(result["steps"])
-        if recipe.data.validation:
-            last = next((log for log in reversed(trainer.state.log_history) if "eval_loss" in log), None)
-            fresh = last if last and last["step"] == result["steps"] else trainer.evaluate()
-            result |= {key: value for key, value in fresh.items() if key.startswith("eval_")}
-        return run.finish(trainer, result)
+        return run.finish(trainer, result | run.validate(trainer, result["steps"]))
 
 
 def training_arguments(recipe: SFTRecipe) -> TrainingArguments:

@@ -1,0 +1,154 @@
+"""GRPO's validation: what is counted, that training does not notice it, which weights it keeps, when it stops a run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+for package in ("trl", "peft", "accelerate", "datasets"):
+    pytest.importorskip(package)
+
+from torch import Tensor  # noqa: E402
+
+from audio_llm import config  # noqa: E402
+from audio_llm.errors import ConfigError  # noqa: E402
+from audio_llm.training import grpo, validation  # noqa: E402
+from audio_llm.training.recipes import EngineRecipe  # noqa: E402
+from audio_llm.training.rollouts import Completion, PolicyWeights, Sampling  # noqa: E402
+from audio_llm.training.transformers_rollouts import TransformersRollouts  # noqa: E402
+from audio_llm.training.validation import Answered  # noqa: E402
+from tests.training.test_grpo import make_recipe, metrics, transformers_engine  # noqa: E402
+
+QUESTIONS = 5
+
+
+class ListensForLeft(TransformersRollouts):
+    """Samples as the policy does in training; asked, it says left, and right where it draws or hears silence."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.asked: list[tuple[float, list[Tensor]]] = []
+
+    def generate(
+        self, prompt_embeddings: Sequence[Tensor], group_sizes: Sequence[int], sampling: Sampling
+    ) -> list[list[Completion]]:
+        if set(group_sizes) != {1}:
+            return super().generate(prompt_embeddings, group_sizes, sampling)
+        self.asked.append((sampling.temperature, list(prompt_embeddings)))
+        side = "left" if len(self.asked) % 3 == 1 else "right"
+        ids = self.tokenizer(f"<answer>{side}</answer>")["input_ids"]
+        return [[Completion(ids, [0.0] * len(ids))] for _ in prompt_embeddings]
+
+
+def validated(checkpoint, shards, output, **changes: Any) -> grpo.GRPORecipe:
+    data = {"train": [str(shards())], "validation": [str(shards(8, seed=1))], "validation_samples": QUESTIONS}
+    return make_recipe(checkpoint, shards, output, **{"data": data, "eval_steps": 2, "steps": 5} | changes)
+
+
+# --- what is counted -------------------------------------------------------------------------------------------------
+
+
+def test_replies_are_read_as_rewards_read_them():
+    row = {"answer": "rain", "choices": ["rain", "wind"]}
+    replies = ["<answer>(A) rain</answer>", "<answer>B</answer>", "<think>rain", "<answer>(A) wind</answer>"]
+    assert validation.grade(row, replies) == [1.0, 0.0, 0.0, 0.0]
+    assert validation.grade({"answer": "yes", "choices": None}, ["<answer>Yes.</answer>"]) == [1.0]
+
+
+def test_every_question_counts_once_and_silence_only_where_there_is_sound():
+    answered = [Answered(0, "side", 1, 0, 0), Answered(1, "side", 1, 1, 1), Answered(2, None, 0, 0, None)]
+    found = validation.summarise([*answered, answered[0]])
+    assert found.pop("eval_accuracy") == found.pop("eval_accuracy_sampled") + 1 / 3 == pytest.approx(2 / 3)
+    assert found == {
+        "eval_accuracy_silence": 0.5,
+        "eval_audio_gain": 0.5,
+        "eval_accuracy/side": 1.0,
+        "eval_questions": 3,
+    }
+    assert "eval_audio_gain" not in validation.summarise(answered[2:])
+
+
+def test_the_policy_is_asked_with_sound_and_with_silence(checkpoint, shards, tmp_path):
+    """Three replies a question: greedy, drawn, greedy in silence; accuracy is the share of them that are right."""
+    engines = []
+
+    def build(recipe: EngineRecipe, policy: PolicyWeights, tokenizer: Any, seed: int) -> Any:
+        engines.append(ListensForLeft(tokenizer))
+        return engines[0]
+
+    result = grpo.run(validated(checkpoint, shards, tmp_path / "run"), build)
+    logs = [log for log in metrics(tmp_path / "run") if "eval_accuracy" in log]
+    assert [log["step"] for log in logs] == [2, 4, 5]
+    [heard, drawn, silent] = engines[0].asked[:3]
+    assert [temperature for temperature, _ in engines[0].asked[:3]] == [0.0, 1.0, 0.0]
+    assert all(torch.equal(one, two) for one, two in zip(heard[1], drawn[1], strict=True))
+    assert all((one - two).abs().max() > 1e-3 for one, two in zip(heard[1], silent[1], strict=True))
+    left = logs[0]["eval_accuracy"]
+    assert 0 < left < 1 and left * QUESTIONS == pytest.approx(round(left * QUESTIONS))
+    for log in logs:
+        assert log["eval_accuracy"] == log["eval_accuracy/side"] == left and log["eval_questions"] == QUESTIONS
+        assert log["eval_accuracy_sampled"] == log["eval_accuracy_silence"] == pytest.approx(1 - left)
+        assert log["eval_audio_gain"] == pytest.approx(2 * left - 1)
+        assert not any(key.startswith("eval_reward") for key in log)
+    assert result["eval_accuracy"] == left
+
+
+# --- what a run does not notice --------------------------------------------------------------------------------------
+
+
+def timeless(logs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`logs` without what the clock says, and without TRL's count of tokens, which begins anew with a resume."""
+    clocks = {"seconds", "step_time", "num_tokens"}
+    return [{k: v for k, v in log.items() if not k.startswith("time/") and k not in clocks} for log in logs]
+
+
+def training(folder: Path) -> list[dict[str, Any]]:
+    return timeless([log for log in metrics(folder) if "loss" in log])
+
+
+def test_training_is_that_of_a_run_without_validation(checkpoint, shards, tmp_path):
+    """To the last digit: the random state that samples the rollouts is not moved."""
+    changes = {"prompts_per_step": 4, "steps": 4, "micro_batch_size": 8}
+    grpo.run(validated(checkpoint, shards, tmp_path / "with", eval_steps=1, **changes), transformers_engine)
+    grpo.run(make_recipe(checkpoint, shards, tmp_path / "without", **changes), transformers_engine)
+    assert training(tmp_path / "with") == training(tmp_path / "without")
+    steps = [log for log in metrics(tmp_path / "with") if "time/step" in log]
+    assert all(log["time/update"] > 0 for log in steps)
+
+
+def test_a_resumed_run_validates_as_an_unbroken_one(checkpoint, shards, tmp_path, monkeypatch):
+    """Replies themselves are compared: the tiny model is never right."""
+    said: dict[str, list[Any]] = {"whole": [], "cut": []}
+    grade, current = validation.grade, "whole"
+    monkeypatch.setattr(
+        validation,
+        "grade",
+        lambda row, replies: said[current].append((row["sample_id"], replies)) or grade(row, replies),
+    )
+    recipe = validated(checkpoint, shards, tmp_path / "run", steps=4, save_steps=2)
+    grpo.run(recipe, transformers_engine)
+    whole = metrics(recipe.output)
+    (recipe.output / "result.json").unlink()
+    shutil.rmtree(recipe.output / "checkpoint-4")
+    current = "cut"
+    grpo.run(recipe, transformers_engine)
+    assert said["cut"] == said["whole"][QUESTIONS:] and len(said["cut"]) == QUESTIONS
+    assert len({replies[1] for _, replies in said["cut"]}) > 1
+    assert timeless(metrics(recipe.output)) == timeless(whole)
+
+
+@pytest.mark.parametrize("changes, message", [({"eval_steps": 0}, "eval_steps: expected at least 1")])
+def test_what_cannot_be_is_refused(checkpoint, shards, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        validated(checkpoint, shards, tmp_path, **changes).check()
+
+
+def test_recipes_say_the_same_words_in_sft_and_grpo():
+    tree = {"output": "o", "model": {"path": "m"}, "data": {"train": ["t"], "validation": ["v"]}, "eval_steps": 5}
+    assert config.build(grpo.GRPORecipe, tree).eval_steps == 5
