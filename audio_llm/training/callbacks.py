@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from audio_llm.errors import TrainingError, describe
 from audio_llm.files import append_line, read_lines, write_json, write_lines
 from audio_llm.training.trackers import Trackers
 
+BEST = "best.json"  # of a run folder: the step of the best validation, whose checkpoint is spared
 COMPLETE = "complete.json"  # the last file of a checkpoint: without it, the checkpoint was cut off while being written
 
 
@@ -95,7 +97,8 @@ class Progress(ProgressCallback):
 
 
 class Checkpoints(TrainerCallback):
-    """Mark a checkpoint complete after its last file, then drop the oldest beyond `keep`.
+    """Mark a checkpoint complete after its last file, then drop the oldest beyond `keep`, but for the one that
+    ``best.json`` names.
 
     The trainer's own rotation runs before the new checkpoint is known to be whole, so it is switched off
     (``save_total_limit=None``). `position` goes into the marker: the coordinates of the data stream.
@@ -111,7 +114,11 @@ class Checkpoints(TrainerCallback):
             return
         newest = self.folder / f"checkpoint-{state.global_step}"
         write_json(newest / COMPLETE, {"step": state.global_step, "pickles": pickles(newest), **self.position})
+        best = self.folder / BEST
+        spared = f"checkpoint-{json.loads(best.read_text())['step']}" if best.is_file() else ""
         for old in complete_checkpoints(self.folder)[: -self.keep or None]:
+            if old.name == spared:
+                continue
             (old / COMPLETE).unlink()  # first, so that a removal that is cut off does not look complete
             shutil.rmtree(old)
 

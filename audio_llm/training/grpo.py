@@ -21,6 +21,7 @@ from audio_llm.training.rewards import build_rewards
 from audio_llm.training.rollouts import PolicyWeights, RolloutEngine
 from audio_llm.training.run import PolicyRun, trainer_settings
 from audio_llm.training.settings import arguments, check_settings
+from audio_llm.training.validation import BestValidation, OverfitCheck, best
 
 BuildEngine = Callable[[EngineRecipe, PolicyWeights, Any, int], RolloutEngine]
 
@@ -48,6 +49,7 @@ def run(recipe: GRPORecipe, build_engine: BuildEngine) -> dict[str, Any]:
         result = run.train(trainer) | {"engine": engine.name}
         result["prompts"] = result["steps"] * recipe.prompts_per_step
         result |= run.validate(trainer, result["steps"])
+        result |= keep_weights(recipe, trainer, result["steps"])
         return run.finish(trainer, result | reward_summary(trainer.state.log_history))
 
 
@@ -63,10 +65,11 @@ def build_trainer(
     """The trainer of `run` with its prompts, rewards (`functions`) and logs."""
     completions, order_log = recipe.output / "completions.jsonl", recipe.output / "order.jsonl"
     [(data, shards)] = run.data
-    validation = None
+    validation, checks = None, []
     if data.validation:
         held_out, limit = open_shards(data.validation, run.processor, data), data.validation_samples
         validation = Examples(held_out, run.processor, data.style, reply=False, limit=limit, hearing=data.hearing)
+        checks = [BestValidation(recipe.output), OverfitCheck(recipe.on_overfit)]
     return AudioGRPOTrainer(
         reward_funcs=functions,
         processing_class=run.processor.tokenizer,
@@ -80,8 +83,19 @@ def build_trainer(
         reference=run.load_reference,
         validation=validation,
         eval_steps=recipe.eval_steps,
-        **run.trainer_arguments(model, logs=(completions, order_log)),
+        **run.trainer_arguments(model, logs=(completions, order_log), checks=checks),
     )
+
+
+def keep_weights(recipe: GRPORecipe, trainer: AudioGRPOTrainer, steps: int) -> dict[str, Any]:
+    """Give `trainer` the weights that the recipe exports after `steps`; the best validation, and whose these are."""
+    found = best(trainer.state.log_history)
+    if found is None:
+        return {}
+    kept = found["step"] if recipe.keep == "best" else steps
+    if kept != steps:
+        trainer.take_weights(recipe.output / f"checkpoint-{kept}")
+    return {"best": found, "kept_step": kept}
 
 
 def check_distribution(settings: Mapping[str, Any]) -> None:

@@ -404,6 +404,9 @@ class GRPORecipe(PolicyRecipe):
     largest |Δ log p| between engine and trainer (``auto``: 1e-3 in float32, 1 in bfloat16, which rounds to 3 digits;
     ``off`` only logs it). `share_prompts` computes a prompt once for all replies to it in a pass (not under
     `gradient_checkpointing`).
+
+    `keep` says which weights are exported, the last or those that were best in validation. `on_overfit` says what the
+    run does where its rewards rise and its validation falls.
     """
 
     verb: ClassVar[str] = "grpo"
@@ -420,12 +423,22 @@ class GRPORecipe(PolicyRecipe):
     grpo: dict[str, Any] = field(default_factory=dict)  # further fields of TRL's GRPOConfig
     parity_bound: float | Literal["auto", "off"] = "auto"
     completions_per_step: int = 4  # of each step that completions.jsonl keeps
+    keep: Literal["best", "last"] = "last"
+    on_overfit: Literal["warn", "stop"] = "warn"
 
     def check(self) -> None:
         super().check()
         build_rewards(self.rewards)
         if not 0 < self.temperature <= 2:  # what vLLM takes
             raise ConfigError(describe("temperature", "above 0, at most 2", f"{self.temperature:g}"))
+        for key, value, usual in (("keep", self.keep, "last"), ("on_overfit", self.on_overfit, "warn")):
+            if value != usual and not (self.data.validation and self.eval_steps):
+                expected = "data.validation and eval_steps, by which it is decided"
+                raise ConfigError(describe(f"{key}: {value}", expected, "none"))
+        if self.keep == "best" and (not self.save_steps or (self.eval_steps or 0) % self.save_steps):
+            expected = "eval_steps that are a multiple of save_steps: what is validated must have been saved"
+            found = f"eval_steps: {self.eval_steps} and save_steps: {self.save_steps or 'null'}"
+            raise ConfigError(describe("keep: best", expected, found))
 
     @property
     def target_words(self) -> float | None:

@@ -31,6 +31,7 @@ from audio_llm.shards.index import data_hash, shards_digest
 from audio_llm.shards.reader import ShardDataset
 from audio_llm.shards.remote import StoreError
 from audio_llm.training.callbacks import (
+    BEST,
     COMPLETE,
     Checkpoints,
     MetricsFile,
@@ -63,6 +64,7 @@ WRITTEN = (
     "base",
     "start",
     "metrics.jsonl",
+    BEST,
     "completions.jsonl",
     "order*.jsonl",
     "rejects.jsonl",

@@ -92,6 +92,7 @@ NO_USE = {
     "local_rank": "the launcher says it",
 }
 _REFERENCE = "the reference is the model that the run began with"
+_KEEP = "the recipe's own key keep says which weights are exported"
 _ENGINE = "the engine is the recipe's own (engine:)"
 GRPO_NO_USE = {
     **dict.fromkeys(("generation_kwargs", "cache_implementation", "use_transformers_continuous_batching"), _ENGINE),
@@ -102,6 +103,7 @@ GRPO_NO_USE = {
     **dict.fromkeys(("model_init_kwargs", "trust_remote_code"), "the model is built from the recipe's parts (model:)"),
     **dict.fromkeys(("chat_template_kwargs", "max_tool_calling_iterations"), "prompts are written by the checkpoint"),
     **dict.fromkeys(("log_completions_hub_repo", "log_multimodal", "log_unique_prompts"), _UPLOAD),
+    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), _KEEP),
     **dict.fromkeys(("sync_ref_model", "ref_model_sync_steps", "ref_model_mixup_alpha"), _REFERENCE),
     "num_generations_eval": _EVAL,
     "pad_to_multiple_of": "replies to one prompt share its computation",

@@ -2,28 +2,37 @@
 
 A reward can rise while the policy gets worse at what it is for, and only other questions tell. Every question is asked
 three times: greedily, at the temperature of the rollouts, and greedily with silence in place of its sound, so that what
-listening gains is seen beside what is right.
+listening gains is seen beside what is right. What a run decides by it (its best weights, whether it is overfit) is read
+from the history that checkpoints carry: a resumed run decides the same.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import set_seed
+from tqdm import tqdm
+from transformers import TrainerCallback, set_seed
 
 from audio_llm.errors import TrainingError, describe
+from audio_llm.files import write_json
+from audio_llm.training.callbacks import BEST
 from audio_llm.training.examples import Example, Examples
 from audio_llm.training.rewards import answer_accuracy
 from audio_llm.training.rollouts import Sampling, random_state_kept
+from audio_llm.training.schedule import stop
+
+History = Iterable[Mapping[str, Any]]  # what Trainer has logged, oldest first
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,94 @@ def summarise(answered: Iterable[Answered], prefix: str = "eval") -> dict[str, f
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def validations(history: History) -> list[tuple[int, float, int]]:
+    """(step, greedy accuracy, questions) of every validation of a run."""
+    return [(log["step"], log["eval_accuracy"], log["eval_questions"]) for log in history if "eval_accuracy" in log]
+
+
+def best(history: History) -> dict[str, Any] | None:
+    """`step`, `accuracy` and `questions` of the best validation, of equal ones the first; None before there is any."""
+    found = validations(history)
+    if not found:
+        return None
+    step, accuracy, questions = max(found, key=lambda one: one[1])
+    return {"step": step, "accuracy": accuracy, "questions": questions}
+
+
+def overfit(history: History) -> str | None:
+    """What shows that the last validation is overfit, in words; None where nothing does.
+
+    It is where accuracy has fallen below the best one by more than twice its binomial standard error while rewards
+    rose: the mean reward of the steps since the validation before it, against that of the steps before the best one.
+    """
+    history = list(history)
+    found = validations(history)
+    if len(found) < 2:
+        return None
+    top = max(range(len(found)), key=lambda place: found[place][1])
+    (_, accuracy, questions), highest = found[-1], found[top][1]
+    share = (highest + accuracy) / 2  # of one alone the error would be 0 where all replies are right
+    error = math.sqrt(share * (1 - share) / questions)
+    if highest - accuracy <= 2 * error:
+        return None
+    ends = [0, *(one[0] for one in found)]
+    now, then = (_rewards(history, ends[place], ends[place + 1]) for place in (len(found) - 1, top))
+    if now is None or then is None or now <= then:
+        return None
+    return (
+        f"{accuracy:.1%} of {questions} questions (twice the error: {2 * error:.1%}) and a mean reward of {now:.3g}, "
+        f"against {highest:.1%} and {then:.3g} at step {found[top][0]}"
+    )
+
+
+def _rewards(history: History, after: int, until: int) -> float | None:
+    """Mean reward that was logged after a step up to another one."""
+    rewards = [log["reward"] for log in history if log.get("reward") is not None and after < log["step"] <= until]
+    return _mean(rewards) if rewards else None
+
+
+class BestValidation(TrainerCallback):
+    """Keeps ``best.json``, by which :class:`~audio_llm.training.callbacks.Checkpoints` spares the best checkpoint."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / BEST
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.tell(state)
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.tell(state)
+
+    def tell(self, state: Any) -> None:
+        """Write what is best in the run's history; nothing before its first validation."""
+        if not state.is_world_process_zero:
+            return
+        found = best(state.log_history)
+        if found is None:
+            self.path.unlink(missing_ok=True)
+        else:
+            write_json(self.path, found)
+
+
+class OverfitCheck(TrainerCallback):
+    """Says so when rewards rise and validation falls; with `stop`, the run ends there."""
+
+    def __init__(self, action: Literal["warn", "stop"]):
+        self.action = action
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        found = overfit(state.log_history)
+        if found is None:
+            return
+        cure = "The policy learns to please its rewards: lower learning_rate, raise grpo.beta, or export keep: best."
+        where = f"validation at step {state.global_step}"
+        message = describe(where, "an accuracy that rises with the rewards", found, cure)
+        if state.is_world_process_zero:
+            tqdm.write(f"{'stopping' if self.action == 'stop' else 'warning'}: {message}", file=sys.stderr)
+        if self.action == "stop":
+            stop(args, control)
 
 
 class ValidatedTrainer:
@@ -170,6 +267,14 @@ class ValidatedTrainer:
             [group[0].token_ids for group in groups], skip_special_tokens=True
         )
         return texts
+
+    def take_weights(self, checkpoint: Path) -> None:
+        """Go back to the weights of `checkpoint`, one of this run's; all processes together."""
+        if not checkpoint.is_dir():
+            cure = "Set keep=last to export the last weights."
+            raise TrainingError(describe("keep: best", f"{checkpoint}, the best by validation", "none there", cure))
+        self.state.best_model_checkpoint = str(checkpoint)
+        self._load_best_model()  # type: ignore[attr-defined]  # Trainer's: an adapter, whole weights or partitions
 
 
 def silenced(example: Example) -> Example:
