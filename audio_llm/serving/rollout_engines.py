@@ -217,6 +217,8 @@ class VLLMRollouts:
         """See :class:`~audio_llm.training.rollouts.RolloutEngine`."""
         from vllm import SamplingParams
 
+        if not prompt_embeddings:  # a process none of whose groups is drawn again
+            return []
         _check_lengths(prompt_embeddings, sampling, self.max_model_len)
         parameters = [
             SamplingParams(

@@ -81,6 +81,7 @@ def build_trainer(
         order_log=order_log if recipe.record_order else None,
         share_prompts=recipe.share_prompts,
         reference=run.load_reference,
+        resample_groups=recipe.resample_groups,
         validation=validation,
         eval_steps=recipe.eval_steps,
         **run.trainer_arguments(model, logs=(completions, order_log), checks=checks),

@@ -11,7 +11,8 @@ are overridden here; they are private, so ``tests/training/test_grpo.py`` guards
 ``_prepare_inputs``                  keeps the replies to a prompt in one micro-batch, to share its computation
 
 and two of Trainer's: ``_get_train_sampler``, so that a run has one seamless order of prompts, and ``train``, which
-goes on in it. ``audio_llm.training.validation`` asks the policy what it does not learn from.
+goes on in it. ``audio_llm.training.validation`` asks the policy what it does not learn from,
+``audio_llm.training.resampling`` draws groups again.
 """
 
 from __future__ import annotations
@@ -41,9 +42,11 @@ from audio_llm.model.modeling import SharedPrompt
 from audio_llm.training.callbacks import COMPLETE
 from audio_llm.training.encoder_cache import EncoderCache, join_tokens
 from audio_llm.training.examples import Example, Examples, Rejects, RunSampler, join_audio
+from audio_llm.training.resampling import ResamplingTrainer, flat_groups
 from audio_llm.training.rewards import completion_text
 from audio_llm.training.rollouts import (
     LANGUAGE_MODEL,
+    Completion,
     PolicyWeights,
     RolloutEngine,
     Sampling,
@@ -55,7 +58,6 @@ from audio_llm.training.schedule import ScheduledTrainer
 from audio_llm.training.validation import ValidatedTrainer
 
 TIMES = ("load", "rollout", "reward", "logprob", "sync")  # what is measured; `update` is the rest of a step
-SAME_REWARD = 1e-9  # rewards are float32 sums of a few weighted parts; below this they differ by rounding alone
 
 
 def reference_dataset(size: int) -> Dataset:
@@ -103,14 +105,13 @@ class GroupSampler(Sampler[int]):
                 batch = []
 
 
-class AudioGRPOTrainer(ValidatedTrainer, ScheduledTrainer, GRPOTrainer):
+class AudioGRPOTrainer(ValidatedTrainer, ResamplingTrainer, ScheduledTrainer, GRPOTrainer):
     """GRPO on prompts with audio. See the module's text; the arguments beyond TRL's are keyword only."""
 
     def __init__(
         self,
         *,
         prompts: Examples,
-        order: RunSampler,
         rejects: Rejects,
         engine: RolloutEngine,
         parity_bound: float | None,
@@ -123,10 +124,11 @@ class AudioGRPOTrainer(ValidatedTrainer, ScheduledTrainer, GRPOTrainer):
         reward_funcs: Sequence[Any],
         **kwargs: Any,
     ) -> None:
-        self.prompts, self.order, self.rejects, self.engine = prompts, order, rejects, engine
+        self.prompts, self.rejects, self.engine = prompts, rejects, engine
         self.parity_bound, self.completions, self.completions_per_step = parity_bound, completions, completions_per_step
         self.order_log, self.cache, self.share_prompts = order_log, cache, share_prompts
         self._prompts: list[Example] | None = None  # one per row of the batch that is being generated or scored
+        self._drawn: list[Completion] | None = None  # the replies to them, where they were drawn before
         self._group: list[str] = []  # sample ids of the generation batch, all processes
         self._seconds: dict[str, float] = {}
         self._logged: tuple[float, int] | None = None  # time and step of the last log; set when training begins
@@ -175,13 +177,15 @@ class AudioGRPOTrainer(ValidatedTrainer, ScheduledTrainer, GRPOTrainer):
             self.rejects.add(rejects)
             rows = [loaded[row["index"]] for row in inputs]
             self._encode(list(loaded.values()))
+        if mode == "train" and self.resample_groups:
+            self._drawn = self._resample(rows, [row["index"] for row in inputs], self._group_size(mode))
         self._check_groups(rows, self._group_size(mode))
-        self._metrics[mode]["audio/decoded_clips"].append(float(len(loaded) + len(rejects)))
+        self._metrics[mode]["audio/decoded_clips"].append(float(len({*loaded.values(), *rows}) + len(rejects)))
         self._prompts, self._generated_at = rows, self.state.global_step
         try:
             output = super()._generate_and_score_completions([dict(prompt.row) for prompt in rows])
         finally:
-            self._prompts = None
+            self._prompts = self._drawn = None
         output["prompts"] = rows  # a list of references: shuffled and split with the rows, never copied
         if "old_per_token_logps" in output:
             self._check_parity(output["old_per_token_logps"], output)
@@ -200,14 +204,18 @@ class AudioGRPOTrainer(ValidatedTrainer, ScheduledTrainer, GRPOTrainer):
         has_tool_images: bool = False,
     ) -> tuple[list[list[int]], list[list[float]]]:
         rows = self._current(len(prompt_ids))
+        drawn = self._draw(rows) if self._drawn is None else self._drawn
+        return [completion.token_ids for completion in drawn], [completion.logprobs for completion in drawn]
+
+    def _draw(self, rows: Sequence[Example]) -> list[Completion]:
+        """A reply to each of `rows`."""
         with timed(self._seconds, "sync"):
             self.engine.sync(self.policy, self.state.global_step)
         counts = Counter(rows)
         with timed(self._seconds, "rollout"):
             groups = self.engine.generate(self._embed(list(counts)), list(counts.values()), self.sampling)
         queues = {prompt: iter(group) for prompt, group in zip(counts, groups, strict=True)}
-        drawn = [next(queues[prompt]) for prompt in rows]
-        return [completion.token_ids for completion in drawn], [completion.logprobs for completion in drawn]
+        return [next(queues[prompt]) for prompt in rows]
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -417,10 +425,9 @@ class AudioGRPOTrainer(ValidatedTrainer, ScheduledTrainer, GRPOTrainer):
             sum(weight * value for weight, value in zip(weights, row, strict=True) if not math.isnan(value))
             for row in zip(*parts.values(), strict=True)
         ]
-        groups = [totals[i : i + size] for i in range(0, len(totals), size)]
-        flat = sum(max(group) - min(group) <= SAME_REWARD for group in groups)
+        flat = flat_groups(totals, size)
         self._metrics[mode].pop("frac_reward_zero_std", None)  # TRL's misses groups whose float32 sums are not exact
-        self._metrics[mode]["groups/zero_variance_share"].append(flat / len(groups))
+        self._metrics[mode]["groups/zero_variance_share"].append(len(flat) * size / len(totals))
         if mode == "train" and self.completions is not None and self.accelerator.is_main_process:
             self._write_completions(self.completions, parts)
 

@@ -405,6 +405,7 @@ class GRPORecipe(PolicyRecipe):
     ``off`` only logs it). `share_prompts` computes a prompt once for all replies to it in a pass (not under
     `gradient_checkpointing`).
 
+    `resample_groups` is how many groups of a step, whose replies all earn the same, are drawn again for other prompts.
     `keep` says which weights are exported, the last or those that were best in validation. `on_overfit` says what the
     run does where its rewards rise and its validation falls.
     """
@@ -416,6 +417,7 @@ class GRPORecipe(PolicyRecipe):
     group_size: int = 8
     micro_batch_size: int | None = None
     share_prompts: bool = True
+    resample_groups: int = 0
     max_completion_length: int = 256  # tokens of a reply; a longer one is cut
     temperature: float = 1.0  # at which replies are sampled
     learning_rate: float = 1e-5  # the largest one, after the warm-up
@@ -431,6 +433,8 @@ class GRPORecipe(PolicyRecipe):
         build_rewards(self.rewards)
         if not 0 < self.temperature <= 2:  # what vLLM takes
             raise ConfigError(describe("temperature", "above 0, at most 2", f"{self.temperature:g}"))
+        if self.resample_groups < 0:
+            raise ConfigError(describe("resample_groups", "a number of groups, or 0", f"{self.resample_groups}"))
         for key, value, usual in (("keep", self.keep, "last"), ("on_overfit", self.on_overfit, "warn")):
             if value != usual and not (self.data.validation and self.eval_steps):
                 expected = "data.validation and eval_steps, by which it is decided"

@@ -265,6 +265,14 @@ def test_a_run_that_is_overfit_says_so_or_stops(checkpoint, shards, tmp_path, mo
 # --- processes -------------------------------------------------------------------------------------------------------
 
 
+def launch(recipe: Path, layout: str) -> None:
+    """Run `recipe` in as many processes as recipes/accelerate/`layout`.yaml says."""
+    accelerate = ["accelerate.commands.accelerate_cli", "launch", "--config_file", f"recipes/accelerate/{layout}.yaml"]
+    command = [sys.executable, "-m", *accelerate, "-m", "audio_llm", "grpo", recipe]
+    done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("layout", ["cpu_2", "zero3_cpu"])
@@ -274,17 +282,7 @@ def test_two_processes_ask_a_share_each(checkpoint, shards, tmp_path, layout):
         recipe = validated(
             checkpoint, shards, tmp_path / name, steps=2, processes=2, engine={"backend": "transformers"}, **more
         )
-        launch = ["accelerate.commands.accelerate_cli", "launch", "--config_file", f"recipes/accelerate/{layout}.yaml"]
-        path = write_recipe(recipe, tmp_path / f"{name}.yaml")
-        done = subprocess.run(
-            [sys.executable, "-m", *launch, "-m", "audio_llm", "grpo", path],
-            env=environment(),
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        launch(write_recipe(recipe, tmp_path / f"{name}.yaml"), layout)
     [log] = [log for log in metrics(tmp_path / "with") if "eval_accuracy" in log]
     assert log["step"] == 2 and log["eval_questions"] == QUESTIONS
     assert training(tmp_path / "with") == training(tmp_path / "without")
