@@ -28,7 +28,7 @@ from audio_llm.training.rollouts import Completion, PolicyWeights, Sampling  # n
 from audio_llm.training.transformers_rollouts import TransformersRollouts  # noqa: E402
 from audio_llm.training.validation import Answered  # noqa: E402
 from tests.paths import ROOT  # noqa: E402
-from tests.training.test_grpo import environment, make_recipe, metrics, transformers_engine, write_recipe  # noqa: E402
+from tests.training.test_grpo import environment, make_recipe, metrics, needs_vllm, transformers_engine, write_recipe  # noqa: E402
 
 QUESTIONS = 5
 
@@ -262,6 +262,21 @@ def test_a_run_that_is_overfit_says_so_or_stops(checkpoint, shards, tmp_path, mo
     assert (tmp_path / "checkpoint-2").is_dir() and (tmp_path / f"checkpoint-{result['steps']}").is_dir()
 
 
+# --- vLLM ------------------------------------------------------------------------------------------------------------
+
+
+@needs_vllm
+@pytest.mark.vllm
+def test_vllm_answers_the_validation_and_stays_in_step(checkpoint, shards, tmp_path):
+    from audio_llm.serving.rollout_engines import build_engine
+
+    engine = {"backend": "vllm", "max_model_len": 128, "max_num_seqs": 16}
+    changes = {"engine": engine, "steps": 3, "eval_steps": 1, "parity_bound": 1e-4, "resample_groups": 1}
+    grpo.run(validated(checkpoint, shards, tmp_path / "run", **changes), build_engine)
+    logs = [log for log in metrics(tmp_path / "run") if "eval_accuracy" in log]
+    assert [log["step"] for log in logs] == [1, 2, 3] and all(log["eval_questions"] == QUESTIONS for log in logs)
+
+
 # --- processes -------------------------------------------------------------------------------------------------------
 
 
@@ -286,3 +301,19 @@ def test_two_processes_ask_a_share_each(checkpoint, shards, tmp_path, layout):
     [log] = [log for log in metrics(tmp_path / "with") if "eval_accuracy" in log]
     assert log["step"] == 2 and log["eval_questions"] == QUESTIONS
     assert training(tmp_path / "with") == training(tmp_path / "without")
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("layout", ["cpu_2", "zero3_cpu"])
+def test_two_processes_export_the_best(checkpoint, shards, tmp_path, layout):
+    """The tiny model is never right: of equal validations the first is best, so that of step 2."""
+    how = {"save_steps": 2, "schedule": "constant", "export": ["merged"], "processes": 2}
+    how |= {"engine": {"backend": "transformers"}}
+    for name, more in (("best", {"steps": 4, "keep": "best"}), ("two", {"steps": 2})):
+        recipe = validated(checkpoint, shards, tmp_path / name, **how | more)
+        launch(write_recipe(recipe, tmp_path / f"{name}.yaml"), layout)
+    result = json.loads((tmp_path / "best" / "result.json").read_text())
+    assert (result["steps"], result["best"]["step"], result["kept_step"]) == (4, 2, 2)
+    best, two = (load_model(tmp_path / name / "merged").state_dict() for name in ("best", "two"))
+    assert all(torch.equal(best[name], two[name]) for name in two)
