@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from audio_llm import audio, files
+from audio_llm import audio
 from audio_llm.errors import AudioLLMError, ShardError, TrainingError, describe
 from audio_llm.language import prompts, replies
 from audio_llm.language.mirroring import mirror_sample
@@ -249,31 +249,6 @@ class RunSampler(Sampler[int]):
             order = epoch_order(self.shards, self.seed, epoch)[:left]
             yield from order.tolist()
             left, epoch = left - len(order), epoch + 1
-
-
-class Rejects:
-    """Counts samples that could not be used, lists them in ``rejects.jsonl``, stops the run beyond a stated share."""
-
-    def __init__(self, path: Path, dataset_size: int, max_share: float):
-        self.path, self.limit = path, max_share * dataset_size
-        self.seen = {record["sample"] for record in files.read_lines(path)}
-
-    def add(self, rejects: Sequence[tuple[str, str]]) -> None:
-        """Record new rejects. Raises :class:`TrainingError` beyond the bound."""
-        for sample, reason in rejects:
-            if sample in self.seen:
-                continue
-            self.seen.add(sample)
-            files.append_line(self.path, {"sample": sample, "reason": reason})
-            if len(self.seen) > self.limit:
-                raise TrainingError(
-                    describe(
-                        "rejected samples",
-                        f"at most {self.limit:g} (data.max_reject_share)",
-                        f"{len(self.seen)}, the last: {reason}",
-                        f"They are listed in {self.path}. Mend the shards, or raise data.max_reject_share.",
-                    )
-                )
 
 
 def open_shards(folders: Sequence[Path], processor: Any, data: DataRecipe) -> ShardDataset:

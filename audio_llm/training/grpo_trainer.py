@@ -41,7 +41,8 @@ from audio_llm.model.encoder import AudioEncoder
 from audio_llm.model.modeling import SharedPrompt
 from audio_llm.training.callbacks import COMPLETE
 from audio_llm.training.encoder_cache import EncoderCache, join_tokens
-from audio_llm.training.examples import Example, Examples, Rejects, RunSampler, join_audio
+from audio_llm.training.examples import Example, Examples, RunSampler, join_audio
+from audio_llm.training.rejects import Rejects
 from audio_llm.training.resampling import ResamplingTrainer, flat_groups
 from audio_llm.training.rewards import completion_text
 from audio_llm.training.rollouts import (
@@ -394,8 +395,7 @@ class AudioGRPOTrainer(ValidatedTrainer, ResamplingTrainer, ScheduledTrainer, GR
                 raise TrainingError(describe("group", f"{group_size} rows of one prompt", str(sorted(set(group)))))
         self._group = [sample_id for _, sample_id, _ in identities]
         if self.order_log is not None and self.accelerator.is_main_process:
-            record = {"step": self.state.global_step + 1, "ids": self._group[::group_size]}
-            files.append_line(self.order_log, record)
+            files.append_line(self.order_log, {"step": self.state.global_step + 1, "ids": self._group[::group_size]})
 
     def _check_parity(self, ours: Tensor, batch: dict[str, Any]) -> None:
         """Stop when the engine sampled from another distribution than the policy that is updated."""

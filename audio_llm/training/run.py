@@ -42,7 +42,7 @@ from audio_llm.training.callbacks import (
     quiet,
 )
 from audio_llm.training.encoder_cache import open_cache
-from audio_llm.training.examples import Rejects, RunSampler, open_shards
+from audio_llm.training.examples import RunSampler, open_shards
 from audio_llm.training.launch import check_build_locks, check_launch
 from audio_llm.training.policy import (
     load_model,
@@ -53,6 +53,7 @@ from audio_llm.training.policy import (
     trainable_map,
 )
 from audio_llm.training.recipes import PolicyRecipe, RunRecipe
+from audio_llm.training.rejects import Rejects
 from audio_llm.training.schedule import JoinedOrders, Stages, TimeBudget, planned_steps
 from audio_llm.training.trackers import FOLDERS, Trackers
 

@@ -219,6 +219,15 @@ class ScheduledTrainer:
         found: Stages | None = self._budget(Stages)
         return found
 
+    @property
+    def aligns(self) -> bool:
+        """Whether the stage at hand does."""
+        return (stages := self.stages()) is not None and stages.aligns
+
+    def aligned(self, steps: int) -> int:
+        """How many of the first `steps` of the run were spent on it."""
+        return 0 if (stages := self.stages()) is None else stages.aligned(steps)
+
     def _budget(self, kind: type[TimeBudget] = TimeBudget) -> Any:
         # looked up every time, because Trainer replaces its callbacks by new ones when it resumes
         return next((found for found in self.callback_handler.callbacks if isinstance(found, kind)), None)

@@ -21,8 +21,9 @@ from audio_llm.language.prompts import ORDERS
 from audio_llm.training import contribution
 from audio_llm.training.contribution import ListeningCheck
 from audio_llm.training.encoder_cache import EncoderCache
-from audio_llm.training.examples import IGNORED, Examples, Rejects, RunSampler, collate, open_shards, pad
+from audio_llm.training.examples import IGNORED, Examples, RunSampler, collate, open_shards, pad
 from audio_llm.training.recipes import SFTRecipe
+from audio_llm.training.rejects import Rejects
 from audio_llm.training.run import PolicyRun, trainer_settings
 from audio_llm.training.schedule import ScheduledTrainer
 from audio_llm.training.settings import arguments
@@ -99,8 +100,7 @@ def build_trainer(run: PolicyRun, recipe: SFTRecipe, model: Any) -> SFTTrainer:
         short_replies=data.style == "answer",
         **run.trainer_arguments(model, checks=[check]),
     )
-    if trainer.stages() is not None:
-        check.before = lambda steps: stages.aligned(steps) if (stages := trainer.stages()) is not None else 0
+    check.before = trainer.aligned
     return trainer
 
 
@@ -142,8 +142,8 @@ class SFTTrainer(ScheduledTrainer, Trainer):
         self.rejects.add(rejects)
         if self.order_log is not None and model.training:
             files.append_line(self.order_log, {"step": self.state.global_step + 1, "ids": ids})
-        words, stages = inputs.pop("words", []), self.stages()
-        if model.training and stages is not None and stages.aligns:  # a mean over samples, not over tokens
+        words = inputs.pop("words", [])
+        if model.training and self.aligns:  # a mean over samples, not over tokens
             inputs = self._listen({key: value for key, value in inputs.items() if key != "labels"})
             inputs["heard"] = pad(words, IGNORED)
             loss = super().compute_loss(model, inputs, *args, **kwargs | {"num_items_in_batch": None})
