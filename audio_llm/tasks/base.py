@@ -187,7 +187,7 @@ class TaskRecipe:
     save_steps: int = 200  # updates between checkpoints
     memory_gib: float = 2.0  # decoded clips are kept in memory up to this size
     max_reject_share: float = 0.02  # share of unusable samples beyond which the run stops
-    report_to: list[Tracker] = dataclasses.field(default_factory=lambda: list[Tracker](["tensorboard"]))  # curves
+    report_to: list[Tracker] = dataclasses.field(default_factory=lambda: list[Tracker](["tensorboard"]))  # draw curves
     processes: int | None = None  # stated number of processes; a launch with fewer is an error
     resume: Literal["auto", "never"] = "auto"  # never: begin anew in a used folder
 

@@ -427,7 +427,7 @@ def test_files_that_cannot_be_read_or_hold_no_weights(tmp_path, capsys):
     assert main(["convert", str(tmp_path / "two\nlines.pt"), str(tmp_path / "out")]) == 2
     assert r"two\nlines.pt: expected" in capsys.readouterr().err
     torch.save({"a.weight": torch.ones(1)}, tmp_path / "unknown.pt")
-    assert "weights of one of beats" in refusal(tmp_path / "unknown.pt", capsys, {})
+    assert "weights of one of audio_flamingo_3, beats" in refusal(tmp_path / "unknown.pt", capsys, {})
 
 
 # ------------------------------------------------------------------------------------------------------ pieces of it
