@@ -29,7 +29,7 @@ stage() {
     rm -f "$mark.teller"
     if [ $failed = 1 ]; then
         printf '\n%s: stage %s failed: %s\n' "$(basename "$0" .sh)" "$name" "$*" >&2
-        tail -n 20 "$OUT/logs/$name.log" >&2
+        tail -c 20000 "$OUT/logs/$name.log" | tr '\r' '\n' | tail -n 20 >&2 # a bar is one line of a thousand states
         printf 'The whole log is %s. The same command goes on from here.\n' "$OUT/logs/$name.log" >&2
         return 1
     fi
