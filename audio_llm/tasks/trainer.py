@@ -44,7 +44,7 @@ from audio_llm.training.callbacks import forget_after
 from audio_llm.training.launch import check_launch
 from audio_llm.training.policy import resolve_precision
 from audio_llm.training.run import prepare_torch
-from audio_llm.training.trackers import FOLDERS, Trackers
+from audio_llm.training.trackers import CURVES, Trackers
 
 # Metrics hold what a run repeats to the digit; what the clock says stands beside them.
 CHECKPOINT, METRICS, TIMING, SUMMARY = "checkpoint.pt", "metrics.jsonl", "timing.jsonl", "summary.json"
@@ -375,7 +375,7 @@ class TaskTrainer:
         self.accelerator.wait_for_everyone()  # all have read the folder before the first process changes it
         if self.main:
             if self.step == 0:  # nothing to go on from: what another run left is not this one's
-                empty(output, (CHECKPOINT, SUMMARY, METRICS, TIMING, WEIGHTS, *FOLDERS), self.starts)
+                empty(output, (CHECKPOINT, SUMMARY, METRICS, TIMING, WEIGHTS, *CURVES), self.starts)
             write_identity(output, self.identity)
             forget_after(output / METRICS, self.step)
             forget_after(output / TIMING, self.step)

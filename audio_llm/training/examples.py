@@ -105,7 +105,7 @@ def encode(
             raise TrainingError(describe("chat template", expected, f"{prompt!r} against {whole!r}"))
         target = reply_ids(processor, whole[len(prompt) :])
         example.ids, example.labels = torch.cat([ids, target]), torch.cat([example.labels, target])
-        example.words = torch.tensor(processor.tokenizer(words_for(sample), add_special_tokens=False)["input_ids"])
+        example.words = torch.LongTensor(processor.tokenizer(words_for(sample), add_special_tokens=False)["input_ids"])
     if max_length is not None and len(example.ids) > max_length:
         cure = "Raise data.max_length; nothing is cut."
         raise ShardError(describe(name, f"at most {max_length} tokens", f"{len(example.ids)}", cure))

@@ -55,7 +55,7 @@ from audio_llm.training.policy import (
 from audio_llm.training.recipes import PolicyRecipe, RunRecipe
 from audio_llm.training.rejects import Rejects
 from audio_llm.training.schedule import JoinedOrders, Stages, TimeBudget, planned_steps
-from audio_llm.training.trackers import FOLDERS, Trackers
+from audio_llm.training.trackers import CURVES, Trackers
 
 # What a run leaves in its folder, by name. What it made is worth keeping: another run is refused there. `resume=never`
 # removes all of it.
@@ -70,7 +70,7 @@ WRITTEN = (
     "order*.jsonl",
     "rejects.jsonl",
     "trainable.json",
-    *FOLDERS,
+    *CURVES,
 )
 
 

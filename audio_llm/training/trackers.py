@@ -8,19 +8,21 @@ Weights & Biases, which wants an account, writes for ``wandb sync`` where there 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import math
 import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from audio_llm.errors import ConfigError, describe, require
+from audio_llm.files import write_atomically
 
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 PROJECT = "audio-llm"
-FOLDERS = ("tensorboard", "wandb", "mlruns")  # what they write into the run's folder
+MARK = "curve_id"
+CURVES = ("tensorboard", "wandb", "mlruns", MARK)  # what they leave in the run's folder
 
 
 class Trackers:
@@ -77,10 +79,11 @@ def _name(folder: Path) -> str:
 
 
 def _mark(folder: Path) -> str:
-    """A name for the run in `folder` that a resumed one has again and, made anew, another one has not."""
-    identity = folder / "identity.json"
-    made = str(identity.stat().st_ino) if identity.is_file() else ""
-    return hashlib.sha256(f"{folder.resolve()} {made}".encode()).hexdigest()[:16]
+    """A name for the run in `folder`: a resumed one has it again, and one that was made anew another."""
+    path = folder / MARK
+    if not path.is_file():
+        write_atomically(path, secrets.token_hex(8))
+    return path.read_text(encoding="ascii").strip()
 
 
 def _tensorboard(folder: Path, step: int) -> Any:

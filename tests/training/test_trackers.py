@@ -37,6 +37,19 @@ def test_a_run_and_its_resumption_are_one_curve(checkpoint, shards, tmp_path):
     assert curve_of(tmp_path) == pytest.approx(whole)
 
 
+def test_a_run_keeps_its_mark_when_it_goes_on_and_loses_it_when_made_anew(checkpoint, shards, tmp_path):
+    """By which programs that are not told a folder's step know whose curve to go on with."""
+    values = {"steps": 2, "save_steps": 1, "keep_checkpoints": 9}
+    sft.run(recipe_of(tmp_path, checkpoint(), shards(), **values))
+    mark = trackers._mark(tmp_path)
+    (tmp_path / "result.json").unlink()
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    sft.run(recipe_of(tmp_path, checkpoint(), shards(), **values))
+    assert trackers._mark(tmp_path) == mark
+    sft.run(recipe_of(tmp_path, checkpoint(), shards(), **values, resume="never"))
+    assert trackers._mark(tmp_path) != mark
+
+
 def test_none_is_none(checkpoint, shards, tmp_path):
     sft.run(recipe_of(tmp_path, checkpoint(), shards(), steps=1, report_to=[]))
     assert not (tmp_path / "tensorboard").exists()
