@@ -14,12 +14,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from audio_llm.errors import ConfigError, describe
 from audio_llm.files import LOCK, write_json, write_lines
 from audio_llm.identity import Identity, compare, refusal
-from audio_llm.shards.writer import ShardWriter
+from audio_llm.shards.writer import Packed, ShardWriter
 from data_prep import text_check
 from data_prep.scenes.pool import Jobs
 
@@ -148,18 +148,27 @@ def finished(folder: Path) -> int:
     return int(found.get("samples", 0)) if there else 0
 
 
+class Rendered(NamedTuple):
+    """What a worker made of a sample: it encoded, ready to be written, or why there is none."""
+
+    key: str
+    packed: Packed | None
+    reason: str = ""
+
+
 def fill(
     folder: Path, plan: dict[str, Any], jobs: Jobs, method: str, *head: str, quiet: bool, **limits: Any
 ) -> list[dict[str, str]]:
     """Write the shards of what `folder` lacks of `plan`, jobs by sample key; returns those that could not be made.
 
-    Workers make samples by `method`, of ``(*head, jobs)``: (key, sample, waveform, reason) each.
+    Workers make samples by `method`, of ``(*head, jobs)``, and encode them: a :class:`Rendered` each. What is left to
+    this process is to write bytes in their order.
     """
     with ShardWriter(folder, **limits) as writer:
         todo = [job for key, job in plan.items() if key not in writer]
-        for key, sample, waveform, reason in jobs.each(method, todo, folder.name, quiet, *head):
-            if sample is None or waveform is None:
-                writer.reject(key, reason)
+        for made in jobs.each(method, todo, folder.name, quiet, *head):
+            if made.packed is None:
+                writer.reject(made.key, made.reason)
             else:
-                writer.write(sample, waveform)
+                writer.add(made.packed)
     return [{"item": key, "reason": reason} for key, reason in writer.rejects.items()]

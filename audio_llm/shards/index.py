@@ -1,6 +1,7 @@
-"""Where every sample lies: one scan of the tar headers, cached beside the shards as ``index.npz``.
+"""Where every sample lies: one scan of the tar headers, kept beside the shards as ``index.npz``.
 
-The scan reads and validates every JSON member and the place of every audio member. What cannot be used (a shard cut
+A writer leaves the index of what it wrote. The scan reads and validates every JSON member and the place of every audio
+member. What cannot be used (a shard cut
 in the middle, wrong JSON, a duplicate key, a missing member) is counted and listed in ``index-rejects.jsonl``.
 """
 
@@ -33,6 +34,7 @@ CACHE_VERSION = 3
 # What a member may hold: a sample's JSON has a few kilobytes, ten minutes of sound a quarter of a gibibyte.
 MAX_JSON_BYTES, MAX_AUDIO_BYTES, MAX_HEADER_BYTES = 2**24, 2**30, 2**20
 LAYOUTS = tuple(LAYOUT_CHANNELS)
+COLUMNS = ("shard_of", "keys", "ranges", "layouts", "sample_rates", "seconds")  # of an index, an entry a sample
 
 
 class Row(NamedTuple):
@@ -50,6 +52,13 @@ class Row(NamedTuple):
     layout: str | None = None
     sample_rate: int = 0
     seconds: float = 0.0
+
+    @classmethod
+    def of(cls, shard: str, sample: Sample, text: tuple[int, int], audio: tuple[int, int]) -> Row:
+        """Of a sample whose JSON and audio lie at (offset, bytes) of the shard."""
+        info = sample.audio
+        described = (info.layout, info.sample_rate, info.seconds) if info else (None, 0, 0.0)
+        return cls(shard, sample.id, *text, *audio, *described)
 
 
 @dataclass(frozen=True)
@@ -205,9 +214,7 @@ def _add_row(
     except ShardError as error:
         scan.rejects.append(Reject(shard, key, str(error)))
         return
-    info = sample.audio
-    described = (info.layout, info.sample_rate, info.seconds) if info else (None, 0, 0.0)
-    scan.rows.append(Row(shard, sample.id, offset, size, audio[0], audio[1], *described))
+    scan.rows.append(Row.of(shard, sample, (offset, size), audio))
 
 
 class ShardIndex:
@@ -283,13 +290,48 @@ class ShardIndex:
         _check_names(folder, paths, sizes)
         if verify:
             _check_sums(folder, paths, sizes)
-        fingerprint = json.dumps([CACHE_VERSION, [(p.name, *_known(p.stat())) for p in paths], sizes], sort_keys=True)
-        index = cls._from_cache(folder, fingerprint, {path.name: path.stat().st_size for path in paths})
+        index = cls.kept(folder)
         if index is None:
             index = cls._scan(folder, {path.name: scan_shard(path) for path in paths}, sizes)
-            index._to_cache(fingerprint)
+            index.keep()
         index._check_share(max_reject_share)
         return index
+
+    @classmethod
+    def kept(cls, folder: Path) -> ShardIndex | None:
+        """The index that was kept of the shards as they are now; None where there is none."""
+        paths = _shards(folder)
+        fingerprint = _fingerprint(folder, paths)
+        return cls._from_cache(folder, fingerprint, {path.name: path.stat().st_size for path in paths})
+
+    def keep(self) -> None:
+        """Leave the index beside the shards. Best effort: a folder that cannot be written is scanned next time."""
+        self._to_cache(_fingerprint(self.folder, _shards(self.folder)))
+
+    @classmethod
+    def joined(cls, folder: Path, parts: Sequence[ShardIndex]) -> ShardIndex:
+        """The index of `folder` from those of its shards, in their order; no key may be in two of them."""
+        index = cls(folder, [], [reject for part in parts for reject in part.rejects])
+        index.shards = [shard for part in parts for shard in part.shards]
+        for name in COLUMNS:
+            setattr(index, name, np.concatenate([getattr(part, name) for part in parts]))
+        firsts = np.cumsum([0, *(len(part.shards) for part in parts)][:-1])
+        index.shard_of += np.repeat(firsts, [len(part) for part in parts]).astype(np.int32)
+        return index
+
+    def parts(self) -> list[ShardIndex]:
+        """An index for each shard; rejects are left out."""
+        order = np.argsort(self.shard_of, kind="stable")
+        bounds = np.searchsorted(self.shard_of[order], np.arange(1, len(self.shards)))
+        found = []
+        for shard, mine in zip(self.shards, np.split(order, bounds), strict=True):
+            part = ShardIndex(self.folder, [], [], self.remote)
+            part.shards = [shard]
+            for name in COLUMNS:
+                setattr(part, name, getattr(self, name)[mine])
+            part.shard_of = np.zeros(len(mine), np.int32)
+            found.append(part)
+        return found
 
     @classmethod
     def _of_remote(cls, remote: Remote) -> ShardIndex:
@@ -323,14 +365,14 @@ class ShardIndex:
                 rejects.append(Reject(name, None, reason, lost))
         return cls(folder, rows, rejects)
 
-    def _fits(self, sizes: dict[str, int]) -> bool:
+    def fits(self, sizes: dict[str, int]) -> bool:
         """Whether every row is of a shard of `sizes` (bytes by name) and lies within it."""
         if not set(self.shards) <= set(sizes) or self.ranges.shape != (len(self), 4) or not len(self):
             return False
         columns = (self.shard_of, self.keys, self.layouts, self.sample_rates, self.seconds)
         if any(column.shape != (len(self),) for column in columns) or self.ranges.dtype != np.int64:
             return False
-        if self.shard_of.min() < 0 or self.shard_of.max() >= len(self.shards):
+        if self.shard_of.dtype != np.int32 or self.shard_of.min() < 0 or self.shard_of.max() >= len(self.shards):
             return False
         if self.layouts.min() < -1 or self.layouts.max() >= len(LAYOUTS):
             return False
@@ -357,8 +399,6 @@ class ShardIndex:
             )
 
     def _to_cache(self, fingerprint: str) -> None:
-        """Best effort: a folder that cannot be written is scanned again next time."""
-        columns = ("shard_of", "keys", "ranges", "layouts", "sample_rates", "seconds")
         head = json.dumps(
             {"fingerprint": fingerprint, "shards": self.shards, "rejects": [asdict(r) for r in self.rejects]}
         )
@@ -366,7 +406,7 @@ class ShardIndex:
         listing = self.folder / INDEX_REJECTS
         try:
             with open(temporary, "wb") as stream:
-                np.savez(stream, head=np.array(head), **{name: getattr(self, name) for name in columns})
+                np.savez(stream, head=np.array(head), **{name: getattr(self, name) for name in COLUMNS})
             os.replace(temporary, self.folder / CACHE)
             if self.rejects:
                 lines = [json.dumps(asdict(r), ensure_ascii=False) for r in self.rejects]
@@ -391,9 +431,9 @@ class ShardIndex:
                     return None
                 index = cls(folder, [], [Reject(**reject) for reject in head["rejects"]])
                 index.shards = head["shards"]
-                for name in ("shard_of", "keys", "ranges", "layouts", "sample_rates", "seconds"):
+                for name in COLUMNS:
                     setattr(index, name, cache[name])
-                return index if index._fits(sizes) else None
+                return index if index.fits(sizes) else None
         except Exception:  # a cache that cannot be read, for whatever reason, is a cache to make again
             return None
 
@@ -404,7 +444,7 @@ def shard_paths(folder: Path) -> list[Path]:
         return [Path(name) for name in sorted(Remote.open(folder).sizes)]
     if not folder.is_dir():
         raise ShardError(describe(str(folder), "a folder of shards", "no such folder"))
-    paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+    paths = _shards(folder)
     packed = sorted(path.name for kind in ("gz", "bz2", "xz", "zst") for path in folder.glob(f"*.tar.{kind}"))
     packed += sorted(path.name for path in folder.glob("*.tgz"))
     if packed:
@@ -417,10 +457,21 @@ def shard_paths(folder: Path) -> list[Path]:
     return paths
 
 
-def _known(facts: os.stat_result) -> tuple[int, ...]:
-    """What tells a file from others: its inode and the time of its change are this disk's, so that an index that came
-    with the shards is not believed."""
-    return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino
+def _shards(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+
+
+def known(path: Path) -> list[int]:
+    """What tells a file from others: its inode and the time of its change are this disk's, so that what came with the
+    shards about them is not believed."""
+    facts = path.stat()
+    return [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
+
+
+def _fingerprint(folder: Path, paths: Sequence[Path]) -> str:
+    """What an index was made from."""
+    seen = [(path.name, *known(path)) for path in paths]
+    return json.dumps([CACHE_VERSION, seen, read_sizes(folder)], sort_keys=True)
 
 
 def _check_names(folder: Path, paths: list[Path], sizes: dict[str, dict[str, Any]]) -> None:

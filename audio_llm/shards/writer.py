@@ -1,19 +1,25 @@
 """Writing WebDataset shards so that a killed run loses at most the shard it was filling.
 
 A shard is filled under a temporary name and renamed when full; ``sizes.json`` (counts, bytes, SHA-256 per shard) is
-written last, so a folder with ``sizes.json`` and without ``.writing`` is complete.
+written last, so a folder with ``sizes.json`` and without ``.writing`` is complete. Its index is left beside it
+(``index.npz``), so that whoever opens the folder on this disk need not read it first.
 
 Resuming: open a writer on the same folder and run the same loop; ``sample_id in writer`` tells which samples are
 already in finished shards. As shards hold a fixed number of samples, the bytes are those of an uninterrupted run.
+``.writing`` has a line for each finished shard: its checksum, its rows, and what tells its file from any other
+(:func:`audio_llm.shards.index.known`). A shard that this still describes is taken over unread; a torn, copied or
+foreign one is not what was described, and is scanned and summed again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -23,8 +29,18 @@ import numpy as np
 
 from audio_llm.audio import INT16_SCALE, Waveform, encode, quantise
 from audio_llm.errors import ShardError, describe
-from audio_llm.files import write_json, write_lines
-from audio_llm.shards.index import describe_shard, read_sizes, scan_shard
+from audio_llm.files import append_line, parse_json, write_json, write_lines
+from audio_llm.shards.index import (
+    AUDIO_SUFFIXES,
+    MAX_AUDIO_BYTES,
+    MAX_JSON_BYTES,
+    Row,
+    ShardIndex,
+    describe_shard,
+    known,
+    read_sizes,
+    scan_shard,
+)
 from audio_llm.shards.schema import AudioInfo, Sample, check_key
 
 SIZES = "sizes.json"
@@ -34,10 +50,46 @@ FORMATS = ("flac", "wav")
 
 
 class Packed(NamedTuple):
-    """A sample as stored, its audio encoded: what :meth:`ShardWriter.add` writes."""
+    """A sample as stored, its audio encoded: what :meth:`ShardWriter.add` writes. `blocks` are its members as they
+    stand in a tar, and ``spans[suffix]`` is (offset, bytes) of the content of each in them."""
 
     sample: Sample
-    members: dict[str, str | bytes]
+    blocks: bytes
+    spans: dict[str, tuple[int, int]]
+
+    @classmethod
+    def of(cls, sample: Sample, format: str, audio: bytes) -> Packed:
+        """Raises :class:`ShardError` for a sample that could not be read back."""
+        text = sample.to_json().encode()
+        where = f"sample '{sample.id}'"
+        try:
+            parse_json(text)
+        except ValueError as error:
+            raise ShardError(describe(where, "JSON that can be read back", f"text that cannot ({error})")) from error
+        for what, size, limit in (("JSON", len(text), MAX_JSON_BYTES), ("audio", len(audio), MAX_AUDIO_BYTES)):
+            if size > limit:
+                raise ShardError(describe(where, f"at most {limit} bytes of {what}", f"{size}"))
+        return cls(sample, *_members(sample.id, {format: audio, "json": text}))
+
+    def describing(self, sample: Sample) -> Packed:
+        """The same audio under another description."""
+        ((format, (start, size)),) = ((name, span) for name, span in self.spans.items() if name != "json")
+        return Packed.of(sample, format, self.blocks[start : start + size])
+
+
+def _members(key: str, contents: Mapping[str, bytes]) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """Members of a tar as webdataset makes them with ``mtime=0``, byte for byte. Importing it imports torch."""
+    parts: list[bytes] = []
+    spans, end = {}, 0
+    for suffix in sorted(contents):
+        content = contents[suffix]
+        member = tarfile.TarInfo(f"{key}.{suffix}")
+        member.size, member.mode, member.uname, member.gname = len(content), 0o444, "bigdata", "bigdata"
+        head = member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+        spans[suffix] = (end + len(head), len(content))
+        parts += [head, content, bytes(-len(content) % tarfile.BLOCKSIZE)]
+        end = spans[suffix][0] + len(content) + len(parts[-1])
+    return b"".join(parts), spans
 
 
 def pack(sample: Sample, waveform: Waveform, format: str = "flac", digest: str | None = None) -> Packed:
@@ -53,8 +105,7 @@ def pack(sample: Sample, waveform: Waveform, format: str = "flac", digest: str |
     stored *= np.float32(1 / INT16_SCALE)
     exact = digest is not None and np.array_equal(stored, waveform.samples)
     info = AudioInfo.of(replace(waveform, samples=stored), digest if exact else None)
-    sample = replace(sample, audio=info)
-    return Packed(sample, {"__key__": sample.id, format: audio, "json": sample.to_json().encode()})
+    return Packed.of(replace(sample, audio=info), format, audio)
 
 
 class ShardWriter:
@@ -87,9 +138,12 @@ class ShardWriter:
         self.shards: dict[str, dict[str, Any]] = {}
         self.rejects: dict[str, str] = {}
         self._finished: set[str] = set()
-        self._current: set[str] = set()
+        self._indexes: list[ShardIndex] = []  # of the finished shards, one each
+        self._told: set[str] = set()  # shards that ``.writing`` describes
+        self._rows: dict[str, Row] = {}  # of the shard being filled, by key
         self._stream: IO[bytes] | None = None
-        self._tar: Any = None
+        self._sum = hashlib.sha256()  # of what is in it
+        self._end = 0  # bytes in it
         self._lock: int | None = None
         with self._disk_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -109,10 +163,10 @@ class ShardWriter:
 
     def __contains__(self, key: str) -> bool:
         """Whether a sample with this id is already written (in this run or an earlier one)."""
-        return key in self._finished or key in self._current
+        return key in self._finished or key in self._rows
 
     def __len__(self) -> int:
-        return len(self._finished) + len(self._current)
+        return len(self._finished) + len(self._rows)
 
     def write(self, sample: Sample, waveform: Waveform) -> Sample:
         """Append one sample and return it as stored: its ``audio`` field describes the 16-bit samples written.
@@ -130,11 +184,15 @@ class ShardWriter:
         if sample.id in self:
             raise self._duplicate(sample.id)
         with self._disk_errors():
-            self._open_shard()
-            self._tar.write(packed.members)
-        self._current.add(sample.id)
+            stream = self._open_shard()
+            stream.write(packed.blocks)
+        self._sum.update(packed.blocks)
+        spans = {name: (self._end + start, size) for name, (start, size) in packed.spans.items()}
+        audio = next(spans[name] for name in AUDIO_SUFFIXES if name in spans)
+        self._rows[sample.id] = Row.of(self._name, sample, spans["json"], audio)
+        self._end += len(packed.blocks)
         self.rejects.pop(sample.id, None)
-        if len(self._current) == self.samples_per_shard:
+        if len(self._rows) == self.samples_per_shard:
             self._finish_shard()
         return sample
 
@@ -158,19 +216,18 @@ class ShardWriter:
             with self._disk_errors():
                 write_json(self.folder / SIZES, sizes)
                 (self.folder / MARKER).unlink(missing_ok=True)
+            if self._indexes:
+                ShardIndex.joined(self.folder, self._indexes).keep()
         finally:
             self.abandon()
 
     def abandon(self) -> None:
         """Drop the shard being filled and let go of the folder; finished shards stay and a later run goes on."""
         if self._stream is not None:
-            for part in (self._tar, self._stream):
-                if part is not None:
-                    with contextlib.suppress(OSError):  # on a full disk closing flushes, and fails, once more
-                        part.close()
+            with contextlib.suppress(OSError):  # on a full disk closing flushes, and fails, once more
+                self._stream.close()
             self._temporary.unlink(missing_ok=True)
-        self._stream = self._tar = None
-        self._current = set()
+        self._stream, self._rows = None, {}
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -192,58 +249,103 @@ class ShardWriter:
             self._lock = None
             raise ShardError(describe(str(self.folder), "one writer at a time", "another process writing")) from error
 
+    def stored(self) -> Iterator[Sample]:
+        """The samples of the finished shards, in order."""
+        for index in self._indexes:
+            with open(self.folder / index.shards[0], "rb") as stream:
+                for offset, size in index.ranges[:, :2].tolist():
+                    yield Sample.from_trusted_json(os.pread(stream.fileno(), size, offset), index.shards[0])
+
     def _adopt_finished_shards(self) -> None:
-        """Take over what an earlier run finished: keys from a header scan, checksums known or computed again."""
+        """Take over what an earlier run finished: as it is described, or scanned and summed again."""
         for stale in self.folder.glob(f"{self.prefix}-*.tar.tmp"):
             stale.unlink()
-        known = read_sizes(self.folder)
+        sizes = read_sizes(self.folder)
+        described = self._described(sizes)
         names = sorted(p.name for p in self.folder.glob(f"{self.prefix}-*.tar"))
         for number, name in enumerate(names):
             if name != f"{self.prefix}-{number:06d}.tar":
                 found = f"{name} where number {number} belongs"
                 raise ShardError(describe(str(self.folder), "shards numbered without gaps", found))
-            scan = scan_shard(self.folder / name)
-            if scan.rejects:
-                raise ShardError(
-                    describe(str(self.folder / name), "a finished shard", scan.rejects[0].reason)
-                    + " Delete it and the shards after it, then run again."
-                )
-            keys = {row.key for row in scan.rows}
-            entry = known.get(name)
-            if entry is None or entry.get("bytes") != (self.folder / name).stat().st_size or "sha256" not in entry:
-                entry = describe_shard(self.folder / name, len(keys))
+            entry, index = described.get(name) or self._scanned(name, sizes.get(name))
             self.shards[name] = entry
-            self._finished |= keys
+            self._indexes.append(index)
+            self._finished |= {key.decode() for key in index.keys.tolist()}
         if (self.folder / REJECTS).exists():
             lines = (self.folder / REJECTS).read_text().splitlines()
             self.rejects = {item["key"]: item["reason"] for item in map(json.loads, lines)}
 
-    def _open_shard(self) -> None:
-        if self._tar is not None:
-            return
+    def _described(self, sizes: Mapping[str, dict[str, Any]]) -> dict[str, tuple[dict[str, Any], ShardIndex]]:
+        """Entry and rows of the shards that are as they were left: by the index of a finished folder, or by the lines
+        of a stopped writer. Whatever is wrong with a description, the shard is read instead."""
+        marker = self.folder / MARKER
+        if not marker.is_file():
+            index = ShardIndex.kept(self.folder)
+            parts = index.parts() if index is not None and not index.rejects else []
+            return {part.shards[0]: (sizes[part.shards[0]], part) for part in parts if part.shards[0] in sizes}
+        found = {}
+        with open(marker, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                with contextlib.suppress(ValueError, TypeError, KeyError, LookupError, OSError):
+                    tree = json.loads(line)
+                    name, entry = tree["shard"], tree["entry"]
+                    index = ShardIndex(self.folder, [Row(name, *row) for row in tree["rows"]], [])
+                    if tree["known"] == known(self.folder / name) and index.fits({name: entry["bytes"]}):
+                        found[name] = (entry, index)
+        self._told |= found.keys()
+        return found
+
+    def _describe(self, name: str, index: ShardIndex) -> None:
+        rows = [row[1:] for row in index.rows]
+        line = {"shard": name, "known": known(self.folder / name), "entry": self.shards[name], "rows": rows}
+        append_line(self.folder / MARKER, line)
+        self._told.add(name)
+
+    def _scanned(self, name: str, entry: dict[str, Any] | None) -> tuple[dict[str, Any], ShardIndex]:
+        path = self.folder / name
+        scan = scan_shard(path)
+        if scan.rejects:
+            raise ShardError(
+                describe(str(path), "a finished shard", scan.rejects[0].reason)
+                + " Delete it and the shards after it, then run again."
+            )
+        if entry is None or entry.get("bytes") != path.stat().st_size or "sha256" not in entry:
+            entry = describe_shard(path, len(scan.rows))
+        return entry, ShardIndex(self.folder, scan.rows, [])
+
+    def _open_shard(self) -> IO[bytes]:
+        if self._stream is not None:
+            return self._stream
         if self._lock is None:
             raise ShardError(describe(str(self.folder), "an open writer", "a closed one"))
-        from webdataset.writer import TarWriter
-
         (self.folder / MARKER).touch()
+        for name, index in zip(self.shards, self._indexes, strict=True):
+            if name not in self._told:
+                self._describe(name, index)
         (self.folder / SIZES).unlink(missing_ok=True)
+        self._sum, self._end = hashlib.sha256(), 0
         self._stream = open(self._temporary, "wb")  # noqa: SIM115 (closed by _finish_shard or abandon)
-        self._tar = TarWriter(self._stream, encoder=False, mtime=0)
+        return self._stream
 
     def _finish_shard(self) -> None:
         with self._disk_errors():
-            if self._tar is not None and self._stream is not None:
-                self._tar.close()
+            if self._stream is not None:
+                # Two blocks of zeros end a tar, which is filled up to whole records.
+                ending = bytes(2 * tarfile.BLOCKSIZE + -(self._end + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE)
+                self._stream.write(ending)
+                self._sum.update(ending)
                 self._stream.flush()
                 os.fsync(self._stream.fileno())
                 self._stream.close()
-                entry = describe_shard(self._temporary, len(self._current))
-                name = self._name
+                size = self._end + len(ending)
+                entry = {"samples": len(self._rows), "bytes": size, "sha256": self._sum.hexdigest()}
+                name, index = self._name, ShardIndex(self.folder, list(self._rows.values()), [])
                 os.replace(self._temporary, self.folder / name)
                 self.shards[name] = entry
-                self._finished |= self._current
-                self._current = set()
-                self._stream = self._tar = None
+                self._indexes.append(index)
+                self._finished |= self._rows.keys()
+                self._stream, self._rows = None, {}
+                self._describe(name, index)
         self._write_rejects()
 
     def _write_rejects(self) -> None:

@@ -65,8 +65,7 @@ class Packer:
         if packed.sample.audio and packed.sample.audio.sha256 == decoded.content:
             return packed
         # Of a stretch, or of other samples than the file's: what tells the sound itself is kept beside them.
-        sample = replace(packed.sample, meta=packed.sample.meta | {CONTENT: decoded.content})
-        return Packed(sample, packed.members | {"json": sample.to_json().encode()})
+        return packed.describing(replace(packed.sample, meta=packed.sample.meta | {CONTENT: decoded.content}))
 
     def _decoded(self, draft: Draft) -> _Decoded:
         if self._last is None or self._last.name != draft.sound.name:

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from audio_llm import config as recipes
-from audio_llm.audio import Waveform
 from audio_llm.datasets import folders
 from audio_llm.errors import AudioLLMError, ConfigError, describe
 from audio_llm.files import atomic_file, content_hash, glance, write_json, write_lines
 from audio_llm.identity import Identity, identity_of
 from audio_llm.shards.schema import Sample, Source
+from audio_llm.shards.writer import pack
 from data_prep import sounds, text_check
-from data_prep.ledger import REJECTS, Ledger, Summary, digest, fill, finished, plain, sizes
+from data_prep.ledger import REJECTS, Ledger, Rendered, Summary, digest, fill, finished, plain, sizes
 from data_prep.questions import planning
 from data_prep.questions.common import QuestionsConfig
 from data_prep.questions.records import dcase_record, mmau_record, spatialsoundqa_record
@@ -228,12 +228,12 @@ class Renderer:
         room = self.worlds[split].rooms[index]
         return render.render_room(self.bank, room, self.config.rooms, self.head, self.config.audio.sample_rate)
 
-    def scenes(self, job: tuple[str, str, list[planning.Ask]]) -> list[tuple[str, Sample, Waveform | None, str]]:
-        """Render some items of a subset: (key, sample, audio, ""), or (key, sample, None, reason) for a failed one."""
+    def scenes(self, job: tuple[str, str, list[planning.Ask]]) -> list[Rendered]:
+        """Render and encode some items of a subset."""
         name, split, asks = job
         world, config, seed = self.worlds[split], self.config, (self.config.seed, name)
         source = Source(self.dataset, split, licence=self.licence)
-        found: list[tuple[str, Sample, Waveform | None, str]] = []
+        found: list[Rendered] = []
         for ask in asks:
             draft, choices = planning.draft_of(ask, world, config.questions, *seed)
             sample = planning.sample_of(ask, draft, choices, world, ask.key(name), source)
@@ -242,12 +242,12 @@ class Renderer:
                     draft.placed, world, self.bank, self.head, config.audio, *seed, ask.index
                 )
             except AudioLLMError as error:
-                found.append((sample.id, sample, None, str(error)))
+                found.append(Rendered(sample.id, None, str(error)))
                 continue
             heard = [(item.clip.name, *world.places[item.source]) for item in draft.placed]
             sources = [{"clip": clip, "response": f"{room}/{number}.npy"} for clip, room, number in heard]
             sample.meta |= done | {"sources": sources}
-            found.append((sample.id, sample, waveform, ""))
+            found.append(Rendered(sample.id, pack(sample, waveform)))
         return found
 
 

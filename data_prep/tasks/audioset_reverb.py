@@ -40,7 +40,8 @@ from audio_llm.errors import AudioLLMError, ConfigError, describe
 from audio_llm.files import glance, write_lines
 from audio_llm.identity import identity_of
 from audio_llm.shards.schema import Event, Sample, Source
-from data_prep.ledger import REJECTS, Ledger, Summary, digest, fill, finished, plain
+from audio_llm.shards.writer import pack
+from data_prep.ledger import REJECTS, Ledger, Rendered, Summary, digest, fill, finished, plain
 from data_prep.scenes import pool
 from data_prep.tasks.base import Kind
 
@@ -266,16 +267,16 @@ class Renderer:
     def __init__(self, rendering: Rendering, splits: dict[str, tuple[str, str]]) -> None:
         self.rendering, self.splits = rendering, splits  # by subset: corpus and split
 
-    def samples(self, job: tuple[str, list[Item]]) -> list[tuple[str, Sample | None, Waveform | None, str]]:
-        """(key, sample, audio, "") or (key, None, None, reason) of every item."""
+    def samples(self, job: tuple[str, list[Item]]) -> list[Rendered]:
+        """Every item, rendered and encoded."""
         name, items = job
-        found: list[tuple[str, Sample | None, Waveform | None, str]] = []
+        found: list[Rendered] = []
         for item in items:
             try:
                 waveform, facts = render_item(item, self.rendering)
-                found.append((item.key, sample_of(item, facts, *self.splits[name]), waveform, ""))
+                found.append(Rendered(item.key, pack(sample_of(item, facts, *self.splits[name]), waveform)))
             except AudioLLMError as error:
-                found.append((item.key, None, None, str(error)))
+                found.append(Rendered(item.key, None, str(error)))
         return found
 
 

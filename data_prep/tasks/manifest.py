@@ -16,7 +16,6 @@ from typing import Any
 from audio_llm.errors import DataError, describe
 from audio_llm.files import write_lines
 from audio_llm.identity import identity_of
-from audio_llm.shards.index import scan_shard
 from audio_llm.shards.schema import Sample
 from audio_llm.shards.writer import ShardWriter
 from data_prep import text_check
@@ -127,7 +126,7 @@ def _fill(
     kept: list[Sample] = []
     asked: set[tuple[str, ...]] = set()
     with ShardWriter(folder, samples_per_shard=config.samples_per_shard) as writer:
-        for sample in _stored(folder):
+        for sample in writer.stored():
             seen[content_of(sample)] = side
             asked.add(_question(sample))
             kept.append(sample)
@@ -154,14 +153,6 @@ def _fill(
 def _question(sample: Sample) -> tuple[str, ...]:
     """What a sample asks, about which samples of sound; in another order the choices are the same."""
     return str(sample.audio and sample.audio.sha256), sample.question or "", *sorted(sample.choices)
-
-
-def _stored(folder: Path) -> Iterator[Sample]:
-    """The samples of finished shards that an earlier run left, in order."""
-    for path in sorted(folder.glob("*.tar")):
-        with open(path, "rb") as stream:
-            for row in scan_shard(path).rows:
-                yield Sample.from_trusted_json(os.pread(stream.fileno(), row.json_size, row.json_offset), path.name)
 
 
 def _about(samples: Sequence[Sample]) -> dict[str, Any]:
