@@ -131,6 +131,7 @@ class VLLMRollouts:
     """
 
     name = "vllm"
+    live = False
 
     def __init__(self, policy: PolicyWeights, recipe: EngineRecipe | None = None, seed: int = 0) -> None:
         require("vllm", "the vLLM rollout engine", "vllm")
@@ -265,6 +266,7 @@ class HTTPRollouts:
     """
 
     name = "vllm_http"
+    live = False
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from typing import Any
 from audio_llm.errors import ConfigError
 from audio_llm.training.examples import Examples, open_shards
 from audio_llm.training.grpo_trainer import AudioGRPOTrainer
+from audio_llm.training.parity import ParityGate
 from audio_llm.training.policy import resolve_precision
 from audio_llm.training.recipes import EngineRecipe, GRPORecipe
 from audio_llm.training.rewards import build_rewards
@@ -75,7 +76,7 @@ def build_trainer(
         processing_class=run.processor.tokenizer,
         prompts=Examples(shards, run.processor, data.style, reply=False, hearing=data.hearing),
         engine=engine,
-        parity_bound=parity_bound(recipe),
+        parity=parity_gate(recipe),
         completions=completions,
         completions_per_step=recipe.completions_per_step,
         order_log=order_log if recipe.record_order else None,
@@ -109,13 +110,13 @@ def check_distribution(settings: Mapping[str, Any]) -> None:
             )
 
 
-def parity_bound(recipe: GRPORecipe) -> float | None:
-    """The bound of the parity gate, or None where it is off."""
+def parity_gate(recipe: GRPORecipe) -> ParityGate:
+    """The checks of the engine that the recipe asks for."""
     if recipe.parity_bound == "off":
-        return None
+        return ParityGate(None, closed=False)
     if recipe.parity_bound == "auto":
-        return 1e-3 if resolve_precision(recipe.precision) == "fp32" else 1.0
-    return recipe.parity_bound
+        return ParityGate(1e-3 if resolve_precision(recipe.precision) == "fp32" else None)
+    return ParityGate(recipe.parity_bound)
 
 
 def batch_layout(recipe: GRPORecipe, world_size: int) -> tuple[int, int]:
@@ -139,7 +140,7 @@ def training_arguments(recipe: GRPORecipe, weights: list[float]) -> Any:
     from trl import GRPOConfig
 
     check_settings(GRPOConfig, "grpo", recipe.grpo)
-    if parity_bound(recipe) is not None:
+    if parity_gate(recipe).closed:
         check_distribution(recipe.grpo)
     settings = dict(recipe.grpo)
     if settings.get("loss_type") == "cispo":

@@ -42,6 +42,7 @@ from audio_llm.model.modeling import SharedPrompt
 from audio_llm.training.callbacks import COMPLETE
 from audio_llm.training.encoder_cache import EncoderCache, join_tokens
 from audio_llm.training.examples import Example, Examples, RunSampler, join_audio
+from audio_llm.training.parity import ParityGate
 from audio_llm.training.rejects import Rejects
 from audio_llm.training.resampling import ResamplingTrainer, flat_groups
 from audio_llm.training.rewards import completion_text
@@ -115,7 +116,7 @@ class AudioGRPOTrainer(ValidatedTrainer, ResamplingTrainer, ScheduledTrainer, GR
         prompts: Examples,
         rejects: Rejects,
         engine: RolloutEngine,
-        parity_bound: float | None,
+        parity: ParityGate,
         completions: Path | None = None,
         completions_per_step: int = 4,
         order_log: Path | None = None,
@@ -126,7 +127,7 @@ class AudioGRPOTrainer(ValidatedTrainer, ResamplingTrainer, ScheduledTrainer, GR
         **kwargs: Any,
     ) -> None:
         self.prompts, self.rejects, self.engine = prompts, rejects, engine
-        self.parity_bound, self.completions, self.completions_per_step = parity_bound, completions, completions_per_step
+        self.parity, self.completions, self.completions_per_step = parity, completions, completions_per_step
         self.order_log, self.cache, self.share_prompts = order_log, cache, share_prompts
         self._prompts: list[Example] | None = None  # one per row of the batch that is being generated or scored
         self._drawn: list[Completion] | None = None  # the replies to them, where they were drawn before
@@ -212,6 +213,7 @@ class AudioGRPOTrainer(ValidatedTrainer, ResamplingTrainer, ScheduledTrainer, GR
         """A reply to each of `rows`."""
         with timed(self._seconds, "sync"):
             self.engine.sync(self.policy, self.state.global_step)
+            self.parity.probe(self.engine, self.policy, self.state.global_step, self.sampling)
         counts = Counter(rows)
         with timed(self._seconds, "rollout"):
             groups = self.engine.generate(self._embed(list(counts)), list(counts.values()), self.sampling)
@@ -399,19 +401,10 @@ class AudioGRPOTrainer(ValidatedTrainer, ResamplingTrainer, ScheduledTrainer, GR
 
     def _check_parity(self, ours: Tensor, batch: dict[str, Any]) -> None:
         """Stop when the engine sampled from another distribution than the policy that is updated."""
-        difference = (ours - batch["sampling_per_token_logps"]).abs()[batch["completion_mask"].bool()]
-        local = difference.max() if difference.numel() else torch.zeros((), device=ours.device)
-        largest = float(self.accelerator.gather(local.float().reshape(1)).max())  # NaN stays NaN and stops the run
-        self._metrics["train"]["parity/max_abs_logp_difference"].append(largest)
-        if self.parity_bound is not None and not largest <= self.parity_bound:
-            raise TrainingError(
-                describe(
-                    f"step {self.state.global_step}, engine '{self.engine.name}'",
-                    f"log-probabilities within {self.parity_bound:g} of the trainer's (parity_bound)",
-                    f"a difference of {largest:.3g}",
-                    "The engine is out of step with the policy, or computes in another precision.",
-                )
-            )
+        sampled, mask = batch["sampling_per_token_logps"], batch["completion_mask"]
+        gather, step = self.accelerator.gather, self.state.global_step
+        for name, value in self.parity.compare(step, self.engine.name, ours, sampled, mask, gather).items():
+            self._metrics["train"][f"parity/{name}"].append(value)
 
     def _group_size(self, mode: str) -> int:
         return int((self.num_generations if mode == "train" else self.num_generations_eval) or 0)

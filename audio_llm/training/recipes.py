@@ -401,9 +401,9 @@ class GRPORecipe(PolicyRecipe):
     `rewards` are names with their weights, `engine` samples the replies.
     Every step samples `group_size` replies to each of `prompts_per_step` prompts (over all processes) and makes one
     update from them, in passes of `micro_batch_size` sequences per process (None: all at once). `parity_bound` is the
-    largest |Δ log p| between engine and trainer (``auto``: 1e-3 in float32, 1 in bfloat16, which rounds to 3 digits;
-    ``off`` only logs it). `share_prompts` computes a prompt once for all replies to it in a pass (not under
-    `gradient_checkpointing`).
+    largest |Δ log p| between engine and trainer (``auto``: 1e-3 in float32; in bfloat16 the mean error of a logit is
+    held to the first step's, see ``parity``; ``off`` only logs). `share_prompts` computes a prompt once for all replies
+    to it in a pass (not under `gradient_checkpointing`).
 
     `resample_groups` is how many groups of a step, whose replies all earn the same, are drawn again for other prompts.
     `keep` says which weights are exported, the last or those that were best in validation. `on_overfit` says what the

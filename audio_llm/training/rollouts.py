@@ -80,9 +80,11 @@ class PolicyWeights:
 
 
 class RolloutEngine(Protocol):
-    """What GRPO asks of an engine. `version` counts policy updates; an engine that is in step does nothing."""
+    """What GRPO asks of an engine: `live` says that it runs the policy itself, `version` which update it holds."""
 
     name: str
+    live: bool
+    version: int | None
 
     def sync(self, policy: PolicyWeights, version: int) -> float:
         """Bring the engine to the policy and drop caches of the old one; seconds it took (0 when in step)."""

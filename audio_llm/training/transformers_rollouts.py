@@ -19,14 +19,16 @@ class TransformersRollouts:
     """
 
     name = "transformers"
+    live = True
 
     def __init__(self, batch_size: int | None = None) -> None:
         self.batch_size = batch_size
         self.policy: PolicyWeights | None = None
+        self.version: int | None = None
 
     def sync(self, policy: PolicyWeights, version: int) -> float:
         """Keep a reference to the live policy: there is nothing to copy."""
-        self.policy = policy
+        self.policy, self.version = policy, version
         return 0.0
 
     def _live(self) -> PolicyWeights:

@@ -534,10 +534,17 @@ def test_vllm_is_in_step_after_each_of_20_updates_and_the_gate_sees_when_it_is_n
     from audio_llm.serving.rollout_engines import build_engine
 
     def stuck(recipe: EngineRecipe, policy: PolicyWeights, tokenizer: Any, seed: int) -> Any:
-        """The recipe's engine, which misses every update from the 21st on."""
-        engine = build_engine(recipe, policy, tokenizer, seed)
-        sync = engine.sync
-        engine.sync = lambda policy, version: sync(policy, version) if version <= 20 else 0.0
+        """The recipe's engine, which loses every update from the 21st on."""
+        engine: Any = build_engine(recipe, policy, tokenizer, seed)
+        fill = engine.sync
+
+        def sync(policy: PolicyWeights, version: int) -> float:
+            if version <= 20:
+                return fill(policy, version)
+            engine.version = version
+            return 0.0
+
+        engine.sync = sync
         return engine
 
     engine = {"backend": "vllm", "max_model_len": 128, "max_num_seqs": 16}
