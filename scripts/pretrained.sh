@@ -95,11 +95,12 @@ PY
 [ -d "$ENCODER" ] || ENCODER="$(folder_of --encoder "$ENCODER")" || exit 2
 [ -d "$LANGUAGE_MODEL" ] || LANGUAGE_MODEL="$(folder_of --language-model "$LANGUAGE_MODEL")" || exit 2
 
-# Seconds of training: of projector and adapters once the projector is aligned, and of GRPO. The hour has room for GRPO's control.
+# Steps of projector and adapters once the projector is aligned (so that a busy machine learns as much), and seconds of
+# GRPO. The hour has room for GRPO's control.
 if [ "$MINUTES" = 20 ]; then
-    BOTH=360 GRPO=360 RUNS=(sft grpo)
+    BOTH=240 GRPO=360 RUNS=(sft grpo)
 else
-    BOTH=600 GRPO=1200 RUNS=(sft more_sft grpo)
+    BOTH=400 GRPO=1200 RUNS=(sft more_sft grpo)
 fi
 
 # ------------------------------------------------------------------------------------------------------- the stages
@@ -120,12 +121,12 @@ supervise() { # supervise NAME OVERRIDES...: what both runs of SFT have in commo
     local name="$1"
     shift
     stage "$name" "$OUT/$name" "$RECIPES/sft.yaml,digits,sounds" audio-llm sft "$RECIPES/sft.yaml" "data.train=$TRAIN" \
-        "data.validation=[$DATA/digits/validation]" "encoder_cache=$OUT/cache" "output=$OUT/$name" "steps=" "$@"
+        "data.validation=[$DATA/digits/validation]" "encoder_cache=$OUT/cache" "output=$OUT/$name" "$@"
 }
 
 sft() {
     supervise sft "model.encoder.published=$ENCODER" "model.language_model.path=$LANGUAGE_MODEL" "seed=$SEED" \
-        "seconds=$BOTH"
+        "steps=$BOTH"
 }
 
 grpo() {
@@ -134,7 +135,7 @@ grpo() {
 }
 
 # The control of GRPO: its time spent on more SFT, from the same start, side by side on the same machine.
-more_sft() { supervise more_sft "model.path=$OUT/sft/merged" "seconds=$GRPO" "stages=" "seed=$((SEED + 1))"; }
+more_sft() { supervise more_sft "model.path=$OUT/sft/merged" "steps=" "seconds=$GRPO" "stages=" "seed=$((SEED + 1))"; }
 
 evaluate() { # evaluate RUN CONTROLS: both test sets, greedy and sampled
     local corpus
