@@ -38,7 +38,11 @@ class Round:
 def answer(engine: Engine, questions: Collection, max_tokens: int) -> Round:
     """All `questions`, their sound decoded on the way as in a run."""
     requests = (
-        Request(item, (engine.prepare(questions.waveform(index), f"item '{item.id}'"),), max_tokens=max_tokens)
+        Request(
+            item,
+            tuple(engine.prepare(wave, f"item '{item.id}'") for wave in questions.waveforms(index)),
+            max_tokens=max_tokens,
+        )
         for index, item in enumerate(questions.items)
     )
     start, core_start = time.perf_counter(), time.process_time()  # all engines live in this process

@@ -58,11 +58,11 @@ def write_shards(folder: Path, format: str, clips: int, seconds: float, channels
 def contestants(folder: Path) -> dict[str, Callable[[], int]]:
     """Name → a function that reads the whole folder once and returns the number of clips."""
     dataset = ShardDataset(folder)
-    members = [dataset.load_audio_bytes(i) for i in range(len(dataset))]
+    members = [dataset.load_audio_bytes(i)[0] for i in range(len(dataset))]
     urls = [str(path) for path in sorted(folder.glob("*.tar"))]
 
     def ours() -> int:
-        return sum(dataset[i]["waveform"].num_samples > 0 for i in range(len(dataset)))
+        return sum(dataset[i]["waveforms"][0].num_samples > 0 for i in range(len(dataset)))
 
     def through_webdataset() -> int:
         count = 0

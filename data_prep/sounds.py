@@ -149,7 +149,7 @@ def split(
     With `folds`, a split without folds of its own (validation) takes its fraction of the train folds' recordings.
     A class without a recording to train on or to test on is left out everywhere: both ask about the same classes.
     """
-    from audio_llm.shards import schema
+    from audio_llm.shards.splits import split_of
 
     wanted = {name: share for name, share in fractions.items() if share > 0}
     groups: dict[str, list[Clip]] = {name: [] for name in wanted}
@@ -164,7 +164,7 @@ def split(
         if side is None:
             continue
         if side == "train":
-            side = schema.split_of(clip.recording, inner, seed)
+            side = split_of(clip.recording, inner, seed)
         groups[side].append(clip)
     _keep_disjoint(groups)
     return _complete_classes(groups)

@@ -19,8 +19,10 @@ from audio_llm.language.mirroring import SIDE_WORD, mirror_event, mirror_text
 from eval.benchmarks.base import Item
 from eval.predictions import Prediction
 
-CONTROLS = ("silence", "swap", "other_audio", "shuffled_options", "text_only")
+EACH = "silence_each"  # asked as silence_1, silence_2, …: of several sounds each one alone is silent
+CONTROLS = ("silence", "swap", "other_audio", "shuffled_options", "text_only", EACH)
 GUESSED = ("silence", "other_audio", "text_only")  # with these the question can only be guessed
+_ONE_SILENT = re.compile(r"silence_[1-9]\d{0,3}")
 # One named thing beside another, and nothing else asked. More words after the second could be what the question is
 # about ("… to the left of the cat louder than the bell?"), so it has one.
 _BESIDE = re.compile(
@@ -42,12 +44,37 @@ def parse_controls(text: str) -> list[str]:
     return names
 
 
+def asked_as(control: str, audios: int) -> list[str]:
+    """The controls that a question about `audios` sounds is asked under for `control`: itself but for ``EACH``, which
+    is one for each of several sounds and none for one."""
+    if control != EACH:
+        return [control]
+    return [f"silence_{number}" for number in range(1, audios + 1)] if audios > 1 else []
+
+
+def silenced(control: str) -> int | None:
+    """Which sound alone is silent under `control`, from 1 on; None for any other control."""
+    return int(control.removeprefix("silence_")) if _ONE_SILENT.fullmatch(control) else None
+
+
+def named(control: str) -> str:
+    """What tables call `control`."""
+    number = silenced(control)
+    return control if number is None else f"sound {number} alone silent"
+
+
+def is_control(name: str) -> bool:
+    return name in CONTROLS or silenced(name) is not None
+
+
 # ------------------------------------------------------------------------------------------------- what is asked
 
 
-def same(item: Item, seed: int, sample: int = 0) -> Item | None:
-    """The same question: what changes is its sound (:class:`Partners` says whose, or that there is none)."""
-    return item
+def changed(item: Item, control: str, seed: int, sample: int = 0) -> Item | None:
+    """The question as it is asked under `control`, None where that does not apply. Most change its sound alone
+    (:class:`Partners` says whose it hears under ``other_audio``)."""
+    change = QUESTIONS.get(control)
+    return change(item, seed, sample) if change else item
 
 
 def swap(item: Item, seed: int, sample: int = 0) -> Item | None:
@@ -97,18 +124,14 @@ def _orders(choices: Sequence[str]) -> int:
     return math.factorial(len(choices)) // math.prod(math.factorial(count) for count in Counter(choices).values())
 
 
-QUESTIONS: dict[str, Callable[[Item, int, int], Item | None]] = {
-    **dict.fromkeys(("", "silence", "other_audio", "text_only"), same),
-    "swap": swap,
-    "shuffled_options": shuffled_options,
-}
+QUESTIONS: dict[str, Callable[[Item, int, int], Item | None]] = {"swap": swap, "shuffled_options": shuffled_options}
 
 
 # -------------------------------------------------------------------------------------------------- what is heard
 
 
 class Partners:
-    """Whose sound an item hears under ``other_audio``: that of an item with another clip.
+    """Whose sound an item hears under ``other_audio``: that of an item with another clip, and as many sounds.
 
     The order in which an item asks the others is drawn by the seed and the two ids alone, so a further item changes
     what those hear that draw it, and one whose sound cannot be heard changes nothing. `unusable` holds ids.
@@ -116,6 +139,7 @@ class Partners:
 
     def __init__(self, items: Sequence[Item], seed: int, unusable: Container[str] = ()) -> None:
         self._clips = np.unique(np.asarray([item.clip for item in items], dtype=str), return_inverse=True)[1]
+        self._audios = np.asarray([item.audios for item in items])
         self._asking = _hashes(item.id for item in items) ^ _hashes([f"other_audio {seed}"])
         self._asked = _hashes(f"partner {item.id}" for item in items)
         self._usable = np.asarray([item.id not in unusable for item in items], dtype=bool)
@@ -126,7 +150,9 @@ class Partners:
 
     def of(self, index: int) -> Iterator[int]:
         """The items that item `index` may hear instead of itself, first choice first."""
-        others = np.flatnonzero(self._usable & (self._clips != self._clips[index]))
+        others = np.flatnonzero(
+            self._usable & (self._clips != self._clips[index]) & (self._audios == self._audios[index])
+        )
         draws = _mixed(self._asking[index] ^ self._asked[others])
         while len(others):
             first = int(draws.argmin())  # the first is nearly always heard: sorting all of them would be for nothing

@@ -18,7 +18,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from audio_llm.files import content_hash, write_json
 from audio_llm.identity import Identity, compare, refusal
 from eval.benchmarks import get_benchmark, is_declaration, open_benchmark
 from eval.benchmarks.base import Collection, Item, as_asked
-from eval.controls import QUESTIONS, Partners, item_seed, unheard_by_count
+from eval.controls import Partners, asked_as, changed, item_seed, silenced, unheard_by_count
 from eval.predictions import (
     FILE_NAME,
     MANIFEST_NAME,
@@ -168,28 +168,32 @@ class Work:
     ) -> None:
         self._questions, self._settings, self._engine, self._max_errors = questions, settings, engine, max_errors
         self._partners = Partners(questions.items, settings.seed, questions.errors)
-        self._own: tuple[int, Waveform | str] = (-1, "")  # the last item's sound, ready for the engine, or its error
+        self._own: tuple[int, list[Any] | str] = (-1, "")  # the last item's sounds, ready for the engine, or its error
         self.asked: list[tuple[int, Pass, Item]] = []
         self.total = 0
         rows = {row.key: row for row in done}
         errors = []
         for index, item in enumerate(questions.items):
-            for way in settings.passes():
-                if item.id in questions.errors and way.control == "swap":
-                    continue
-                changed = QUESTIONS[way.control](item, settings.seed, way.sample)
-                if changed is None:
+            for way in self._ways(item):
+                asked = changed(item, way.control, settings.seed, way.sample)
+                if asked is None:
                     continue
                 self.total += 1
                 row = rows.get((item.id, way.control, way.temperature, way.sample))
                 if row is None:
-                    self.asked.append((index, way, changed))
+                    self.asked.append((index, way, asked))
                 elif row.error:
                     errors.append(row.error)
         self.reused = self.total - len(self.asked)
         self.errors = len(errors)
         if errors:
             self._stop_at_too_many(errors[-1])
+
+    def _ways(self, item: Item) -> Iterator[Pass]:
+        for way in self._settings.passes():
+            if item.id in self._questions.errors and way.control == "swap":
+                continue
+            yield from (replace(way, control=name) for name in asked_as(way.control, item.audios))
 
     def requests(self) -> Iterator[tuple[Prediction, Request | None]]:
         """The row to fill and its request, or a row that already holds its error and no request."""
@@ -199,60 +203,66 @@ class Work:
                 **as_asked(item), control=way.control, temperature=way.temperature, sample=way.sample, seed=seed
             )
             own = self._hear(index)  # under every control: all figures are of the questions that can be asked
-            waveform = None
+            sounds: list[Any] | None = []
             if isinstance(own, str):
                 row.error = own
             elif way.control != "text_only":
                 try:
-                    waveform = self._audio(index, way.control, own)
+                    sounds = self._audio(index, way.control, own)
                 except AudioLLMError as error:
                     row.error = str(error)
-                if waveform is None and not row.error:
+                if sounds is None:
                     self.total -= 1  # the control does not apply to this sound
                     continue
             if row.error:
                 self.count_error(row)
                 yield row, None
             else:
-                audios = () if waveform is None else (waveform,)
                 asked = self._settings
                 how = asked.style, way.temperature, asked.max_tokens, seed
-                yield row, Request(item, audios, *how, order=asked.order)
+                yield row, Request(item, tuple(sounds or ()), *how, order=asked.order)
 
-    def _hear(self, index: int) -> Waveform | str:
-        """The sound of item `index` as the engine takes it, or why it cannot be heard."""
+    def _hear(self, index: int) -> list[Any] | str:
+        """The sounds of item `index` as the engine takes them, or why one cannot be heard."""
         if self._own[0] != index:
-            found: Waveform | str = self._questions.errors.get(self._questions.items[index].id, "")
+            found: list[Any] | str = self._questions.errors.get(self._questions.items[index].id, "")
             if not found:
                 try:
-                    found = self._ready(self._questions.waveform(index), index)
+                    found = self._ready(self._questions.waveforms(index), index)
                 except AudioLLMError as error:
                     found = str(error)
                     self._partners.drop(index)
             self._own = (index, found)
         return self._own[1]
 
-    def _audio(self, index: int, control: str, own: Waveform) -> Waveform | None:
-        """What item `index`, whose sound is `own`, hears under `control`; None where there is no such sound."""
-        if control == "silence":
-            return self._ready(silence(self._questions.waveform(index)), index)
+    def _audio(self, index: int, control: str, own: list[Any]) -> list[Any] | None:
+        """What item `index`, whose sounds are `own`, hears under `control`; None where there is no such sound."""
+        one = silenced(control)
+        if control == "silence" or one is not None:
+            stored = enumerate(self._questions.waveforms(index), 1)
+            return self._ready([silence(wave) if one in (None, number) else wave for number, wave in stored], index)
         if control == "swap":
-            stored = self._questions.waveform(index)  # one channel has no sides to exchange
-            return self._ready(swap_channels(stored), index) if stored.num_channels > 1 else None
+            sides = self._questions.waveforms(index)  # one channel has no sides to exchange
+            if all(wave.num_channels == 1 for wave in sides):
+                return None
+            return self._ready([swap_channels(wave) if wave.num_channels > 1 else wave for wave in sides], index)
         return self._foreign(index) if control == "other_audio" else own
 
-    def _foreign(self, index: int) -> Waveform | None:
-        """Another item's sound, the next one's where one cannot be heard: a damaged clip costs its own row alone.
+    def _foreign(self, index: int) -> list[Any] | None:
+        """Another item's sounds, the next one's where one cannot be heard: a damaged clip costs its own row alone.
         None where there is no other clip."""
         for other in self._partners.of(index):
             try:
-                return self._ready(self._questions.waveform(other), other)
+                return self._ready(self._questions.waveforms(other), other)
             except AudioLLMError:
                 self._partners.drop(other)
         return None
 
-    def _ready(self, waveform: Waveform, source: int) -> Waveform:
-        return self._engine.prepare(waveform, f"item '{self._questions.items[source].id}'")
+    def _ready(self, waveforms: Sequence[Waveform], source: int) -> list[Any]:
+        """`waveforms` of item `source` as the engine takes them; an error names the sound where there are several."""
+        name = f"item '{self._questions.items[source].id}'"
+        names = [name] if len(waveforms) == 1 else [f"{name}, sound {n + 1}" for n in range(len(waveforms))]
+        return [self._engine.prepare(wave, called) for wave, called in zip(waveforms, names, strict=True)]
 
     def count_error(self, row: Prediction) -> None:
         """Count a row that could not be asked. Raises :class:`AudioError` when there are too many of them, or none but

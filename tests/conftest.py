@@ -194,9 +194,9 @@ def make_shards(folder: Path, count: int = 24, channels: int = 2, seed: int = 0,
                 answer=side,
                 thinking=f"noise on the {side}",
                 events=[Event("noise", 0.0, seconds, 90.0 if left else -90.0, 0.0, 1.0)],
-                audio=AudioInfo(
-                    sample_rate, channels, LAYOUT_OF[channels], samples.shape[1] / sample_rate, sha256(wave)
-                ),
+                audio=[
+                    AudioInfo(sample_rate, channels, LAYOUT_OF[channels], samples.shape[1] / sample_rate, sha256(wave))
+                ],
                 source=Source("tiny", "train", f"burst-{seed}-{number}", "CC0-1.0"),
                 meta={"question_type": "side"},
             )
@@ -210,6 +210,49 @@ def shards(made_once):
 
     def get(count: int = 24, channels: int = 2, seed: int = 0) -> Path:
         return made_once(f"shards-{count}-{channels}-{seed}", lambda folder: make_shards(folder, count, channels, seed))
+
+    return get
+
+
+def make_several(folder: Path, count: int = 12, channels: int = 2, seed: int = 0, sample_rate: int = 16000) -> Path:
+    """Shards whose samples are of one, two and three noises in turn, every second one with sounds between its words:
+    which of them is the loudest?"""
+    import numpy as np
+
+    from audio_llm.audio import Waveform
+    from audio_llm.shards.schema import Sample, Source
+    from audio_llm.shards.writer import ShardWriter
+
+    rng = np.random.default_rng(seed)
+    names = ["the first", "the second", "the third"]
+    with ShardWriter(folder, samples_per_shard=5) as writer:
+        for number in range(count):
+            sounds, loudest = 1 + number % 3, int(rng.integers(1 + number % 3))
+            waves = []
+            for place in range(sounds):
+                noise = rng.normal(0, 0.2 if place == loudest else 0.02, (channels, int(rng.integers(4000, 12000))))
+                waves.append(Waveform(noise.clip(-1, 1).astype(np.float32), sample_rate, LAYOUT_OF[channels]))
+            between = number % 2 == 1
+            sample = Sample(
+                id=f"several-{seed}-{number:03d}",
+                task="comparison",
+                question="Hear: , , and ! Which is the loudest?" if between else "Which is the loudest?",
+                choices=names,
+                answer=names[loudest],
+                places=[6, 8, 14][:sounds] if between else [],
+                source=Source("several", clip=f"noise-{number}"),
+                meta={"question_type": f"of {sounds}"},
+            )
+            writer.write(sample, waves)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def several(made_once):
+    """``several(count=12, channels=2)`` -> shard folder of samples with one to three sounds, built once."""
+
+    def get(count: int = 12, channels: int = 2, seed: int = 0) -> Path:
+        return made_once(f"several-{count}-{channels}-{seed}", lambda to: make_several(to, count, channels, seed))
 
     return get
 

@@ -107,7 +107,7 @@ class Listed:
     def load_sample(self, number):
         name, label = self.rows[number]
         heard = AudioInfo.of(self.load_waveform(number))
-        return Sample(id=name, task="event", events=[Event(label, 0.0, 1.0)], audio=heard)
+        return Sample(id=name, task="event", events=[Event(label, 0.0, 1.0)], audio=[heard])
 
     def load_waveform(self, number):
         return decode(self.folder / self.rows[number][0])

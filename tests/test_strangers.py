@@ -236,7 +236,7 @@ def add(tar: tarfile.TarFile, name: str, data: bytes, **fields: Any) -> None:
 def parts(shards) -> tuple[dict[str, Any], bytes]:
     """The JSON and the sound of one sample."""
     dataset = ShardDataset(shards())
-    return json.loads(dataset.load_sample(0).to_json()), dataset.load_audio_bytes(0)
+    return json.loads(dataset.load_sample(0).to_json()), dataset.load_audio_bytes(0)[0]
 
 
 def folder_of(path: Path, fill: Callable[[tarfile.TarFile], None]) -> Path:

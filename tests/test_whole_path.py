@@ -79,7 +79,7 @@ def test_from_sounds_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str
     from audio_llm.shards.reader import ShardDataset
 
     clip = tmp_path / "clip.flac"
-    clip.write_bytes(encode(ShardDataset(data / "test")[0]["waveform"]))
+    clip.write_bytes(encode(ShardDataset(data / "test")[0]["waveforms"][0]))
     capsys.readouterr()
     assert run("ask", clip, "Which sound is heard?", "--model", model, "--max-tokens", 8) == 0
     assert "answer:" in capsys.readouterr().out

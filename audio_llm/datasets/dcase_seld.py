@@ -79,7 +79,7 @@ class SELDFolder:
             clip.name,
             "seld",
             events=events_of_rows(rows, self.labels),
-            audio=AudioInfo(info.samplerate, 2, "stereo", info.duration),
+            audio=[AudioInfo(info.samplerate, 2, "stereo", info.duration)],
             source=Source(self.dataset, clip.fold, clip.name),
         )
 

@@ -347,7 +347,7 @@ class SoundFolder:
             clip.name,
             "classification",
             events=[Event(clip.label)],
-            audio=AudioInfo(info.samplerate, info.channels, layout, info.duration),
+            audio=[AudioInfo(info.samplerate, info.channels, layout, info.duration)],
             source=Source(self.dataset, clip.fold, clip.recording),
         )
 

@@ -9,7 +9,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ from audio_llm.shards.index import LAYOUTS
 from audio_llm.shards.reader import ShardDataset
 from audio_llm.shards.schema import Sample
 
-AUDIO_MARK = "<audio>"  # what stands for the sound in the text of a chat row
+AUDIO_MARK = "<audio>"  # what stands for a sound in the text of a chat row
 _STARTS = {b"fLaC": "flac", b"RIFF": "wav", b"OggS": "ogg"}
-_LISTED = ("choices", "semantic_elements", "events")  # JSON in a table whose cells are texts
+_LISTED = ("choices", "semantic_elements", "events", "places")  # JSON in a table whose cells are texts
 _BATCH = 256  # rows of Parquet whose sounds are in memory at a time
 
 Row = dict[str, Any]
-Sounds = Iterator[bytes]
+Sounds = Iterator[list[bytes]]  # of each row
 
 
 def write_tables(folders: Sequence[Path], out: Path, form: str) -> int:
@@ -50,9 +50,10 @@ def write_tables(folders: Sequence[Path], out: Path, form: str) -> int:
     with atomic_folder(out) as folder:
         sounds = (dataset.load_audio_bytes(number) for number in range(len(dataset)))
         keys = FORMS[form](folder, rows, sounds)
+        most = max((len(sample.audio) for sample in samples), default=1)
         corpora = {sample.source.dataset for sample in samples if sample.source}
         splits = {str(row["split"]): [str(row["split"])] for row in rows}
-        layouts = {LAYOUTS[place] for index in dataset.indexes for place in np.unique(index.layouts) if place >= 0}
+        layouts = {LAYOUTS[place] for index in dataset.indexes for place in np.unique(index.formats[1]) if place >= 0}
         if layouts >= set(TWO_CHANNELS):
             raise DataError(
                 describe("shards", "two channels of one meaning", "stereo and binaural", "Write them apart.")
@@ -69,7 +70,8 @@ def write_tables(folders: Sequence[Path], out: Path, form: str) -> int:
                 "min_seconds": 0.0,
                 "min_peak": 0.0,
                 "two_channels": "binaural" if "binaural" in layouts else "stereo",
-            },
+            }
+            | ({"max_sounds": most} if most > 1 else {}),
         }
         import yaml
 
@@ -79,7 +81,8 @@ def write_tables(folders: Sequence[Path], out: Path, form: str) -> int:
 
 def _row(sample: Sample) -> Row:
     """The columns of a table, by the names that a manifest has for them."""
-    source = sample.source
+    source, recordings = sample.source, sample.meta.get("recordings")
+    several = isinstance(recordings, list) and len(recordings) > 1 and len(sample.audio) > 1
     row: Row = {
         "id": sample.id,
         "question": sample.question,
@@ -89,64 +92,97 @@ def _row(sample: Sample) -> Row:
         "semantic_elements": sample.semantic_elements,
         "events": [_there(dataclasses.asdict(event)) for event in sample.events],
         "kind": sample.meta.get("question_type"),
-        "group": (source and source.clip) or sample.id,
+        "group": recordings if several else (source and source.clip) or sample.id,
         "split": (source and source.split) or "train",
     }
-    return row
+    return row | ({"places": sample.places} if sample.places else {})
 
 
 def _there(tree: Mapping[str, Any]) -> Row:
     return {name: value for name, value in tree.items() if value not in (None, "", [], {})}
 
 
-def _files(folder: Path, rows: Sequence[Row], sounds: Sounds) -> Iterator[str]:
-    """Write each sound as it is stored; its path below `folder`."""
+def _files(folder: Path, rows: Sequence[Row], sounds: Sounds) -> Iterator[list[str]]:
+    """Write the sounds of each row as they are stored; their paths below `folder`."""
     (folder / "audio").mkdir()
-    for row, data in zip(rows, sounds, strict=True):
-        name = f"audio/{row['id']}.{_STARTS.get(data[:4], 'mp3')}"
-        (folder / name).write_bytes(data)
-        yield name
+    for row, members in zip(rows, sounds, strict=True):
+        names = [f"audio/{name}" for name in _names(row, members)]
+        for name, data in zip(names, members, strict=True):
+            (folder / name).write_bytes(data)
+        yield names
+
+
+def _names(row: Row, members: Sequence[bytes]) -> Iterator[str]:
+    for number, data in enumerate(members):
+        yield f"{row['id']}{f'.audio{number}' if number else ''}.{_STARTS.get(data[:4], 'mp3')}"
+
+
+def _one(values: Sequence[Any]) -> Any:
+    """A list of several, or the only one."""
+    return list(values) if len(values) > 1 else values[0]
+
+
+def _numbered(name: str, values: Iterable[Any]) -> tuple[list[str], list[list[Any]]]:
+    """A column for each of the most values that a row has under `name`: their names, and the cells of every row."""
+    listed = [value if isinstance(value, list) else [value] for value in values]
+    widest = max(map(len, listed), default=1)
+    names = [name if number == 0 else f"{name}_{number + 1}" for number in range(widest)]
+    return names, [[*row, *[None] * (widest - len(row))] for row in listed]
 
 
 def _csv(folder: Path, rows: Sequence[Row], sounds: Sounds) -> Row:
-    """A column for each choice; other lists and mappings are JSON."""
+    """A column for each choice, sound and group; other lists and mappings are JSON."""
     widest = max((len(row["choices"]) for row in rows), default=0)
     choices = [f"choice_{number + 1}" for number in range(widest)]
-    names = [name for name in rows[0] if name != "choices"]
+    audio, files = _numbered("audio", _files(folder, rows, sounds))
+    group, groups = _numbered("group", (row["group"] for row in rows))
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in ("choices", "group")]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["audio", *names, *choices])
-    for row, file in zip(rows, _files(folder, rows, sounds), strict=True):
-        cells = [
-            json.dumps(row[name], ensure_ascii=False) if row[name] and name in _LISTED else row[name] for name in names
-        ]
+    table.writerow([*audio, *names, *group, *choices])
+    for row, heard, grouped in zip(rows, files, groups, strict=True):
+        values = [(name, row.get(name)) for name in names]
+        cells = [json.dumps(v, ensure_ascii=False) if v and name in _LISTED else v for name, v in values]
         offered = [*row["choices"], *[""] * (widest - len(row["choices"]))]
-        table.writerow([file, *("" if cell in (None, [], {}) else cell for cell in cells), *offered])
+        line = [*heard, *cells, *grouped, *offered]
+        table.writerow(["" if cell in (None, [], {}) else cell for cell in line])
     write_atomically(folder / "rows.csv", text.getvalue())
-    columns: Row = {"group": "group", "split": "split"} | ({"choices": choices} if len(choices) > 1 else {})
+    columns: Row = {"group": _one(group), "split": "split"} | ({"choices": choices} if len(choices) > 1 else {})
+    columns |= {"audio": audio} if len(audio) > 1 else {}
     return {"format": "csv", "path": "rows.csv", "columns": columns}
 
 
 def _jsonl(folder: Path, rows: Sequence[Row], sounds: Sounds) -> Row:
     files = _files(folder, rows, sounds)
-    write_lines(folder / "rows.jsonl", ({"audio": file} | _there(row) for row, file in zip(rows, files, strict=True)))
+    write_lines(
+        folder / "rows.jsonl", ({"audio": _one(names)} | _there(row) for row, names in zip(rows, files, strict=True))
+    )
     return {"format": "jsonl", "path": "rows.jsonl", "columns": {"group": "group", "split": "split"}}
 
 
 def _chat(folder: Path, rows: Sequence[Row], sounds: Sounds) -> Row:
     """ms-swift's rows: ``messages``, ``audios``; the other columns stay beside them."""
     lines = []
-    for row, file in zip(rows, _files(folder, rows, sounds), strict=True):
+    for row, files in zip(rows, _files(folder, rows, sounds), strict=True):
         names = ("id", "kind", "question", "choices", "answer", "thinking", "semantic_elements")
         taught: Any = Sample(*(row[name] for name in names))  # every one has a question and an answer
         messages = [
-            {"role": "user", "content": AUDIO_MARK + question_text(row["question"], row["choices"])},
+            {"role": "user", "content": _marked(row, len(files))},
             {"role": "assistant", "content": target_text(taught, "think_semantics")},
         ]
         others = {name: row[name] for name in ("id", "choices", "events", "kind", "group", "split")}
-        lines.append({"messages": messages, "audios": [file]} | _there(others))
+        lines.append({"messages": messages, "audios": files} | _there(others))
     write_lines(folder / "rows.jsonl", lines)
     return {"format": "chat", "path": "rows.jsonl", "columns": {"group": "group", "split": "split"}}
+
+
+def _marked(row: Row, sounds: int) -> str:
+    """What the user says, a mark where each sound stands."""
+    text, done, parts = question_text(row["question"], row["choices"]), 0, []
+    for place in row.get("places") or [0] * sounds:
+        parts += [text[done:place], AUDIO_MARK]
+        done = place
+    return "".join([*parts, text[done:]])
 
 
 def _parquet(folder: Path, rows: Sequence[Row], sounds: Sounds) -> Row:
@@ -165,9 +201,12 @@ def _parquet(folder: Path, rows: Sequence[Row], sounds: Sounds) -> Row:
         for start in range(0, len(rows), _BATCH):
             batch = []
             for row in rows[start : start + _BATCH]:
-                data = next(sounds)
+                data, *others = next(sounds)
+                if others:
+                    found = f"{1 + len(others)}"
+                    raise DataError(describe(f"sample '{row['id']}'", "one sound", found, "Write csv, jsonl or chat."))
                 cell = {"bytes": data, "path": f"{row['id']}.{_STARTS.get(data[:4], 'mp3')}"}
-                words = {name: json.dumps(row[name], ensure_ascii=False) for name in _LISTED[1:] if row[name]}
+                words = {name: json.dumps(row[name], ensure_ascii=False) for name in _LISTED[1:] if row.get(name)}
                 batch.append(
                     {"audio": cell} | {name: row[name] or None for name in row if name not in _LISTED[1:]} | words
                 )

@@ -43,8 +43,11 @@ def shard_table(dataset: ShardDataset) -> str:
 
 
 def _formats(index: Any, mine: np.ndarray) -> str:
-    layouts = [LAYOUTS[i] if i >= 0 else "not stated" for i in np.unique(index.layouts[mine])]
-    return f"{' '.join(layouts)}, {' '.join(f'{rate} Hz' for rate in np.unique(index.sample_rates[mine]))}"
+    samples, places, rates = index.formats
+    heard = mine[samples]
+    layouts = [LAYOUTS[i] if i >= 0 else "not stated" for i in np.unique(places[heard])]
+    several = "" if heard.sum() == mine.sum() else f", {heard.sum()} sounds"
+    return f"{' '.join(layouts)}, {' '.join(f'{rate} Hz' for rate in np.unique(rates[heard]))}{several}"
 
 
 @dataclass
@@ -81,6 +84,7 @@ class Survey:
         self._add("event label", [event.label for event in sample.events])
         self._add("events per sample", [str(len(sample.events))] if sample.events else [])
         self._add("source", [sample.source.dataset] if sample.source else [])
+        self._add("sounds per sample", [str(len(sample.audio))] if len(sample.audio) > 1 else [])
         if not sample.choices or sample.answer is None:
             return
         if len(set(sample.choices)) < len(sample.choices):
@@ -104,7 +108,7 @@ class Survey:
         for name, counts in sorted(self.counts.items(), key=lambda entry: entry[0] if place in entry[0] else ""):
             if not counts:
                 continue
-            numbers = name in ("choices", "events per sample") or place in name
+            numbers = name in ("choices", "events per sample", "sounds per sample") or place in name
             pairs = sorted(counts.items()) if numbers else counts.most_common(4 * MAX_SHOWN)
             more = f"  ... and {len(counts) - len(pairs)} more" if len(counts) > len(pairs) else ""
             total = counts.total()
@@ -139,17 +143,15 @@ def sample_text(dataset: ShardDataset, position: int, shown: Pieces | None) -> s
 
 
 def _facts(dataset: ShardDataset, position: int) -> list[tuple[str, str]]:
-    sample, waveform = dataset.load_sample(position), dataset.load_waveform(position)
+    sample, waveforms = dataset.load_sample(position), dataset.load_waveforms(position)
     folder, row = dataset.locate(position)
-    levels = ", ".join(
-        f"{name} {20 * np.log10(max(_rms(channel), 1e-9)):.1f}"
-        for name, channel in zip(CHANNEL_NAMES[waveform.layout], waveform.samples, strict=True)
-    )
+    audio = "audio" if len(waveforms) == 1 else "audio {}"
     facts: list[tuple[str, Any]] = [
         ("sample", f"{sample.id} (number {position}, {folder / row.shard})"),
-        ("audio", f"{waveform.layout}, {waveform.sample_rate} Hz, {waveform.seconds:.2f} s, level {levels} dBFS"),
+        *((audio.format(number), _audio_text(waveform)) for number, waveform in enumerate(waveforms, 1)),
         ("task", sample.task),
         ("question", sample.question),
+        ("sounds before characters", ", ".join(map(str, sample.places))),
         ("choices", "  ".join(f"({LETTERS[i % 26]}) {choice}" for i, choice in enumerate(sample.choices))),
         ("answer", sample.answer),
         ("thinking", sample.thinking),
@@ -158,6 +160,14 @@ def _facts(dataset: ShardDataset, position: int) -> list[tuple[str, str]]:
         ("source", sample.source and "/".join(filter(None, vars(sample.source).values()))),
     ]
     return [(name, str(value)) for name, value in facts if value not in (None, "")]
+
+
+def _audio_text(waveform: Waveform) -> str:
+    levels = ", ".join(
+        f"{name} {20 * np.log10(max(_rms(channel), 1e-9)):.1f}"
+        for name, channel in zip(CHANNEL_NAMES[waveform.layout], waveform.samples, strict=True)
+    )
+    return f"{waveform.layout}, {waveform.sample_rate} Hz, {waveform.seconds:.2f} s, level {levels} dBFS"
 
 
 def _meta(dataset: ShardDataset, position: int) -> list[tuple[str, str]]:
@@ -196,8 +206,7 @@ mark {{ background: #b7e4c7 }} img {{ max-width: 100% }} audio {{ width: 100% }}
 <h1>{folders}</h1>
 <pre>{survey}</pre>
 <h2>{title}</h2>
-<audio controls src="data:audio/wav;base64,{audio}"></audio>
-{heard}{figure}
+{sounds}
 <table>{facts}</table>
 {meta}{prompt}
 </html>
@@ -206,21 +215,14 @@ mark {{ background: #b7e4c7 }} img {{ max-width: 100% }} audio {{ width: 100% }}
 
 def write_page(path: Path, dataset: ShardDataset, survey: Survey, position: int, shown: Pieces | None) -> None:
     """One self-contained HTML page: the folder, then one sample to listen to and to read."""
-    waveform = dataset.load_waveform(position)
     meta = _meta(dataset, position)
     marked = ""
     if shown is not None:
         parts = (f"<mark>{html.escape(text)}</mark>" if loss else html.escape(text) for text, loss in shown)
         marked = f"<h3>Prompt and reply</h3><p>Marked text carries loss.</p><pre>{''.join(parts)}</pre>"
-    heard = "<p>Played as cardioids to the left and the right.</p>" if waveform.layout == "foa" else ""
-    image = spectrogram_png(waveform)
     page = PAGE.format(
         title=html.escape(dataset.load_sample(position).id),
-        audio=base64.b64encode(playable(waveform)).decode(),
-        heard=heard,
-        figure=f'<img alt="spectrogram" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
-        if image
-        else "",
+        sounds="\n".join(map(_sound_html, dataset.load_waveforms(position))),
         facts=_table_rows(_facts(dataset, position)),
         meta=f"<h3>Metadata</h3><table>{_table_rows(meta)}</table>\n" if meta else "",
         folders=html.escape(", ".join(index.folder.name for index in dataset.indexes)),
@@ -228,6 +230,15 @@ def write_page(path: Path, dataset: ShardDataset, survey: Survey, position: int,
         survey=html.escape(shard_table(dataset) + "\n\n" + survey.text()),
     )
     write_atomically(path, page)
+
+
+def _sound_html(waveform: Waveform) -> str:
+    """A player, and a spectrogram where one can be drawn."""
+    heard = "<p>Played as cardioids to the left and the right.</p>" if waveform.layout == "foa" else ""
+    image, sound = spectrogram_png(waveform), base64.b64encode(playable(waveform)).decode()
+    picture = base64.b64encode(image).decode() if image else ""
+    figure = f'<img alt="spectrogram" src="data:image/png;base64,{picture}">' if image else ""
+    return f'<audio controls src="data:audio/wav;base64,{sound}"></audio>\n{heard}{figure}'
 
 
 def _table_rows(facts: list[tuple[str, str]]) -> str:

@@ -233,6 +233,8 @@ def mirror_sample(sample: Sample) -> Sample | None:
         question, choices, answer, thinking, elements = (_mirrored(value) for value in words)
     except _Unclear:
         return None
+    if sample.places and question != sample.question:
+        return None  # its sounds stand between words that move
     return dataclasses.replace(
         sample,
         question=question,

@@ -149,11 +149,19 @@ def conversation(
     """Chat messages for `item`: the user's turn and, with a `style`, the assistant's turn.
 
     The user's audio parts stand before the text, by the `order` "text" behind it; "system" has a system message first.
+    An item with ``places`` says before which character of its question each audio stands, in any order.
     """
     text = question_text(item.question, item.choices or (), instruction)
-    content: list[dict[str, Any]] = [{"type": "audio"} for _ in range(audios)]
-    words = {"type": "text", "text": text}
-    parts = [words, *content] if order == "text" else [*content, words]
+    places = getattr(item, "places", None) or [len(text) if order == "text" else 0] * audios
+    if audios and len(places) != audios:
+        raise DataError(describe(f"question {item.question!r}", f"{len(places)} audios, by its places", f"{audios}"))
+    parts: list[dict[str, Any]] = []
+    done = 0
+    for place in [*places[:audios], len(text)]:
+        parts += [{"type": "text", "text": text[done:place]}] if done < place else []
+        parts += [{"type": "audio"}]
+        done = place
+    parts.pop()  # behind the last words there is none
     messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}] if order == "system" else []
     messages.append({"role": "user", "content": parts})
     if style is not None:

@@ -12,9 +12,10 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,20 +28,32 @@ from audio_llm.files import content_hash, glance, parse_json, read_json
 from audio_llm.shards.remote import Remote, address
 from audio_llm.shards.schema import Sample
 
+# The first sound of a sample is KEY.flac or the like, the second KEY.audio1.flac, the third KEY.audio2.flac.
 AUDIO_SUFFIXES = ("flac", "wav", "ogg", "opus", "mp3", "oga", "wave", "aif", "aiff", "au", "caf", "w64")
 CACHE = "index.npz"
 INDEX_REJECTS = "index-rejects.jsonl"
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 # What a member may hold: a sample's JSON has a few kilobytes, ten minutes of sound a quarter of a gibibyte.
 MAX_JSON_BYTES, MAX_AUDIO_BYTES, MAX_HEADER_BYTES = 2**24, 2**30, 2**20
 LAYOUTS = tuple(LAYOUT_CHANNELS)
 COLUMNS = ("shard_of", "keys", "ranges", "layouts", "sample_rates", "seconds")  # of an index, an entry a sample
+_FURTHER = re.compile(rf"audio([1-9]\d{{0,3}})\.(?:{'|'.join(AUDIO_SUFFIXES)})")
+
+
+class Member(NamedTuple):
+    """An audio member behind the first: its byte range, and what the JSON says of it, as in :class:`Row`."""
+
+    offset: int
+    size: int
+    layout: str | None = None
+    sample_rate: int = 0
 
 
 class Row(NamedTuple):
-    """One sample: its shard, its key, byte ranges of both members, and what the JSON says of the audio.
+    """One sample: its shard, its key, byte ranges of its JSON and of its first audio member, what the JSON says of that
+    one, and the audio members behind it.
 
-    ``layout`` is None, and rate and seconds 0, where the JSON has no ``audio`` field.
+    ``layout`` is None, and rate and seconds 0, where the JSON has no ``audio`` field; ``seconds`` are of all sounds.
     """
 
     shard: str
@@ -52,13 +65,29 @@ class Row(NamedTuple):
     layout: str | None = None
     sample_rate: int = 0
     seconds: float = 0.0
+    further: tuple[Member, ...] = ()
 
     @classmethod
-    def of(cls, shard: str, sample: Sample, text: tuple[int, int], audio: tuple[int, int]) -> Row:
-        """Of a sample whose JSON and audio lie at (offset, bytes) of the shard."""
-        info = sample.audio
-        described = (info.layout, info.sample_rate, info.seconds) if info else (None, 0, 0.0)
-        return cls(shard, sample.id, *text, *audio, *described)
+    def of(
+        cls,
+        shard: str,
+        sample: Sample,
+        text: tuple[int, int],
+        audio: tuple[int, int],
+        further: Sequence[tuple[int, int]] = (),
+    ) -> Row:
+        """Of a sample whose JSON, audio and audio behind that lie at (offset, bytes) of the shard."""
+        told: list[tuple[str | None, int]] = [(info.layout, info.sample_rate) for info in sample.audio]
+        told = told or [(None, 0)] * (1 + len(further))
+        members = tuple(Member(*place, *what) for place, what in zip(further, told[1:], strict=True))
+        (layout, rate), seconds = told[0], sum((info.seconds for info in sample.audio), 0.0)
+        return cls(shard, sample.id, *text, *audio, layout, rate, seconds, members)
+
+    @classmethod
+    def listed(cls, shard: str, values: Sequence[Any]) -> Row:
+        """Of its other fields as JSON has them."""
+        *own, further = values
+        return cls._make((shard, *own, tuple(Member(*member) for member in further)))
 
 
 @dataclass(frozen=True)
@@ -196,13 +225,15 @@ def _add_row(
     if not parts and any(reject.key == key for reject in scan.rejects):
         return  # said before
     audio = next((parts[suffix] for suffix in AUDIO_SUFFIXES if suffix in parts), None)
+    further = further_members(parts)
     if "json" not in parts or audio is None:
         missing = "json" if "json" not in parts else "audio"
         names = [f"{key}.{suffix}" for suffix in parts]
         found = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        dotted = sum("." in suffix for suffix in parts)
+        own = [suffix for suffix in parts if not _FURTHER.fullmatch(suffix)]
+        dotted = sum("." in suffix for suffix in own)
         cure = "; a key ends at the first dot of a name, so rename them" if dotted else ""
-        endings = [suffix.rpartition(".")[2] for suffix in parts]
+        endings = [suffix.rpartition(".")[2] for suffix in own]
         stands_for = max(endings.count("json"), sum(ending in AUDIO_SUFFIXES for ending in endings), 1)
         scan.rejects.append(Reject(shard, key, cut or f"no {missing} member (found {found}{cure})", stands_for))
         return
@@ -211,10 +242,28 @@ def _add_row(
         sample = Sample.from_json(os.pread(stream.fileno(), size, offset), where=f"{shard}: {key}")
         if sample.id not in (key, key.rpartition("/")[2]):  # a folder in the tar is no part of an id
             raise ShardError(describe(f"{shard}: {key}", f"id '{key}'", f"'{sample.id}'"))
+        if further is None or len(sample.audio) not in (0, 1 + len(further)):
+            found = ", ".join(suffix for suffix in sorted(parts) if suffix != "json")
+            expected = f"an audio member for each of the {len(sample.audio)} sounds of its JSON"
+            if not sample.audio:
+                expected = "audio members numbered from audio1 on, each once"
+            raise ShardError(describe(f"{shard}: {key}", expected, found))
     except ShardError as error:
         scan.rejects.append(Reject(shard, key, str(error)))
         return
-    scan.rows.append(Row.of(shard, sample, (offset, size), audio))
+    scan.rows.append(Row.of(shard, sample, (offset, size), audio, further))
+
+
+def further_members(parts: Mapping[str, tuple[int, int]]) -> list[tuple[int, int]] | None:
+    """The (offset, size) of audio members behind the first, in order; None where a number is left out or stands twice.
+    `parts` are the members of a key by their suffixes."""
+    numbered: dict[int, tuple[int, int]] = {}
+    for suffix, place in parts.items():
+        found = _FURTHER.fullmatch(suffix)
+        if found and numbered.setdefault(int(found[1]), place) is not place:
+            return None
+    places = [numbered.get(number) for number in range(1, 1 + len(numbered))]
+    return [place for place in places if place] if all(places) else None
 
 
 class ShardIndex:
@@ -232,9 +281,12 @@ class ShardIndex:
         self.keys = np.array([row.key.encode() for row in rows], np.bytes_)
         ranges = [(r.json_offset, r.json_size, r.audio_offset, r.audio_size) for r in rows]
         self.ranges = np.array(ranges, np.int64).reshape(len(rows), 4)
-        self.layouts = np.array([LAYOUTS.index(r.layout) if r.layout else -1 for r in rows], np.int8)
+        self.layouts = np.array([_format(row)[0] for row in rows], np.int8)
         self.sample_rates = np.array([row.sample_rate for row in rows], np.int32)
         self.seconds = np.array([row.seconds for row in rows], np.float64)
+        # (members, 5) of the audio members behind the first: sample, offset, size, place in LAYOUTS or -1, rate
+        further = [(i, m.offset, m.size, *_format(m)) for i, row in enumerate(rows) for m in row.further]
+        self.further = np.array(further, np.int64).reshape(len(further), 5)
 
     def __len__(self) -> int:
         return len(self.shard_of)
@@ -244,11 +296,31 @@ class ShardIndex:
         return [self.row(i) for i in range(len(self))]
 
     def row(self, i: int) -> Row:
-        layout = LAYOUTS[self.layouts[i]] if self.layouts[i] >= 0 else None
+        names = (*LAYOUTS, None)  # None is at -1
+        first, last = np.searchsorted(self.further[:, 0], [i, i + 1])
+        further = [
+            Member(start, size, names[layout], rate)
+            for _, start, size, layout, rate in self.further[first:last].tolist()
+        ]
         shard, key = self.shards[self.shard_of[i]], self.keys[i].decode()
         json_offset, json_size, audio_offset, audio_size = self.ranges[i].tolist()
         rate, seconds = int(self.sample_rates[i]), float(self.seconds[i])
-        return Row(shard, key, json_offset, json_size, audio_offset, audio_size, layout, rate, seconds)
+        layout = names[self.layouts[i]]
+        return Row(shard, key, json_offset, json_size, audio_offset, audio_size, layout, rate, seconds, tuple(further))
+
+    @property
+    def formats(self) -> np.ndarray:
+        """(3, audios) int64: of every audio member its sample, the place of its layout in LAYOUTS or -1, its rate."""
+        first = np.stack([np.arange(len(self)), self.layouts, self.sample_rates]).astype(np.int64)
+        return np.hstack([first, self.further[:, [0, 3, 4]].T])
+
+    def each_format(self) -> Iterator[tuple[Row, str, int]]:
+        """The first sample that has a sound of it, for every layout and rate that JSON tells."""
+        formats = self.formats
+        _, first = np.unique(formats[1:], axis=1, return_index=True)
+        for sample, layout, rate in formats[:, first].T.tolist():
+            if layout >= 0:
+                yield self.row(sample), LAYOUTS[layout], rate
 
     def seen(self) -> list[Any]:
         """The folder's ``sizes.json``, and what :func:`audio_llm.files.glance` sees of its shards, where they are files
@@ -317,6 +389,10 @@ class ShardIndex:
             setattr(index, name, np.concatenate([getattr(part, name) for part in parts]))
         firsts = np.cumsum([0, *(len(part.shards) for part in parts)][:-1])
         index.shard_of += np.repeat(firsts, [len(part) for part in parts]).astype(np.int32)
+        starts = np.cumsum([0, *(len(part) for part in parts)][:-1])
+        index.further = np.concatenate(
+            [part.further + [start, 0, 0, 0, 0] for part, start in zip(parts, starts, strict=True)]
+        )
         return index
 
     def parts(self) -> list[ShardIndex]:
@@ -330,6 +406,8 @@ class ShardIndex:
             for name in COLUMNS:
                 setattr(part, name, getattr(self, name)[mine])
             part.shard_of = np.zeros(len(mine), np.int32)
+            part.further = self.further[np.isin(self.further[:, 0], mine)]  # `mine` ascends
+            part.further[:, 0] = np.searchsorted(mine, part.further[:, 0])
             found.append(part)
         return found
 
@@ -376,11 +454,25 @@ class ShardIndex:
             return False
         if self.layouts.min() < -1 or self.layouts.max() >= len(LAYOUTS):
             return False
+        ends = np.array([sizes[shard] for shard in self.shards], np.int64)[self.shard_of]
         starts, lengths = self.ranges[:, ::2], self.ranges[:, 1::2]  # (samples, JSON and audio)
-        ends = np.array([sizes[shard] for shard in self.shards], np.int64)[self.shard_of, None]
         most = np.array([MAX_JSON_BYTES, MAX_AUDIO_BYTES])
-        inside = (starts >= 0) & (lengths >= 0) & (lengths <= most) & (starts <= ends - lengths)
-        return bool(inside.all())
+        inside = (starts >= 0) & (lengths >= 0) & (lengths <= most) & (starts <= ends[:, None] - lengths)
+        return bool(inside.all()) and self._further_fit(ends)
+
+    def _further_fit(self, ends: np.ndarray) -> bool:
+        """Whether every audio member behind the first is of a sample, in order, and lies before the end of its shard;
+        `ends` (samples,) are in bytes."""
+        further = self.further
+        if further.ndim != 2 or further.shape[1] != 5 or further.dtype != np.int64:
+            return False
+        sample, start, size, layout, _ = further.T
+        if len(further) and (sample.min() < 0 or sample.max() >= len(self) or (np.diff(sample) < 0).any()):
+            return False
+        known = (layout >= -1) & (layout < len(LAYOUTS))
+        return bool(
+            (known & (start >= 0) & (size >= 0) & (size <= MAX_AUDIO_BYTES) & (start <= ends[sample] - size)).all()
+        )
 
     def _check_share(self, max_reject_share: float) -> None:
         total = len(self) + self.reject_count
@@ -406,7 +498,8 @@ class ShardIndex:
         listing = self.folder / INDEX_REJECTS
         try:
             with open(temporary, "wb") as stream:
-                np.savez(stream, head=np.array(head), **{name: getattr(self, name) for name in COLUMNS})
+                columns = {name: getattr(self, name) for name in (*COLUMNS, "further")}
+                np.savez(stream, head=np.array(head), **columns)
             os.replace(temporary, self.folder / CACHE)
             if self.rejects:
                 lines = [json.dumps(asdict(r), ensure_ascii=False) for r in self.rejects]
@@ -431,11 +524,16 @@ class ShardIndex:
                     return None
                 index = cls(folder, [], [Reject(**reject) for reject in head["rejects"]])
                 index.shards = head["shards"]
-                for name in COLUMNS:
+                for name in (*COLUMNS, "further"):
                     setattr(index, name, cache[name])
                 return index if index.fits(sizes) else None
         except Exception:  # a cache that cannot be read, for whatever reason, is a cache to make again
             return None
+
+
+def _format(audio: Row | Member) -> tuple[int, int]:
+    """The place of a layout in LAYOUTS, -1 where none is told, and the rate."""
+    return LAYOUTS.index(audio.layout) if audio.layout else -1, audio.sample_rate
 
 
 def shard_paths(folder: Path) -> list[Path]:

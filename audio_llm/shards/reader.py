@@ -1,4 +1,4 @@
-"""Reading shards: samples by number, read by byte ranges, in an order of an epoch that only its seed decides."""
+"""Reading shards: samples by number, read by byte ranges."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from audio_llm.audio import Waveform, check_format, decode, sha256
 from audio_llm.containers import UNGUARDED
 from audio_llm.errors import AudioError, ShardError, describe
 from audio_llm.shards.index import Row, ShardIndex
-from audio_llm.shards.schema import Sample
+from audio_llm.shards.schema import AudioInfo, Sample
 
 MAX_OPEN_SHARDS = 64  # far below the usual limit of 1024 descriptors per process
 MAX_SECONDS = 600.0  # of a clip whose JSON does not state its length
@@ -25,8 +25,8 @@ class ShardDataset:
     """Map-style samples of one or several shard folders, read by ``os.pread`` of their byte ranges; a folder may be an
     address as well (:mod:`audio_llm.shards.remote`).
 
-    ``dataset[i]`` is ``{"sample": Sample, "waveform": Waveform, "coordinates": {"index", "shard", "key"}}``;
-    without `decode` there is no waveform. `layouts` and `sample_rate` are an encoder's: a sample that does not fit is
+    ``dataset[i]`` is ``{"sample": Sample, "waveforms": [Waveform, …], "coordinates": {"index", "shard", "key"}}``;
+    without `decode` there are no waveforms. `layouts` and `sample_rate` are an encoder's: a sample that does not fit is
     an :class:`AudioError` naming both sides when the dataset is made, not in the middle of a run. Pickles into workers
     (fork and spawn); open files stay behind.
     """
@@ -57,6 +57,8 @@ class ShardDataset:
             [index.shard_of.astype(np.int64) + first for index, first in zip(self.indexes, firsts, strict=False)]
         )  # (samples,) the shard of every sample, counted over all folders
         self._ranges = np.concatenate([index.ranges for index in self.indexes])
+        further = [index.further + [self._starts[n], 0, 0, 0, 0] for n, index in enumerate(self.indexes)]
+        self._further = np.concatenate(further)  # of audio members behind the first: sample, offset, size, …
         self._descriptors: dict[int, int] = {}
         self._compared = np.zeros(len(self), bool)  # with their JSON's checksum, by this process
         self._check_formats()
@@ -71,7 +73,7 @@ class ShardDataset:
         coordinates = {"index": i, "shard": path, "key": sample.id}
         if not self.decode:
             return {"sample": sample, "coordinates": coordinates}
-        return {"sample": sample, "waveform": self._waveform(i, sample), "coordinates": coordinates}
+        return {"sample": sample, "waveforms": self._waveforms(i, sample), "coordinates": coordinates}
 
     def load_sample(self, i: int) -> Sample:
         """The JSON of sample `i`; the audio is not touched."""
@@ -80,15 +82,23 @@ class ShardDataset:
         offset, size = self._ranges[i, :2].tolist()
         return Sample.from_trusted_json(self._read(shard, offset, size), self._paths[shard])
 
-    def load_waveform(self, i: int) -> Waveform:
-        """The decoded audio of sample `i`, checked against what its JSON says of rate, layout and length."""
-        return self._waveform(self._position(i), self.load_sample(i))
+    def load_waveforms(self, i: int) -> list[Waveform]:
+        """The decoded sounds of sample `i`, checked against what its JSON says of rate, layout and length."""
+        return self._waveforms(self._position(i), self.load_sample(i))
 
-    def load_audio_bytes(self, i: int) -> bytes:
-        """The audio member of sample `i` as it is stored."""
+    def load_waveform(self, i: int) -> Waveform:
+        """:meth:`load_waveforms` for whoever hears one sound: a sample of several is an :class:`AudioError`."""
+        first, *others = self.load_waveforms(i)
+        if others:
+            raise AudioError(describe(f"sample '{self.row(i).key}'", "one sound", f"{1 + len(others)}"))
+        return first
+
+    def load_audio_bytes(self, i: int) -> list[bytes]:
+        """The audio members of sample `i` as they are stored."""
         i = self._position(i)
-        offset, size = self._ranges[i, 2:].tolist()
-        return self._read(int(self.shard_ids[i]), offset, size)
+        first, last = np.searchsorted(self._further[:, 0], [i, i + 1])
+        ranges = [*self._ranges[i, None, 2:].tolist(), *self._further[first:last, 1:3].tolist()]
+        return [self._read(int(self.shard_ids[i]), offset, size) for offset, size in ranges]
 
     def locate(self, i: int) -> tuple[Path, Row]:
         """The folder and the index row of sample `i`."""
@@ -134,10 +144,18 @@ class ShardDataset:
             raise IndexError(f"sample {i} of {len(self)}")
         return int(i) % len(self)
 
-    def _waveform(self, i: int, sample: Sample) -> Waveform:
-        name = f"{self._paths[self.shard_ids[i]]}: {sample.id}"
-        data = self.load_audio_bytes(i)
-        info = sample.audio
+    def _waveforms(self, i: int, sample: Sample) -> list[Waveform]:
+        members, name = self.load_audio_bytes(i), f"{self._paths[self.shard_ids[i]]}: {sample.id}"
+        infos: list[AudioInfo | None] = [*sample.audio] or [None] * len(members)
+        if len(infos) != len(members):  # the shard was changed behind the index's back
+            raise AudioError(describe(name, f"{len(members)} sounds in its JSON", f"{len(infos)}"))
+        called = f", sound {{}} of {len(members)}" if len(members) > 1 else ""
+        pairs = enumerate(zip(members, infos, strict=True), 1)
+        heard = [self._waveform(i, data, info, name + called.format(n)) for n, (data, info) in pairs]
+        self._compared[i] = True  # once: it takes as long as decoding
+        return heard
+
+    def _waveform(self, i: int, data: bytes, info: AudioInfo | None, name: str) -> Waveform:
         if info is None:
             waveform = decode(data, name=name, max_seconds=MAX_SECONDS)
             check_format(
@@ -150,7 +168,6 @@ class ShardDataset:
             raise AudioError(describe(name, expected, f"{waveform.seconds:.6f} s at {waveform.sample_rate} Hz"))
         if info.sha256 and data.startswith(UNGUARDED) and not self._compared[i] and sha256(waveform) != info.sha256:
             raise AudioError(describe(name, "samples of the SHA-256 in its JSON", "others: damaged or changed"))
-        self._compared[i] = True  # once: it takes as long as decoding
         return waveform
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:
@@ -174,26 +191,6 @@ class ShardDataset:
         if self.layouts is None and self.sample_rate is None:
             return
         for index in self.indexes:
-            pairs, first = np.unique(np.stack([index.layouts, index.sample_rates]), axis=1, return_index=True)
-            for position in first[pairs[0] >= 0]:
-                row = index.row(int(position))
+            for row, layout, rate in index.each_format():
                 name = f"{index.folder / row.shard}: {row.key}"
-                check_format(
-                    str(row.layout), row.sample_rate, layouts=self.layouts, sample_rate=self.sample_rate, name=name
-                )
-
-
-def epoch_order(dataset: ShardDataset, seed: int, epoch: int, window: int = 8) -> np.ndarray:
-    """A permutation ``(samples,)`` int64: shards shuffled, then samples shuffled within each `window` of shards.
-
-    A window bounds how many files are read at a time, so a cold disk reads almost in sequence. ``window=0`` keeps the
-    stored order.
-    """
-    shard_ids = dataset.shard_ids
-    if window < 1:
-        return np.arange(len(shard_ids))
-    generator = np.random.default_rng([seed, epoch])
-    shards = generator.permutation(int(shard_ids.max()) + 1)
-    rank_of_shard = np.argsort(shards)
-    by_window = generator.permutation(len(shard_ids))
-    return by_window[np.argsort(rank_of_shard[shard_ids[by_window]] // window, kind="stable")]
+                check_format(layout, rate, layouts=self.layouts, sample_rate=self.sample_rate, name=name)

@@ -7,7 +7,6 @@ Angles are degrees: azimuth counter-clockwise with 0 in front, 90 left, −90 ri
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any
 
 from audio_llm.audio import LAYOUT_CHANNELS, Waveform
 from audio_llm.audio import sha256 as audio_sha256
-from audio_llm.errors import ConfigError, ShardError, describe, nearest
+from audio_llm.errors import ShardError, describe, nearest
 from audio_llm.files import not_finite, parse_json
 
 VERSION = 1
@@ -37,7 +36,7 @@ class Event:
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What the audio member of the sample holds; `sha256` is :func:`audio_llm.audio.sha256` of the stored samples."""
+    """What one audio member of a sample holds; `sha256` is :func:`audio_llm.audio.sha256` of the stored samples."""
 
     sample_rate: int
     channels: int
@@ -67,6 +66,9 @@ class Source:
 class Sample:
     """One example. `id` is the key in the shard. Text that is not there is None, a list or mapping that is not there is
     empty; neither is written. `meta` is free (``question_type``, ``difficulty``, ``room``, ``recordings`` ...).
+
+    `audio` describes its sounds in their order; as JSON, one is an object and several are a list of them. `places` says
+    before which character of the question each sound stands; where it is empty, all stand before the question.
     """
 
     id: str
@@ -77,9 +79,10 @@ class Sample:
     thinking: str | None = None
     semantic_elements: dict[str, Any] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
-    audio: AudioInfo | None = None
+    audio: list[AudioInfo] = field(default_factory=list)
     source: Source | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    places: list[int] = field(default_factory=list)
     version: int = VERSION
 
     def validate(self, where: str | None = None) -> None:
@@ -89,7 +92,10 @@ class Sample:
     def to_json(self) -> str:
         """One line of JSON with the fields that are there, in the order of the dataclass."""
         self.validate()
-        return json.dumps(_present(self), ensure_ascii=False, allow_nan=False)
+        tree = _present(self)
+        if len(self.audio) == 1:
+            (tree["audio"],) = tree["audio"]
+        return json.dumps(tree, ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "sample") -> Sample:
@@ -105,9 +111,9 @@ class Sample:
             found = "none" if version is None else repr(version)
             raise ShardError(describe(where, f"schema version {VERSION}", found, "Convert it with audio-llm prep."))
         tree["events"] = [_build(Event, item, f"{where}: events") for item in _list(tree, "events", where)]
-        for name, kind in (("audio", AudioInfo), ("source", Source)):
-            if name in tree:
-                tree[name] = _build(kind, tree[name], f"{where}: {name}")
+        tree["audio"] = [_build(AudioInfo, item, f"{where}: audio") for item in _list(tree, "audio", where, one=True)]
+        if "source" in tree:
+            tree["source"] = _build(Source, tree["source"], f"{where}: source")
         sample = _build(cls, tree, where)
         sample.validate(where)
         return sample
@@ -120,7 +126,7 @@ class Sample:
             if "events" in tree:
                 tree["events"] = [Event(**event) for event in tree["events"]]
             if "audio" in tree:
-                tree["audio"] = AudioInfo(**tree["audio"])
+                tree["audio"] = [AudioInfo(**item) for item in _list(tree, "audio", where, one=True)]
             if "source" in tree:
                 tree["source"] = Source(**tree["source"])
             return cls(**tree)
@@ -133,24 +139,6 @@ class Sample:
         dataset = self.source.dataset if self.source else "unknown"
         clips = self.meta.get("recordings") or ([self.source.clip] if self.source and self.source.clip else [])
         return [f"{dataset}/{clip}" for clip in clips]
-
-
-def split_of(recording: str, fractions: dict[str, float], seed: int) -> str:
-    """The split of a source recording: a seeded hash, so all that is made of one recording lies on one side.
-
-    `fractions` maps split names to shares that sum to 1, e.g. ``{"train": 0.8, "test": 0.2}``. Adding recordings
-    never moves the ones that were there.
-    """
-    if not fractions or min(fractions.values()) < 0 or abs(sum(fractions.values()) - 1) > 1e-6:
-        raise ConfigError(describe("split fractions", "shares ≥ 0 that sum to 1", str(fractions)))
-    digest = hashlib.sha256(f"{seed}:{recording}".encode()).digest()
-    position = int.from_bytes(digest[:8], "big") / 2**64
-    bound = 0.0
-    for split, share in fractions.items():
-        bound += share
-        if position < bound:
-            return split
-    return [split for split, share in fractions.items() if share > 0][-1]
 
 
 def check_key(key: Any, where: str) -> None:
@@ -181,8 +169,11 @@ def _present(value: Any) -> Any:
     return value
 
 
-def _list(tree: dict[str, Any], name: str, where: str) -> list[Any]:
+def _list(tree: dict[str, Any], name: str, where: str, one: bool = False) -> list[Any]:
+    """The list called `name`, empty where there is none; with `one`, an object alone is a list of it."""
     value = tree.get(name, [])
+    if one and isinstance(value, dict):
+        return [value]
     if not isinstance(value, list):
         raise ShardError(describe(f"{where}: {name}", "a list", type(value).__name__))
     return value
@@ -257,8 +248,11 @@ def _validate_sample(sample: Sample, where: str) -> None:
         raise ShardError(describe(f"{where}: events", "a list", type(sample.events).__name__))
     for index, event in enumerate(sample.events):
         _validate_event(event, f"{where}: events[{index}]")
-    if sample.audio is not None:
-        _validate_audio(sample.audio, f"{where}: audio")
+    if not isinstance(sample.audio, list):
+        raise ShardError(describe(f"{where}: audio", "a list", type(sample.audio).__name__))
+    for number, info in enumerate(sample.audio):
+        _validate_audio(info, f"{where}: audio" + (f"[{number}]" if len(sample.audio) > 1 else ""))
+    _validate_places(sample, f"{where}: places")
     if sample.source is not None:
         for name in ("dataset", "split", "clip", "licence"):
             _text(getattr(sample.source, name), f"{where}: source.{name}")
@@ -285,6 +279,16 @@ def _validate_audio(audio: AudioInfo, where: str) -> None:
         raise ShardError(describe(where, expected, f"{audio.layout!r} with {audio.channels} channels"))
     _number(audio.seconds, f"{where}.seconds", low=0)
     _text(audio.sha256, f"{where}.sha256")
+
+
+def _validate_places(sample: Sample, where: str) -> None:
+    places, end = sample.places, len(sample.question or "")
+    if not isinstance(places, list) or not all(isinstance(p, int) and not isinstance(p, bool) for p in places):
+        raise ShardError(describe(where, "a list of whole numbers", repr(places)))
+    if places and (places != sorted(places) or places[0] < 0 or places[-1] > end):
+        raise ShardError(describe(where, f"characters of the question from 0 to {end}, ascending", f"{places}"))
+    if places and sample.audio and len(places) != len(sample.audio):
+        raise ShardError(describe(where, f"one for each of {len(sample.audio)} audios", f"{len(places)}"))
 
 
 MOST_CHOICES = len(ascii_uppercase)  # each has a letter

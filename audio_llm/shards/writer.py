@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +37,7 @@ from audio_llm.shards.index import (
     Row,
     ShardIndex,
     describe_shard,
+    further_members,
     known,
     read_sizes,
     scan_shard,
@@ -58,7 +59,7 @@ class Packed(NamedTuple):
     spans: dict[str, tuple[int, int]]
 
     @classmethod
-    def of(cls, sample: Sample, format: str, audio: bytes) -> Packed:
+    def of(cls, sample: Sample, format: str, audios: Sequence[bytes]) -> Packed:
         """Raises :class:`ShardError` for a sample that could not be read back."""
         text = sample.to_json().encode()
         where = f"sample '{sample.id}'"
@@ -66,15 +67,18 @@ class Packed(NamedTuple):
             parse_json(text)
         except ValueError as error:
             raise ShardError(describe(where, "JSON that can be read back", f"text that cannot ({error})")) from error
-        for what, size, limit in (("JSON", len(text), MAX_JSON_BYTES), ("audio", len(audio), MAX_AUDIO_BYTES)):
+        sizes = [("JSON", len(text), MAX_JSON_BYTES), *(("audio", len(audio), MAX_AUDIO_BYTES) for audio in audios)]
+        for what, size, limit in sizes:
             if size > limit:
                 raise ShardError(describe(where, f"at most {limit} bytes of {what}", f"{size}"))
-        return cls(sample, *_members(sample.id, {format: audio, "json": text}))
+        contents = {f"audio{number}.{format}" if number else format: audio for number, audio in enumerate(audios)}
+        return cls(sample, *_members(sample.id, contents | {"json": text}))
 
     def describing(self, sample: Sample) -> Packed:
         """The same audio under another description."""
-        ((format, (start, size)),) = ((name, span) for name, span in self.spans.items() if name != "json")
-        return Packed.of(sample, format, self.blocks[start : start + size])
+        format = next(name for name in AUDIO_SUFFIXES if name in self.spans)
+        spans = [self.spans[format], *(further_members(self.spans) or ())]
+        return Packed.of(sample, format, [self.blocks[start : start + size] for start, size in spans])
 
 
 def _members(key: str, contents: Mapping[str, bytes]) -> tuple[bytes, dict[str, tuple[int, int]]]:
@@ -92,24 +96,35 @@ def _members(key: str, contents: Mapping[str, bytes]) -> tuple[bytes, dict[str, 
     return b"".join(parts), spans
 
 
-def pack(sample: Sample, waveform: Waveform, format: str = "flac", digest: str | None = None) -> Packed:
-    """Encode a sample, in whatever process; its ``audio`` field describes the 16-bit samples that are stored. `digest`
-    is the waveform's own where the caller knows it: a fifth of the time goes into it.
+def pack(
+    sample: Sample,
+    sound: Waveform | Sequence[Waveform],
+    format: str = "flac",
+    digests: Sequence[str | None] | None = None,
+) -> Packed:
+    """Encode a sample of one or several sounds, in whatever process; its ``audio`` field describes the 16-bit samples
+    that are stored. `digests` are the waveforms' own where the caller knows them: a fifth of the time goes into them.
 
     Raises :class:`ShardError` for a broken sample, :class:`AudioError` for sound that 16 bits do not hold.
     """
     check_key(sample.id, f"sample {sample.id!r}")
-    integers = quantise(waveform)
-    audio = encode(waveform, format, integers=integers)
-    stored = integers.astype(np.float32)
-    stored *= np.float32(1 / INT16_SCALE)
-    exact = digest is not None and np.array_equal(stored, waveform.samples)
-    info = AudioInfo.of(replace(waveform, samples=stored), digest if exact else None)
-    return Packed.of(replace(sample, audio=info), format, audio)
+    waveforms = [sound] if isinstance(sound, Waveform) else list(sound)
+    if not waveforms:
+        raise ShardError(describe(f"sample '{sample.id}'", "a sound", "none"))
+    infos, audios = [], []
+    for waveform, digest in zip(waveforms, digests or [None] * len(waveforms), strict=True):
+        integers = quantise(waveform)
+        audios.append(encode(waveform, format, integers=integers))
+        stored = integers.astype(np.float32)
+        stored *= np.float32(1 / INT16_SCALE)
+        exact = digest is not None and np.array_equal(stored, waveform.samples)
+        infos.append(AudioInfo.of(replace(waveform, samples=stored), digest if exact else None))
+    return Packed.of(replace(sample, audio=infos), format, audios)
 
 
 class ShardWriter:
-    """Writes ``{prefix}-000000.tar`` ... with ``key.flac`` (or ``.wav``, 16-bit) and ``key.json`` per sample.
+    """Writes ``{prefix}-000000.tar`` ... with ``key.flac`` (or ``.wav``, 16-bit) and ``key.json`` per sample; further
+    sounds of a sample are ``key.audio1.flac``, ``key.audio2.flac`` ...
 
     Use it as a context manager: leaving it normally finishes the folder, an exception keeps finished shards only.
     Bytes depend on samples and order alone (fixed times and owners). One writer per folder at a time.
@@ -168,7 +183,7 @@ class ShardWriter:
     def __len__(self) -> int:
         return len(self._finished) + len(self._rows)
 
-    def write(self, sample: Sample, waveform: Waveform) -> Sample:
+    def write(self, sample: Sample, sound: Waveform | Sequence[Waveform]) -> Sample:
         """Append one sample and return it as stored: its ``audio`` field describes the 16-bit samples written.
 
         Nothing is written when an error is raised, so the caller may :meth:`reject` the sample and go on.
@@ -176,7 +191,7 @@ class ShardWriter:
         check_key(sample.id, f"sample {sample.id!r}")
         if sample.id in self:  # before it is encoded
             raise self._duplicate(sample.id)
-        return self.add(pack(sample, waveform, self.format))
+        return self.add(pack(sample, sound, self.format))
 
     def add(self, packed: Packed) -> Sample:
         """:meth:`write` for a sample that is encoded already."""
@@ -189,7 +204,8 @@ class ShardWriter:
         self._sum.update(packed.blocks)
         spans = {name: (self._end + start, size) for name, (start, size) in packed.spans.items()}
         audio = next(spans[name] for name in AUDIO_SUFFIXES if name in spans)
-        self._rows[sample.id] = Row.of(self._name, sample, spans["json"], audio)
+        further = further_members(spans) or ()
+        self._rows[sample.id] = Row.of(self._name, sample, spans["json"], audio, further)
         self._end += len(packed.blocks)
         self.rejects.pop(sample.id, None)
         if len(self._rows) == self.samples_per_shard:
@@ -289,7 +305,7 @@ class ShardWriter:
                 with contextlib.suppress(ValueError, TypeError, KeyError, LookupError, OSError):
                     tree = json.loads(line)
                     name, entry = tree["shard"], tree["entry"]
-                    index = ShardIndex(self.folder, [Row(name, *row) for row in tree["rows"]], [])
+                    index = ShardIndex(self.folder, [Row.listed(name, row) for row in tree["rows"]], [])
                     if tree["known"] == known(self.folder / name) and index.fits({name: entry["bytes"]}):
                         found[name] = (entry, index)
         self._told |= found.keys()

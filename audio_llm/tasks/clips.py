@@ -141,17 +141,23 @@ class ClipStore:
             self.rejects.append({"sample": str(number), "reason": str(error)})
             return
         silence = getattr(self.dataset, "annotates_all", False)  # no events, no sound
-        if sample.audio is None or not (sample.events or silence):
+        if not sample.audio or not (sample.events or silence):
             self.rejects.append({"sample": sample.id, "reason": _NO_EVENTS})
             return
-        if sample.audio.seconds > audio.MAX_SECONDS:  # it would not be decoded either
-            found = f"{sample.audio.seconds:.0f} s"
+        if len(sample.audio) > 1:  # whose events they are is not told
+            self.rejects.append(
+                {"sample": sample.id, "reason": describe(sample.id, "one sound", f"{len(sample.audio)}")}
+            )
+            return
+        length = sample.audio[0].seconds
+        if length > audio.MAX_SECONDS:  # it would not be decoded either
+            found = f"{length:.0f} s"
             reason = describe(sample.id, f"at most {audio.MAX_SECONDS:g} s of audio", found)
             self.rejects.append({"sample": sample.id, "reason": reason})
             return
         seconds = self.window / self.sample_rate
         events = [dataclasses.replace(event, label=self._name(event.label)) for event in sample.events]
-        for window in range(max(1, math.ceil(sample.audio.seconds / seconds - 1e-4))):
+        for window in range(max(1, math.ceil(length / seconds - 1e-4))):
             self._index.append((number, window, events_between(events, window * seconds, seconds)))
 
     def _check(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from audio_llm import audio
 from audio_llm.errors import AudioLLMError, ShardError, TrainingError, describe
 from audio_llm.language import prompts, replies
 from audio_llm.language.mirroring import mirror_sample
-from audio_llm.shards.reader import ShardDataset, epoch_order
+from audio_llm.shards.reader import ShardDataset
 from audio_llm.shards.schema import Sample
 from audio_llm.training.recipes import DataRecipe
 
@@ -71,17 +71,19 @@ def encode(
     what is wrong with all of them: a chat template that does not begin the conversation with the prompt, or sound that
     does not arrive at the model.
     """
-    sample, waveform = item["sample"], item.get("waveform")
+    sample, waveforms = item["sample"], item.get("waveforms", [])
     name = f"sample '{sample.id}'"
     if sample.question is None or sample.answer is None:
         raise ShardError(describe(name, "a question with an answer", "none to learn from"))
     if not reply and sample.choices and replies.resolve_option(sample.answer, sample.choices).index is None:
         raise ShardError(describe(name, "an answer among its choices", repr(sample.answer)))
     extractor = processor.feature_extractor
-    if waveform is not None:
-        waveform = audio.hear(waveform, extractor.layouts, hearing, name=sample.id)
-        audio.check(waveform, layouts=None, sample_rate=extractor.sampling_rate, name=sample.id)
-    audios = [] if waveform is None else [waveform.samples]
+    audios = []
+    for number, waveform in enumerate(waveforms, 1):
+        called = sample.id if len(waveforms) == 1 else f"{sample.id}, sound {number}"
+        waveform = audio.hear(waveform, extractor.layouts, hearing, name=called)
+        audio.check(waveform, layouts=None, sample_rate=extractor.sampling_rate, name=called)
+        audios.append(waveform.samples)
     messages = prompts.conversation(sample, style=None, audios=len(audios), order=order)
     prompt = processor.render(messages, generate=True)
     features = processor(text=[prompt], audio=[audios] if audios else None)
@@ -94,8 +96,9 @@ def encode(
         audio_lengths=features.get("audio_lengths"),
     )
     placeholders = int((ids == processor.audio_token_id).sum())
-    if (waveform is not None or sample.audio is not None) and not (placeholders and example.windows):
-        expected, found = "audio placeholders and windows", f"{placeholders} placeholders and {example.windows} windows"
+    if len(audios) < len(sample.audio) or (audios and not (placeholders and example.windows)):
+        expected = f"{max(len(audios), len(sample.audio))} sounds, with audio placeholders and windows"
+        found = f"{len(audios)}, with {placeholders} placeholders and {example.windows} windows"
         cure = "Training on it would teach the model to guess without listening."
         raise TrainingError(describe(f"{name}, which has audio", expected, found, cure))
     if reply:
@@ -146,7 +149,6 @@ def _columns(item: Mapping[str, Any], messages: list[dict[str, Any]], style: str
 def collate(examples: Sequence[Example], tokenizer: Any) -> dict[str, Any]:
     """A batch padded on the right: input_ids, attention_mask and labels (batch, n), the audio of :func:`join_audio`,
     the `words` for what is heard, `ids` of the samples and the `rejects` they replace."""
-
     return {
         "input_ids": pad([example.ids for example in examples], tokenizer.pad_token_id),
         "attention_mask": pad([torch.ones_like(example.ids) for example in examples], 0),
@@ -225,30 +227,15 @@ class Examples(Dataset[Example]):
 
     def _read(self, position: int) -> dict[str, Any]:
         item = self.shards[position]
-        if self.silent[position] and "waveform" in item:
-            item["waveform"] = audio.silence(item["waveform"])
-        if self.swapped[position] and "waveform" in item and item["waveform"].num_channels > 1:
+        waveforms = item.get("waveforms", [])
+        if self.silent[position]:
+            waveforms = [audio.silence(waveform) for waveform in waveforms]
+        if self.swapped[position] and any(waveform.num_channels > 1 for waveform in waveforms):
             mirrored = mirror_sample(item["sample"])
             if mirrored is not None:  # else it stays as it is: what it says has no certain mirror image
-                item |= {"waveform": audio.swap_channels(item["waveform"]), "sample": mirrored}
-        return item
-
-
-class RunSampler(Sampler[int]):
-    """Indices of the whole run, epoch after epoch without a seam: a step never is cut short by the end of an epoch."""
-
-    def __init__(self, shards: ShardDataset, seed: int, samples: int):
-        self.shards, self.seed, self.samples = shards, seed, samples
-
-    def __len__(self) -> int:
-        return self.samples
-
-    def __iter__(self) -> Iterator[int]:
-        left, epoch = self.samples, 0
-        while left > 0:
-            order = epoch_order(self.shards, self.seed, epoch)[:left]
-            yield from order.tolist()
-            left, epoch = left - len(order), epoch + 1
+                item["sample"] = mirrored
+                waveforms = [audio.swap_channels(wave) if wave.num_channels > 1 else wave for wave in waveforms]
+        return item | {"waveforms": waveforms}
 
 
 def open_shards(folders: Sequence[Path], processor: Any, data: DataRecipe) -> ShardDataset:

@@ -41,7 +41,8 @@ from audio_llm.model.encoder import AudioEncoder
 from audio_llm.model.modeling import SharedPrompt
 from audio_llm.training.callbacks import COMPLETE
 from audio_llm.training.encoder_cache import EncoderCache, join_tokens
-from audio_llm.training.examples import Example, Examples, RunSampler, join_audio
+from audio_llm.training.examples import Example, Examples, join_audio
+from audio_llm.training.order import RunSampler
 from audio_llm.training.parity import ParityGate
 from audio_llm.training.rejects import Rejects
 from audio_llm.training.resampling import ResamplingTrainer, flat_groups

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from accelerate.utils import gather_object
 
-from audio_llm.shards.reader import epoch_order
-from audio_llm.training.examples import Example, Examples, RunSampler
+from audio_llm.training.examples import Example, Examples
+from audio_llm.training.order import RunSampler, epoch_order
 from audio_llm.training.rollouts import Completion, timed
 
 SAME_REWARD = 1e-9  # rewards are float32 sums of a few weighted parts; below this they differ by rounding alone

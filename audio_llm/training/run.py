@@ -42,8 +42,9 @@ from audio_llm.training.callbacks import (
     quiet,
 )
 from audio_llm.training.encoder_cache import open_cache
-from audio_llm.training.examples import RunSampler, open_shards
+from audio_llm.training.examples import open_shards
 from audio_llm.training.launch import check_build_locks, check_launch
+from audio_llm.training.order import RunSampler
 from audio_llm.training.policy import (
     load_model,
     make_trainable,

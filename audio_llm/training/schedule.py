@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from audio_llm.errors import ConfigError
-from audio_llm.training.examples import RunSampler
+from audio_llm.training.order import RunSampler
 from audio_llm.training.policy import part_of
 from audio_llm.training.recipes import PolicyRecipe
 

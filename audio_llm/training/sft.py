@@ -21,7 +21,8 @@ from audio_llm.language.prompts import ORDERS
 from audio_llm.training import contribution
 from audio_llm.training.contribution import ListeningCheck
 from audio_llm.training.encoder_cache import EncoderCache
-from audio_llm.training.examples import IGNORED, Examples, RunSampler, collate, open_shards, pad
+from audio_llm.training.examples import IGNORED, Examples, collate, open_shards, pad
+from audio_llm.training.order import RunSampler
 from audio_llm.training.recipes import SFTRecipe
 from audio_llm.training.rejects import Rejects
 from audio_llm.training.run import PolicyRun, trainer_settings

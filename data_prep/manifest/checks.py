@@ -15,7 +15,7 @@ from audio_llm.files import parse_json
 from audio_llm.language.replies import normalise, read_key
 from audio_llm.shards.schema import MAX_KEY_BYTES, MOST_CHOICES, Event, Sample, Source
 from data_prep.manifest.formats.base import FIELDS
-from data_prep.manifest.recipe import ManifestConfig
+from data_prep.manifest.recipe import LISTED, ManifestConfig
 from data_prep.manifest.rows import Draft, Reason, Reject, RowError
 from data_prep.manifest.sounds import Sound, TableCell, file_under, is_sound
 from data_prep.scenes.rooms import seeded
@@ -62,11 +62,12 @@ def _check_columns(config: ManifestConfig, there: Sequence[str]) -> None:
 
 
 def _draft(row: Record, number: int, config: ManifestConfig) -> Draft:
-    value = {name: row.values.get(config.columns_of(name)[0]) for name in FIELDS if name != "choices"}
-    sound = _sound(value["audio"], config)
-    start, end = _seconds(value["start"], "start"), _seconds(value["end"], "end")
-    if start is not None and end is not None and end <= start:
-        raise RowError(Reason.END_BEFORE_START, f"expected an end after {start:g} s, found {end:g} s.")
+    value = {name: row.values.get(config.columns_of(name)[0]) for name in FIELDS if name not in LISTED}
+    sounds = _sounds(_listed(row, "audio", config), config)
+    starts, ends = (_seconds(_listed(row, name, config), name, len(sounds)) for name in ("start", "end"))
+    for start, end in zip(starts, ends, strict=True):
+        if start is not None and end is not None and end <= start:
+            raise RowError(Reason.END_BEFORE_START, f"expected an end after {start:g} s, found {end:g} s.")
     choices = _choices(row, config)
     question = _text(value["question"], "question") or config.question
     answer = _answer(value["answer"], choices, config)
@@ -76,9 +77,11 @@ def _draft(row: Record, number: int, config: ManifestConfig) -> Draft:
     for text in (question, answer, thinking or "", *choices):
         if mark := _MARKS.search(text):
             raise RowError(Reason.MARKS, f"expected words alone, found '{mark[0]}'.")
-    group = _text(value["group"], "group")
-    if group is None and "group" in config.columns:
+    groups = tuple(dict.fromkeys(filter(None, (_text(group, "group") for group in _listed(row, "group", config)))))
+    if not groups and "group" in config.columns:
         raise RowError(Reason.NO_GROUP, f"expected a value in column '{config.columns_of('group')[0]}', found none.")
+    groups = groups or tuple(dict.fromkeys(sound.name for sound in sounds))
+    recordings = {"recordings": list(groups)} if len(groups) > 1 else {}
     kind = _text(value["kind"], "kind")
     sample = Sample(
         id=identity(config.corpus, value["id"], number),
@@ -89,16 +92,23 @@ def _draft(row: Record, number: int, config: ManifestConfig) -> Draft:
         thinking=thinking,
         semantic_elements=_elements(value["semantic_elements"]),
         events=_events(value["events"]),
-        source=Source(config.corpus, clip=group or sound.name, licence=config.licence),
+        source=Source(config.corpus, clip=groups[0], licence=config.licence),
+        places=_places(value["places"]) if len(sounds) > 1 else [],
         meta={"question_type": kind or config.corpus, "format": config.format}
+        | recordings
         | {name: _kept(row.values.get(name), name) for name in config.keep if row.values.get(name) is not None},
     )
     try:
         sample.validate(row.where)
     except ShardError as error:
         raise RowError(Reason.BAD_EVENT if "events[" in str(error) else Reason.WRONG_TYPE, str(error)) from error
+    if sample.places and len(sample.places) != len(sounds):
+        raise RowError(
+            Reason.WRONG_TYPE, f"places: expected one for each of {len(sounds)} sounds, found {sample.places}."
+        )
     split = _text(value["split"], "split") or ""
-    return Draft(row.where, sample, sound, group or sound.name, split, start or 0.0, end)
+    stretches = tuple((start or 0.0, end) for start, end in zip(starts, ends, strict=True))
+    return Draft(row.where, sample, sounds, groups, split, stretches)
 
 
 # ------------------------------------------------------------------------------------------------ one value
@@ -119,11 +129,40 @@ def identity(corpus: str, value: Any, number: int) -> str:
     return f"{key.encode()[: MAX_KEY_BYTES - 13].decode(errors='ignore')}-{digest}"
 
 
+def _listed(row: Record, name: str, config: ManifestConfig) -> list[Any]:
+    """What a row has for each of its sounds: of a column each, of a list, or of one text with separators; a value alone
+    is one. Columns that are empty, the last ones, are none."""
+    columns = config.columns_of(name)
+    values = [row.values.get(column) for column in columns]
+    if len(columns) > 1:
+        while len(values) > 1 and (values[-1] is None or values[-1] == ""):
+            values.pop()
+        return values
+    (value,) = values
+    if isinstance(value, str) and config.audio_separator is not None and name != "group":
+        return value.split(config.audio_separator)
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _sounds(values: Sequence[Any], config: ManifestConfig) -> tuple[Sound, ...]:
+    most = config.audio.max_sounds
+    if len(values) > most:
+        raise RowError(Reason.SEVERAL_SOUNDS, f"expected at most {most} (audio.max_sounds), found {len(values)}.")
+    return tuple(_sound(value, config) for value in values or [None])
+
+
+def _places(value: Any) -> list[int]:
+    """Before which character of the question each sound stands; nothing where all stand in front."""
+    if isinstance(value, str) and value.strip():
+        value = _json(value, "places")
+    if value in (None, "", []):
+        return []
+    if not isinstance(value, list) or not all(isinstance(place, int) for place in value):
+        raise RowError(Reason.WRONG_TYPE, f"places: expected a list of whole numbers, found {value!r:.60}.")
+    return value if any(value) else []
+
+
 def _sound(value: Any, config: ManifestConfig) -> Sound:
-    if isinstance(value, (list, tuple)):
-        if len(value) > 1:
-            raise RowError(Reason.SEVERAL_SOUNDS, f"expected one sound, found {len(value)}.")
-        value = value[0] if value else None
     if isinstance(value, Cell):
         return TableCell(value, config.folder)
     if value is not None and is_sound(value):
@@ -150,7 +189,17 @@ def _text(value: Any, name: str) -> str | None:
     return None if value is None else str(value).strip() or None
 
 
-def _seconds(value: Any, name: str) -> float | None:
+def _seconds(values: Sequence[Any], name: str, sounds: int) -> list[float | None]:
+    """A time for each of so many `sounds`; none of them has one where the row has none."""
+    times = [_time(value, name) for value in values] or [None]
+    if times == [None]:
+        return [None] * sounds
+    if len(times) != sounds:
+        raise RowError(Reason.BAD_TIME, f"{name}: expected one for each of {sounds} sounds, found {len(times)}.")
+    return times
+
+
+def _time(value: Any, name: str) -> float | None:
     text = _text(value, name) if not isinstance(value, bool) else "true"
     if text is None:
         return None

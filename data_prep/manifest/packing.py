@@ -11,10 +11,11 @@ import numpy as np
 from audio_llm import audio
 from audio_llm.audio import Waveform
 from audio_llm.errors import AudioError, AudioLLMError, describe
-from audio_llm.shards.schema import AudioInfo, Sample
+from audio_llm.shards.schema import Sample
 from audio_llm.shards.writer import Packed, pack
 from data_prep.manifest.recipe import AudioConfig
 from data_prep.manifest.rows import CAUSES, Draft, Reason, Reject, RowError
+from data_prep.manifest.sounds import Sound
 
 CONTENT = "sound"  # the key of meta that tells a whole sound from others, where a sample is a stretch of one
 
@@ -29,9 +30,6 @@ class Made:
 
 
 class _Decoded(NamedTuple):
-    """The sound that was decoded last: many rows ask about one."""
-
-    name: str
     waveform: Waveform
     content: str
 
@@ -41,7 +39,7 @@ class Packer:
 
     def __init__(self, config: AudioConfig) -> None:
         self.config = config
-        self._last: _Decoded | None = None
+        self._last: dict[str, _Decoded] = {}  # the sounds of the last row, by their names: many rows ask about one
 
     def pack(self, job: tuple[Sequence[Draft]]) -> list[Made]:
         """One result a draft, in order."""
@@ -59,35 +57,42 @@ class Packer:
         return Made(draft.sample.id, reject=reject)
 
     def _packed(self, draft: Draft) -> Packed:
-        decoded = self._decoded(draft)
-        waveform = self._fitted(self._cut(decoded.waveform, draft), draft)
-        packed = pack(draft.sample, waveform, digest=decoded.content if waveform is decoded.waveform else None)
-        if packed.sample.audio and packed.sample.audio.sha256 == decoded.content:
+        self._last = {sound.name: self._decoded(sound) for sound in draft.sounds}
+        decoded = [self._last[sound.name] for sound in draft.sounds]
+        waveforms = [
+            self._fitted(self._cut(found.waveform, *stretch), sound.name)
+            for found, stretch, sound in zip(decoded, draft.stretches, draft.sounds, strict=True)
+        ]
+        digests = [f.content if f.waveform is wave else None for f, wave in zip(decoded, waveforms, strict=True)]
+        packed = pack(draft.sample, waveforms, digests=digests)
+        contents = [found.content for found in decoded]
+        if [info.sha256 for info in packed.sample.audio] == contents:
             return packed
         # Of a stretch, or of other samples than the file's: what tells the sound itself is kept beside them.
-        return packed.describing(replace(packed.sample, meta=packed.sample.meta | {CONTENT: decoded.content}))
+        kept = contents if len(contents) > 1 else contents[0]
+        return packed.describing(replace(packed.sample, meta=packed.sample.meta | {CONTENT: kept}))
 
-    def _decoded(self, draft: Draft) -> _Decoded:
-        if self._last is None or self._last.name != draft.sound.name:
-            waveform = draft.sound.hear(self.config.max_file_seconds)
-            if waveform.layout == "stereo":
-                waveform = replace(waveform, layout=self.config.two_channels)
-            self._last = _Decoded(draft.sound.name, waveform, audio.sha256(waveform))
-        return self._last
+    def _decoded(self, sound: Sound) -> _Decoded:
+        if sound.name in self._last:
+            return self._last[sound.name]
+        waveform = sound.hear(self.config.max_file_seconds)
+        if waveform.layout == "stereo":
+            waveform = replace(waveform, layout=self.config.two_channels)
+        return _Decoded(waveform, audio.sha256(waveform))
 
-    def _cut(self, waveform: Waveform, draft: Draft) -> Waveform:
+    def _cut(self, waveform: Waveform, start: float, end: float | None) -> Waveform:
         """The stretch from `start` to `end`, to the nearest samples; half a sample beyond the end is the end."""
         rate, total = waveform.sample_rate, waveform.num_samples
-        first = round(draft.start * rate)
-        last = total if draft.end is None else round(draft.end * rate)
+        first = round(start * rate)
+        last = total if end is None else round(end * rate)
         if first >= total or last > total:
-            asked = f"{draft.start:g} to {draft.end:g} s" if draft.end is not None else f"from {draft.start:g} s on"
+            asked = f"{start:g} to {end:g} s" if end is not None else f"from {start:g} s on"
             raise RowError(Reason.BEYOND_THE_SOUND, f"expected a stretch within {waveform.seconds:g} s, found {asked}.")
         return waveform if (first, last) == (0, total) else replace(waveform, samples=waveform.samples[:, first:last])
 
-    def _fitted(self, waveform: Waveform, draft: Draft) -> Waveform:
+    def _fitted(self, waveform: Waveform, name: str) -> Waveform:
         """As it is to be heard, or :class:`AudioError` with its cause."""
-        config, name = self.config, draft.sound.name
+        config = self.config
         seconds = waveform.seconds
         if not config.min_seconds <= seconds <= config.max_seconds:
             expected = f"{config.min_seconds:g} to {config.max_seconds:g} s (audio.min_seconds, audio.max_seconds)"
@@ -111,7 +116,7 @@ class Packer:
         return waveform
 
 
-def content_of(sample: Sample) -> str:
-    """What tells the sound of a stored sample from others."""
-    info: AudioInfo | None = sample.audio
-    return str(sample.meta.get(CONTENT) or (info.sha256 if info else None) or sample.id)
+def contents_of(sample: Sample) -> list[str]:
+    """What tells each sound of a stored sample from others."""
+    kept = sample.meta.get(CONTENT) or [info.sha256 for info in sample.audio if info.sha256] or sample.id
+    return list(map(str, kept)) if isinstance(kept, list) else [str(kept)]

@@ -17,6 +17,7 @@ from data_prep.manifest.formats.base import FIELDS, Format
 # How an answer names its choice: in its words; by its letter; by its place, from 0 or from 1; or as published keys do,
 # by words, letter or both.
 AnswerAs = Literal["text", "letter", "index", "number", "key"]
+LISTED = ("choices", "audio", "start", "end", "group")  # fields that several columns may hold
 CORPUS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 
 
@@ -27,6 +28,7 @@ class AudioConfig:
     sample_rate: int | None = None  # Hz
     layouts: list[str] | None = None
     hearing: Hearing = "refuse"  # of sound in another layout
+    max_sounds: int = 4  # of one row; one that names more is a reject
     two_channels: Literal["stereo", "binaural"] = "stereo"  # what two channels of a file are
     min_seconds: float = 0.05  # a shorter sound is a reject
     max_seconds: float = 30.0  # a longer sound is a reject
@@ -48,6 +50,8 @@ class AudioConfig:
         if not 0 <= self.min_seconds <= self.max_seconds <= self.max_file_seconds:
             found = f"{self.min_seconds:g}, {self.max_seconds:g} and {self.max_file_seconds:g}"
             raise ConfigError(describe("audio", "min_seconds ≤ max_seconds ≤ max_file_seconds", found))
+        if self.max_sounds < 1:
+            raise ConfigError(describe("audio.max_sounds", "1 or more", f"{self.max_sounds}"))
         if self.max_peak < 1:
             raise ConfigError(describe("audio.max_peak", "1 (full scale) or more", f"{self.max_peak:g}"))
 
@@ -68,6 +72,7 @@ class ManifestConfig:
     keep: list[str] = field(default_factory=list)  # columns that go into a sample's meta as they are
     question: str | None = None  # for rows that have none
     choices_separator: str = "|"  # where the choices are one text
+    audio_separator: str | None = None  # where several sounds, or their starts and ends, are one text
     answer_as: AnswerAs | None = None  # how an answer names its choice; the format's own way where nothing is said
     draw_choices: int = 0  # for rows without choices: so many, drawn among all answers by the seed
     open_share: float = 0.0  # of these rows, asked without choices
@@ -116,6 +121,8 @@ class ManifestConfig:
         for name, least in (("samples_per_shard", 1), ("max_rejects", 0), ("seed", 0)):
             if (getattr(self, name) or least) < least:
                 raise ConfigError(describe(name, f"{least} or more", f"{getattr(self, name)}"))
+        if self.audio_separator == "":
+            raise ConfigError(describe("audio_separator", "what stands between two sounds", "nothing"))
         if self.question is not None and not self.question.strip():
             raise ConfigError(describe("question", "words", "none"))
 
@@ -124,9 +131,9 @@ class ManifestConfig:
             if name not in FIELDS:
                 found = f"'{name}'{nearest(str(name), FIELDS)}"
                 raise ConfigError(describe("columns", f"keys among {', '.join(FIELDS)}", found))
-            several = name == "choices" and isinstance(column, list) and column
+            several = name in LISTED and isinstance(column, list) and column
             if not all(isinstance(part, str) and part for part in (column if several else [column])):
-                expected = "the name of a column" + (", or a list of names" if name == "choices" else "")
+                expected = "the name of a column" + (", or a list of names" if name in LISTED else "")
                 raise ConfigError(describe(f"columns.{name}", expected, f"{column!r}"))
 
     def _check_splits(self) -> None:

@@ -22,7 +22,7 @@ class Reason(Enum):
     DUPLICATE_ID = "another row has this id"
     REPEATED = "another row of the same side asks the same, with the same choices, about the same sound"
     NO_SOUND_NAMED = "no sound is named"
-    SEVERAL_SOUNDS = "several sounds are named, and a sample has one"
+    SEVERAL_SOUNDS = "more sounds are named than a sample may have"
     OUTSIDE_ROOT = "the path of the sound leads out of its folder"
     NO_SUCH_FILE = "the sound file is not there or cannot be opened"
     EMPTY_FILE = "the sound file is empty"
@@ -97,13 +97,17 @@ class Reject:
 
 @dataclass
 class Draft:
-    """A sample without its audio, the sound it is about and the stretch of it in seconds; `group` is what is never
+    """A sample without its audio, the sounds it is about and the stretch of each in seconds; `groups` are what is never
     divided between sides, `split` what the row says of its side ("" for nothing)."""
 
     where: str
     sample: Sample
-    sound: Sound
-    group: str
+    sounds: tuple[Sound, ...]
+    groups: tuple[str, ...]
     split: str = ""
-    start: float = 0.0
-    end: float | None = None
+    stretches: tuple[tuple[float, float | None], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What messages call its sounds."""
+        return " and ".join(sound.name for sound in self.sounds)

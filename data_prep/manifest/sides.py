@@ -17,11 +17,12 @@ def divided(drafts: Sequence[Draft], config: ManifestConfig) -> tuple[dict[str, 
     Raises :class:`DataError` for a split that gets nothing, and for a group that a column puts on two sides.
     """
     homes = {str(value): name for name, values in config.splits.items() for value in values} if config.by_value else {}
-    drawn = {} if config.by_value else draw([draft.group for draft in drafts], config.splits, config.seed)
+    whole = joined([draft.groups for draft in drafts])
+    drawn = {} if config.by_value else draw(list(whole.values()), config.splits, config.seed)
     found: dict[str, list[Draft]] = {name: [] for name in config.splits}
     rejects, owners = [], dict[str, str]()
     for draft in drafts:
-        side = homes.get(draft.split) if config.by_value else drawn[draft.group]
+        side = homes.get(draft.split) if config.by_value else drawn[whole[draft.groups[0]]]
         if side is None:
             known = ", ".join(homes)
             rejects.append(
@@ -30,18 +31,39 @@ def divided(drafts: Sequence[Draft], config: ManifestConfig) -> tuple[dict[str, 
                 )
             )
             continue
-        if owners.setdefault(draft.group, side) != side:
-            cure = "Divide by another column (columns.group), or mend the table."
-            raise DataError(describe(f"'{draft.group}'", f"only in {owners[draft.group]}", f"in {side} as well", cure))
+        for group in draft.groups:
+            if owners.setdefault(group, side) != side:
+                cure = "Divide by another column (columns.group), or mend the table."
+                raise DataError(describe(f"'{group}'", f"only in {owners[group]}", f"in {side} as well", cure))
         sample = replace(draft.sample, source=replace(draft.sample.source, split=side))  # type: ignore[type-var]
         found[side].append(replace(draft, sample=sample))
     if empty := [name for name, rows in found.items() if not rows]:
-        groups = len({draft.group for draft in drafts})
+        groups, apart = len(whole), len(set(whole.values()))
         cure = "Name other values or shares under 'splits'."
-        raise DataError(
-            describe(f"split '{empty[0]}'", "rows", f"none, of {len(drafts)} rows in {groups} groups", cure)
+        if apart < groups:
+            cure += " Groups hang together where a row is about sounds of both: make rows of sounds of one side."
+        told = f"none, of {len(drafts)} rows in {groups} groups" + (
+            f", {apart} of them apart" if apart < groups else ""
         )
+        raise DataError(describe(f"split '{empty[0]}'", "rows", told, cure))
     return found, rejects
+
+
+def joined(rows: Sequence[Sequence[str]]) -> dict[str, str]:
+    """By group what it cannot be parted from: the least name among all that rows of several groups chain to it."""
+    parent: dict[str, str] = {}
+
+    def root(group: str) -> str:
+        parent.setdefault(group, group)
+        while parent[group] != group:
+            parent[group] = group = parent[parent[group]]
+        return group
+
+    for first, *others in rows:
+        for other in others or [first]:
+            low, high = sorted((root(first), root(other)))
+            parent[high] = low
+    return {group: root(group) for group in list(parent)}
 
 
 def draw(groups: Sequence[str], shares: Mapping[str, float], seed: int) -> dict[str, str]:

@@ -60,7 +60,7 @@ def _draw_scenes(dataset: Any, path: Path) -> Path:
     figure, axes = pyplot.subplots(len(chosen), 2, figsize=(11, 2.1 * len(chosen)), layout="constrained", squeeze=False)
     for row, index in zip(axes, chosen, strict=True):
         item = dataset[int(index)]
-        sample, waveform = item["sample"], item["waveform"]
+        sample, (waveform, *_) = item["sample"], item["waveforms"]
         for axis, channel in zip(row, (0, -1), strict=True):
             samples = waveform.samples[channel] + 1e-7 * np.sin(np.arange(waveform.num_samples))
             axis.specgram(samples, NFFT=512, noverlap=384, Fs=waveform.sample_rate, vmin=-150, vmax=-60)

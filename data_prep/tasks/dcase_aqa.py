@@ -217,7 +217,7 @@ def _samples(config: AudioQuestionsConfig, name: str, out: Path) -> Iterator[tup
             dataset = ShardDataset(folder)
             for index in range(len(dataset)):
                 item = dataset[index]
-                yield part, item["sample"], item["waveform"]
+                yield part, item["sample"], item["waveforms"][0]
 
 
 def in_order(choices: list[str]) -> list[str]:

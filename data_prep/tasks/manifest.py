@@ -22,7 +22,7 @@ from data_prep import text_check
 from data_prep.ledger import REJECTS, Ledger, Summary, digest, finished
 from data_prep.manifest import checks, sides
 from data_prep.manifest.formats.base import Place
-from data_prep.manifest.packing import Packer, content_of
+from data_prep.manifest.packing import Packer, contents_of
 from data_prep.manifest.recipe import ManifestConfig
 from data_prep.manifest.rows import Draft, Reason, Reject
 from data_prep.scenes import pool
@@ -81,7 +81,11 @@ def prepare(
 
 def _hash(drafts: Sequence[Draft], rejects: Sequence[Reject]) -> str:
     """Changes with any word of the rows, and with the size of any sound."""
-    rows = [[draft.sample.to_json(), draft.sound.name, draft.sound.size, draft.start, draft.end] for draft in drafts]
+    rows: list[Any] = []
+    for draft in drafts:
+        sounds = zip(draft.sounds, draft.stretches, strict=True)
+        told = [[sound.name, sound.size, *stretch] for sound, stretch in sounds]
+        rows.append([draft.sample.to_json(), *(told[0] if len(told) == 1 else told)])
     return digest(rows, [(reject.item, reject.reason.name) for reject in rejects])
 
 
@@ -127,7 +131,7 @@ def _fill(
     asked: set[tuple[str, ...]] = set()
     with ShardWriter(folder, samples_per_shard=config.samples_per_shard) as writer:
         for sample in writer.stored():
-            seen[content_of(sample)] = side
+            seen.update(dict.fromkeys(contents_of(sample), side))
             asked.add(_question(sample))
             kept.append(sample)
         todo = [row for row in rows if row.sample.id not in writer]
@@ -135,12 +139,14 @@ def _fill(
             reject = made.reject
             if made.packed is not None:
                 sample = made.packed.sample
-                owner = seen.setdefault(content_of(sample), side)
+                contents = contents_of(sample)
+                owner = next((seen[content] for content in contents if seen.get(content, side) != side), side)
                 if owner != side:
-                    reject = Reject(draft.where, Reason.OTHER_SIDE, f"the sound of '{draft.sound.name}' is in {owner}.")
+                    reject = Reject(draft.where, Reason.OTHER_SIDE, f"the sound of '{draft.name}' is in {owner}.")
                 elif _question(sample) in asked:
-                    reject = Reject(draft.where, Reason.REPEATED, f"'{draft.sound.name}': {sample.question}")
+                    reject = Reject(draft.where, Reason.REPEATED, f"'{draft.name}': {sample.question}")
                 else:
+                    seen.update(dict.fromkeys(contents, side))
                     asked.add(_question(sample))
                     kept.append(writer.add(made.packed))
             if reject is not None:
@@ -152,11 +158,12 @@ def _fill(
 
 def _question(sample: Sample) -> tuple[str, ...]:
     """What a sample asks, about which samples of sound; in another order the choices are the same."""
-    return str(sample.audio and sample.audio.sha256), sample.question or "", *sorted(sample.choices)
+    sounds = " ".join(str(info.sha256) for info in sample.audio)
+    return sounds, str(sample.places), sample.question or "", *sorted(sample.choices)
 
 
 def _about(samples: Sequence[Sample]) -> dict[str, Any]:
-    seconds = sum(sample.audio.seconds for sample in samples if sample.audio)
+    seconds = sum(info.seconds for sample in samples for info in sample.audio)
     recordings = {recording for sample in samples for recording in sample.recordings}
     return {"samples": len(samples), "seconds": round(seconds, 3), "groups": len(recordings)}
 

@@ -38,7 +38,9 @@ class Item:
 
     `instruction` is put after the question, and `answer_as` tells how a lone letter is read (``prompts.ANSWERS_AS``).
     `clip` names the recording: items with the same clip are one unit in paired intervals, and never lend each other
-    their audio. `meta` is what tables are broken down by; `events` are those of ``audio_llm.shards.schema.Event``.
+    their audio. `audios` is how many sounds it is about, `places` where they stand in the question, as in
+    ``audio_llm.shards.schema.Sample``. `meta` is what tables are broken down by; `events` are those of
+    ``audio_llm.shards.schema.Event``.
     """
 
     id: str
@@ -52,6 +54,8 @@ class Item:
     events: list[dict[str, Any]] = field(default_factory=list)
     instruction: str = ""
     answer_as: str = ""
+    audios: int = 1
+    places: list[int] = field(default_factory=list)
 
 
 def as_asked(item: Item) -> dict[str, Any]:
@@ -62,7 +66,8 @@ def as_asked(item: Item) -> dict[str, Any]:
 
 @dataclass
 class Collection:
-    """The items of a benchmark, opened. Audio is read when it is asked for, by `load` or by a child's `waveform`.
+    """The items of a benchmark, opened. Audio is read when it is asked for, by `load` (one sound or a list of them) or
+    by a child's `waveforms`.
 
     `errors` holds, by item id, why an item cannot be asked, as far as that is known before its audio is decoded;
     `counts` what was skipped or repaired, by reason; `fingerprint` the SHA-256 of the data files. `left_out` has, by
@@ -73,17 +78,28 @@ class Collection:
     errors: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     fingerprint: list[str] = field(default_factory=list)
-    load: Callable[[int], Waveform] | None = field(default=None, repr=False)
+    load: Callable[[int], Waveform | list[Waveform]] | None = field(default=None, repr=False)
     left_out: dict[str, int] = field(default_factory=dict)
     total: int = 0
-    _decoded: OrderedDict[int, Waveform] = field(default_factory=OrderedDict, init=False, repr=False, compare=False)
+    _decoded: OrderedDict[int, list[Waveform]] = field(
+        default_factory=OrderedDict, init=False, repr=False, compare=False
+    )
 
     def waveform(self, index: int) -> Waveform:
-        """The audio of item `index`; the last few stay decoded. Raises :class:`AudioError` where it cannot be heard."""
+        """:meth:`waveforms` for whoever hears one sound: several are an :class:`AudioError`."""
+        first, *others = self.waveforms(index)
+        if others:
+            raise AudioError(describe(f"item '{self.items[index].id}'", "one sound", f"{1 + len(others)}"))
+        return first
+
+    def waveforms(self, index: int) -> list[Waveform]:
+        """The sounds of item `index`; the last few items stay decoded. Raises :class:`AudioError` where one cannot be
+        heard."""
         if index not in self._decoded:
             if self.load is None:
                 raise AudioError(describe(f"item '{self.items[index].id}'", "audio", "a collection of text alone"))
-            self._decoded[index] = self.load(index)
+            found = self.load(index)
+            self._decoded[index] = [found] if isinstance(found, Waveform) else list(found)
             if len(self._decoded) > DECODED:
                 self._decoded.popitem(last=False)
         return self._decoded[index]
@@ -104,7 +120,7 @@ class Collection:
         items = [self.items[row] for row in rows]
         kept = {item.id for item in items}
         errors = {name: why for name, why in self.errors.items() if name in kept}
-        load, whole = (lambda index: self.waveform(rows[index])), (self.left_out, self.total)
+        load, whole = (lambda index: self.waveforms(rows[index])), (self.left_out, self.total)
         return Collection(items, errors, self.counts, self.fingerprint, load, *whole)
 
 
@@ -134,7 +150,7 @@ def join(collections: Sequence[Collection], names: Sequence[str]) -> Collection:
         errors={name: why for part in collections for name, why in part.errors.items()},
         counts=dict(counts),
         fingerprint=[digest for part in collections for digest in part.fingerprint],
-        load=lambda row: places[row][0].waveform(places[row][1]),
+        load=lambda row: places[row][0].waveforms(places[row][1]),
         left_out=dict(left_out),
         total=sum(part.total for part in collections),
     )

@@ -48,7 +48,7 @@ class Scenes:
                 errors[name] = str(error)
         # sizes.json itself holds a checksum per shard; without it the questions must tell one folder from another.
         digest = content_hash(data / "sizes.json") or hashlib.sha256(repr(items).encode()).hexdigest()
-        return Collection(items, errors, {}, [digest], dataset.load_waveform)
+        return Collection(items, errors, {}, [digest], dataset.load_waveforms)
 
     def submission(self, rows: Sequence[Prediction], out: Path, **options: str) -> list[Path]:
         raise ConfigError("benchmark 'scenes': there is nobody to submit its answers to; predictions.jsonl has them.")
@@ -63,7 +63,8 @@ def item_of(sample: Any) -> Item:
         {name: value for name, value in dataclasses.asdict(event).items() if value is not None}
         for event in sample.events
     ]
-    clip = (sample.audio.sha256 if sample.audio and sample.audio.sha256 else None) or sample.id
+    sums = [info.sha256 or "" for info in sample.audio]
+    clip = sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest() if all(sums) else ""
     return Item(
         id=sample.id,
         question=sample.question,
@@ -71,9 +72,11 @@ def item_of(sample: Any) -> Item:
         gold=sample.answer,
         question_type=str(meta.get("question_type") or sample.task or "question"),
         format=str(meta.get("format") or "scenes"),
-        clip=str(clip)[:16],
+        clip=(clip or sample.id)[:16],
         meta=meta,
         events=events,
+        audios=max(1, len(sample.audio)),
+        places=list(sample.places),
     )
 
 

@@ -9,7 +9,7 @@ import sys
 from audio_llm.cli.hearing import add_hearing
 from eval.cli.options import add_asking, add_scorer_settings, at_least
 
-USUAL, FULL = ("silence,swap", 1), ("all", 3)  # controls, orders of the options: unless they are given
+USUAL, FULL = ("silence,swap,silence_each", 1), ("all", 3)  # controls, orders of the options: unless they are given
 HELP = "answer held-out questions with a model, with controls; every answer is stored and scored"
 
 
@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--controls",
-        help="of silence, swap, other_audio, shuffled_options, text_only; or all, none (default: silence,swap)",
+        help="of silence, swap, other_audio, shuffled_options, text_only, silence_each (each of several sounds alone); "
+        "or all, none (default: silence,swap,silence_each)",
     )
     parser.add_argument(
         "--permutations", type=int, metavar="K", help="orders of the options under shuffled_options (default: 1)"
@@ -84,7 +85,7 @@ def _run(args: argparse.Namespace) -> int:
     from audio_llm.errors import ConfigError, describe
     from audio_llm.model.validate import expect_files
     from eval.cli.options import key_values, scorer_settings, share
-    from eval.controls import parse_controls
+    from eval.controls import EACH, parse_controls
     from eval.tasks import Options, evaluator
 
     if args.batch_size is not None:
@@ -135,6 +136,9 @@ def _run(args: argparse.Namespace) -> int:
         print(f"{count} x {reason}")
     for reason, count in questions.left_out.items():
         print(f"{count} x left out: {reason}")
+    most = max((item.audios for item in questions.items), default=1)
+    if EACH in controls and most == 1:
+        controls.remove(EACH)
     command = ["audio-llm", "eval", *sys.argv[2:]]
     manifest = runner.build_manifest(args.model, args.adapter, source, questions, settings, kind.name, command)
     if not args.overwrite and runner.is_complete(out, manifest):
@@ -143,7 +147,8 @@ def _run(args: argparse.Namespace) -> int:
         if not args.overwrite:  # now: loading a model takes long
             runner.check_free(out, manifest)
         size, seed, hearing = args.batch_size, args.seed, args.hearing
-        engine = open_engine(args.engine, args.model, args.adapter, batch_size=size, seed=seed, hearing=hearing)
+        how = {"batch_size": size, "max_audios": max(4, most), "seed": seed, "hearing": hearing}
+        engine = open_engine(args.engine, args.model, args.adapter, **how)
         manifest["engine"] = engine.name
         try:
             if args.overwrite:  # only now, when the new run can begin

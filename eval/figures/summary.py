@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from eval.controls import CONTROLS, GUESSED
+from eval.controls import CONTROLS, GUESSED, is_control, silenced
 from eval.figures.estimates import Comparison, Estimate
 from eval.figures.scores import (
     Cell,
@@ -34,7 +34,8 @@ class RunSummary:
     controls: dict[str, Cell]
     beside: dict[str, str]  # by control: the pass that it is compared with, the true sound at its own temperature
     flips: Flips | None
-    contributions: dict[str, Comparison]  # of the audio: against each control without it, on the same questions
+    contributions: dict[str, Comparison]  # of the audio: against each control without it (or one sound of it), on the
+    # same questions
     permutations: Permutations | None
     ranked: Estimate | None  # the figure that the benchmark ranks systems by, where that is not the accuracy
     by_type: dict[str, Cell]
@@ -67,9 +68,9 @@ def _beside(passes: Mapping[str, list[Scored]]) -> dict[str, str]:
     temperatures = {name: found[0].row.temperature for name, found in passes.items() if found}
     return {
         control: name
-        for control in CONTROLS
+        for control in [*CONTROLS, *filter(silenced, temperatures)]
         for name in temperatures
-        if control in temperatures and name not in CONTROLS and temperatures[name] == temperatures[control]
+        if control in temperatures and not is_control(name) and temperatures[name] == temperatures[control]
     }
 
 
@@ -77,7 +78,8 @@ def summarise_run(name: str, passes: Mapping[str, list[Scored]], scorer: Scorer)
     """All tables of one run, from its passes as `scorer` scored them."""
     main = passes.get("greedy") or passes.get("sampled") or []
     beside = _beside(passes)
-    contributions = {name: compare(passes[name], passes[beside[name]]) for name in GUESSED if name in beside}
+    without = [*GUESSED, *sorted(filter(silenced, beside), key=lambda name: silenced(name) or 0)]
+    contributions = {name: compare(passes[name], passes[beside[name]]) for name in without if name in beside}
     by_type = by(main, "question_type")
     right = [cell.accuracy.value for cell in by_type.values() if cell.accuracy.n]
     return RunSummary(
@@ -85,7 +87,7 @@ def summarise_run(name: str, passes: Mapping[str, list[Scored]], scorer: Scorer)
         greedy=summarise(passes["greedy"]) if "greedy" in passes else None,
         sampled=summarise(passes["sampled"]) if "sampled" in passes else None,
         sampled_temperature=passes["sampled"][0].row.temperature if "sampled" in passes else 0.0,
-        controls={control: summarise(found) for control, found in passes.items() if control in CONTROLS},
+        controls={control: summarise(found) for control, found in passes.items() if is_control(control)},
         beside=beside,
         flips=flips(passes[beside["swap"]], passes["swap"]) if "swap" in beside else None,
         contributions=contributions,

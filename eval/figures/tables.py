@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from audio_llm.files import write_json, write_lines
-from eval.controls import unheard_by_count
+from eval.controls import named, silenced, unheard_by_count
 from eval.figures.runs import Run
 from eval.figures.scores import Cell, by
 from eval.scorers.base import Bounding
@@ -66,14 +66,15 @@ def print_run(run: Run) -> None:
     for reason, count in reasons.items():
         print(f"  {'left out: ' + reason:<34} {count}")
     for control, cell in summary.controls.items():
-        print(f"  {control + _at(run, control):<34} {line(cell)}")
+        print(f"  {named(control) + _at(run, control):<34} {line(cell)}")
     if summary.ranked is not None and isinstance(scorer, Bounding):
         print(f"  {scorer.ranked_by:<34} {summary.ranked!s:>22}")
     if summary.flips is not None and summary.flips.share.n:
         share = summary.flips.share
         print(f"  {'swap: right answers that follow':<34} {share!s:>22}  of {share.n}")
     for control, found in summary.contributions.items():
-        label = f"audio contribution over {control}{_at(run, control)}"
+        label = f"sound {number} adds" if (number := silenced(control)) else f"audio contribution over {control}"
+        label += _at(run, control)
         print(f"  {label:<34} {found.difference!s:>22}  n {found.difference.n}, p {found.p_value:.2g}")
     if summary.permutations is not None:
         orders, label = summary.permutations, f"options in {summary.permutations.k} other orders"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from audio_llm.language.directions import AXES, read_directions
-from eval.controls import GUESSED
+from eval.controls import GUESSED, named
 from eval.figures import charts
 from eval.figures.estimates import Estimate, proportion
 from eval.figures.runs import Run
@@ -41,7 +41,7 @@ def controls(runs: Sequence[Run]) -> str:
         for name in names:
             cell = run.summary.controls.get(name)
             if cell is not None and main is not None:
-                label = name.replace("_", " ")
+                label = named(name).replace("_", " ")
                 if run.summary.beside.get(name, run.answers) != run.answers:
                     label += f", T={run.passes[name][0].temperature:g}"
                 rows.append(_control_row(run, label, cell.accuracy.n, accuracy(cell), cell.chance, name))
@@ -50,8 +50,10 @@ def controls(runs: Sequence[Run]) -> str:
         "<b>Silence</b>: zeros of the same length. <b>Swap</b>: left and right exchanged, scored against the mirrored "
         "truth, on questions whose answer turns on the side. <b>Other audio</b>: the sound of another question. "
         "<b>Shuffled options</b>: the same sound, the choices in other orders. <b>Text only</b>: no sound in the "
-        "prompt. <b>The sound adds</b>: accuracy with the true sound minus that without it on the same questions, in "
-        "points, with its 95 % interval; then questions done better only with : only without the sound, and the paired "
+        "prompt. <b>Sound 1 alone silent</b>: zeros in place of this one of several sounds; what it adds tells whether "
+        "it was needed. <b>The sound adds</b>: accuracy with the true sound minus that without it on the same "
+        "questions, in points, with its 95 % interval; then questions done better only with : only without the sound, "
+        "and the paired "
         "test. A control is compared with the true sound at its own temperature."
     )
     return table(head, rows) + note(text) + _guessed_bars(runs[-1]) + permutations(runs)

@@ -33,10 +33,10 @@ def listening(run: Run) -> tuple[str, str]:
     return listen(chosen, sounds), failures(run, failed, shown & set(sounds), sounds)
 
 
-def waveforms(run: Run, wanted: Sequence[str]) -> dict[str, Waveform]:
-    """The clips of the items `wanted`, as far as the data is still where it was."""
+def waveforms(run: Run, wanted: Sequence[str]) -> dict[str, list[Waveform]]:
+    """The sounds of the items `wanted`, as far as the data is still where it was."""
     data = run.manifest.get("data", [])
-    sounds: dict[str, Waveform] = {}
+    sounds: dict[str, list[Waveform]] = {}
     if not wanted or not data:
         return sounds
     try:
@@ -46,13 +46,13 @@ def waveforms(run: Run, wanted: Sequence[str]) -> dict[str, Waveform]:
     places = {item.id: index for index, item in enumerate(collection.items)}
     for name in wanted:
         try:
-            sounds[name] = collection.waveform(places[name])
+            sounds[name] = collection.waveforms(places[name])
         except (AudioLLMError, KeyError):
             continue
     return sounds
 
 
-def listen(chosen: Sequence[Scored], sounds: Mapping[str, Waveform]) -> str:
+def listen(chosen: Sequence[Scored], sounds: Mapping[str, Sequence[Waveform]]) -> str:
     """A dozen clips with spectrogram, question, reasoning and answer: two right ones for each wrong one."""
     if not sounds:
         return note("The data of this run is not where it was; its sounds cannot be shown.")
@@ -80,12 +80,14 @@ def choose_clips(scored: Sequence[Scored]) -> list[Scored]:
     return [scored[index] for index in sorted(good[: CLIPS - len(wrong)] + wrong)]
 
 
-def _clip_card(row: Prediction, found: Score, waveform: Waveform) -> str:
-    channels = CHANNELS.get(waveform.layout, ("mono",))
-    picture = charts.spectrogram_with_axes(waveform.samples, waveform.sample_rate, channels)
+def _clip_card(row: Prediction, found: Score, waveforms: Sequence[Waveform]) -> str:
+    heard = ""
+    for wave in waveforms:
+        channels = CHANNELS.get(wave.layout, ("mono",))
+        heard += charts.spectrogram_with_axes(wave.samples, wave.sample_rate, channels) + _player(wave)
     verdict = "right" if found.value == 1 else "wrong"
     return (
-        f'<article class="clip {verdict}">{picture}{_player(waveform)}'
+        f'<article class="clip {verdict}">{heard}'
         f'<p class="kind">{escape(kind_of(row.question_type))}{_truth(row)}</p>{_exchange(row, found)}</article>'
     )
 
@@ -144,7 +146,7 @@ def worst_answers(run: Run) -> list[tuple[Prediction, Score]]:
 
 
 def failures(
-    run: Run, failed: Sequence[tuple[Prediction, Score]], above: set[str], sounds: Mapping[str, Waveform]
+    run: Run, failed: Sequence[tuple[Prediction, Score]], above: set[str], sounds: Mapping[str, Sequence[Waveform]]
 ) -> str:
     """Wrong answers and unreadable replies with the raw reply, the first of them to hear; questions not asked."""
     refused = [entry.row for entry in run.main if entry.row.error]
@@ -160,8 +162,8 @@ def failures(
     return note(counts) + table(head, rows, classes={4: "wide"})
 
 
-def _failure(row: Prediction, found: Score, above: set[str], sounds: Mapping[str, Waveform]) -> list[str]:
-    player = "heard above" if row.id in above else _player(sounds[row.id]) if row.id in sounds else ""
+def _failure(row: Prediction, found: Score, above: set[str], sounds: Mapping[str, Sequence[Waveform]]) -> list[str]:
+    player = "heard above" if row.id in above else "".join(map(_player, sounds.get(row.id, ())))
     return [
         f"<code>{escape(row.id)}</code><br><small>{escape(row.question_type)}</small>",
         escape(row.question) + (f"<br><small>{escape(' · '.join(row.choices))}</small>" if row.choices else ""),

@@ -104,7 +104,7 @@ DEFECTS: list[tuple[dict[str, Any] | str, Reason]] = [
     ({"audio": "  "}, Reason.NO_SOUND_NAMED),
     ({"audio": []}, Reason.NO_SOUND_NAMED),
     ({"audio": 7}, Reason.WRONG_TYPE),
-    ({"audio": ["good.wav", "other.wav"]}, Reason.SEVERAL_SOUNDS),
+    ({"audio": ["good.wav"] * 5}, Reason.SEVERAL_SOUNDS),
     ({"audio": "../outside.wav"}, Reason.OUTSIDE_ROOT),
     ({"audio": "a/../../outside.wav"}, Reason.OUTSIDE_ROOT),
     ({"audio": "ABSOLUTE"}, Reason.OUTSIDE_ROOT),
@@ -188,7 +188,7 @@ def test_what_a_lossy_format_decodes_to_beyond_full_scale_is_turned_down(tmp_pat
     soundfile.write(tmp_path / "good.wav", sound, RATE, subtype="FLOAT")
     path = str(write_lines(tmp_path / "rows.jsonl", [GOOD]))
     made(tmp_path, format="jsonl", path=path, audio={"max_peak": 1.1})
-    heard = ShardDataset(tmp_path / "out" / "train")[0]["waveform"].samples[0]
+    heard = ShardDataset(tmp_path / "out" / "train")[0]["waveforms"][0].samples[0]
     assert 0.99 < np.abs(heard).max() <= 1.0
     assert np.allclose(heard / np.abs(heard).max(), sound[:, 0] / 1.06, atol=1e-4)
     with pytest.raises(DataError, match=r"at most 1\.05 .*found 1\.06"):

@@ -376,7 +376,7 @@ def test_recordings_and_rooms_are_on_one_side_only(dataset):
 
 def test_samples_hold_what_their_json_says(dataset):
     for item in samples_of(dataset / "test"):
-        sample, waveform = item["sample"], item["waveform"]
+        sample, waveform = item["sample"], item["waveforms"][0]
         assert (waveform.sample_rate, waveform.layout, waveform.num_samples) == (16_000, "binaural", 24_000)
         for event in sample.events:
             inside = waveform.samples[:, int(event.onset * RATE) : int(event.offset * RATE)]
@@ -387,7 +387,7 @@ def test_silence_before_the_onset_and_sound_after_it(dataset):
     """Single events: level in the 80 ms after the onset against everything before it."""
     checked = 0
     for item in samples_of(dataset / "sft"):
-        sample, samples = item["sample"], item["waveform"].samples
+        sample, samples = item["sample"], item["waveforms"][0].samples
         start = int(sample.events[0].onset * RATE)
         if start > 2000:
             checked += 1

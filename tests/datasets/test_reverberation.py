@@ -180,7 +180,7 @@ def test_shards_say_what_is_heard_and_where(tmp_path: Path) -> None:
     places = {r.name: r for r in reverberation.read_responses(tmp_path / "mp3d", "train")}
     dataset, pairs = ShardDataset(tmp_path / "out" / "train"), 0
     for item in (dataset[index] for index in range(len(dataset))):
-        sample, sound = item["sample"], item["waveform"]
+        sample, sound = item["sample"], item["waveforms"][0]
         assert (sound.layout, sound.sample_rate, sound.samples.shape) == ("binaural", RATE, (2, 1.5 * RATE))
         wet = []
         for source in sample.meta["sources"]:

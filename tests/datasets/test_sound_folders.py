@@ -119,7 +119,7 @@ def test_whatever_decoding_reads_is_a_sound(tmp_path):
     assert {clip.name for clip in library.clips} == set(written) and not library.left_out
     assert set(written.values()) == folders.SUFFIXES - {".sph"}  # which libsndfile does not write
     source = open_source([tmp_path])
-    assert {source.load_sample(k).audio.channels for k in range(len(source))} == {1}
+    assert {source.load_sample(k).audio[0].channels for k in range(len(source))} == {1}
 
 
 def test_what_is_left_out_is_counted_and_named(tmp_path):

@@ -307,7 +307,7 @@ def test_what_comes_out_answers_from_sound(maker, published, bursts, trained):
     processor, model = load_processor(merged), load_model(merged)
     item = ShardDataset([bursts(open_encoder(published(maker)).sample_rate)])[0]
     prompt = processor.render(prompts.conversation(item["sample"]), generate=True)
-    inputs = processor(text=[prompt], audio=[[item["waveform"].samples]])
+    inputs = processor(text=[prompt], audio=[[item["waveforms"][0].samples]])
     reply = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4)
     assert reply.shape[1] == inputs["input_ids"].shape[1] + 4
 

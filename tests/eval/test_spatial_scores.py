@@ -172,7 +172,9 @@ def test_scores_are_those_of_training(network: Path, shards: Path, tmp_path: Pat
     clip = heads.clip_targets(events, index)
     with torch.inference_mode():
         tokens = [
-            loaded.encoder(torch.from_numpy(i["waveform"].samples)[None], torch.tensor([i["waveform"].num_samples]))[0]
+            loaded.encoder(
+                torch.from_numpy(i["waveforms"][0].samples)[None], torch.tensor([i["waveforms"][0].num_samples])
+            )[0]
             for i in items
         ]
         logits = loaded.heads(torch.cat(tokens))

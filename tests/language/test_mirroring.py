@@ -96,7 +96,7 @@ def test_sft_mirrors_a_share_of_the_samples_sound_and_words(shards, checkpoint) 
     for i in range(len(dataset)):
         item = dataset[i]
         if some.swapped[i]:
-            item |= {"sample": mirror_sample(item["sample"]), "waveform": audio.swap_channels(item["waveform"])}
+            item |= {"sample": mirror_sample(item["sample"]), "waveforms": [audio.swap_channels(item["waveforms"][0])]}
         expected = examples.encode(processor, item)
         assert np.array_equal(some[i].ids, expected.ids)
         assert np.array_equal(some[i].input_audio, expected.input_audio)

@@ -162,7 +162,9 @@ def test_audio_is_as_loud_as_text(built, item) -> None:
     model.model.language_model.layers[0].register_forward_pre_hook(
         lambda _, args, named: seen.append(args[0] if args else named["hidden_states"]), with_kwargs=True
     )
-    inputs = processor(text=[f"{AUDIO_TOKEN}Which sound is heard? The dog is left."], audio=[item["waveform"].samples])
+    inputs = processor(
+        text=[f"{AUDIO_TOKEN}Which sound is heard? The dog is left."], audio=[item["waveforms"][0].samples]
+    )
     inputs.pop("audio_windows")
     with torch.no_grad():
         model(**inputs)

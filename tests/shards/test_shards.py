@@ -27,9 +27,11 @@ from audio_llm import audio
 from audio_llm.audio import Waveform
 from audio_llm.errors import AudioError, ConfigError, ShardError
 from audio_llm.shards.index import CACHE, INDEX_REJECTS, ShardIndex
-from audio_llm.shards.reader import ShardDataset, epoch_order
-from audio_llm.shards.schema import AudioInfo, Event, Sample, Source, split_of
+from audio_llm.shards.reader import ShardDataset
+from audio_llm.shards.schema import AudioInfo, Event, Sample, Source
+from audio_llm.shards.splits import split_of
 from audio_llm.shards.writer import ShardWriter
+from audio_llm.training.order import epoch_order
 from tests.paths import ROOT
 
 
@@ -172,7 +174,7 @@ def test_write_read_round_trip(tmp_path_factory: pytest.TempPathFactory, items: 
     for i, item in enumerate(stored):
         waveform = dataset.load_waveform(i)
         assert np.abs(waveform.samples - clip(i, layout).samples).max() <= 0.5 / 32768 + 1e-9
-        assert item.audio == AudioInfo.of(waveform)
+        assert item.audio == [AudioInfo.of(waveform)]
 
 
 @pytest.mark.parametrize("format", ["flac", "wav"])
@@ -378,7 +380,7 @@ def test_shard_cut_in_the_middle(tmp_path: Path, share: float) -> None:
     assert index.reject_count + len(index) == 24 and 16 <= len(index) < 24
     dataset = ShardDataset(tmp_path, max_reject_share=0.5)
     for i in range(len(dataset)):
-        assert dataset[i]["waveform"].num_samples == 400
+        assert dataset[i]["waveforms"][0].num_samples == 400
     with pytest.raises(ShardError, match="shard-000001.tar: expected the SHA-256"):
         ShardIndex.load(tmp_path, verify=True)
 
@@ -470,7 +472,7 @@ def test_a_flipped_bit_in_a_sound_is_never_heard(format: str, tmp_path: Path) ->
     make(tmp_path, 6, per_shard=6, format=format)
     path = tmp_path / "shard-000000.tar"
     whole = path.read_bytes()
-    expected = [item["waveform"].samples for item in ShardDataset(tmp_path)]
+    expected = [item["waveforms"][0].samples for item in ShardDataset(tmp_path)]
     rng = np.random.default_rng(1)
     rows = ShardIndex.load(tmp_path).rows
     refused = 0
@@ -481,12 +483,12 @@ def test_a_flipped_bit_in_a_sound_is_never_heard(format: str, tmp_path: Path) ->
         path.write_bytes(data)
         dataset = ShardDataset(tmp_path)
         try:
-            heard = dataset[trial % 6]["waveform"].samples
+            heard = dataset[trial % 6]["waveforms"][0].samples
         except AudioError:
             refused += 1
         else:  # a bit that says nothing: padding, or a field that nobody reads
             assert np.array_equal(heard, expected[trial % 6])
-        assert np.array_equal(dataset[(trial + 1) % 6]["waveform"].samples, expected[(trial + 1) % 6])
+        assert np.array_equal(dataset[(trial + 1) % 6]["waveforms"][0].samples, expected[(trial + 1) % 6])
     assert refused > 45
 
 
@@ -538,7 +540,7 @@ def test_dataset_pickles_without_open_files(folder: Path) -> None:
     dataset = ShardDataset(folder)
     first = dataset[0]
     copy = pickle.loads(pickle.dumps(dataset))
-    np.testing.assert_array_equal(copy[0]["waveform"].samples, first["waveform"].samples)
+    np.testing.assert_array_equal(copy[0]["waveforms"][0].samples, first["waveforms"][0].samples)
     with multiprocessing.get_context("fork").Pool(
         2
     ) as pool:  # descriptors are shared after a fork; pread has no position

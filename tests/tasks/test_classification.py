@@ -347,7 +347,7 @@ def test_tagging_on_shards_with_several_classes(tmp_path):
             events = [Event(label, 0.0, 0.5) for label in chosen]
             info = AudioInfo.of(waveform)
             source = Source("made", clip=str(number))
-            writer.write(Sample(f"s{number}", "tags", events=events, audio=info, source=source), waveform)
+            writer.write(Sample(f"s{number}", "tags", events=events, audio=[info], source=source), waveform)
     values = {"train": [tmp_path / "shards"], "validation": tmp_path / "shards", "train_folds": None}
     values |= {"validation_folds": None, "task": "tagging", "steps": 60}
     scores = trainer_module.TaskTrainer(recipe(None, tmp_path / "run", **values)).fit()

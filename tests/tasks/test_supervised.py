@@ -192,7 +192,7 @@ def write_scenes(folder: Path, count: int, seed: int, events: bool = True) -> Pa
             event = Event(label, onset, offset, 60.0 * side, 0.0, 2.0)
             info, source = AudioInfo.of(waveform), Source("made", clip=f"{seed}-{number}")
             writer.write(
-                Sample(f"s{number}", "scene", events=[event] if events else [], audio=info, source=source), waveform
+                Sample(f"s{number}", "scene", events=[event] if events else [], audio=[info], source=source), waveform
             )
     return folder
 

@@ -14,7 +14,7 @@ for package in ("trl", "peft", "accelerate", "datasets"):
 from audio_llm.errors import ConfigError  # noqa: E402
 from audio_llm.shards.reader import ShardDataset  # noqa: E402
 from audio_llm.training import grpo  # noqa: E402
-from audio_llm.training.examples import RunSampler  # noqa: E402
+from audio_llm.training.order import RunSampler  # noqa: E402
 from audio_llm.training.resampling import Reserve, flat_groups  # noqa: E402
 from tests.training.test_grpo import (  # noqa: E402
     even_ids,

@@ -21,6 +21,7 @@ from audio_llm.model.build import load_model, load_processor
 from audio_llm.model.export import export_weights, merge, scale_of, split_state
 from audio_llm.shards.reader import ShardDataset
 from audio_llm.training import callbacks, examples, launch, policy, run, sft
+from audio_llm.training.order import RunSampler
 from tests.paths import ROOT
 
 
@@ -82,7 +83,8 @@ def test_supervised_tokens_are_the_target_text(checkpoint, items, style, family)
     assert int(encoded.labels[-1]) == load_model(checkpoint(family)).generation_config.eos_token_id
     # what precedes is exactly what the model is asked with at inference
     asked = processor(
-        text=[processor.render(prompts.conversation(item["sample"]), generate=True)], audio=[[item["waveform"].samples]]
+        text=[processor.render(prompts.conversation(item["sample"]), generate=True)],
+        audio=[[item["waveforms"][0].samples]],
     )
     assert torch.equal(asked["input_ids"][0], encoded.ids[:start])
 
@@ -94,9 +96,9 @@ def test_batch_is_padded_right_with_windows_in_prompt_order(processor, items):
         assert batch["attention_mask"][row, :length].all()
         assert (batch["labels"][row, length:] == examples.IGNORED).all()
     assert batch["ids"] == [item["sample"].id for item in items]
-    assert batch["audio_lengths"].tolist() == [item["waveform"].num_samples for item in items]
+    assert batch["audio_lengths"].tolist() == [item["waveforms"][0].num_samples for item in items]
     for row, item in enumerate(items):
-        samples = item["waveform"].samples
+        samples = item["waveforms"][0].samples
         assert np.array_equal(batch["input_audio"][row, :, : samples.shape[1]].numpy(), samples)
 
 
@@ -167,7 +169,7 @@ def test_deaf_batch_is_an_error(checkpoint, items):
         model(**deaf)
     with pytest.raises(TrainingError, match="without listening"):
         # a sample with audio whose waveform did not arrive
-        examples.encode(processor, {key: value for key, value in items[0].items() if key != "waveform"})
+        examples.encode(processor, {key: value for key, value in items[0].items() if key != "waveforms"})
     processor.chat_template = processor.chat_template.replace(prompts.AUDIO_TOKEN, "")
     with pytest.raises(AudioLLMError):
         examples.encode(processor, items[0])
@@ -178,7 +180,7 @@ def test_deaf_batch_is_an_error(checkpoint, items):
 
 def test_global_order_is_the_same_in_every_layout(shards):
     dataset = ShardDataset(shards())
-    sampler = examples.RunSampler(dataset, seed=3, samples=64)
+    sampler = RunSampler(dataset, seed=3, samples=64)
     whole = list(sampler)
     assert len(whole) == len(sampler) == 64
     assert sorted(whole[: len(dataset)]) == list(range(len(dataset)))

@@ -14,7 +14,7 @@ from data_prep.manifest.rows import Reject
 # What a row says: the keys of `columns` in a recipe.
 FIELDS = (
     *("audio", "id", "question", "choices", "answer", "thinking", "semantic_elements", "events"),
-    *("start", "end", "group", "split", "kind"),
+    *("start", "end", "group", "split", "kind", "places"),
 )
 
 
@@ -34,8 +34,9 @@ class Format:
     :class:`Reject`; it raises :class:`DataError` for what is wrong with the whole source.
 
     The value of an audio column is a path under the root, bytes in a table, or a sound of
-    :mod:`data_prep.manifest.sounds`. `columns` tells what our fields are called where the names differ; `options` are
-    the keys it takes under ``options`` in a recipe. `answer_as` is how its answers name a choice.
+    :mod:`data_prep.manifest.sounds`; a list of these where a row is about several. `columns` tells what our fields are
+    called where the names differ; `options` are the keys it takes under ``options`` in a recipe. `answer_as` is how its
+    answers name a choice.
     """
 
     name: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 from audio_llm.datasets.records import Record
@@ -39,19 +40,26 @@ def _said(values: Mapping[str, Any]) -> dict[str, Any]:
         raise RowError(Reason.TURNS, f"expected turns of user and assistant, found {found}.")
     (_, question, parts), (_, reply, _) = rest
     named = values.get("audios", values.get("audio")) or []
-    sounds = [*(named if isinstance(named, (list, tuple)) else [named]), *parts]
-    marks = question.count(MARK)
-    if marks not in (0, len(sounds)):
-        raise RowError(Reason.MARKS, f"expected {len(sounds)} × {MARK} for as many sounds, found {marks}.")
-    asked = question.replace(MARK, "").strip()
+    named = list(named) if isinstance(named, (list, tuple)) else [named]
+    sounds = [*named, *filter(None, parts)]
+    if len(sounds) > 1 and parts and named and any(parts):
+        expected = "the sounds in the parts of the message alone, or in a column alone"
+        raise RowError(Reason.MARKS, f"expected {expected}, found both: their order is not told.")
+    asked, places = _unmarked(question)
+    inside = len(places) - len(parts)  # marks in the text itself; those of parts came with them
+    if inside not in (0, len(sounds)) or (len(sounds) > 1 and len(places) not in (0, len(sounds))):
+        raise RowError(Reason.MARKS, f"expected {len(sounds)} × {MARK} for as many sounds, found {len(places)}.")
     if isinstance(choices := values.get("choices"), list) and all(isinstance(choice, str) for choice in choices):
         asked = asked.removesuffix(question_text("", choices)) if choices else asked  # the lines that offer them
     said = {"question": asked, "audio": sounds, **replied(reply)}
+    if len(sounds) > 1 and any(places):
+        said["places"] = [min(place, len(asked)) for place in places]
     return said | ({"system": system[0]} if system else {})
 
 
 def _turns(values: Mapping[str, Any]) -> list[tuple[str, str, list[Any]]]:
-    """(role, text, sounds) of each message."""
+    """(role, text, sounds) of each message; a part of audio is a mark in the text, and a sound, None where that is left
+    to the column `audios`."""
     messages = values.get("messages")
     if messages is None and isinstance(values.get("prompt"), list):
         messages = [*values["prompt"], *(values.get("completion") or [])]
@@ -61,20 +69,32 @@ def _turns(values: Mapping[str, Any]) -> list[tuple[str, str, list[Any]]]:
     for message in messages:
         content, sounds = message.get("content"), []
         if isinstance(content, list):
-            texts = []
+            texts: list[str] = []
+            marks = ""  # of the sounds since the last text
             for part in content:
                 kind = part.get("type") if isinstance(part, Mapping) else None
                 if kind == "text":
-                    texts.append(part.get("text"))
-                elif kind == "audio":  # TRL's parts may leave the sound to the column `audios`
-                    sounds += [found] if (found := part.get("audio") or part.get("path")) else []
+                    texts += [marks + part["text"]] if isinstance(part.get("text"), str) else []
+                    marks = "" if isinstance(part.get("text"), str) else marks
+                elif kind == "audio":
+                    sounds.append(part.get("audio") or part.get("path"))
+                    marks += MARK
                 else:
                     raise RowError(Reason.TURNS, f"expected parts of text and audio, found {part!r:.60}.")
-            content = "\n".join(text for text in texts if isinstance(text, str))
+            content = "\n".join(texts) + marks
         if not isinstance(content, str):
             raise RowError(Reason.TURNS, f"expected a message of words, found {content!r:.60}.")
         turns.append((str(message.get("role")), content, sounds))
     return turns
+
+
+def _unmarked(text: str) -> tuple[str, list[int]]:
+    """`text` without its marks and without spaces around it, and before which character of that each mark stood."""
+    parts = text.split(MARK)
+    plain = "".join(parts)
+    lead = len(plain) - len(plain.lstrip())
+    words, ends = plain.strip(), accumulate(map(len, parts[:-1]))
+    return words, [min(max(end - lead, 0), len(words)) for end in ends]
 
 
 def replied(reply: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from audio_llm.datasets.records import Record
 from audio_llm.errors import AudioLLMError, DataError, ShardError
 from audio_llm.files import parse_json
 from audio_llm.language.replies import strip_letters
-from audio_llm.shards.index import AUDIO_SUFFIXES, Scan, scan_members, shard_paths
+from audio_llm.shards.index import AUDIO_SUFFIXES, Scan, further_members, scan_members, shard_paths
 from data_prep.manifest.formats.base import Format, Place
 from data_prep.manifest.formats.chat import elements
 from data_prep.manifest.rows import Reason, Reject, RowError
@@ -46,7 +46,16 @@ def _rows(path: Path, several: bool) -> Iterator[Record | Reject]:
                 continue
             ending = next((ending for ending in AUDIO_SUFFIXES if ending in parts), None)
             if ending is not None:
-                values["audio"] = Part(path, *parts[ending], f"{path.name}: {key}.{ending}")
+                further = further_members(parts)
+                if further is None:
+                    found = ", ".join(sorted(parts))
+                    yield Reject(
+                        where, Reason.BROKEN_ROW, f"expected members audio1, audio2, … once each, found {found}."
+                    )
+                    continue
+                sounds = [Part(path, *parts[ending], f"{path.name}: {key}.{ending}")]
+                sounds += [Part(path, *part, f"{path.name}: {key}.audio{n}") for n, part in enumerate(further, 1)]
+                values["audio"] = sounds if further else sounds[0]
             # Keys may be numbers that begin anew in every tar.
             yield Record({"id": f"{path.stem}_{key}" if several else key} | values, where)
     if cut:

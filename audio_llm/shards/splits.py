@@ -1,0 +1,25 @@
+"""On which side of a split a recording lies."""
+
+from __future__ import annotations
+
+import hashlib
+
+from audio_llm.errors import ConfigError, describe
+
+
+def split_of(recording: str, fractions: dict[str, float], seed: int) -> str:
+    """The split of a source recording: a seeded hash, so all that is made of one recording lies on one side.
+
+    `fractions` maps split names to shares that sum to 1, e.g. ``{"train": 0.8, "test": 0.2}``. Adding recordings
+    never moves the ones that were there.
+    """
+    if not fractions or min(fractions.values()) < 0 or abs(sum(fractions.values()) - 1) > 1e-6:
+        raise ConfigError(describe("split fractions", "shares ≥ 0 that sum to 1", str(fractions)))
+    digest = hashlib.sha256(f"{seed}:{recording}".encode()).digest()
+    position = int.from_bytes(digest[:8], "big") / 2**64
+    bound = 0.0
+    for split, share in fractions.items():
+        bound += share
+        if position < bound:
+            return split
+    return [split for split, share in fractions.items() if share > 0][-1]
