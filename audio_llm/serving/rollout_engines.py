@@ -20,7 +20,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -257,12 +259,52 @@ def _completion(choice: Any) -> Completion:
 # --- over HTTP -----------------------------------------------------------------------------------------------------
 
 
-class HTTPRollouts:
-    """A vLLM server in its own process, shared by all ranks: stock OpenAI server, prompt embeddings in the request.
+class ServerGone(TrainingError):
+    """A rollout server that does not answer, or cannot go on."""
 
-    The first rank writes the weights to `folder`, which the server must be able to read (a shared disk when it runs on
-    another machine), and tells the server to load them; the others wait. Every request carries its own seed, drawn from
-    the trainer's random generator, so that a resumed run samples what an uninterrupted one would have.
+
+class _Remote:
+    """A rollout server as its clients see it; ``model`` is what it calls the weights that it was started with."""
+
+    def __init__(self, url: str, token: str, connections: int) -> None:
+        import requests
+
+        self.url = url.rstrip("/")
+        self._session = requests.Session()
+        if token:
+            self._session.headers["Authorization"] = f"Bearer {token}"
+        self._session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=connections))
+        try:
+            self.model = str(self._session.get(f"{self.url}/v1/models", timeout=30).json()["data"][0]["id"])
+        except (OSError, ValueError, LookupError) as error:
+            raise PrerequisiteError(
+                describe(
+                    f"engine.url {self.url}", "a vLLM server", f"no answer ({error})", "See docs/grpo.md to start one."
+                )
+            ) from error
+
+    def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        item = f"engine {self.url}{path}"
+        try:
+            response = self._session.post(self.url + path, json=body, timeout=3600)
+        except OSError as error:
+            raise ServerGone(describe(item, "an answer", f"none ({error})")) from error
+        if response.status_code != 200:
+            kind = ServerGone if response.status_code >= 500 else TrainingError
+            raise kind(describe(item, "status 200", f"{response.status_code} {response.text[:300]}"))
+        return response
+
+    def close(self) -> None:
+        self._session.close()
+
+
+class HTTPRollouts:
+    """vLLM servers in processes of their own, shared by all ranks: stock OpenAI servers, prompt embeddings in requests.
+
+    The first rank writes the weights to `folder`, which the servers must be able to read (a shared disk when they run
+    on other machines), and tells them to load them; the others wait. Every request carries its own seed, drawn from the
+    trainer's random generator, so that a resumed run samples what an uninterrupted one would have, whichever server
+    answers. A server that dies is left out, its prompts go to the others; the run ends where none is left.
     """
 
     name = "vllm_http"
@@ -277,8 +319,6 @@ class HTTPRollouts:
         tokenizer: Any = None,
         connections: int = 32,
     ) -> None:
-        import requests
-
         self.recipe = recipe or EngineRecipe()
         self.mode = resolve_sync(self.recipe.sync, policy)
         self.max_model_len = _model_length(policy, self.recipe)
@@ -286,19 +326,23 @@ class HTTPRollouts:
         self._closing = contextlib.ExitStack()
         self._folder = self.recipe.shared_folder or self._closing.enter_context(private_folder())
         self._server: Server | None = None
+        self._lock = threading.Lock()
+        self._gone: ServerGone | None = None  # the last that was left out
         atexit.register(self.close)
-        url = self.recipe.url
-        if url is None:
+        urls = self.recipe.urls
+        if not urls:
             self._server = self._start(policy, tokenizer, seed)
-            url = self._server.url
-        self.url = url.rstrip("/")
-        self._session = requests.Session()
-        if token := self._token():
-            self._session.headers["Authorization"] = f"Bearer {token}"
-        self._session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=connections))
-        self._pool = ThreadPoolExecutor(connections)
-        self._model = self._served_model()
+            urls = [self._server.url]
+        self._pool = ThreadPoolExecutor(connections * len(urls))
+        self._remotes: list[_Remote] = []
+        for url in urls:
+            self._remotes.append(_Remote(url, self._token(), connections))
         self._run = _same_everywhere(secrets.token_hex(4))  # another run's adapters may still be there
+
+    @property
+    def urls(self) -> list[str]:
+        """Of the servers that answer."""
+        return [remote.url for remote in self._remotes]
 
     def _adapter(self, version: int | None) -> str:
         return f"policy-{self._run}-{version}"
@@ -312,7 +356,7 @@ class HTTPRollouts:
         return Server(model, dtype, self.recipe, self.max_model_len, rank, seed)
 
     def _token(self) -> str:
-        """What the server asks for: our own one's, or that of ``engine.token``; "" without."""
+        """What the servers ask for: our own one's, or that of ``engine.token``; "" without."""
         if self._server is not None:
             return self._server.token
         path = self.recipe.token
@@ -321,26 +365,27 @@ class HTTPRollouts:
         except (OSError, ValueError) as error:
             raise ConfigError(describe(f"engine.token {path}", "the server's file of its token", str(error))) from error
 
-    def _served_model(self) -> str:
-        try:
-            return self._session.get(f"{self.url}/v1/models", timeout=30).json()["data"][0]["id"]
-        except (OSError, ValueError, LookupError) as error:
-            raise PrerequisiteError(
-                describe(
-                    f"engine.url {self.url}", "a vLLM server", f"no answer ({error})", "See docs/grpo.md to start one."
-                )
-            ) from error
+    def _leave_out(self, remote: _Remote, error: ServerGone) -> None:
+        """Go on without `remote`; raises `error` where it was the last."""
+        with self._lock:
+            if remote in self._remotes:
+                self._gone = error
+                self._remotes = [other for other in self._remotes if other is not remote]
+                if self._remotes:
+                    warnings.warn(f"{error} Goes on with {len(self._remotes)} of the servers.", stacklevel=2)
+            if not self._remotes:
+                raise error
 
-    def _post(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        try:
-            response = self._session.post(self.url + path, json=body, timeout=3600)
-        except OSError as error:
-            raise TrainingError(describe(f"engine {self.url}{path}", "an answer", f"none ({error})")) from error
-        if response.status_code != 200:
-            raise TrainingError(
-                describe(f"engine {self.url}{path}", "status 200", f"{response.status_code} {response.text[:300]}")
-            )
-        return response
+    def _post(self, path: str, body: dict[str, Any] | None = None) -> None:
+        """To all servers at once."""
+
+        def post(remote: _Remote) -> None:
+            try:
+                remote.post(path, body)
+            except ServerGone as error:
+                self._leave_out(remote, error)
+
+        list(self._pool.map(post, self._remotes))
 
     def sync(self, policy: PolicyWeights, version: int) -> float:
         """See :class:`~audio_llm.training.rollouts.RolloutEngine`."""
@@ -357,11 +402,10 @@ class HTTPRollouts:
             with policy.adapter() as (config, tensors):
                 if first:
                     self._load_adapter(config, tensors, version)
-            self._model = self._adapter(version)
         if first:
             self._post("/reset_prefix_cache")
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()
+        in_step = _same_everywhere(self.urls)  # the others wait, and ask none that has missed the weights
+        self._remotes = [remote for remote in self._remotes if remote.url in in_step]
         self.version = version
         return time.perf_counter() - start
 
@@ -382,7 +426,7 @@ class HTTPRollouts:
         self._unload()
 
     def _unload(self) -> None:
-        """Take the adapter of the last version from the server."""
+        """Take the adapter of the last version from the servers."""
         if self.version is not None:
             self._post("/v1/unload_lora_adapter", {"lora_name": self._adapter(self.version)})
             shutil.rmtree(self._folder / self._adapter(self.version), ignore_errors=True)
@@ -392,14 +436,15 @@ class HTTPRollouts:
     ) -> list[list[Completion]]:
         """See :class:`~audio_llm.training.rollouts.RolloutEngine`."""
         _check_lengths(prompt_embeddings, sampling, self.max_model_len)
-        seeds = torch.randint(2**31 - 1, (len(prompt_embeddings),)).tolist()
-        return list(self._pool.map(self._complete, prompt_embeddings, group_sizes, [sampling] * len(seeds), seeds))
+        count = len(prompt_embeddings)
+        seeds = torch.randint(2**31 - 1, (count,)).tolist()
+        rows = (prompt_embeddings, group_sizes, [sampling] * count, seeds, range(count))
+        return list(self._pool.map(self._complete, *rows))
 
-    def _complete(self, embeddings: Tensor, size: int, sampling: Sampling, seed: int) -> list[Completion]:
+    def _complete(self, embeddings: Tensor, size: int, sampling: Sampling, seed: int, number: int) -> list[Completion]:
         buffer = io.BytesIO()
         torch.save(embeddings.detach().cpu().clone(), buffer)
         body = {
-            "model": self._model,
             "prompt_embeds": base64.b64encode(buffer.getvalue()).decode(),
             "n": size,
             "seed": seed,
@@ -414,24 +459,39 @@ class HTTPRollouts:
             "stop_token_ids": list(sampling.stop_token_ids),
             "logit_bias": {str(token): FORBIDDEN_BIAS for token in sampling.forbidden_token_ids} or None,
         }
-        choices = sorted(self._post("/v1/completions", body).json()["choices"], key=lambda choice: choice["index"])
+        answer = self._ask("/v1/completions", body, number)
+        choices = sorted(answer.json()["choices"], key=lambda choice: choice["index"])
         return [Completion(choice["token_ids"], choice["logprobs"]["token_logprobs"]) for choice in choices]
+
+    def _ask(self, path: str, body: dict[str, Any], number: int) -> Any:
+        """The answer of the server whose turn it is, or of the next that is left."""
+        while remotes := self._remotes:
+            remote = remotes[number % len(remotes)]
+            model = self._adapter(self.version) if self.mode == "adapter" else remote.model
+            try:
+                return remote.post(path, body | {"model": model})
+            except ServerGone as error:
+                self._leave_out(remote, error)
+        assert self._gone is not None
+        raise self._gone
 
     def close(self) -> None:
         """See :class:`~audio_llm.training.rollouts.RolloutEngine`."""
-        if getattr(self, "_pool", None) is not None:
-            if self._server is None and self.mode == "adapter" and _rank()[0] == 0:  # the server stays, for other runs
+        if getattr(self, "_remotes", None):
+            if self._server is None and self.mode == "adapter" and _rank()[0] == 0:  # servers stay, for other runs
                 with contextlib.suppress(TrainingError):
                     self._unload()
                 self.version = None
+            for remote in self._remotes:
+                remote.close()
+        if getattr(self, "_pool", None) is not None:
             self._pool.shutdown(wait=False)
-            self._session.close()
         if self._server is not None:
             self._server.stop()
         self._closing.close()
 
 
-def _same_everywhere(value: str) -> str:
+def _same_everywhere(value: Any) -> Any:
     """The first process's."""
     values = [value]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -512,12 +572,13 @@ class Server:
         lora_rank: int | None = None,
         seed: int = 0,
         patience_seconds: float = 600.0,
+        token: str = "",
     ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        self.token = secrets.token_hex(16)
+        self.token = token or secrets.token_hex(16)
         self._stopped = False
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (lives as long as the server)
         self._process = subprocess.Popen(

@@ -16,6 +16,7 @@ grows surer or less sure.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -33,6 +34,7 @@ from audio_llm.training.rollouts import (
     random_state_kept,
 )
 
+FIRST_ERROR = 0.5  # of a logit: rounding was at 0.02 with the quickstart's model, another model's weights are beyond
 NOISE_FACTOR = 4.0  # times the first step's: what no step of an engine in step came near
 PATIENCE = 2  # steps in a row above it: a batch of few uncertain tokens may lie there once
 UNMOVED = 3  # probes in a row without a change, while the policy's weights changed
@@ -115,9 +117,13 @@ class ParityGate:
                 raise TrainingError(describe(item, expected, f"a difference of {largest:.3g}", cure))
             return
         if self._first is None:
+            if not error <= FIRST_ERROR:
+                expected = f"logits within {FIRST_ERROR:g} of the trainer's at first"
+                cure = "The engine was filled with other weights, or is the server of another model."
+                raise TrainingError(describe(item, expected, f"a mean error of {error:.3g}", cure))
             self._first = error
         self._above = 0 if error <= NOISE_FACTOR * self._first else self._above + 1
-        if self._above >= PATIENCE or not error < float("inf"):
+        if self._above >= PATIENCE or not error < math.inf:
             expected = (
                 f"logits within {NOISE_FACTOR:g} × {self._first:.3g}, the error of the first step, of the trainer's"
             )

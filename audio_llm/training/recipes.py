@@ -375,15 +375,14 @@ class EngineRecipe:
     """Which engine samples, and how. ``auto`` is vLLM in this process where it is installed, else Transformers.
 
     `sync` is how vLLM follows the policy: merged weights, or an adapter that is swapped (``auto``: adapter on a GPU).
-    `url` names a running server for ``vllm_http``; without it one is started. `shared_folder` is where weights are
-    handed to that server, `token` the file of what it asks for on every path. `max_model_len` bounds prompt and
+    `url` names one or several running servers for ``vllm_http``; without it one is started. `shared_folder` is where
+    weights are handed to them, `token` the file of what they ask for on every path. `max_model_len` bounds prompt and
     completion (None: the model's positions, at most 4096). `block_size` is that of the key-value cache: with vLLM's 128
-    on CPU short prompts would never share a prefix.
-    """
+    on CPU short prompts would never share a prefix."""
 
     backend: Literal["auto", "vllm", "vllm_http", "transformers"] = "auto"  # vllm_http: another process's
     sync: SyncMode = "auto"
-    url: str | None = None
+    url: str | list[str] | None = None
     shared_folder: Path | None = None
     token: Path | None = None
     max_model_len: int | None = None
@@ -392,6 +391,10 @@ class EngineRecipe:
     prefix_caching: bool = True  # vLLM computes a prompt's beginning once
     block_size: int = 32
     batch_size: int | None = None  # Transformers only: sequences decoded together
+
+    @property
+    def urls(self) -> list[str]:
+        return [self.url] if isinstance(self.url, str) else self.url or []
 
 
 @dataclass(kw_only=True)

@@ -82,6 +82,8 @@ def test_what_is_logged_and_what_a_bound_and_nan_do() -> None:
     with pytest.raises(TrainingError, match=r"step 7, engine 'an engine'.*within 0.1 of the trainer's.*0.5"):
         ParityGate(0.1).compare(7, "an engine", ours, sampled, mask, id_)
     assert ParityGate(0.1, closed=False).compare(7, "an engine", ours, sampled, mask, id_) == found
+    with pytest.raises(TrainingError, match="logits within 0.5 .* at first.*the server of another model"):
+        ParityGate(None).compare(0, "an engine", ours, sampled - 0.5, mask, id_)
     for bound in (None, 0.1):
         with pytest.raises(TrainingError, match="nan"):
             ParityGate(bound).compare(0, "an engine", ours, sampled, torch.ones(1, 3), id_)

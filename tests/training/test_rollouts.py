@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
+import threading
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -335,3 +337,52 @@ def test_an_engine_may_be_built_beside_llvmlite() -> None:
     hide_llvmlite_attributes()
     assert not hasattr(ffi.lib, "__dict__"), "vLLM reads vars() of everything it finds"
     assert ffi.lib.LLVMPY_GetVersionInfo() > 0
+
+
+@needs_vllm
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.parametrize("sync", ["merged", "adapter"])
+def test_a_run_goes_on_without_a_server_that_was_killed_and_ends_without_any(checkpoint, tmp_path, sync):
+    """Two servers give the replies of one, also when one is killed while it answers."""
+    from audio_llm.serving import rollout_engines
+
+    policy = make_policy(checkpoint())
+    (tmp_path / "token").write_text("of both")
+    recipe = EngineRecipe(sync=sync, max_model_len=256, max_num_seqs=32)
+    model = rollout_engines._write_unadapted(
+        policy, tmp_path / "model", load_processor(checkpoint()).tokenizer, rollout_engines._unties(sync)
+    )
+    rank = rollout_engines._lora_rank(policy) if sync == "adapter" else None
+    with contextlib.ExitStack() as stack:
+        servers = []
+        for _ in range(2):
+            servers.append(rollout_engines.Server(model, "float32", recipe, 256, rank, token="of both"))
+            stack.callback(servers[-1].stop)
+        recipe.url, recipe.token = [server.url for server in servers], tmp_path / "token"
+        recipe.shared_folder = tmp_path
+        engine = rollout_engines.HTTPRollouts(policy, recipe)
+        stack.callback(engine.close)
+
+        def replies(version: int) -> list[list[int]]:
+            engine.sync(policy, version)
+            prompts = make_prompts(policy, checkpoint()) * 6
+            torch.manual_seed(3)
+            groups = engine.generate(prompts, [4] * len(prompts), sampling_of(policy))
+            assert largest_difference(policy, prompts, groups) < 1e-4
+            return [completion.token_ids for group in groups for completion in group]
+
+        move(policy.model, 10)
+        both = replies(0)
+        threading.Timer(0.2, servers[1].stop).start()
+        with pytest.warns(UserWarning, match=f"{servers[1].url}.*Goes on with 1 of the servers"):
+            while engine.urls == recipe.url:
+                assert replies(0) == both
+        assert engine.urls == [servers[0].url] and replies(0) == both
+        move(policy.model, 11)
+        replies(1)
+        servers[0].stop()
+        began = time.monotonic()
+        with pytest.raises(TrainingError, match=f"engine {servers[0].url}.*expected an answer"):
+            replies(2)
+        assert time.monotonic() - began < 60
