@@ -84,7 +84,7 @@ from audio_llm.audio import encode
 from audio_llm.shards.reader import ShardDataset
 
 item = ShardDataset(sys.argv[1])[0]
-Path(sys.argv[2]).write_bytes(encode(item["waveform"]))
+Path(sys.argv[2]).write_bytes(encode(item["waveforms"][0]))
 print(item["sample"].question, item["sample"].answer, *(item["sample"].choices or []), sep="\n")
 PY
     )
