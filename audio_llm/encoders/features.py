@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 LOG_FLOOR = 1e-10  # 10*log10 of it is the -100 dB that silence has
 _ENERGY_FLOOR = 1e-16  # under the energy of one 16-bit step, so that ratios of energies do not depend on the gain
@@ -97,13 +98,24 @@ def _bands(bank: Tensor, parts: int) -> list[tuple[slice, Tensor]]:
         return groups
 
 
+def _in_blocks(tensor: Tensor) -> bool:
+    """Whether it pays, and can be, to compute of `tensor` a part at a time: on a CPU, and not of shapes alone."""
+    return tensor.device.type == "cpu" and not isinstance(tensor, FakeTensor)
+
+
+def forget_constants() -> None:
+    """Make filter banks and windows anew: those that are made among tensors without data are of no use outside."""
+    for function in (mel_bank, hann, _bands, povey, kaldi_mel_bank):
+        function.cache_clear()
+
+
 def in_mels(values: Tensor, bank: Tensor, parts: int = 1) -> Tensor:
     """``values @ bank`` for ``(..., bins)``, or for ``(..., bins · parts)`` where a bin has several values that add up.
 
     A triangle is zero but for a few bins: on a CPU, `_GROUP` mel bands at a time are computed from the bins between
     their outer edges. `bank` has to be one that is kept, as :func:`mel_bank`'s are.
     """
-    if values.device.type != "cpu":
+    if not _in_blocks(values):
         return values @ bank.repeat_interleave(parts, dim=0)
     rows = values.flatten(0, -2)
     mels = torch.cat([rows[:, heard] @ weights for heard, weights in _bands(bank, parts)], dim=1)
@@ -128,7 +140,7 @@ def framewise(
     `function` makes of them one ``(batch, ..., frames, n)``. On a CPU that is a few frames at a time: the intermediate
     results of a whole clip are megabytes, and to fetch those from memory takes longer than all arithmetic.
     """
-    if waveform.device.type != "cpu" or waveform.requires_grad:
+    if not _in_blocks(waveform) or waveform.requires_grad:
         return function(*frames_of(waveform))
     budget = _BLOCK * torch.get_num_threads()
     rows = max(1, budget // max(1, waveform[:1].nbytes))

@@ -284,9 +284,9 @@ def collect() -> Facts:
         accelerate_config=_accelerate_config(),
         cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         load=os.getloadavg()[0],
-        ram_free=_ram_free(),
-        disk_free=_free(Path.cwd()),
-        shm_free=_free(Path("/dev/shm")),
+        ram_free=free_memory(),
+        disk_free=free_bytes(Path.cwd()),
+        shm_free=free_bytes(Path("/dev/shm")),
     )
 
 
@@ -373,7 +373,8 @@ def _accelerate_config() -> dict[str, object]:
     return {**tree, "path": str(path)} if isinstance(tree, dict) else {}
 
 
-def _ram_free() -> int | None:
+def free_memory() -> int | None:
+    """Bytes that programs can still have; None where the system does not tell."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -382,7 +383,8 @@ def _ram_free() -> int | None:
     return values[0] if values else None
 
 
-def _free(path: Path) -> int | None:
+def free_bytes(path: Path) -> int | None:
+    """Free space of the disk that `path` is on; None where it cannot be told."""
     try:
         return shutil.disk_usage(path).free
     except OSError:
