@@ -115,15 +115,15 @@ class Declaration:
 @dataclass
 class _Asked:
     item: Item
-    sound: str | Cell
+    sounds: list[str | Cell]
 
 
 class Declared:
     """A benchmark by its declaration.
 
-    Options: ``audio``, the folder that sounds are named under (default: where the file lies); ``several=first`` hears
-    the first of several recordings, which are left out otherwise; ``unit=KEY``, what intervals take as one recording;
-    ``seed``, of the order of choices where that is drawn.
+    Options: ``audio``, the folder that sounds are named under (default: where the file lies); ``several=all``
+    asks about several recordings too, ``several=first`` hears the first of them, and they are left out otherwise;
+    ``unit=KEY``, what intervals take as one recording; ``seed``, of the order of choices where that is drawn.
     """
 
     def __init__(self, name: str, declaration: Declaration) -> None:
@@ -164,15 +164,20 @@ class Declared:
         clips = Counter(item.clip for item in items)
         if again := len(items) - len(clips):
             counts["questions about a clip that an earlier question has"] = again
-        sounds = _sounds([entry.sound for entry in found], folder)
-        missing = {
-            entry.item.id: f"{entry.sound:.200}" for entry, sound in zip(found, sounds, strict=True) if not sound
-        }
+        places = iter(_sounds([sound for entry in found for sound in entry.sounds], folder))
+        sounds = [[next(places) for _ in entry.sounds] for entry in found]
+        missing = {}
+        for entry, there in zip(found, sounds, strict=True):
+            if absent := [f"{name:.200}" for name, sound in zip(entry.sounds, there, strict=True) if not sound]:
+                missing[entry.item.id] = ", ".join(absent)
         errors = without_sound(missing, folder, data, len(items), counts)
 
-        def load(index: int) -> Waveform:
-            sound, name = sounds[index], f"item '{items[index].id}'"
-            return decode(sound.data() if isinstance(sound, Cell) else sound or folder / "", name=name)
+        def load(index: int) -> list[Waveform]:
+            name = f"item '{items[index].id}'"
+            return [
+                decode(sound.data() if isinstance(sound, Cell) else sound or folder / "", name=name)
+                for sound in sounds[index]
+            ]
 
         # The rows decide the questions, and so does the declaration: its digest is that of what they made together.
         questions = json.dumps([(item.id, item.question, item.choices, item.gold, item.clip) for item in items])
@@ -193,8 +198,10 @@ class Declared:
         if len(choices) < 2:
             return LeftOut.NO_CHOICES
         sounds = self._audio(row)
-        if len(sounds) > 1 and one_of(options, "several", ("skip", "first")) == "skip":
+        several = one_of(options, "several", ("skip", "first", "all"))
+        if len(sounds) > 1 and several == "skip":
             return LeftOut.SEVERAL
+        sounds = sounds if several == "all" else sounds[:1]
         gold = self._gold(row, choices, letters)
         meta = {
             key: _plain(_listed(values[key]) if key in asked.lists else values[key])
@@ -209,13 +216,13 @@ class Declared:
             seed = item_seed(whole_number(options, "seed", 0), self.name, name)
             meta["order"] = [int(one) for one in np.random.default_rng(seed).permutation(len(choices))]
             choices = [choices[one] for one in meta["order"]]
-        sound = sounds[0]
-        clip = name if isinstance(sound, Cell) else sound.removeprefix("./")
+        clip = "+".join(name if isinstance(sound, Cell) else sound.removeprefix("./") for sound in sounds)
         if "unit" in options:
             clip = row.identity(options["unit"])
         kind = row.text(asked.kind, default="") if asked.kind else ""
         question = row.text(*_keys(asked.question))
-        return _Asked(Item(name, question, choices, gold, kind or self.name, self.name, clip, meta), sound)
+        item = Item(name, question, choices, gold, kind or self.name, self.name, clip, meta, audios=len(sounds))
+        return _Asked(item, sounds)
 
     def _in_part(self, row: Record) -> bool:
         for keys, inside in ((self.declaration.only, True), (self.declaration.without, False)):
@@ -283,7 +290,7 @@ class Declared:
             yield "choices that are empty, left away"
         if not item.gold:
             yield "answer hidden"
-        if len(self._audio(row)) > 1:
+        if len(self._audio(row)) > item.audios:
             yield "several recordings, of which the first is heard"
         if any(isinstance(row.values.get(key), str) for key in asked.lists) and not of_texts:
             yield "a list written as a text"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from audio_llm.audio import decode
 from audio_llm.errors import AudioLLMError, ConfigError
 from eval.benchmarks import get_benchmark, names, open_benchmark
 from eval.benchmarks.base import Collection, Item
@@ -408,7 +409,18 @@ def test_mmau_pro_asks_its_part_and_counts_the_rest(mmau_pro: Path) -> None:
     first = open_benchmark("mmau_pro", mmau_pro, several="first")
     assert first.counts["several recordings, of which the first is heard"] == 4
     assert len(first.items) == 25 and by_id(first)["p3"].clip == "data/3.wav"
-    with pytest.raises(ConfigError, match="option several: expected skip, first"):
+    every = open_benchmark("mmau_pro", mmau_pro, several="all")
+    assert len(every.items) == 25 and "several recordings, of which the first is heard" not in every.counts
+    asked = by_id(every)
+    assert [asked[f"p{number}"].audios for number in (0, 3, 9)] == [2, 3, 1]
+    assert (asked["p3"].clip, asked["p9"].clip) == ("data/3.wav+data/4.wav+data/5.wav", "data/9.wav")
+    place = every.items.index(asked["p3"])
+    heard = [wave.samples for wave in every.waveforms(place)]
+    stored = [decode(mmau_pro / "data" / f"{number}.wav").samples for number in (3, 4, 5)]
+    assert all(np.array_equal(one, other) for one, other in zip(heard, stored, strict=True))
+    (mmau_pro / "data" / "5.wav").unlink()
+    assert "its audio data/5.wav under" in open_benchmark("mmau_pro", mmau_pro, several="all").errors["p3"]
+    with pytest.raises(ConfigError, match="option several: expected skip, first, all"):
         open_benchmark("mmau_pro", mmau_pro, several="join")
     (path,) = get_benchmark("mmau_pro").submission([answer(item, "cat") for item in found.items], mmau_pro)
     assert {json.loads(line)["model_output"] for line in path.read_text().splitlines()} == {"cat"}
@@ -580,7 +592,9 @@ def test_odd_values_end_in_items_or_in_a_sentence(tmp_path: Path, capsys: pytest
         for _ in range(draw.randrange(4)):
             draw.choice(rows)[draw.choice(keys)] = draw.choice(ODD)
         try:
-            items = benchmark.open(lines(tmp_path / "rows.jsonl", rows), several=draw.choice(["skip", "first"])).items
+            items = benchmark.open(
+                lines(tmp_path / "rows.jsonl", rows), several=draw.choice(["skip", "first", "all"])
+            ).items
         except AudioLLMError as error:
             assert "expected" in str(error)
             continue

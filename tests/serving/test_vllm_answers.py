@@ -53,11 +53,15 @@ def native(kind: str, made_once, shards) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def replies(checkpoint, made_once, shards, tmp_path_factory) -> dict[str, tuple[list[Prediction], list[Prediction]]]:
+def replies(
+    checkpoint, made_once, shards, several, tmp_path_factory
+) -> dict[str, tuple[list[Prediction], list[Prediction]]]:
     root = tmp_path_factory.mktemp("replies")
     ours = ["eval", str(checkpoint()), str(shards()), "--temperature", "0,1", "--controls", "silence,swap,text_only"]
     ours += ["--adapter", str(make_adapter(checkpoint(), root / "adapter"))]
-    return dict(zip(("ours", "native"), ask([ours, native("qwen2_audio", made_once, shards)], root), strict=True))
+    pairs = ["eval", str(checkpoint()), str(several()), "--controls", "silence,silence_each,other_audio"]
+    commands = {"ours": ours, "native": native("qwen2_audio", made_once, shards), "several": pairs}
+    return dict(zip(commands, ask(list(commands.values()), root), strict=True))
 
 
 def test_a_model_of_ours_with_an_adapter_greedy_and_sampled(replies) -> None:
@@ -73,6 +77,17 @@ def test_a_model_of_ours_with_an_adapter_greedy_and_sampled(replies) -> None:
         [entry.raw for entry in ours if entry.control == name and entry.temperature == 0] for name in ("", "silence")
     )
     assert true != silent
+
+
+def test_several_sounds_in_one_batch(replies) -> None:
+    """One, two and three sounds, also between the words, each silenced alone: the same greedy replies."""
+    ours, theirs = replies["several"]
+    assert len(ours) == 12 * 3 + 4 * 2 + 4 * 3 and not any(row.error for row in (*ours, *theirs))
+    told = [[(row.key, row.prompt_hash, row.prompt_tokens, row.raw) for row in rows] for rows in (ours, theirs)]
+    assert told[0] == told[1]
+    raw = {(row.id, row.control): row.raw for row in ours}
+    silenced = [key for key in raw if key[1] in ("silence_1", "silence_2", "silence_3")]
+    assert np.mean([raw[key] != raw[key[0], ""] for key in silenced]) > 0.3  # each of them is heard
 
 
 def assert_same(ours: list[Prediction], theirs: list[Prediction]) -> None:

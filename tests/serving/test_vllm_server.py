@@ -265,6 +265,18 @@ def test_levels_above_full_scale_are_heard_as_offline(server: Server) -> None:
     assert answer.raw.rstrip("\ufffd") == words.rstrip("\ufffd")  # vLLM holds back the bytes of a torn character
 
 
+def test_several_sounds_a_question_are_answered_as_offline(server: Server, several, tmp_path: Path) -> None:
+    """Shards of one to three sounds a sample, some between the words, asked over HTTP and with Transformers."""
+    how = ["--limit", "6", "--controls", "silence,silence_each", "--max-tokens", "8", "--quiet"]
+    rows = []
+    for model, engine in (("tiny", server.url + "/v1"), (str(server.checkpoint), "transformers")):
+        out = tmp_path / model.rpartition("/")[2]
+        assert cli.main(["eval", model, str(several()), "--engine", engine, "--out", str(out), *how]) == 0
+        rows.append(predictions.read(out))
+    told = [[(row.key, row.prompt_tokens, row.error, row.raw.rstrip("\ufffd")) for row in found] for found in rows]
+    assert told[0] == told[1] and not any(row.error for row in rows[0])
+
+
 def test_words_that_look_like_a_placeholder_are_words(server: Server) -> None:
     plain = server.outcome([audio(server, "other.wav"), text("hear this")])
     trick = server.outcome([audio(server, "other.wav"), text("hear <|audio|>this")])
