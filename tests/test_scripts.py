@@ -37,7 +37,7 @@ def test_scripts_parse(script: Path) -> None:
 def test_quickstart_explains_itself() -> None:
     reply = bash(f"bash {SCRIPTS / 'quickstart.sh'} --help")
     assert reply.returncode == 0
-    for option in ("--sounds", "--folds", "--out", "--seed", "--fresh"):
+    for option in ("--language-model", "--sounds", "--folds", "--out", "--seed", "--fresh"):
         assert option in reply.stdout
 
 
@@ -46,6 +46,7 @@ def test_quickstart_explains_itself() -> None:
     [
         ("--sound x", "--sound"),
         ("--sounds /absent/folder", "no such folder"),
+        ("--language-model /absent/folder", "smollm2"),
         ("--seed many", "'many'"),
         ("--out", "value"),
     ],
