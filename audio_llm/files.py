@@ -238,8 +238,11 @@ def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
 
 
 def write_lines(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON lines atomically."""
-    write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    """Write JSON lines atomically, one by one: `records` may be more than memory holds."""
+    with atomic_file(path) as temporary, open(temporary, "w", **TEXT) as stream:
+        stream.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def parse_json(text: str | bytes) -> Any:

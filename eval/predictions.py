@@ -5,15 +5,18 @@ A predictions file only ever grows by whole lines; a line torn by a kill is cut 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from audio_llm.errors import AudioLLMError, describe
 from audio_llm.files import parse_json
@@ -21,13 +24,14 @@ from audio_llm.language.replies import Reply, read_reply
 
 FILE_NAME = "predictions.jsonl"
 MANIFEST_NAME = "run.json"
+BLOCK = 2**20  # bytes of a file that are looked at together
 
 
 class PredictionsError(AudioLLMError):
     """A predictions file or a run folder that cannot be used."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Prediction:
     """One answer. `control` is "" for the true audio, else the control's name; `error` tells why there is no answer.
 
@@ -54,8 +58,8 @@ class Prediction:
     seconds: float = 0.0
     error: str = ""
     clip: str = ""
-    meta: dict[str, Any] = field(default_factory=dict)
-    events: list[dict[str, Any]] = field(default_factory=list)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    events: Sequence[Mapping[str, Any]] = field(default_factory=list)
     instruction: str = ""
     answer_as: str = ""
 
@@ -68,15 +72,16 @@ class Prediction:
     def cluster(self) -> str:
         """What its answer is not independent of, the unit of intervals and tests: the recording that a scene's (first)
         sound is cut from, else the clip asked about, else itself."""
-        recordings = self.meta.get("recordings")
-        return str(recordings[0]) if isinstance(recordings, list) and recordings else self.clip or self.id
+        first = self.meta.recording if isinstance(self.meta, FoldedMeta) else _recording(self.meta)
+        return first or self.clip or self.id
 
     def reply(self) -> Reply:
         """The raw reply taken apart, read as it was asked for."""
         return _read_once(self.raw, tuple(self.choices), self.answer_as)
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+        tree = {name: getattr(self, name) for name in KINDS}
+        return json.dumps(tree | {"meta": dict(self.meta), "events": [*self.events]}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, line: str, where: str) -> Prediction:
@@ -94,12 +99,73 @@ class Prediction:
         values = {name: value for name, value in tree.items() if name in KINDS}
         for name, value in values.items():
             if not KINDS[name](value):
-                kind = cls.__dataclass_fields__[name].type
+                declared = str(cls.__dataclass_fields__[name].type)
+                kind = declared.replace("Sequence[", "list[").replace("Mapping[", "dict[")  # as JSON gives them
                 raise PredictionsError(describe(f"{where}: '{name}'", f"a value of type {kind}", f"{value!r:.60}"))
-        return cls(**values)
+        for name, value in values.items():  # most texts are those of other rows as well
+            if isinstance(value, str):
+                values[name] = sys.intern(value)
+        values["choices"] = [sys.intern(choice) for choice in values["choices"]]
+        return cls(
+            **values | {"meta": FoldedMeta(values.get("meta", {})), "events": FoldedEvents(values.get("events", []))}
+        )
 
 
-@lru_cache(maxsize=50_000)
+class FoldedMeta(Mapping[str, Any]):
+    """A mapping of JSON as its text, a fifth of what Python needs for it. It is read anew whenever it is asked for, but
+    for the first of its ``recordings``, which every figure asks for."""
+
+    __slots__ = ("recording", "text")
+
+    def __init__(self, tree: Mapping[str, Any]) -> None:
+        self.text = sys.intern(json.dumps(tree))
+        self.recording = sys.intern(_recording(tree))
+
+    def __getitem__(self, name: str) -> Any:
+        return _unfolded(self.text)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_unfolded(self.text))
+
+    def __len__(self) -> int:
+        return len(_unfolded(self.text))
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class FoldedEvents(Sequence[Mapping[str, Any]]):
+    """A list of JSON as its text."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, events: Sequence[Mapping[str, Any]]) -> None:
+        self.text = sys.intern(json.dumps(events))
+
+    def __getitem__(self, place: Any) -> Any:
+        return _unfolded(self.text)[place]
+
+    def __len__(self) -> int:
+        return len(_unfolded(self.text))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and [*self] == [*other]
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+@lru_cache(maxsize=16)  # of a row several things are asked, one after the other
+def _unfolded(text: str) -> Any:
+    return json.loads(text)
+
+
+def _recording(meta: Mapping[str, Any]) -> str:
+    recordings = meta.get("recordings")
+    return str(recordings[0]) if isinstance(recordings, list) and recordings else ""
+
+
+@lru_cache(maxsize=100_000)
 def _read_once(raw: str, choices: tuple[str, ...], answer_as: str) -> Reply:
     """All scorers of a run ask what the same replies say."""
     return read_reply(raw, choices, answer_as)
@@ -119,8 +185,8 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
     "float": _is_number,
     "list[str]": _is_list_of(str),
-    "list[dict[str, Any]]": _is_list_of(dict),
-    "dict[str, Any]": lambda value: isinstance(value, dict),
+    "Sequence[Mapping[str, Any]]": _is_list_of(dict),
+    "Mapping[str, Any]": lambda value: isinstance(value, dict),
 }
 KINDS = {entry.name: _CHECKS[str(entry.type)] for entry in dataclasses.fields(Prediction)}
 KINDS["events"] = lambda value: _is_list_of(dict)(value) and all(map(_is_event, value))
@@ -148,39 +214,72 @@ def read(path: str | Path) -> list[Prediction]:
     return rows
 
 
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the collector of cycles, of which rows and scores form none: it would go through all of them again and
+    again, for a third of the time."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
 def questions_asked(rows: Iterable[Prediction]) -> int:
     """How many questions the model got with their own sound."""
     return len({row.id for row in rows if not row.control and not row.error})
 
 
 def _rows(path: Path) -> list[Prediction]:
-    rows = [
-        Prediction.from_json(line, f"{path} line {number}")
-        for number, line in enumerate(_lines(path), start=1)
-        if line.strip()
-    ]
-    _refuse_doubles(rows, path)
+    rows: list[Prediction] = []
+    seen: set[tuple[str, str, float, int]] = set()
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        row = Prediction.from_json(line, f"{path} line {number}")
+        if row.key in seen:
+            raise PredictionsError(
+                describe(str(path), "every item once a pass", f"'{row.id}' twice ({row.control or 'true audio'})")
+            )
+        seen.add(row.key)
+        rows.append(row)
     return rows
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path) -> Iterator[str]:
     """Lines by newline alone: a reply may hold other characters that Unicode counts as line ends."""
-    try:
-        return path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise PredictionsError(describe(str(path), "UTF-8 text", f"other bytes at {error.start}")) from error
+    position = 0
+    with open(path, "rb") as stream:
+        for line in stream:
+            try:
+                yield line.decode("utf-8").removesuffix("\n")
+            except UnicodeDecodeError as error:
+                found = f"other bytes at {position + error.start}"
+                raise PredictionsError(describe(str(path), "UTF-8 text", found)) from error
+            position += len(line)
 
 
 def mend(path: Path) -> list[Prediction]:
     """Predictions of an interrupted run: a last line without its newline is cut from the file, the rest is kept."""
     if not path.exists():
         return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
+    with path.open("rb") as file:
+        end = size = file.seek(0, os.SEEK_END)
+        while end and (newline := _last_newline(file, end)) < 0:
+            end = max(0, end - BLOCK)
+    if (whole := newline + 1 if end else 0) < size:
+        os.truncate(path, whole)
     return _rows(path)
+
+
+def _last_newline(file: IO[bytes], end: int) -> int:
+    """Where the last newline of the block before `end` is; -1 where it has none."""
+    start = max(0, end - BLOCK)
+    file.seek(start)
+    found = file.read(end - start).rfind(b"\n")
+    return start + found if found >= 0 else -1
 
 
 class PredictionWriter:
@@ -211,8 +310,8 @@ MANIFEST: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "benchmark": ("str", _CHECKS["str"]),
     "options": ("dict[str, str]", lambda value: isinstance(value, dict) and _is_list_of(str)([*value.values()])),
     "data": ("list[str]", _CHECKS["list[str]"]),
-    "settings": ("dict", _CHECKS["dict[str, Any]"]),
-    "scorer": ("dict", _CHECKS["dict[str, Any]"]),
+    "settings": ("dict", _CHECKS["Mapping[str, Any]"]),
+    "scorer": ("dict", _CHECKS["Mapping[str, Any]"]),
 }
 
 
@@ -232,13 +331,3 @@ def read_manifest(run: str | Path) -> dict[str, Any]:
         if name in tree and not is_one(tree[name]):
             raise PredictionsError(describe(f"{path}: '{name}'", f"a value of type {kind}", f"{tree[name]!r:.60}"))
     return tree
-
-
-def _refuse_doubles(rows: list[Prediction], path: Path) -> None:
-    seen: set[tuple[str, str, float, int]] = set()
-    for row in rows:
-        if row.key in seen:
-            raise PredictionsError(
-                describe(str(path), "every item once a pass", f"'{row.id}' twice ({row.control or 'true audio'})")
-            )
-        seen.add(row.key)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from audio_llm.audio import CHANNEL_NAMES, Waveform, encode, limit_peak
 from audio_llm.errors import ShardError, describe
 from audio_llm.files import write_atomically
-from audio_llm.shards.index import LAYOUTS
+from audio_llm.shards.index import LAYOUTS, ShardIndex
 from audio_llm.shards.reader import ShardDataset
 from audio_llm.shards.schema import Event, Sample
 
@@ -32,22 +32,18 @@ def shard_table(dataset: ShardDataset) -> str:
     lines = [f"{'shard':<32}{'samples':>9}{'seconds':>11}  layouts, sample rates"]
     for index in dataset.indexes:
         lines.append(f"{index.remote.url if index.remote else index.folder}/")
-        for number, shard in enumerate(index.shards):
-            mine = index.shard_of == number
-            lines.append(f"  {shard:<30}{mine.sum():>9}{index.seconds[mine].sum():>11.1f}  {_formats(index, mine)}")
-        total = f"  {'total':<30}{len(index):>9}{index.seconds.sum():>11.1f}"
-        lines.append(f"{total}  {_formats(index, np.ones(len(index), bool))}")
+        for name, part in [*((part.shards[0], part) for part in index.parts()), ("total", index)]:
+            lines.append(f"  {name:<30}{len(part):>9}{part.seconds.sum():>11.1f}  {_formats(part)}")
         if index.rejects:
             lines.append(f"  {index.told()}")
     return "\n".join(lines)
 
 
-def _formats(index: Any, mine: np.ndarray) -> str:
+def _formats(index: ShardIndex) -> str:
     samples, places, rates = index.formats
-    heard = mine[samples]
-    layouts = [LAYOUTS[i] if i >= 0 else "not stated" for i in np.unique(places[heard])]
-    several = "" if heard.sum() == mine.sum() else f", {heard.sum()} sounds"
-    return f"{' '.join(layouts)}, {' '.join(f'{rate} Hz' for rate in np.unique(rates[heard]))}{several}"
+    layouts = [LAYOUTS[i] if i >= 0 else "not stated" for i in np.unique(places)]
+    several = "" if len(samples) == len(index) else f", {len(samples)} sounds"
+    return f"{' '.join(layouts)}, {' '.join(f'{rate} Hz' for rate in np.unique(rates))}{several}"
 
 
 @dataclass

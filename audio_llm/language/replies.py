@@ -38,7 +38,7 @@ class Resolution:
     problem: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reply:
     """A reply taken apart. `answer` is the text of the answer, `words` the same unwrapped (from a box, from JSON);
     `choice` the option it resolves to."""
@@ -82,7 +82,7 @@ def read_reply(text: str, choices: Sequence[str] = (), answer_as: str = "") -> R
         problem = "thinking not closed" if parts.open else "no answer tag"
         answers = [parts.rest]
     said = [words for answer in answers for words in unwrap(answer)]
-    resolutions = [resolve_option(words, choices, answer_as) for words in said] if choices else []
+    resolutions = [_resolve_once(words, tuple(choices), answer_as) for words in said] if choices else []
     choice = how = None
     if resolutions:
         first = resolutions[0]
@@ -139,6 +139,9 @@ def resolve_option(text: str, choices: Sequence[str], answer_as: str = "") -> Re
     mentions = find(read, options, answer_as == "letter")
     part = None if mentions else _part_of_one(read, options)
     return _resolve(read, mentions, choices, options) if part is None else Resolution(part, "mention")
+
+
+_resolve_once = lru_cache(maxsize=50_000)(resolve_option)  # many replies differ in their thinking alone
 
 
 def _lone_letter(text: str) -> str:
@@ -257,12 +260,9 @@ def _resolve_polar(read: Text, options: Sequence[Option], polar: dict[str, int])
         word = read_yes_no(rest)
         if word is None:
             return None
-        agree = mentions[0].options == {polar[word]} or not mentions[0].letter
-        return (
-            Resolution(polar[word], "both")
-            if agree
-            else Resolution(None, problem="contradiction between letter and text")
-        )
+        if mentions[0].letter and mentions[0].options != {polar[word]}:
+            return Resolution(None, problem="contradiction between letter and text")
+        return Resolution(polar[word], "both")
     word = read_yes_no(read.folded)
     if word is None:
         return None if mentions else Resolution(None, problem="neither yes nor no")

@@ -30,12 +30,14 @@ def run(args: argparse.Namespace) -> int:
     from eval.cli.options import scorer_settings
     from eval.figures import runs as stored
     from eval.figures.expectations import print_findings, read_expectations, verify
+    from eval.predictions import uncollected
     from eval.report import page
 
     expectations = read_expectations(args.check) if args.check else None
-    runs = stored.load_named(args.runs, scorer_settings(args))
-    findings = verify(expectations, {run.name: run for run in runs}) if expectations else []
-    page.write(Path(args.out), runs, args.training, findings, title=args.title)
+    with uncollected():
+        runs = stored.load_named(args.runs, scorer_settings(args))
+        findings = verify(expectations, {run.name: run for run in runs}) if expectations else []
+        page.write(Path(args.out), runs, args.training, findings, title=args.title)
     if findings:
         print_findings(findings)
     return 0 if all(finding.passed for finding in findings) else 1

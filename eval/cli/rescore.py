@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from audio_llm.errors import ConfigError
+    from eval.predictions import uncollected
 
     if args.disagreement:
         return _disagreement()
@@ -47,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--submission: expected one run, whose files the folder is to hold, found {len(args.runs)}.")
     if args.strict_reference:
         return max(_reference(path) for path in args.runs)
-    return max(_rescore(path, args) for path in args.runs)
+    with uncollected():
+        return max(_rescore(path, args) for path in args.runs)
 
 
 def _rescore(path: str, args: argparse.Namespace) -> int:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,10 @@ from eval.figures.scores import Cell, Scored, by, score_rows, summarise
 from eval.figures.summary import Reading, RunSummary, passes_of, reading, summarise_run
 from eval.predictions import MANIFEST_NAME, Prediction, PredictionsError, read, read_manifest
 from eval.scorers import SCORERS, Scorer, get_scorers
+from eval.scorers.base import Asking, Score
 
 DEFAULT = ("option-resolution", "letter", "mmau-official", "mmau-official-extracted", "mmau-official-resolved")
+SCORE_FIELDS = tuple(entry.name for entry in fields(Score))
 LEAVING_OUT = {("duplicates", "drop"), ("missing", "skip")}  # options of benchmarks by which questions are not asked
 
 
@@ -25,7 +26,7 @@ class Run:
     """Answers with the benchmark they belong to ("" where nothing says) and what the run's manifest says of them.
 
     `scorers`: the first one's figures stand in the tables. Every reply is scored once by each scorer, when it is first
-    asked for.
+    asked for. Of the other scorers figures are kept, and no scores, unless they ask somebody else.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Run:
     benchmark: str = ""
     manifest: dict[str, Any] = field(default_factory=dict)
     _scored: dict[tuple[str, str], list[Scored]] = field(default_factory=dict, init=False, repr=False)
+    _readings: dict[tuple[str, str], Reading | None] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def headline(self) -> Scorer:
@@ -57,6 +59,15 @@ class Run:
             self._scored[key] = score_rows(self.passes.get(answers, []), scorer)
         return self._scored[key]
 
+    def _read(self, answers: str, scorer: Scorer) -> list[Scored]:
+        """:meth:`scored`, whose figures are kept."""
+        key = (answers, scorer.name)
+        asked_again = scorer is self.headline or isinstance(scorer, Asking) or key in self._scored
+        found = self.scored(answers, scorer) if asked_again else score_rows(self.passes.get(answers, []), scorer)
+        if key not in self._readings:
+            self._readings[key] = reading(scorer, found)
+        return found
+
     @property
     def answers(self) -> str:
         """Name of the pass that tables, directions and sounds are about: greedy answers, else sampled ones."""
@@ -79,7 +90,10 @@ class Run:
 
     def readings(self, answers: str) -> list[Reading]:
         """A pass under every scorer that applies to it."""
-        found = (reading(scorer, self.scored(answers, scorer)) for scorer in self.scorers)
+        for scorer in self.scorers:
+            if (answers, scorer.name) not in self._readings:
+                self._read(answers, scorer)
+        found = (self._readings[answers, scorer.name] for scorer in self.scorers)
         return [entry for entry in found if entry is not None]
 
     @cached_property
@@ -98,6 +112,8 @@ class Run:
         if not self.published_rule:
             return None
         (rule,) = get_scorers([self.published_rule])
+        if rule in self.scorers:
+            return next((found for found in self.main_readings if found.scorer == rule.name), None)
         return reading(rule, self.scored(self.answers, rule))
 
     @property
@@ -121,17 +137,26 @@ class Run:
         """:meth:`readings` of every pass that has some."""
         return {name: found for name in self.passes if (found := self.readings(name))}
 
-    @cached_property
-    def score_lines(self) -> list[dict[str, Any]]:
+    @property
+    def unscored(self) -> list[dict[str, Any]]:
+        """The lines of :meth:`score_lines` about answers that a scorer could not score."""
+        return [
+            _line(scorer, entry)
+            for name in self.passes
+            for scorer in self.scorers
+            if isinstance(scorer, Asking)
+            for entry in self.scored(name, scorer)
+            if entry.problem
+        ]
+
+    def score_lines(self) -> Iterator[dict[str, Any]]:
         """One line an answer and scorer. A row that a scorer could not score is in no figure; the reason stands where
         the explanation would, and such rows come first in their pass."""
-        lines = []
         for name in self.passes:
             for scorer in self.scorers:
-                scored = self.scored(name, scorer)
-                lines += [_line(scorer, entry) for entry in scored if entry.problem]
-                lines += [_line(scorer, entry) for entry in scored if entry.score is not None]
-        return lines
+                scored = self._read(name, scorer)
+                yield from (_line(scorer, entry) for entry in scored if entry.problem)
+                yield from (_line(scorer, entry) for entry in scored if entry.score is not None)
 
 
 def _line(scorer: Scorer, entry: Scored) -> dict[str, Any]:
@@ -139,7 +164,7 @@ def _line(scorer: Scorer, entry: Scored) -> dict[str, Any]:
     line: dict[str, Any] = {"scorer": scorer.name, "version": scorer.version, "control": row.control}
     line |= {"temperature": row.temperature, "sample": row.sample}
     if score is not None:
-        return line | dataclasses.asdict(score)
+        return line | {name: getattr(score, name) for name in SCORE_FIELDS}
     line |= {"id": row.id, "question_type": row.question_type, "value": None}
     return line | {"explanation": f"no score: {entry.problem}"}
 

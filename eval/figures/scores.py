@@ -7,7 +7,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,14 @@ from eval.figures.estimates import Comparison, Estimate, paired, proportion
 from eval.predictions import KINDS, Prediction
 from eval.scorers.base import Asking, Score, Scorer
 from eval.scorers.choice import OptionResolution
-from eval.scorers.open_answers import OPEN_SCORERS, answer_kind
+from eval.scorers.open_answers import answer_kind, compared
 from eval.scorers.spatial_sound_qa import SpatialSoundQA
 
 # Scorers that give an open question the value of `open_answers.score_open`.
 OPEN_RULE = (OptionResolution.name, SpatialSoundQA.name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Scored:
     """A reply and what the scorer of that name makes of it: None where it does not apply, or where whoever it asks had
     no rating to give (`problem`)."""
@@ -89,14 +88,9 @@ def chance_levels(scored: Iterable[Scored]) -> dict[tuple[str, str, float, int],
 def _best_constant(kind: str, golds: Counter[str], candidates: int = 40) -> float:
     """Share that one and the same answer scores on `golds`; the most frequent ones are tried."""
     tried = [answer for answer, _ in golds.most_common(candidates)]
-    return max(
-        sum(count * _constant_score(kind, answer, gold) for gold, count in golds.items()) for answer in tried
-    ) / (golds.total())
-
-
-@lru_cache(maxsize=100_000)
-def _constant_score(kind: str, answer: str, gold: str) -> float:
-    return OPEN_SCORERS[kind](Prediction("", "", "", "", [], gold), answer).value
+    return max(sum(count * compared(kind, gold, answer).value for gold, count in golds.items()) for answer in tried) / (
+        golds.total()
+    )
 
 
 def summarise(scored: Iterable[Scored]) -> Cell:
@@ -127,12 +121,14 @@ def summarise(scored: Iterable[Scored]) -> Cell:
     )
 
 
-def _clusters(scored: Iterable[Scored]) -> dict[str, str]:
-    """The cluster of every item."""
-    return {entry.row.id: entry.row.cluster for entry in scored}
+def _clusters(scored: Iterable[Scored]) -> dict[str, int]:
+    """The cluster of every item, by its place among their sorted names: names are sorted once, not for each figure."""
+    names = {entry.row.id: entry.row.cluster for entry in scored}
+    places = {name: place for place, name in enumerate(sorted(set(names.values())))}
+    return {item: places[name] for item, name in names.items()}
 
 
-def _proportion(values: Mapping[str, float], clusters: Mapping[str, str]) -> Estimate:
+def _proportion(values: Mapping[str, float], clusters: Mapping[str, int]) -> Estimate:
     """The mean of values by item."""
     return proportion(np.array(list(values.values())), np.array([clusters[item] for item in values]))
 
@@ -142,7 +138,7 @@ def _by_item(values: Iterable[tuple[str, float]]) -> dict[str, float]:
     found: dict[str, list[float]] = defaultdict(list)
     for item, value in values:
         found[item].append(value)
-    return {item: float(np.mean(entries)) for item, entries in found.items()}
+    return {item: entries[0] if len(entries) == 1 else float(np.mean(entries)) for item, entries in found.items()}
 
 
 def item_values(scored: Iterable[Scored]) -> dict[str, float]:

@@ -20,6 +20,7 @@ SCORES_NAME, SCORE_LINES_NAME = "scores.json", "scores.jsonl"
 def write_scores(out: Path, run: Run) -> None:
     """``scores.json``: the tables under the first scorer and the figures of all of them; ``scores.jsonl``: one line an
     answer and scorer (value, answer, explanation). Both are recomputed from the predictions alone, at any time."""
+    write_lines(out / SCORE_LINES_NAME, run.score_lines())  # first: figures are taken as the lines go by
     tree = {
         "scorer": {"name": run.headline.name, "version": run.headline.version},
         "summary": to_plain(run.summary),
@@ -27,7 +28,6 @@ def write_scores(out: Path, run: Run) -> None:
     }
     if warning := unheard_by_count(run.rows):
         tree["warning"] = warning
-    write_lines(out / SCORE_LINES_NAME, run.score_lines)
     write_json(out / SCORES_NAME, tree)
 
 
@@ -123,8 +123,7 @@ def print_spectrum(run: Run) -> None:
                 found = reading.intervals.get(figure)
                 bounds = f" [{number(found.low)}, {number(found.high)}]{found.few}" if found else ""
                 print(f"      {figure:<46} {number(value)}{bounds}")
-    unscored = [line for line in run.score_lines if line["value"] is None]
-    if unscored:
+    if unscored := run.unscored:
         first = unscored[0]
         who = f"'{first['id']}' by {first['scorer']}"
         print(f"\n{len(unscored)} answers have no score; the first, {who}: {first['explanation']}")

@@ -12,7 +12,7 @@ from eval.figures.expectations import Finding
 from eval.figures.runs import Run
 from eval.figures.scores import Cell, by, compare, grouped, item_values, summarise
 from eval.report.markup import accuracy, escape, estimate, kind_of, note, percent, signed, table, won_and_lost
-from eval.scorers.base import Bounding
+from eval.scorers.base import Asking, Bounding
 
 MOST_BARS = 24  # groups of one chart
 HALF = {"width": 500, "left": 215}  # of a chart beside another one
@@ -264,7 +264,8 @@ def _bounds(found: Estimate | None) -> str:
 
 def _unscored(run: Run) -> str:
     """How many answers a scorer that asks somebody else has no score for, and why."""
-    lines = [entry for scorer in run.scorers for entry in run.scored(run.answers, scorer) if entry.problem]
+    asking = [scorer for scorer in run.scorers if isinstance(scorer, Asking)]
+    lines = [entry for scorer in asking for entry in run.scored(run.answers, scorer) if entry.problem]
     if not lines:
         return ""
     first = f"'{lines[0].row.id}' by {lines[0].scorer}: no score: {lines[0].problem}"

@@ -14,7 +14,7 @@ from eval.figures.estimates import Estimate
 from eval.predictions import Prediction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Score:
     """One row a person can read. `parsed` is False where no answer could be read; such a row is wrong.
 

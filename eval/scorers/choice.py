@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from string import ascii_uppercase
 
 from audio_llm.language.replies import read_letter
@@ -46,7 +47,7 @@ class LetterMatch:
     def score(self, row: Prediction) -> Score | None:
         if unscored(row) or not row.choices or row.gold not in row.choices:
             return None
-        letter = read_letter(row.reply().answer, row.choices)
+        letter = _letter(row.reply().answer, tuple(row.choices))
         gold = ascii_uppercase[row.choices.index(row.gold)]
         if letter is None:
             return Score(row.id, row.question_type, 0.0, None, f"names no letter; gold ({gold})", False)
@@ -55,6 +56,9 @@ class LetterMatch:
         right = place < len(row.choices) and row.choices[place] == row.gold
         note = "right" if right else f"gold ({gold})"
         return Score(row.id, row.question_type, float(right), letter, f"letter {letter}: {note}", True)
+
+
+_letter = lru_cache(maxsize=50_000)(read_letter)
 
 
 SCORERS: tuple[Scorer, ...] = (OptionResolution(), LetterMatch())

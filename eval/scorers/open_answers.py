@@ -4,6 +4,8 @@ axis, distances within half a metre, yes/no."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
 
 from audio_llm.language.directions import is_direction, read_directions
 from audio_llm.language.polarity import YES_NO, read_yes_no
@@ -28,21 +30,34 @@ SPATIAL_SOUND_QA = {
 }
 
 
+class Found(NamedTuple):
+    """What an answer is worth, as :class:`Score` has it."""
+
+    value: float
+    answer: str | None
+    explanation: str
+    parsed: bool
+    parts: dict[str, float] = {}
+
+
 def score_open(row: Prediction) -> Score:
     """The score of an answer in words, by the kind of question; an unreadable reply is wrong."""
     reply = row.reply()
     if not reply.said:
         return Score(row.id, row.question_type, 0.0, None, f"no answer to read: {reply.problem}", False)
-    return OPEN_SCORERS[answer_kind(row)](row, reply.said)
+    return Score(row.id, row.question_type, *compared(answer_kind(row), row.gold, reply.said))
 
 
 def answer_kind(row: Prediction) -> str:
     """``choice`` or the kind of open answer, by SpatialSoundQA's question type, else by the form of the gold answer."""
-    if row.choices:
-        return "choice"
-    if row.question_type.upper() in SPATIAL_SOUND_QA:
-        return SPATIAL_SOUND_QA[row.question_type.upper()]
-    gold = normalise(row.gold)
+    return "choice" if row.choices else _kind(row.question_type.upper(), row.gold)
+
+
+@lru_cache(maxsize=10_000)
+def _kind(question_type: str, gold: str) -> str:
+    if question_type in SPATIAL_SOUND_QA:
+        return SPATIAL_SOUND_QA[question_type]
+    gold = normalise(gold)
     if gold in YES_NO:
         return "yes_no"
     if read_distance(gold) is not None:
@@ -50,60 +65,62 @@ def answer_kind(row: Prediction) -> str:
     return "direction" if is_direction(gold) else "labels"
 
 
-def _score_labels(row: Prediction, answer: str) -> Score:
-    gold = read_labels(row.gold)
-    said = read_labels(answer, sorted(gold))
-    missing, extra = sorted(gold - said), sorted(said - gold)
+@lru_cache(maxsize=50_000)
+def compared(kind: str, gold: str, answer: str) -> Found:
+    """What `answer` is worth where `gold` is right: the same few answers are given to thousands of questions."""
+    return KINDS[kind](gold, answer)
+
+
+def _labels(gold: str, answer: str) -> Found:
+    wanted = read_labels(gold)
+    said = read_labels(answer, sorted(wanted))
+    missing, extra = sorted(wanted - said), sorted(said - wanted)
     notes = [f"missing {', '.join(missing)}"] if missing else []
     notes += [f"wrong {', '.join(extra)}"] if extra else []
     text = "; ".join(notes) or "exactly the gold labels"
-    return Score(row.id, row.question_type, float(said == gold), "; ".join(sorted(said)), text, bool(said))
+    return Found(float(said == wanted), "; ".join(sorted(said)), text, bool(said))
 
 
-def _score_yes_no(row: Prediction, answer: str) -> Score:
+def _yes_no(gold: str, answer: str) -> Found:
     said = read_yes_no(answer)
     if said is None:
-        return Score(row.id, row.question_type, 0.0, None, f"neither yes nor no in {answer!r}", False)
-    return Score(
-        row.id, row.question_type, float(said == normalise(row.gold)), said, f"said {said}, gold {row.gold}", True
-    )
+        return Found(0.0, None, f"neither yes nor no in {answer!r}", False)
+    return Found(float(said == normalise(gold)), said, f"said {said}, gold {gold}", True)
 
 
-def _score_distance(row: Prediction, answer: str) -> Score:
-    said, gold = read_distance(answer), read_distance(row.gold)
-    if said is None or gold is None:
-        return Score(row.id, row.question_type, 0.0, None, f"not one distance in {answer!r}, gold {row.gold}", False)
-    error = abs(said - gold)
+def _distance(gold: str, answer: str) -> Found:
+    said, wanted = read_distance(answer), read_distance(gold)
+    if said is None or wanted is None:
+        return Found(0.0, None, f"not one distance in {answer!r}, gold {gold}", False)
+    error = abs(said - wanted)
     right = error <= DISTANCE_TOLERANCE + 1e-9
-    return Score(row.id, row.question_type, float(right), f"{said:g}m", f"off by {error:g} m from {gold:g} m", True)
+    return Found(float(right), f"{said:g}m", f"off by {error:g} m from {wanted:g} m", True)
 
 
-def _score_direction(row: Prediction, answer: str) -> Score:
-    said, gold = read_directions(answer), read_directions(row.gold)
-    parts = {axis: float(said.get(axis) == word) for axis, word in gold.items()}
+def _direction(gold: str, answer: str) -> Found:
+    said, wanted = read_directions(answer), read_directions(gold)
+    parts = {axis: float(said.get(axis) == word) for axis, word in wanted.items()}
     if not said:
-        return Score(
-            row.id, row.question_type, 0.0, None, f"no direction word in {answer!r}, gold {row.gold}", False, parts
-        )
+        return Found(0.0, None, f"no direction word in {answer!r}, gold {gold}", False, parts)
     text = ", ".join(said.values())
-    wrong = [axis for axis, right in parts.items() if not right] + sorted(set(said) - set(gold))
-    note = f"wrong on {', '.join(wrong)}; gold {', '.join(gold.values())}" if wrong else "every direction word right"
-    return Score(row.id, row.question_type, float(not wrong), text, note, True, parts)
+    wrong = [axis for axis, right in parts.items() if not right] + sorted(set(said) - set(wanted))
+    note = f"wrong on {', '.join(wrong)}; gold {', '.join(wanted.values())}" if wrong else "every direction word right"
+    return Found(float(not wrong), text, note, True, parts)
 
 
-def _score_place(row: Prediction, answer: str) -> Score:
+def _place(gold: str, answer: str) -> Found:
     """Direction words, then a distance: the value is that of the words (BAT's DoA accuracy), the rest parts."""
-    direction, distance = _score_direction(row, answer), _score_distance(row, answer)
+    direction, distance = _direction(gold, answer), _distance(gold, answer)
     parts = {**direction.parts, "distance": distance.value}
     said = "; ".join(part for part in (direction.answer, distance.answer) if part) or None
     note = f"{direction.explanation}; distance {distance.explanation}"
-    return Score(row.id, row.question_type, direction.value, said, note, direction.parsed, parts)
+    return Found(direction.value, said, note, direction.parsed, parts)
 
 
-OPEN_SCORERS: dict[str, Callable[[Prediction, str], Score]] = {
-    "labels": _score_labels,
-    "yes_no": _score_yes_no,
-    "distance": _score_distance,
-    "direction": _score_direction,
-    "place": _score_place,
+KINDS: dict[str, Callable[[str, str], Found]] = {
+    "labels": _labels,
+    "yes_no": _yes_no,
+    "distance": _distance,
+    "direction": _direction,
+    "place": _place,
 }

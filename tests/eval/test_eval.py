@@ -111,7 +111,7 @@ def test_open_scores(kind: str, gold: str, answer: str, value: int, parts: dict[
 def test_open_answers_that_say_nothing_are_counted_as_unread(kind: str) -> None:
     golds = {"yes_no": "Yes", "distance": "2m", "direction": "left", "place": "left, front, above; 1m", "labels": "dog"}
     rows = [row(raw, [], golds[kind], "free") for raw in ("", "<think>left yes 2m", "<answer></answer>")]
-    cell = scores.summarise(scored([Prediction(**{**vars(entry), "id": str(i)}) for i, entry in enumerate(rows)]))
+    cell = scores.summarise(scored([dataclasses.replace(entry, id=str(i)) for i, entry in enumerate(rows)]))
     assert (cell.accuracy.value, cell.parse_failures) == (0, 3)
 
 
