@@ -286,9 +286,9 @@ def test_reading_never_fails(text: str, choices: list[str]) -> None:
 
 @pytest.mark.parametrize("tag", ["think", "semantic_elements", "answer"])
 def test_a_tag_repeated_for_ever_is_read_in_one_pass(tag: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     assert read_reply(f"<{tag}>" * 50_000).problem  # minutes, where every tag is searched to the end
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("marker", list(TURN_MARKERS))

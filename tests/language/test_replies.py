@@ -217,6 +217,6 @@ def test_options_know_their_letters_articles_and_quantities() -> None:
     "text", ["(" * 20_000 + "B", "\\boxed{" * 5_000, "not " * 20_000 + "rain", "1-" * 10_000, "{" * 9_000 + "}"]
 )
 def test_endless_repetition_is_read_in_a_moment(text: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     read_reply(text, ["rain", "dog", "2 m", "B"])
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
