@@ -399,15 +399,18 @@ class ShardIndex:
         """An index for each shard; rejects are left out."""
         order = np.argsort(self.shard_of, kind="stable")
         bounds = np.searchsorted(self.shard_of[order], np.arange(1, len(self.shards)))
+        shard_of = self.shard_of[self.further[:, 0]]
+        further = self.further[np.argsort(shard_of, kind="stable")]
+        ends = np.searchsorted(np.sort(shard_of), np.arange(1, len(self.shards)))
         found = []
-        for shard, mine in zip(self.shards, np.split(order, bounds), strict=True):
+        for shard, mine, behind in zip(self.shards, np.split(order, bounds), np.split(further, ends), strict=True):
             part = ShardIndex(self.folder, [], [], self.remote)
             part.shards = [shard]
             for name in COLUMNS:
                 setattr(part, name, getattr(self, name)[mine])
             part.shard_of = np.zeros(len(mine), np.int32)
-            part.further = self.further[np.isin(self.further[:, 0], mine)]  # `mine` ascends
-            part.further[:, 0] = np.searchsorted(mine, part.further[:, 0])
+            part.further = behind.copy()
+            part.further[:, 0] = np.searchsorted(mine, behind[:, 0])  # `mine` ascends
             found.append(part)
         return found
 
