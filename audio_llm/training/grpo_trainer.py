@@ -7,8 +7,8 @@ are overridden here; they are private, so ``tests/training/test_grpo.py`` guards
 ``_tokenize_prompts``                the ids the processor made, placeholders expanded
 ``_generate_single_turn``            rollouts by a :class:`~audio_llm.training.rollouts.RolloutEngine`
 ``_get_per_token_logps_and_entropies``  the forward pass gets the audio of the prompt
-``_compute_loss``                    hands the prompts of a micro-batch to the one above
-``_prepare_inputs``                  keeps the replies to a prompt in one micro-batch, to share its computation
+``_compute_loss``                    hands the prompts of a micro-batch to the one above, without empty columns
+``_prepare_inputs``                  deals the rows out to micro-batches by groups of like lengths
 
 and two of Trainer's: ``_get_train_sampler``, so that a run has one seamless order of prompts, and ``train``, which
 goes on in it. ``audio_llm.training.validation`` asks the policy what it does not learn from,
@@ -42,6 +42,7 @@ from audio_llm.model.modeling import SharedPrompt
 from audio_llm.training.callbacks import COMPLETE
 from audio_llm.training.encoder_cache import EncoderCache, join_tokens
 from audio_llm.training.examples import Example, Examples, join_audio
+from audio_llm.training.micro_batches import gather_groups, trimmed
 from audio_llm.training.order import RunSampler
 from audio_llm.training.parity import ParityGate
 from audio_llm.training.rejects import Rejects
@@ -268,12 +269,14 @@ class AudioGRPOTrainer(ValidatedTrainer, ResamplingTrainer, ScheduledTrainer, GR
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
-        if self._shares_prompts and self._buffered_inputs is not before:
-            self._buffered_inputs = gather_groups(self._buffered_inputs)
+        one_update = self.args.steps_per_generation == self.args.gradient_accumulation_steps
+        if self._buffered_inputs is not before and (self._shares_prompts or one_update) and not self._means_of_passes:
+            self._buffered_inputs = gather_groups(self._buffered_inputs, by_length=one_update)
             inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
         return inputs
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        inputs = trimmed(inputs)
         self._prompts = inputs["prompts"]
         try:
             loss = super()._compute_loss(model, inputs)
@@ -324,6 +327,11 @@ class AudioGRPOTrainer(ValidatedTrainer, ResamplingTrainer, ScheduledTrainer, GR
             and not self.args.gradient_checkpointing
             and not getattr(self.policy.base.model.language_model, "_is_stateful", False)
         )
+
+    @property
+    def _means_of_passes(self) -> bool:
+        """Whether a loss is a mean over a pass's tokens: what shares one has a say then, so TRL's shuffle stays."""
+        return self.loss_type == "bnpo" or self._entropy_bonus_enabled or self.top_entropy_quantile < 1
 
     @property
     def _encoder_is_frozen(self) -> bool:
@@ -472,25 +480,3 @@ def _shared_prompt(rows: Sequence[Example], length: int, device: torch.device) -
     first: dict[Example, int] = {}
     numbers = [first.setdefault(prompt, row) for row, prompt in enumerate(rows)]
     return SharedPrompt(torch.tensor(numbers, device=device), length)
-
-
-def gather_groups(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of shuffled `batches` (equal sizes, same keys, ``prompts`` among them) dealt out anew: groups in the
-    order of their first rows, the rows of a group together."""
-    size, width = len(batches[0]["prompts"]), len(batches)
-    prompts = [prompt for batch in batches for prompt in batch["prompts"]]
-    rank = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-    order = sorted(range(len(prompts)), key=lambda row: rank[prompts[row]])
-    dealt: list[dict[str, Any]] = [dict(batch) for batch in batches]
-    for name, value in batches[0].items():
-        rows: Tensor | list[Any]
-        if isinstance(value, Tensor) and value.ndim:
-            rows = torch.cat([batch[name] for batch in batches])[order]
-        elif isinstance(value, list):
-            whole = [entry for batch in batches for entry in batch[name]]
-            rows = [whole[row] for row in order]
-        else:
-            continue
-        for number in range(width):
-            dealt[number][name] = rows[number * size : (number + 1) * size]
-    return dealt
