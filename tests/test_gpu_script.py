@@ -45,9 +45,11 @@ def test_a_part_without_its_package_is_skipped_by_name():
     assert "no time" in gpu.run_part(gpu.Part("p", "sft"), "cpu", True, 0)["skipped"]
 
 
-def test_a_part_that_fails_or_hangs_is_told():
+def test_a_part_that_fails_or_hangs_is_told(tmp_path, monkeypatch):
     assert "AttributeError" in gpu.run_part(gpu.Part("p", "no_such_function"), "cpu", True, 60)["failed"]
-    assert "longer" in gpu.run_part(gpu.Part("p", command=["http.server", "0"]), "cuda", False, 0.5)["failed"]
+    (tmp_path / "sleeper.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert "longer" in gpu.run_part(gpu.Part("p", command=["sleeper"]), "cuda", False, 0.5)["failed"]
 
 
 @pytest.mark.slow

@@ -270,14 +270,14 @@ def test_a_longer_plan_begins_like_a_shorter_one_and_seeds_differ(tmp_path: Path
 def test_a_run_that_was_stopped_gives_the_same_shards(tmp_path: Path, monkeypatch) -> None:
     write_world(tmp_path)
     audioset_reverb.prepare(recipe(tmp_path), tmp_path / "whole", workers=1, quiet=True)
-    written = ShardWriter.write
+    written = ShardWriter.add
 
-    def stop(writer, sample, sound):
-        if sample.id == "train-000009":
+    def stop(writer, packed):
+        if packed.sample.id == "train-000009":
             raise KeyboardInterrupt
-        return written(writer, sample, sound)
+        return written(writer, packed)
 
-    monkeypatch.setattr(ShardWriter, "write", stop)
+    monkeypatch.setattr(ShardWriter, "add", stop)
     with pytest.raises(KeyboardInterrupt):
         audioset_reverb.prepare(recipe(tmp_path), tmp_path / "stopped", workers=1, quiet=True)
     monkeypatch.undo()
