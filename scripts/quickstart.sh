@@ -9,7 +9,7 @@ usage: bash scripts/quickstart.sh [options]
 
   --language-model smollm2|DIR|FILE.gguf
                  a published language model in place of the one that is trained here: SmolLM2-135M-Instruct from its
-                 Python package (93 MB), or your own. Takes about twice the time, and 300 questions are asked
+                 Python package (93 MB), or your own. Takes about three times as long, and 300 questions are asked
   --sounds DIR   your own labelled sounds (ESC-50 or UrbanSound8K layout, or class/file); default: built-in sounds
   --folds SPEC.. with --sounds: which folds train and which are held out, for instance --folds train=1,2,3 test=4
   --out DIR      where everything goes (default: runs/quickstart; with --sounds runs/NAME_OF_DIR, with
@@ -71,7 +71,7 @@ DATA="$OUT/data"
 GRPO_SECONDS=260 # of its training loop, and of the control that runs beside it
 SFT="$RECIPES/sft.yaml" GRPO="$RECIPES/grpo.yaml" WORDS="$OUT/language_model" ASKED=()
 if [ -n "$LANGUAGE_MODEL" ]; then
-    SFT="$RECIPES/sft_published.yaml" GRPO="$RECIPES/grpo_published.yaml" ASKED=(--limit 300 --max-tokens 48)
+    SFT="$RECIPES/sft_published.yaml" GRPO="$RECIPES/grpo_published.yaml" ASKED=(--limit 300 --max-tokens 48) GRPO_SECONDS=480
     [ "$LANGUAGE_MODEL" = smollm2 ] || WORDS="$LANGUAGE_MODEL"
 fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}" TOKENIZERS_PARALLELISM=false

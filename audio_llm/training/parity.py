@@ -34,7 +34,7 @@ from audio_llm.training.rollouts import (
     random_state_kept,
 )
 
-FIRST_ERROR = 0.5  # of a logit: rounding was at 0.02 with the quickstart's model, another model's weights are beyond
+FIRST_ERROR = 0.5  # of a logit: rounding was at 0.02 to 0.08 with small models, another model's weights are beyond
 NOISE_FACTOR = 4.0  # times the first step's: what no step of an engine in step came near
 PATIENCE = 2  # steps in a row above it: a batch of few uncertain tokens may lie there once
 UNMOVED = 3  # probes in a row without a change, while the policy's weights changed
