@@ -220,6 +220,8 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         for option in typing.get_args(hint):
             if option is type(None):
                 continue
+            if isinstance(value, dict) and dataclasses.is_dataclass(option):  # so that its keys are what is told of
+                return convert(option, value, where)
             try:
                 return convert(option, value, where)
             except ConfigError as error:

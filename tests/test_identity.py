@@ -57,6 +57,7 @@ CHANGES = {
     "seed": (["seed=3"], "seed is 3 here and 0 there"),
     "style": (["data.style=answer"], "data.style is answer here and think there"),
     "hearing": (["data.hearing=left"], "data.hearing is left here and refuse there"),
+    "weights": (["data.weights=[2]"], r"data.weights is \[2.0\] here and None there"),
 }
 EVEN = "tests.training.test_grpo:even_ids"
 # A name with dots is no key of an override, so the whole group is given.

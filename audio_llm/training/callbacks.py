@@ -37,8 +37,8 @@ def quiet(trainer: Any) -> None:
 class MetricsFile(TrainerCallback):
     """``metrics.jsonl``: one line per logged step, full precision, with samples seen and seconds of training."""
 
-    def __init__(self, path: Path, samples_per_step: int, dataset_size: int, others: Sequence[Path] = ()):
-        self.path, self.samples_per_step, self.dataset_size = path, samples_per_step, dataset_size
+    def __init__(self, path: Path, samples_per_step: int, epoch_size: float, others: Sequence[Path] = ()):
+        self.path, self.samples_per_step, self.epoch_size = path, samples_per_step, epoch_size
         self.others = others  # logs by step that the trainer writes itself
         self.started = time.monotonic()
 
@@ -53,7 +53,7 @@ class MetricsFile(TrainerCallback):
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
         samples = state.global_step * self.samples_per_step
-        record = {"step": state.global_step, "samples": samples, "epoch": samples / max(self.dataset_size, 1)}
+        record = {"step": state.global_step, "samples": samples, "epoch": samples / max(self.epoch_size, 1)}
         record |= {key: value for key, value in logs.items() if key != "epoch"}
         append_line(self.path, record | {"seconds": round(time.monotonic() - self.started, 3)})
 

@@ -19,6 +19,7 @@ from audio_llm.training.rewards import DEFAULT_WEIGHTS, build_rewards, length
 from audio_llm.training.trackers import Tracker
 
 Precision = Literal["auto", "fp32", "bf16"]
+MOST_PASSES = 100  # over one folder in an epoch: beyond it a weight is a slip of the pen
 Linear = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -99,8 +100,18 @@ class LearningRates:
 
 
 @dataclass(kw_only=True)
+class MixedFolder:
+    """A folder of shards of which an epoch takes less, or more, than each sample once."""
+
+    path: Path  # the folder
+    weight: float  # passes over it in an epoch: 0.5 is another half of it each time
+
+
+@dataclass(kw_only=True)
 class DataRecipe:
     """Shard folders of questions with answers, the form of a reply, and the bearable share of unusable samples.
+
+    A folder in `train` may be ``{path: FOLDER, weight: 0.5}``; the weights of all are then in `weights`.
 
     SFT measures the loss of the replies in `validation`, GRPO how many of its own replies to them are right.
 
@@ -108,13 +119,38 @@ class DataRecipe:
     by default what the checkpoint says). In GRPO ``{target}`` in it is the words that the reward `length` wants.
     """
 
-    train: list[Path]  # folders of shards
+    train: list[Path | MixedFolder]  # folders of shards
+    weights: list[float] | None = None  # of each of them, passes over it in an epoch; null: one
     validation: list[Path] = field(default_factory=list)  # folders of shards that nothing is learnt from
     validation_samples: int | None = None  # so many of them; null: all
     style: Literal["answer", "think", "think_semantics"] = "think"  # what a reply says before its answer
     instruction: str | None = None
     max_reject_share: float = 0.01  # share of unusable samples beyond which the run stops
     hearing: Hearing = "refuse"  # of sound in another layout than the encoder's
+
+    def __post_init__(self) -> None:
+        stated = {number: one for number, one in enumerate(self.train) if isinstance(one, MixedFolder)}
+        if stated:
+            if self.weights is not None:
+                cure = "Leave out data.weights."
+                raise ConfigError(describe("data", "weights in data.train or in data.weights", "both", cure))
+            self.weights = [stated[n].weight if n in stated else 1.0 for n in range(len(self.train))]
+            self.train = list(self.folders)
+        if self.weights is None:
+            return
+        if len(self.weights) != len(self.train):
+            expected = f"one for each of the {len(self.train)} folders of data.train"
+            raise ConfigError(describe("data.weights", expected, f"{len(self.weights)}"))
+        if wrong := [weight for weight in self.weights if not 0 < weight <= MOST_PASSES]:
+            expected = f"passes in an epoch, above 0 and at most {MOST_PASSES}"
+            raise ConfigError(describe("data: weight", expected, f"{wrong[0]:g}"))
+        if set(self.weights) == {1.0}:
+            self.weights = None
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of `train`."""
+        return [one.path if isinstance(one, MixedFolder) else one for one in self.train]
 
 
 @dataclass(kw_only=True)
@@ -187,7 +223,7 @@ class PolicyRecipe(RunRecipe):
 
     def train_folders(self) -> list[Any]:
         """The shard folders that are learnt from: the recipe's as it lists them; of stages that differ, each once."""
-        lists = [stage.data.train for stage in self.stage_recipes()]
+        lists = [stage.data.folders for stage in self.stage_recipes()]
         if all(folders == lists[0] for folders in lists):
             return list(lists[0])
         return list(dict.fromkeys(folder for folders in lists for folder in folders))
@@ -273,6 +309,7 @@ class SFTData(DataRecipe):
     workers: int = 0  # processes that read and decode
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("silent_share", "swap_share", "order_share"):
             if not 0 <= (share := getattr(self, name)) < 1:
                 raise ConfigError(describe(f"data.{name}", "a share from 0 to below 1", f"{share:g}"))
@@ -281,7 +318,7 @@ class SFTData(DataRecipe):
 LENGTHS = ("steps", "epochs", "seconds")
 # What a stage can say for itself, and what of its data.
 STAGE_KEYS = ("objective", *LENGTHS, "train", "learning_rate", "learning_rates", "schedule", "warmup_steps", "data")
-STAGE_DATA = ("train", "style", "silent_share", "swap_share", "order_share")
+STAGE_DATA = ("train", "weights", "style", "silent_share", "swap_share", "order_share")
 
 
 @dataclass(kw_only=True)
@@ -337,6 +374,8 @@ class SFTRecipe(PolicyRecipe):
             if "learning_rate" in own:  # a rate that a stage states is that of all its parts
                 usual["learning_rates"] = LearningRates()
             tree = {key: _plain(value) for key, value in (whole | usual).items()}
+            if "train" in (own.get("data") or {}):  # weights are those of its own folders
+                tree["data"] = tree["data"] | {"weights": None}
             for key, value in own.items():
                 tree[key] = {**tree[key], **value} if isinstance(value, dict) else value
             if "learning_rates" not in own:  # those of parts that the stage freezes say nothing

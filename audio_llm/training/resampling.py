@@ -14,7 +14,7 @@ import numpy as np
 from accelerate.utils import gather_object
 
 from audio_llm.training.examples import Example, Examples
-from audio_llm.training.order import RunSampler, epoch_order
+from audio_llm.training.order import RunSampler
 from audio_llm.training.rollouts import Completion, timed
 
 SAME_REWARD = 1e-9  # rewards are float32 sums of a few weighted parts; below this they differ by rounding alone
@@ -35,9 +35,9 @@ class Reserve:
 
     def __getitem__(self, position: int) -> int:
         """Index of the prompt `position` places behind the end."""
-        epoch, place = divmod(self.order.samples + position, len(self.order.shards))
+        epoch, place = self.order.place(self.order.samples + position)
         if epoch != self._epoch:
-            self._epoch, self._places = epoch, epoch_order(self.order.shards, self.order.seed, epoch)
+            self._epoch, self._places = epoch, self.order.epoch(epoch)
         return int(self._places[place])
 
     def beside(self, batch: Sequence[int], start: int) -> Iterator[int]:

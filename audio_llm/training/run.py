@@ -141,11 +141,11 @@ class Run:
             (recipe.output / "result.json").unlink(missing_ok=True)
             config.dump(recipe, recipe.output / "recipe.yaml")
 
-    def callbacks(self, samples_per_step: int, samples: int, logs: Sequence[Path] = ()) -> list[Any]:
+    def callbacks(self, samples_per_step: int, epoch_size: float, logs: Sequence[Path] = ()) -> list[Any]:
         """What a trainer of the run is watched by; `logs` are more JSON lines files whose lines say their step."""
         output = self.recipe.output
         return [
-            MetricsFile(output / "metrics.jsonl", samples_per_step, samples, logs),
+            MetricsFile(output / "metrics.jsonl", samples_per_step, epoch_size, logs),
             Checkpoints(output, self.recipe.keep_checkpoints, self.position),
             StopOnNaN(),
             Tracked(self._trackers),
@@ -206,20 +206,20 @@ class PolicyRun(Run):
         self.processor = instruct(load_processor(self.start), recipe.instruction)
         self.data: list[tuple[Any, ShardDataset]] = []  # of DataRecipes
         self.planned: list[int] = []  # steps of each stage
-        lengths: list[int] = []  # samples of each of `data`
+        orders: list[RunSampler] = []  # of each of `data`
         for stage in stages:
             if not self.data or self.data[-1][0] != stage.data:
-                self.data.append((stage.data, open_shards(stage.data.train, self.processor, stage.data)))
-                lengths.append(0)
-            self.planned.append(planned_steps(stage, len(self.data[-1][1]), samples_per_step))
-            lengths[-1] += self.planned[-1] * samples_per_step
+                self.data.append((stage.data, open_shards(stage.data.folders, self.processor, stage.data)))
+                orders.append(RunSampler(self.data[-1][1], recipe.seed, 0, stage.data.weights))
+            self.planned.append(planned_steps(stage, orders[-1].epoch_size, samples_per_step))
+            orders[-1].samples += self.planned[-1] * samples_per_step
         folders = {index.folder: index for _, shards in self.data for index in shards.indexes}
         for index in folders.values():
             if index.rejects and self.main:
                 print(index.told())
         self.samples = len(self.data[0][1]) if len(self.data) == 1 else sum(map(len, folders.values()))
+        self.epoch_size = orders[0].epoch_size if len(orders) == 1 else self.samples
         arguments.max_steps = sum(self.planned)
-        orders = [RunSampler(shards, recipe.seed, n) for (_, shards), n in zip(self.data, lengths, strict=True)]
         self.order = orders[0] if len(orders) == 1 else JoinedOrders(orders)
         self.rejects = Rejects(recipe.output / "rejects.jsonl", self.samples, recipe.data.max_reject_share)
         data = data_hash(recipe.train_folders())
@@ -262,7 +262,7 @@ class PolicyRun(Run):
             "rejects": self.rejects,
             "rates": rates if divided or len({*rates.values()} - {0.0}) > 1 else None,
             "cache": open_cache(self.recipe.encoder_cache, model),
-            "callbacks": [*self.callbacks(self.samples_per_step, self.samples, logs), *checks, *budget],
+            "callbacks": [*self.callbacks(self.samples_per_step, self.epoch_size, logs), *checks, *budget],
         }
 
     def validate(self, trainer: Any, steps: int) -> dict[str, Any]:

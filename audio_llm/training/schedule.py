@@ -27,13 +27,13 @@ from audio_llm.training.recipes import PolicyRecipe
 NO_END = 10**6  # steps of what the clock alone ends: more than ever fit
 
 
-def planned_steps(recipe: PolicyRecipe, dataset_size: int, samples_per_step: int) -> int:
+def planned_steps(recipe: PolicyRecipe, epoch_size: float, samples_per_step: int) -> int:
     """Optimizer steps of the run: the smaller of `steps` and `epochs`; with `seconds` alone, more than ever fit."""
     limits = []
     if recipe.steps is not None:
         limits.append(recipe.steps)
     if recipe.epochs is not None:
-        limits.append(math.ceil(recipe.epochs * dataset_size / samples_per_step))
+        limits.append(math.ceil(recipe.epochs * epoch_size / samples_per_step))
     if not limits and recipe.seconds is None:
         raise ConfigError("recipe: expected steps, epochs or seconds; found none, so the run would have no end.")
     return min(limits) if limits else NO_END

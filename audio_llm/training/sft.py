@@ -23,6 +23,7 @@ from audio_llm.training.contribution import ListeningCheck
 from audio_llm.training.encoder_cache import EncoderCache
 from audio_llm.training.examples import IGNORED, Examples, collate, open_shards, pad
 from audio_llm.training.order import RunSampler
+from audio_llm.training.passes import PassesByLength
 from audio_llm.training.recipes import SFTRecipe
 from audio_llm.training.rejects import Rejects
 from audio_llm.training.run import PolicyRun, trainer_settings
@@ -41,7 +42,7 @@ def run(recipe: SFTRecipe) -> dict[str, Any]:
         trainer = build_trainer(run, recipe, run.load_model())
         result = run.train(trainer)
         result["samples"] = result["steps"] * samples_per_step
-        result["epochs"] = result["samples"] / run.samples
+        result["epochs"] = result["samples"] / run.epoch_size
         if (stages := trainer.stages()) is not None:
             result["stages"] = stages.lengths(result["steps"])
         return run.finish(trainer, result | run.validate(trainer, result["steps"]))
@@ -116,8 +117,8 @@ def warn_if_endless(processor: Any, model: Any) -> None:
         )
 
 
-class SFTTrainer(ScheduledTrainer, Trainer):
-    """``Trainer`` with our sample order, rejects, evaluation weighted by tokens, and our schedules."""
+class SFTTrainer(PassesByLength, ScheduledTrainer, Trainer):
+    """``Trainer`` with our sample order, passes, rejects, evaluation weighted by tokens, and our schedules."""
 
     control: Any  # what the callbacks ask for, as Trainer keeps it
 
