@@ -29,10 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def recipes() -> dict[str, type]:
-    """The dataclasses of its recipes, by kind."""
+    """The dataclasses of its recipes, by kind, and of what recipes of a kind name, by kind and name with a dot."""
     from data_prep.tasks import KINDS
 
-    return {kind.name: kind.recipe for kind in KINDS.values()}
+    parts = {f"{kind.name}.{name}": part for kind in KINDS.values() for name, part in kind.parts().items()}
+    return {kind.name: kind.recipe for kind in KINDS.values()} | parts
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,8 +64,9 @@ def run(args: argparse.Namespace) -> int:
         print(line)
     made = summary.manifest
     subsets = ", ".join(f"{name} {entry['samples']}" for name, entry in made["subsets"].items())
-    others = "".join(f"; {name} {made[name]}" for name in ("text", "rejects") if name in made)
-    print(f"{'made' if summary.fresh else 'up to date'}: {out} ({subsets}{others})")
+    others = [f"{name} {made[name]}" for name in ("text", "rejects") if name in made]
+    told = "; ".join(filter(None, (subsets, *others)))
+    print(f"{'made' if summary.fresh else 'up to date'}: {out} ({told})")
     for row in summary.biased:
         print(f"warning: '{row.question_type}' can be answered without audio ({row.predictor})", file=sys.stderr)
     return 1 if summary.biased else 0

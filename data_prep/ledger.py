@@ -11,8 +11,9 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,11 +80,12 @@ class Ledger:
         write_json(self.out / MANIFEST, self.manifest)
 
     def finish(
-        self, rejects: Sequence[dict[str, str]], *, biased: Sequence[text_check.Row] = (), **facts: Any
+        self, rejects: Iterable[Mapping[str, Any]], *, biased: Sequence[text_check.Row] = (), **facts: Any
     ) -> Summary:
-        """Write what was made and what had to be left out."""
-        write_lines(self.out / REJECTS, rejects)
-        self.manifest |= {"complete": True, **facts, "rejects": len(rejects)}
+        """Write what was made and what had to be left out, which may be more than memory holds."""
+        number = count()
+        write_lines(self.out / REJECTS, (reject for reject, _ in zip(rejects, number, strict=False)))
+        self.manifest |= {"complete": True, **facts, "rejects": next(number)}
         write_json(self.out / MANIFEST, self.manifest)
         return Summary(self.out, self.manifest, fresh=True, biased=list(biased))
 

@@ -374,6 +374,7 @@ RECIPES = {
     "esc": ("eval.tasks.folds_recipe", "FoldsRecipe"),
     "urbansound": ("eval.tasks.folds_recipe", "FoldsRecipe"),
     "expect": ("eval.figures.expectations", None),
+    "corpus": ("data_prep.corpus.recipe", "CorpusConfig"),  # by its folder, as the next one
     "manifest": ("data_prep.manifest.recipe", "ManifestConfig"),  # by its folder: its files are named after formats
 }
 

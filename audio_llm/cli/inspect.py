@@ -1,4 +1,7 @@
-"""``audio-llm inspect FOLDER``: what is in the shards, whether it is sound, and what a model is shown of a sample."""
+"""``audio-llm inspect FOLDER``: what is in the shards, whether it is sound, and what a model is shown of a sample.
+
+Of a corpus's folder, what became of its items, stage by stage.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +27,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    import importlib.util
     from pathlib import Path
 
-    from audio_llm.inspection import shards
+    from audio_llm.inspection import funnel, shards
     from audio_llm.shards.reader import ShardDataset
 
+    corpora = [folder for folder in args.folders if (Path(folder) / funnel.FILE).is_file()]
+    for folder in corpora:  # their shards lie in folders below
+        print("\n".join(funnel.table(funnel.read(folder))))
+        if importlib.util.find_spec("matplotlib"):
+            print(f"drawn: {funnel.draw(folder)}\n")
+    args.folders = [folder for folder in args.folders if folder not in corpora]
+    if not args.folders:
+        return 0
     dataset = ShardDataset(args.folders, verify=args.verify, max_reject_share=args.max_reject_share)
     print(shards.shard_table(dataset))
     survey = shards.Survey.of(dataset)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
@@ -43,8 +43,9 @@ def hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM
 
 
-def listing(root: Path) -> Listing:
-    """All sound files below `root`. Links to what lies in `root` as well, hidden and system files are left out."""
+def listing(root: Path, suffixes: Collection[str] = SUFFIXES) -> Listing:
+    """All sound files below `root`, which end with one of `suffixes`. Links to what lies in `root` as well, hidden and
+    system files are left out."""
     found, real = Listing(), os.path.realpath(root)
     seen = {real}
     for folder, inner, names in os.walk(root, followlinks=True):
@@ -57,7 +58,7 @@ def listing(root: Path) -> Listing:
                 found.omit(here / name, "a hidden or system folder")
             elif inside or target in seen:
                 found.omit(here / name, "a link to another folder of this one")
-            elif Path(name).suffix.lower() in SUFFIXES:
+            elif Path(name).suffix.lower() in suffixes:
                 found.omit(here / name, "a folder with the name of a sound")
             else:
                 seen.add(target)
@@ -65,16 +66,16 @@ def listing(root: Path) -> Listing:
             inner.remove(name)
         inner.sort()
         for name in sorted(names):
-            _add(found, real, Path(folder) / name, here / name)
+            _add(found, real, Path(folder) / name, here / name, suffixes)
     found.files.sort()
     return found
 
 
-def _add(found: Listing, real: str, path: Path, below: Path) -> None:
+def _add(found: Listing, real: str, path: Path, below: Path, suffixes: Collection[str]) -> None:
     suffix = path.suffix.lower()
-    if suffix in OTHERS:
-        found.omit(below, f"{suffix[1:]} is no format that is read; convert it to flac")
-    elif suffix not in SUFFIXES:
+    if suffix not in suffixes:
+        if suffix in OTHERS:
+            found.omit(below, f"{suffix[1:]} is no format that is read; convert it to flac")
         return
     elif hidden(path.name):
         found.omit(below, "a hidden or system file")

@@ -31,7 +31,7 @@ class Kind:
 
     `flags` are those of ``--sounds`` and ``--folds`` that it takes, with the key of the recipe that each sets; `draw`
     is what ``--plot`` does, and gives the pictures' paths. `details` are lines about a manifest, printed before the
-    last one.
+    last one. `parts` are the dataclasses of what is named within its recipes, such as stages, by those names.
     """
 
     name: str
@@ -40,3 +40,4 @@ class Kind:
     flags: Mapping[str, str] = field(default_factory=dict)
     draw: Callable[[Path], Iterable[Path]] | None = None
     details: Callable[[Mapping[str, Any]], Iterable[str]] = lambda manifest: ()
+    parts: Callable[[], Mapping[str, type]] = dict

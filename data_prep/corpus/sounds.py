@@ -1,0 +1,52 @@
+"""Where the sound of an item lies, as JSON has it: a path, or a stretch of bytes or a cell of a table in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from audio_llm.audio import Waveform
+from audio_llm.datasets.records import Cell
+from audio_llm.errors import AudioError, describe
+from audio_llm.files import glance
+from data_prep.manifest.sounds import File, Part, Sound, TableCell
+
+
+def reference(sound: Sound) -> tuple[Any, str]:
+    """A sound as a field of an item, and what tells its content from another's without reading all of it."""
+    if isinstance(sound, File):
+        path = sound.path.absolute()
+        return str(path), glance(path)
+    if isinstance(sound, Part):
+        part = {"path": str(sound.path.absolute()), "offset": sound.offset, "size": sound.size}
+        return part, f"{_glance(part['path'])} {sound.offset} {sound.size}"
+    if isinstance(sound, TableCell):
+        cell = {"path": str(sound.cell.path.absolute()), "row": sound.cell.row, "column": sound.cell.column}
+        root = str(sound.root.absolute())
+        return cell | {"root": root}, f"{_glance(cell['path'])} {sound.cell.row} {sound.cell.column}"
+    raise AudioError(describe(sound.name, "a file, a part of one or a cell of a table", type(sound).__name__))
+
+
+@lru_cache(maxsize=16)  # many rows lie in one file
+def _glance(path: str) -> str:
+    return glance(path)
+
+
+def sound_of(value: Any, folder: Path, name: str | None = None) -> Sound:
+    """The sound that a field of an item stands for; a path is absolute or below `folder`. Raises AudioError."""
+    try:
+        if isinstance(value, str):
+            return File(folder / value, name or value)
+        path = Path(value["path"])
+        if "column" in value:
+            return TableCell(Cell(path, value["column"], value["row"]), Path(value["root"]))
+        return Part(path, value["offset"], value["size"], name or f"{path.name}, byte {value['offset']}")
+    except (TypeError, KeyError) as error:
+        raise AudioError(describe("audio", "a path, or a place in a file", f"{value!r:.80}")) from error
+
+
+def hear(fields: Mapping[str, Any], folder: Path, max_seconds: float) -> Waveform:
+    """The decoded sound of an item's fields. Raises :class:`AudioError`, its `cause` where it has one."""
+    return sound_of(fields["audio"], folder, fields.get("name")).hear(max_seconds)

@@ -1,0 +1,93 @@
+"""Small stages of our own for the tests of ``kind: corpus``; worker processes import them by name."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from data_prep.corpus.stage import Item, Reject, Step
+
+
+@dataclass
+class Note(Step):
+    """Notes each call in a file; does what the text of an item says."""
+
+    name: ClassVar[str] = "note"
+    needs: ClassVar[tuple[str, ...]] = ("text",)
+    gives: ClassVar[tuple[str, ...]] = ("noted",)
+    reasons: ClassVar[tuple[str, ...]] = ("unwanted",)
+    free: ClassVar[tuple[str, ...]] = ("log", "seconds")
+
+    log: str  # a file with a line for each item of each call
+    word: str = "noted"  # the value that items get
+    seconds: float = 0.0  # how long an item takes
+
+    def run(self, items: Sequence[Item]) -> list[Item | Reject]:
+        found: list[Item | Reject] = []
+        for item in items:
+            with open(self.log, "ab", buffering=0) as file:
+                file.write(f"{item.id}\n".encode())
+            text = item.fields["text"]
+            time.sleep(self.seconds)
+            if text == "raise":
+                raise KeyError("nothing there")
+            if text == "hang":
+                time.sleep(1000)
+            if text == "die":
+                os.kill(os.getpid(), 9)
+            if text == "nan":
+                found.append(item.adding(noted=float("nan")))
+            elif text == "unwanted":
+                found.append(Reject(item.id, "unwanted", "so it says"))
+            else:
+                found.append(item.adding(noted=f"{self.word} {text}"))
+        return found
+
+
+@dataclass
+class Order(Step):
+    """Numbers all items by their text: a stage that has to see all of them."""
+
+    name: ClassVar[str] = "order"
+    whole: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("noted",)
+    gives: ClassVar[tuple[str, ...]] = ("place",)
+    reasons: ClassVar[tuple[str, ...]] = ("last",)
+    free: ClassVar[tuple[str, ...]] = ("log",)
+
+    log: str  # a file with a line for each item of each call
+
+    def run(self, items: Sequence[Item]) -> list[Item | Reject]:
+        with open(self.log, "a") as file:
+            file.writelines(f"{item.id}\n" for item in items)
+        order = sorted(item.fields["noted"] for item in items)
+        places = {item.id: order.index(item.fields["noted"]) for item in items}
+        last = len(items) - 1
+        return [
+            Reject(item.id, "last") if places[item.id] == last else item.adding(place=places[item.id]) for item in items
+        ]
+
+
+@dataclass
+class Broken(Step):
+    """Breaks the contract in the way that its key says."""
+
+    name: ClassVar[str] = "broken"
+    needs: ClassVar[tuple[str, ...]] = ()
+    gives: ClassVar[tuple[str, ...]] = ()
+    how: str = "fewer"  # what it does
+
+    def open(self, folder: Path) -> None:
+        if self.how == "open":
+            raise OSError("no model here")
+
+    def run(self, items: Sequence[Item]) -> list[Item | Reject]:
+        if self.how == "fewer":
+            return []
+        if self.how == "other":
+            return [Item("other", {}) for _ in items]
+        return [Reject(item.id, "no such reason") for item in items]
