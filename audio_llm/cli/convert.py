@@ -10,7 +10,7 @@ from audio_llm.errors import CheckpointError, describe
 
 HELP = "convert published encoders; assemble, merge and export checkpoints; export shards"
 DEFAULT_KIND = "encoder"
-KINDS = ("encoder", "build", "merge", "lm", "shards", "native")
+KINDS = ("encoder", "build", "merge", "lm", "shards", "native", "bat")
 
 
 def arguments(argv: list[str]) -> list[str]:
@@ -55,7 +55,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     native.add_argument("--source", type=Path, metavar="DIR", help="where the native model is now (default: as it was)")
     native.add_argument("--form", help="of the folder written, where there are several: omni (default) or thinker")
 
-    for kind in (encoder, build, merge, language_model, shards, native):
+    bat = kinds.add_parser("bat", help="BAT's model.pt -> checkpoint and adapter, and back")
+    bat.add_argument("source", type=Path, metavar="SRC", help="a model.pt; or a folder with base/ and adapter/")
+    bat.add_argument("--encoder", type=Path, help="of a model.pt: Spatial-AST's finetuned.pth, or an encoder folder")
+    bat.add_argument("--language-model", type=Path, metavar="DIR", help="of a model.pt: LLaMA-2-7b's folder")
+    bat.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="key=value",
+        help="of a model.pt: its Q-Former's sizes",
+    )
+
+    for kind in (encoder, build, merge, language_model, shards, native, bat):
         kind.add_argument("out", type=Path, help="the folder to write; it appears whole or not at all")
         kind.add_argument("--force", action="store_true", help="replace an existing folder")
 
@@ -69,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             describe(f"output {args.out}", "a new folder", "an existing one", "Give --force to replace it.")
         )
     kinds = {"encoder": _encoder, "build": _build, "merge": _merge, "lm": _language_model}
-    kinds |= {"shards": _shards, "native": _native}
+    kinds |= {"shards": _shards, "native": _native, "bat": _bat}
     kinds[args.kind](args)
     print(f"wrote {args.out}")
     return 0
@@ -144,3 +157,23 @@ def _native(args: argparse.Namespace) -> None:
         raise CheckpointError(describe("convert native", "a checkpoint that goes back", found, f"Leave {given} out."))
     else:
         absorb(args.model, args.out)
+
+
+def _bat(args: argparse.Namespace) -> None:
+    parts = {"--encoder": args.encoder, "--language-model": args.language_model}
+    given = [flag for flag, value in (parts | {"--set": args.set}).items() if value]
+    if args.source.is_dir():
+        if given:
+            found = f"{given[0]} with the folder {args.source}"
+            raise CheckpointError(describe("convert bat", "a folder alone, or a file with its parts", found))
+        from audio_llm.encoders.bat import write
+
+        write(args.source, args.out)
+        return
+    for flag, value in parts.items():
+        if value is None:
+            raise CheckpointError(describe(f"convert bat {args.source}", flag, "none", "A model.pt holds neither."))
+    from audio_llm import config
+    from audio_llm.encoders.bat import absorb
+
+    absorb(args.source, args.out, args.encoder, args.language_model, **config.read(None, args.set))

@@ -2,7 +2,7 @@
 
 SFT, GRPO, evaluation and serving all call this module, so that a model is asked in the words it was taught in.
 A reply is ``<think>…</think>``, optionally ``<semantic_elements>…</semantic_elements>``, then ``<answer>…</answer>``
-(the think - semantics - answer form of AudSemThinker, Wijngaard et al. 2025).
+(the think - semantics - answer form of AudSemThinker, Wijngaard et al. 2025); in the style ``plain`` it is the answer.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from audio_llm.errors import DataError, describe
 from audio_llm.language.groups import in_order
 
 AUDIO_TOKEN = "<|audio|>"
-STYLES = ("answer", "think", "think_semantics")
+STYLES = ("answer", "think", "think_semantics", "plain")
 TAGS = ("think", "semantic_elements", "answer")
 # A style is asked for by writing the first words of the reply: the model goes on from there.
-OPENINGS = {"answer": "<answer>", "think": "<think>", "think_semantics": "<think>"}
+OPENINGS = {"answer": "<answer>", "think": "<think>", "think_semantics": "<think>", "plain": ""}
 
 # What a question with choices can be answered with, and the sentence that asks for it.
 ANSWERS_AS = {"option": "Answer with the words of one choice.", "letter": "Answer with the letter of one choice only."}
@@ -179,6 +179,8 @@ def target_text(item: Taught, style: str) -> str:
         raise ValueError(f"style {style!r}: expected one of {', '.join(STYLES)}")
     if item.answer is None:
         raise ValueError(f"question {item.question!r} has no answer to learn from")
+    if style == "plain":
+        return item.answer
     parts = []
     if style != "answer" and item.thinking:
         parts.append(f"<think>{item.thinking}</think>")
@@ -192,6 +194,8 @@ def target_text(item: Taught, style: str) -> str:
 def reply_grammar(choices: Sequence[str], style: str) -> str:
     """GBNF grammar of the replies in `style` that answer with one of `choices`; the words in between stay free."""
     options = " | ".join(_literal(option) for option in lettered(choices))
+    if style == "plain":
+        return f"root ::= {options}"
     parts = [f"{_literal('<answer>')} ({options}) {_literal('</answer>')}"]
     for tag in reversed(TAGS[: STYLES.index(style)]):
         parts.insert(0, f"{_literal(f'<{tag}>')} [^<]+ {_literal(f'</{tag}>' + chr(10))}")

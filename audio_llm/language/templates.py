@@ -58,6 +58,32 @@ def bracketed_template(template: str, mark: str, before: str, behind: str) -> st
     )
 
 
+def alpaca_template(mark: str, opening: str, closing: str) -> str:
+    """The template of BAT (Zheng et al. 2024; the Alpaca form of SLAM-LLM): a `mark` for each sound, the `opening` of a
+    text, the instruction and its answer, then the `closing` of the text. There is no system message."""
+    clean = f"| replace({json.dumps(mark)}, '')"
+    return (
+        "{% for message in messages %}{% if message['role'] not in ('user', 'assistant') %}"
+        "{{ raise_exception('this prompt has no system message') }}{% endif %}"
+        "{% set turn = namespace(words='', sounds='') %}"
+        "{% if message['content'] is string %}{% set turn.words = message['content'] %}"
+        "{% else %}{% for part in message['content'] %}{% if part['type'] == 'text' %}"
+        "{% set turn.words = turn.words + part['text'] %}{% else %}"
+        "{% set turn.sounds = turn.sounds + " + json.dumps(mark) + " %}{% endif %}{% endfor %}{% endif %}"
+        "{% set turn.words = turn.words " + clean + " %}"
+        "{% if message['role'] == 'user' %}{{ turn.sounds + " + json.dumps(opening + ALPACA[0]) + " + turn.words + "
+        f"{json.dumps(ALPACA[1])} }}}}"
+        "{% else %}{{ turn.words + " + json.dumps(closing) + " }}{% endif %}{% endfor %}"
+    )
+
+
+# What stands before and behind an instruction, published with BAT.
+ALPACA = (
+    "Based on the audio you've heard, refer to the instruction and provide a response.\n\n### Instruction:\n",
+    "\n\n### Response:",
+)
+
+
 def instructed_template(template: str, instruction: str | None) -> str:
     """`template` with an `instruction` behind the words of every user's turn, in place of one that it had before.
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import struct
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from audio_llm.errors import CheckpointError, describe
 from audio_llm.files import atomic_folder
 from audio_llm.language.prompts import AUDIO_TOKEN, TAGS, TURN_MARKERS, chat_template
+from audio_llm.language.templates import ALPACA, alpaca_template
 from audio_llm.model.validate import (
     check_language_model,
     check_template,
@@ -111,15 +113,35 @@ def own_system_prompt(tokenizer: Any, marker: str) -> str:
     return text.partition(opening)[2].partition(closing)[0].strip()
 
 
-def prepare_tokenizer(tokenizer: Any) -> str:
+PROMPTS = ("chat", "bat")  # how a checkpoint is asked: in its language model's chat format, or as BAT was
+
+
+def bat_template(tokenizer: Any) -> str:
+    """BAT's template for a tokenizer that has the audio placeholder: the ids of a text behind the sounds are those that
+    the tokenizer gives to the text alone, as the original put them together (Zheng et al. 2024).
+
+    Tokenizers differ in what they begin a text with, and whether a blank opens words behind a special token, so that
+    is tried. Raises :class:`CheckpointError` where nothing gives these ids.
+    """
+    text = f"{ALPACA[0]}What is it?{ALPACA[1]}"
+    wanted = [tokenizer.convert_tokens_to_ids(AUDIO_TOKEN), *tokenizer(text)["input_ids"]]
+    for opening in (f"{begin}{blank}" for begin in (tokenizer.bos_token or "", "") for blank in ("", " ")):
+        if list(tokenizer(f"{AUDIO_TOKEN}{opening}{text}", add_special_tokens=False)["input_ids"]) == wanted:
+            return alpaca_template(AUDIO_TOKEN, opening, tokenizer.eos_token)
+    expected = "a tokenizer that splits a text behind a special token as it does alone"
+    raise CheckpointError(describe("language model", expected, f"another: {wanted[1:]} alone"))
+
+
+def prepare_tokenizer(tokenizer: Any, prompt: str = "chat") -> str:
     """Make `tokenizer` the checkpoint's, in place, and return the marker of its chat format.
 
-    It gets the audio placeholder beside its own special tokens, our template, one token that ends a turn (which is
-    learnt, and where generation stops) and one to pad with; the tags of a reply become words that decoding keeps.
+    It gets the audio placeholder beside its own special tokens, the template of a `prompt` of ``PROMPTS``, one token
+    that ends a turn (which is learnt, and where generation stops) and one to pad with; the tags of a reply become words
+    that decoding keeps.
     """
     from tokenizers import AddedToken
 
-    marker = turn_marker(tokenizer)
+    marker = turn_marker(tokenizer) if prompt == "chat" else ""
     closing = TURN_MARKERS[marker].of("assistant")[1].strip() or tokenizer.eos_token
     if closing is None:
         cure = "Name one in its tokenizer_config.json: eos_token."
@@ -129,13 +151,14 @@ def prepare_tokenizer(tokenizer: Any) -> str:
     if tokenizer.pad_token is None:  # of a GGUF file the opening of a turn may be called the end of a text
         tokenizer.pad_token = closing if tokenizer.eos_token in (None, marker.strip()) else tokenizer.eos_token
     tokenizer.eos_token = closing
-    if said := own_system_prompt(tokenizer, marker):
+    if prompt == "chat" and (said := own_system_prompt(tokenizer, marker)):
         note = f"its chat template writes the system prompt {said!r} where none is given; the checkpoint's writes none"
         print(f"language model: {note} (data.order_share asks with one)", file=sys.stderr, flush=True)
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     tags = [tag for name in TAGS for tag in (f"<{name}>", f"</{name}>") if tag in special]
     tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in tags])
-    tokenizer.chat_template = chat_template(marker, tokenizer.bos_token if marker != "<|im_start|>" else None)
+    bos = tokenizer.bos_token if marker != "<|im_start|>" else None
+    tokenizer.chat_template = chat_template(marker, bos) if prompt == "chat" else bat_template(tokenizer)
     return marker
 
 
@@ -148,8 +171,12 @@ def build_checkpoint(
     projector: dict[str, Any] | None = None,
     max_windows: int = 4,
     seed: int = 0,
+    prompt: str = "chat",
+    weights: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a checkpoint folder of `encoder` (an ``AudioEncoder``), a fresh projector and `language_model`.
+    """Write a checkpoint folder of `encoder` (an ``AudioEncoder``), a projector and `language_model`.
+
+    The projector is fresh, or has these `weights`. `prompt` is one of ``PROMPTS``.
 
     `language_model` is a Transformers causal language model with its `tokenizer`; ``<|audio|>`` is added to the
     vocabulary when missing. The projector's output is scaled to the language model's embeddings, so that untrained
@@ -163,7 +190,7 @@ def build_checkpoint(
     from audio_llm.model.modeling import AudioLLMForConditionalGeneration
     from audio_llm.model.processing import MIN_SAMPLES, AudioLLMFeatureExtractor, AudioLLMProcessor
 
-    prepare_tokenizer(tokenizer)
+    prepare_tokenizer(tokenizer, prompt)
     audio_token_id = tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)
     words = [token for token in range(min(9, language_model.config.vocab_size)) if token != audio_token_id]
     text = torch.tensor([words], device=language_model.device)
@@ -191,6 +218,8 @@ def build_checkpoint(
         # What the table gives, not its weights: Gemma's multiplies them by √hidden, and audio comes in behind it.
         table = model.get_input_embeddings()(torch.arange(rows))
         model.model.projector.set_loudness(float(table.float().pow(2).mean().sqrt()))
+        if weights is not None:
+            model.model.projector.load_state_dict(weights)
         found = model.eval()(text.cpu()).logits[..., : expected.shape[-1]].float()
     apart = float((found - expected.cpu()).abs().max())
     if not apart <= 0.05 * float(expected.abs().max()):  # bfloat16 against float32 is one or two per cent

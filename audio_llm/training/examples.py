@@ -106,7 +106,7 @@ def encode(
         if not whole.startswith(prompt):
             expected = "the prompt to be a prefix of the conversation"
             raise TrainingError(describe("chat template", expected, f"{prompt!r} against {whole!r}"))
-        target = reply_ids(processor, whole[len(prompt) :])
+        target = reply_ids(processor, prompt, whole)
         example.ids, example.labels = torch.cat([ids, target]), torch.cat([example.labels, target])
         example.words = torch.LongTensor(processor.tokenizer(words_for(sample), add_special_tokens=False)["input_ids"])
     if max_length is not None and len(example.ids) > max_length:
@@ -120,14 +120,21 @@ def words_for(sample: Sample) -> str:
     return ", ".join(dict.fromkeys(event.label for event in sample.events)) or str(sample.answer)
 
 
-def reply_ids(processor: Any, reply: str) -> Tensor:
-    """(n,) ids of the assistant's turn up to the token that ends it, without what the template writes after that."""
-    tokenizer, end = processor.tokenizer, processor.turn_end
-    ids = tokenizer(reply, add_special_tokens=False)["input_ids"]
+def reply_ids(processor: Any, prompt: str, whole: str) -> Tensor:
+    """(n,) ids of the assistant's turn behind `prompt` up to the token that ends it, without what follows that."""
+    ids_of = functools.partial(processor.tokenizer, add_special_tokens=False)
+    before, end = ids_of(prompt)["input_ids"], processor.turn_end
+
+    def behind(text: str) -> list[int]:  # with the prompt, for words alone may get a blank
+        ids = ids_of(text)["input_ids"]
+        apart = ids[: len(before)] != before  # a token would reach over both
+        return list(ids_of(text[len(prompt) :])["input_ids"] if apart else ids[len(before) :])
+
+    ids = behind(whole)
     if end in ids:
         ids = ids[: len(ids) - ids[::-1].index(end)]
     else:  # a format without an end-of-turn token: the end of the text is the end of the turn
-        ids = [*tokenizer(reply.rstrip(), add_special_tokens=False)["input_ids"], end]
+        ids = [*behind(whole.rstrip()), end]
     return torch.tensor(ids, dtype=torch.long)
 
 

@@ -64,6 +64,7 @@ def assemble(recipe: ModelRecipe, folder: Path) -> Path:
                 language_model=language_model,
                 tokenizer=tokenizer,
                 projector=recipe.projector,
+                prompt=recipe.prompt,
             )
     return folder
 

@@ -47,6 +47,7 @@ class ModelRecipe:
     encoder: dict[str, Any] | None = None
     language_model: dict[str, Any] | None = None  # {path: a Transformers folder}
     projector: dict[str, Any] | None = None  # fields of its configuration, for instance {num_query_tokens: 16}
+    prompt: Literal["chat", "bat"] = "chat"  # of parts put together: how they are asked; bat: as BAT was
     attention: str = "sdpa"  # of the language model: what Transformers calls attn_implementation
 
     def check(self) -> None:
@@ -123,7 +124,8 @@ class DataRecipe:
     weights: list[float] | None = None  # of each of them, passes over it in an epoch; null: one
     validation: list[Path] = field(default_factory=list)  # folders of shards that nothing is learnt from
     validation_samples: int | None = None  # so many of them; null: all
-    style: Literal["answer", "think", "think_semantics"] = "think"  # what a reply says before its answer
+    # What a reply says before its answer, in tags; plain: the answer alone, without a tag.
+    style: Literal["answer", "think", "think_semantics", "plain"] = "think"
     instruction: str | None = None
     max_reject_share: float = 0.01  # share of unusable samples beyond which the run stops
     hearing: Hearing = "refuse"  # of sound in another layout than the encoder's

@@ -106,7 +106,7 @@ def answer_accuracy(prompts: Sequence[Any], completions: Sequence[Any], **column
     return [_accuracy(row) for row in _rows(completions, columns)]
 
 
-_STYLE_TAGS = dict(zip(STYLES, (TAGS[2:], (TAGS[0], TAGS[2]), TAGS), strict=True))
+_STYLE_TAGS = dict(zip(STYLES, (TAGS[2:], (TAGS[0], TAGS[2]), TAGS, ()), strict=True))
 
 
 @functools.cache
@@ -116,7 +116,7 @@ def _style_pattern(style: str) -> re.Pattern[str]:
         rf"(?:(?!</?(?:{tags})>).)"  # a body holds no tag, else '<answer>a</answer><answer>b</answer>' would fit
     )
     body = rf"{character}*?\S{character}*"
-    return re.compile(r"\s*".join(f"<{tag}>{body}</{tag}>" for tag in _STYLE_TAGS[style]), re.DOTALL)
+    return re.compile(r"\s*".join(f"<{tag}>{body}</{tag}>" for tag in _STYLE_TAGS[style]) or body, re.DOTALL)
 
 
 def format(prompts: Sequence[Any], completions: Sequence[Any], *, style: str | None = None, **columns: Any) -> Rewards:

@@ -99,7 +99,7 @@ def build_trainer(run: PolicyRun, recipe: SFTRecipe, model: Any) -> SFTTrainer:
         eval_dataset=validation,
         data_collator=functools.partial(collate, tokenizer=run.processor.tokenizer),
         order_log=recipe.output / f"order-{run.arguments.process_index}.jsonl" if recipe.record_order else None,
-        short_replies=data.style == "answer",
+        short_replies=data.style in ("answer", "plain"),
         **run.trainer_arguments(model, checks=[check]),
     )
     check.before = trainer.aligned

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of sampling, --limit and controls (default: 0)")
     parser.add_argument("--max-tokens", type=int, default=256, help="longest reply; a longer one is cut and counted")
     parser.add_argument("--labels", metavar="JSON", help="of an encoder folder: file with its 'labels', dataset.json")
-    parser.add_argument("--style", help="begin the reply for the model: answer, think or think_semantics")
+    parser.add_argument("--style", help="begin the reply for the model: answer, think, think_semantics or plain")
     parser.add_argument(
         "--order",
         default="audio",

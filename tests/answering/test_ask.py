@@ -93,7 +93,8 @@ def test_grammar_admits_exactly_the_replies_of_a_style() -> None:
             style, "<think>I hear</think>\n<semantic_elements>who: dog</semantic_elements>\n"
         )
         for letter, choice in zip("ABC", choices, strict=True):
-            assert accepts(compiled(grammar), f"{lead}<answer>({letter}) {choice}</answer>")
+            said = f"({letter}) {choice}"
+            assert accepts(compiled(grammar), said if style == "plain" else f"{lead}<answer>{said}</answer>")
         assert not accepts(compiled(grammar), f"{lead}<answer>(B) été</answer>")
         assert not accepts(compiled(grammar), f"{lead}<answer>cat</answer>")
 

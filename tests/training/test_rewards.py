@@ -117,7 +117,8 @@ THINK, ELEMENTS, ANSWER = "<think>a\nb</think>", "<semantic_elements>dog</semant
     ],
 )
 def test_format(text, answer_style, think_style, semantic_style):
-    for style, expected in zip(prompts.STYLES, (answer_style, think_style, semantic_style), strict=True):
+    plain = text == "rain"  # words, and no tag
+    for style, expected in zip(prompts.STYLES, (answer_style, think_style, semantic_style, plain), strict=True):
         assert score(rewards.format, text, style=style) == expected, style
         assert rewards.format(["p"], [text], style=style) == [expected], style
 

@@ -49,7 +49,7 @@ class LanguageModelRecipe:
     text: Path  # JSON lines of samples (audio is not needed)
     output: Path  # the folder of the model, in Transformers' form
     task: str = "language_model"  # what is learnt
-    style: str = "think"  # what a reply says before its answer: answer, think, think_semantics
+    style: str = "think"  # what a reply says before its answer: answer, think, think_semantics, plain
     vocabulary: int = 1024  # tokens at most
     model: ModelSize = field(default_factory=ModelSize)  # sizes of the network
     steps: int = 400  # number of updates
