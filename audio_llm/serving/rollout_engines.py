@@ -24,7 +24,8 @@ import threading
 import time
 import warnings
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -259,6 +260,11 @@ def _completion(choice: Any) -> Completion:
 # --- over HTTP -----------------------------------------------------------------------------------------------------
 
 
+LONGEST_ANSWER = 3600  # seconds that one request may take
+HEALTH_INTERVAL = 5.0  # seconds of waiting after which a server is asked whether it lives
+LONGEST_SILENCE = 45.0  # seconds without a word from a server, after which it is given up
+
+
 class ServerGone(TrainingError):
     """A rollout server that does not answer, or cannot go on."""
 
@@ -270,7 +276,7 @@ class _Remote:
         import requests
 
         self.url = url.rstrip("/")
-        self._session = requests.Session()
+        self._requests, self._session = requests, requests.Session()
         if token:
             self._session.headers["Authorization"] = f"Bearer {token}"
         self._session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=connections))
@@ -285,14 +291,43 @@ class _Remote:
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
         item = f"engine {self.url}{path}"
+        waiting: Future[Any] = Future()
+
+        def ask() -> None:
+            try:
+                waiting.set_result(self._session.post(self.url + path, json=body, timeout=LONGEST_ANSWER))
+            except BaseException as error:
+                waiting.set_exception(error)
+
+        # A thread that is given up with its server, and holds up no exit.
+        threading.Thread(target=ask, daemon=True, name=item).start()
         try:
-            response = self._session.post(self.url + path, json=body, timeout=3600)
+            response = self._await(waiting, item)
         except OSError as error:
             raise ServerGone(describe(item, "an answer", f"none ({error})")) from error
         if response.status_code != 200:
             kind = ServerGone if response.status_code >= 500 else TrainingError
             raise kind(describe(item, "status 200", f"{response.status_code} {response.text[:300]}"))
         return response
+
+    def _await(self, waiting: Future[Any], item: str) -> Any:
+        """The answer, however long it takes while the server says at ``/health`` that it lives."""
+        heard = time.monotonic()
+        while not futures.wait([waiting], timeout=HEALTH_INTERVAL).done:
+            if self._lives():
+                heard = time.monotonic()
+            elif (silent := time.monotonic() - heard) > LONGEST_SILENCE:
+                raise ServerGone(describe(item, "an answer", f"nothing for {silent:.0f} s, at /health neither"))
+        return waiting.result()
+
+    def _lives(self) -> bool:
+        try:
+            # Not by the session, whose connections may all be taken.
+            return bool(
+                self._requests.get(f"{self.url}/health", headers=self._session.headers, timeout=HEALTH_INTERVAL).ok
+            )
+        except OSError:
+            return False
 
     def close(self) -> None:
         self._session.close()

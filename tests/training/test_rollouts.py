@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -337,6 +338,48 @@ def test_an_engine_may_be_built_beside_llvmlite() -> None:
     hide_llvmlite_attributes()
     assert not hasattr(ffi.lib, "__dict__"), "vLLM reads vars() of everything it finds"
     assert ffi.lib.LLVMPY_GetVersionInfo() > 0
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_server_that_hangs_is_given_up_and_one_that_computes_is_waited_for(monkeypatch, hangs: bool) -> None:
+    from audio_llm.serving import rollout_engines
+
+    monkeypatch.setattr(rollout_engines, "HEALTH_INTERVAL", 0.1)
+    monkeypatch.setattr(rollout_engines, "LONGEST_SILENCE", 0.5)
+    ended = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            body = b'{"data": [{"id": "policy"}]}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            if hangs and self.path == "/health":
+                ended.wait(20)
+            self.answer()
+
+        def do_POST(self) -> None:
+            ended.wait(20 if hangs else 1.5)  # three times as long as a silence may be
+            self.answer()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            remote = rollout_engines._Remote(f"http://127.0.0.1:{server.server_port}", "", 4)
+            if hangs:
+                with pytest.raises(rollout_engines.ServerGone, match=r"expected an answer, found nothing for \d+ s"):
+                    remote.post("/v1/completions")
+            else:
+                assert remote.post("/v1/completions").json()["data"]
+        finally:
+            ended.set()
+            server.shutdown()
 
 
 @needs_vllm
