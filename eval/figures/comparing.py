@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from audio_llm.errors import describe, nearest
 from eval.figures.estimates import Comparison
@@ -24,6 +24,7 @@ class Line:
     first: Cell
     second: Cell
     found: Comparison
+    q_value: float  # of a group: its p, corrected for as many groups as were looked at; of all questions its p
     silent: tuple[Cell | None, Cell | None]  # both runs in silence, where they were asked so
 
 
@@ -52,7 +53,7 @@ def compare_runs(first: Run, second: Run, *, answers: str, group: str) -> Compar
     groups = {name: [entry.row.id for entry in found] for name, found in grouped(firsts, group).items()}
     parts = [("all", common), *(groups.items() if len(groups) > 1 else [])]
     silent = [_silent(run, answers, scorer, group, set(common)) for run in (first, second)]
-    lines = [_line(name, ids, left, right, silent) for name, ids in parts]
+    lines = corrected([_line(name, ids, left, right, silent) for name, ids in parts])
     only = len(left) - len(common), len(right) - len(common)
     return Compared((first.name, second.name), f"{scorer.name} {scorer.version}", only, lines)
 
@@ -111,7 +112,18 @@ def _line(
 ) -> Line:
     first, second = ([entry for item in ids for entry in scored[item]] for scored in (left, right))
     one, other = (found.get(name) for found in silent)
-    return Line(name, summarise(first), summarise(second), compare(first, second), (one, other))
+    found = compare(first, second)
+    return Line(name, summarise(first), summarise(second), found, found.p_value, (one, other))
+
+
+def corrected(lines: list[Line]) -> list[Line]:
+    """The lines with the q of all but the first, which is about all questions (Benjamini and Hochberg 1995): of the
+    groups with a q below 0.05 at most one in twenty is expected to differ by accident."""
+    from scipy.stats import false_discovery_control
+
+    head, groups = lines[:1], lines[1:]
+    q_values = false_discovery_control([line.found.p_value for line in groups]) if groups else ()
+    return head + [replace(line, q_value=float(q)) for line, q in zip(groups, q_values, strict=True)]
 
 
 def table(compared: Compared) -> str:
@@ -121,10 +133,11 @@ def table(compared: Compared) -> str:
     lines = [f"{compared.names[0]} -> {compared.names[1]}: {head}"]
     for line in compared.lines:
         found, quiet = line.found, [percent(cell.accuracy.value) if cell else "–" for cell in line.silent]
+        q = f", q {line.q_value:.2g}" if line is not compared.lines[0] else ""
         lines.append(
             f"  {line.name:<{width}}  {line.first.accuracy!s:>22}  {line.second.accuracy!s:>22}  "
             f"difference {found.difference!s:>22}  n {found.difference.n}, better only before {found.only_first}, only "
-            f"after {found.only_second}, p {found.p_value:.2g}; chance {percent(line.second.chance)}, "
+            f"after {found.only_second}, p {found.p_value:.2g}{q}; chance {percent(line.second.chance)}, "
             f"silence {quiet[0]} and {quiet[1]}"
         )
     if any(compared.only):

@@ -19,6 +19,7 @@ from eval.figures.scores import (
     permutations,
     summarise,
 )
+from eval.figures.several import Several, several
 from eval.predictions import Prediction
 from eval.scorers.base import Aggregating, Bounding, Score, Scorer
 
@@ -37,6 +38,7 @@ class RunSummary:
     contributions: dict[str, Comparison]  # of the audio: against each control without it (or one sound of it), on the
     # same questions
     permutations: Permutations | None
+    several: Several | None  # replies to a question at that temperature
     ranked: Estimate | None  # the figure that the benchmark ranks systems by, where that is not the accuracy
     by_type: dict[str, Cell]
     by_format: dict[str, Cell]
@@ -94,6 +96,7 @@ def summarise_run(name: str, passes: Mapping[str, list[Scored]], scorer: Scorer)
         permutations=permutations(
             passes.get("shuffled_options", []), own=passes.get(beside.get("shuffled_options", ""), [])
         ),
+        several=several(passes.get("sampled", [])),
         ranked=_intervals(scorer, main).get(scorer.ranked_by) if isinstance(scorer, Bounding) else None,
         by_type=by_type,
         by_format=by(main, "format"),

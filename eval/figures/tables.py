@@ -63,6 +63,12 @@ def print_run(run: Run) -> None:
         if cell is not None:
             print(f"  {labels[name]:<34} {line(cell, run.silent(answers=name).get(''))}{beside}")
             beside = ""
+    if summary.several is not None:
+        replies, adds = summary.several, summary.several.majority_adds
+        label = f"most frequent answer of {replies.n}"
+        print(f"  {label:<34} {replies.majority!s:>22}  adds {adds.difference} to one reply, p {adds.p_value:.2g}")
+        for k, right in replies.pass_at.items():
+            print(f"  {f'one of {k} replies right (pass@{k})':<34} {right!s:>22}  n {right.n}")
     for reason, count in reasons.items():
         print(f"  {'left out: ' + reason:<34} {count}")
     for control, cell in summary.controls.items():

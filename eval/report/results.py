@@ -90,6 +90,7 @@ def headline(runs: Sequence[Run]) -> str:
         "greedy": lambda run, main: accuracy(run.summary.greedy),
         **{name: functools.partial(_ranked, name) for name in sorted(ranked)},
         f"one sample, T={warm:g}": lambda run, main: accuracy(run.summary.sampled),
+        **({MOST: _most_frequent, ANY: _any_right} if any(run.summary.several for run in runs) else {}),
         "chance": lambda run, main: percent(main.chance),
         "silence": lambda run, main: accuracy(run.summary.controls.get("silence")),
         "swap follows": lambda run, main: _follows(run),
@@ -114,9 +115,23 @@ def headline(runs: Sequence[Run]) -> str:
         "questions the best constant answer. <b>Silence</b>: the same questions with the sound taken away. <b>Swap "
         "follows</b>: of the right left/right answers, how many turn round when the channels are exchanged. "
         "<b>Unread</b>: replies without a readable answer, counted as wrong. <b>Cut</b>: replies that reached the "
-        "token limit. <b>Questions</b> is the denominator; those that could not be asked are not in it."
+        "token limit. <b>Most frequent answer</b>, <b>one of all right</b> (pass@k): of several replies to a question. "
+        "<b>Questions</b> is the denominator; those that could not be asked are not in it."
     )
     return table(["run", *columns], rows) + note(text)
+
+
+MOST, ANY = "most frequent answer", "one of all right"  # columns of runs with several replies to a question
+
+
+def _most_frequent(run: Run, main: Cell) -> str:
+    found = run.summary.several
+    return f"{estimate(found.majority)} of {found.n}" if found else "–"
+
+
+def _any_right(run: Run, main: Cell) -> str:
+    found = run.summary.several
+    return f"{estimate(found.pass_at[found.n])} of {found.n}" if found else "–"
 
 
 def _ranked(name: str, run: Run, main: Cell) -> str:
