@@ -95,7 +95,7 @@ class Step:
     whole: ClassVar[bool] = False
     keeps: ClassVar[bool] = True
     free: ClassVar[tuple[str, ...]] = ()
-    reasons: tuple[str, ...] = ()
+    reasons: ClassVar[tuple[str, ...]] = ()
 
     def check(self) -> None:
         pass

@@ -1,0 +1,111 @@
+"""The sound of film files and of others that libsndfile does not read, decoded by FFmpeg's libraries through PyAV."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+
+from audio_llm.audio import LAYOUT_OF_COUNT, Waveform, other_channels
+from audio_llm.errors import AudioError, PrerequisiteError, describe
+
+# A sound stream may begin a few milliseconds off the film, by its codec's priming and by rounded times; one that begins
+# later than this was delayed on purpose.
+_DELAY = 0.05  # seconds
+_TORN = 0.5  # seconds that may lack of what the container promises
+
+
+def installed() -> bool:
+    return importlib.util.find_spec("av") is not None
+
+
+def decode(path: Path, name: str, max_seconds: float, until: float | None = None) -> Waveform:
+    """The first sound stream of a file at its own rate with all of its channels, from the beginning of the film to
+    `until` seconds or to its end; what the codec added in front is cut off.
+
+    It is decoded from its first packet, for a decoder that begins in the middle gives other samples. Raises
+    :class:`AudioError` as :func:`audio_llm.audio.decode`, and :class:`PrerequisiteError` without PyAV.
+    """
+    if not installed():
+        cure = "Install it in the repository: pip install -e '.[corpus]'"
+        raise PrerequisiteError(f"{name}: reading this file needs the package 'av', which is not installed. {cure}")
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.audio:
+                raise AudioError(describe(name, "a file with a sound stream", "one without"))
+            stream = container.streams.audio[0]
+            rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
+            if channels not in LAYOUT_OF_COUNT:
+                expected, found = "1 (mono), 2 (stereo or binaural) or 4 (foa) channels", f"{channels} channels"
+                raise AudioError(describe(name, expected, found, other_channels(2, channels)), "channels")
+            promised = _promised(container, stream)
+            if until is None and promised is not None and promised > max_seconds:
+                cure = "Give stretches of it, or cut it into parts first."
+                raise AudioError(describe(name, f"at most {max_seconds:g} s", f"{promised:.1f} s", cure), "long")
+            last = max_seconds if until is None else min(until, max_seconds)
+            samples = _samples(av, container, stream, name, round(last * rate))
+    except FileNotFoundError as error:
+        raise AudioError(describe(name, "a sound or film file", "no such file"), "missing") from error
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        found = f"one that is not: {error.strerror if isinstance(error, OSError) else error}"
+        raise AudioError(describe(name, "a sound or film file", found)) from error
+    seconds = samples.shape[1] / rate
+    expected_seconds = last if promised is None else min(last, promised)
+    if promised is not None and seconds < expected_seconds - _TORN:
+        found = f"{seconds:.2f} s: the file is cut short or damaged"
+        raise AudioError(describe(name, f"{expected_seconds:.2f} s of sound", found), "cut")
+    if not samples.size:
+        raise AudioError(describe(name, "a sound", "no samples"), "short")
+    return Waveform(samples, rate, LAYOUT_OF_COUNT[channels])
+
+
+def _promised(container: object, stream: object) -> float | None:
+    """Seconds that the file says its sound has; None where it says nothing."""
+    duration, base = getattr(stream, "duration", None), getattr(stream, "time_base", None)
+    if duration and base:
+        return float(duration * base)
+    whole = getattr(container, "duration", None)
+    others = getattr(container, "streams", None)
+    alone = others is not None and len(others) == 1  # a film may be longer than its sound
+    return whole / 1e6 if whole and alone else None
+
+
+def _samples(av: object, container: object, stream: object, name: str, most: int) -> np.ndarray:
+    """``(channels, time)`` float32 of at most so many samples."""
+    resampler = av.AudioResampler(format="fltp")  # type: ignore[attr-defined]
+    blocks: list[np.ndarray] = []
+    found, begun = 0, False
+    form = None
+    for frame in container.decode(stream):  # type: ignore[attr-defined]
+        if not begun:
+            begun = True
+            delay = _delay(container, frame)
+            if delay:
+                blocks.append(np.zeros((frame.layout.nb_channels, delay), np.float32))
+                found += delay
+        if form not in (None, (frame.sample_rate, frame.layout.nb_channels)):
+            told = f"{frame.sample_rate} Hz with {frame.layout.nb_channels} channel(s) in the middle"
+            raise AudioError(describe(name, "one rate and number of channels", told, "Cut the file where they change."))
+        form = (frame.sample_rate, frame.layout.nb_channels)
+        for part in resampler.resample(frame):
+            blocks.append(part.to_ndarray())
+            found += blocks[-1].shape[1]
+        if found >= most:
+            break
+    if not blocks:
+        return np.zeros((1, 0), np.float32)
+    samples = np.concatenate(blocks, axis=1)[:, :most]
+    bad = samples.size - int(np.isfinite(samples).sum())
+    if bad:
+        raise AudioError(describe(name, "finite samples", f"{bad} of {samples.size} are NaN or Inf"), "not finite")
+    return samples
+
+
+def _delay(container: object, frame: object) -> int:
+    """Samples of silence before the first one, where the sound begins after the film."""
+    begin = max(getattr(container, "start_time", None) or 0, 0) / 1e6
+    late = (frame.time or 0.0) - begin  # type: ignore[attr-defined]
+    return round(late * frame.sample_rate) if late >= _DELAY else 0  # type: ignore[attr-defined]
