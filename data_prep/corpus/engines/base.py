@@ -8,6 +8,7 @@ alone, and is a reject then. Answers come in any order; the ledger and the sourc
 from __future__ import annotations
 
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -100,6 +101,13 @@ class Holder:
             if isinstance(result, Reject) and result.reason not in stage.reasons:
                 raise TypeError(f"'{stage.name}' rejects for '{result.reason}', which is none of its reasons")
         return [line_of(job.key, result, gives) for job, result in zip(jobs, results, strict=True)]
+
+
+def told(error: BaseException) -> str:
+    """An error of a stage in one line, with the place in its code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return str(error) if isinstance(error, AudioLLMError) else f"{type(error).__name__}: {error}{place}"
 
 
 # ------------------------------------------------------------------------------------------------ in the driver

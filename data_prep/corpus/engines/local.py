@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -16,17 +15,10 @@ from queue import SimpleQueue
 from typing import Any, ClassVar
 
 from audio_llm.errors import AudioLLMError, ConfigError, describe
-from data_prep.corpus.engines.base import Answer, Done, Holder, Job, Running, spread
+from data_prep.corpus.engines.base import Answer, Done, Holder, Job, Running, spread, told
 from data_prep.corpus.stage import Stage
 
 _END = object()  # of what is sent to a worker
-
-
-def words(error: BaseException) -> str:
-    """An error of a stage in one line, with the place in its code."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return str(error) if isinstance(error, AudioLLMError) else f"{type(error).__name__}: {error}{place}"
 
 
 def _end_with_parent() -> None:
@@ -58,14 +50,14 @@ def _work(pipe: Connection, folder: Path) -> None:
                 try:
                     answer = Answer("lines", holder.call(message))
                 except Exception as error:
-                    answer = Answer("raised", words(error))
+                    answer = Answer("raised", told(error))
                 pipe.send(answer)
             elif message is not None:
                 try:
                     holder = Holder(message, folder)
                     answer = Answer("ready")
                 except Exception as error:
-                    answer = Answer("failed", error if isinstance(error, AudioLLMError) else words(error))
+                    answer = Answer("failed", error if isinstance(error, AudioLLMError) else told(error))
                 pipe.send(answer)
 
 

@@ -91,3 +91,28 @@ class Broken(Step):
         if self.how == "other":
             return [Item("other", {}) for _ in items]
         return [Reject(item.id, "no such reason") for item in items]
+
+
+@dataclass
+class Ask(Step):
+    """Carries questions, about what the text of an item says: one of choices and one open."""
+
+    name: ClassVar[str] = "ask"
+    needs: ClassVar[tuple[str, ...]] = ("text",)
+    gives: ClassVar[tuple[str, ...]] = ("questions",)
+
+    thinking: str = "It rings."  # of each question
+
+    def run(self, items: Sequence[Item]) -> list[Item | Reject]:
+        found: list[Item | Reject] = []
+        for item in items:
+            text = item.fields["text"]
+            choice = {"question": "What is it?", "choices": [text, "other"], "answer": text, "type": "class"}
+            opened = {"question": "Describe it.", "answer": f"a {text}", "type": "caption"}
+            elements = {"agents": ["a bell"], "when": ["at once"]}
+            for question in (choice, opened):
+                question |= {"thinking": self.thinking, "semantic_elements": elements}
+            wrong = {"question": "What?", "choices": ["a", "b"], "answer": "c"}
+            questions = [] if text == "nothing" else [wrong] if text == "wrong" else [choice, opened]
+            found.append(item.adding(questions=questions))
+        return found

@@ -32,7 +32,7 @@ def sound(channels: int = 2, rate: int = RATE, seconds: float = SECONDS) -> np.n
 def film(
     path: Path, samples: np.ndarray, codec: str, rate: int = RATE, picture: bool = True, late: float = 0.0
 ) -> Path:
-    """A film file (with a picture stream) whose sound is `samples`, (time, channels) int16; it begins `late` seconds."""
+    """A film (with a picture stream) whose sound is `samples`, (time, channels) int16; it begins `late` seconds."""
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as container:
         layout = "stereo" if samples.shape[1] == 2 else "mono"
