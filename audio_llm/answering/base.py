@@ -128,9 +128,9 @@ def is_address(text: str) -> bool:
     return text.startswith(("http://", "https://"))
 
 
-def decoded(sound: Waveform | Path) -> Waveform:
-    """`sound`, read where it is a file."""
-    return decode(sound) if isinstance(sound, Path) else sound
+def decoded(sound: Waveform | Path, name: str) -> Waveform:
+    """`sound`, read where it is a file; errors call it `name`."""
+    return decode(sound, name=name) if isinstance(sound, Path) else sound
 
 
 def folder_config(folder: str | Path) -> dict[str, Any]:

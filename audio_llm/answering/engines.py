@@ -73,7 +73,7 @@ def fit(sound: Waveform | Path, extractor: Any, name: str, hearing: str) -> Wave
     """`sound` at the model's rate; two channels of a file are those that the model hears, for files do not say what
     theirs are. Raises :class:`AudioError` where the model cannot take it."""
     audible(extractor.layouts, hearing)
-    waveform = decoded(sound)
+    waveform = decoded(sound, name)
     if isinstance(sound, Waveform) or waveform.num_channels != extractor.num_channels:
         waveform = hear(waveform, extractor.layouts, hearing, name=name)
     ready = resample(waveform, extractor.sampling_rate)

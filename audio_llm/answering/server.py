@@ -157,7 +157,7 @@ class HttpEngine(Engine):
         self._concurrency, self._hearing = options.batch_size or 16, options.hearing
 
     def prepare(self, sound: Waveform | Path, name: str) -> Waveform | Path:
-        return sound if self._hearing == "refuse" else hear(decoded(sound), None, self._hearing, name=name)
+        return sound if self._hearing == "refuse" else hear(decoded(sound, name), None, self._hearing, name=name)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Answer]:
         pending: deque[Future[Answer]] = deque()

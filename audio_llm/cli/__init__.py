@@ -19,7 +19,7 @@ from audio_llm.errors import AudioLLMError, nearest, one_line, visible
 GROUPS: dict[str, tuple[str, ...]] = {
     "prepare": ("doctor", "prep", "convert"),
     "train": ("run", "train", "folds", "sft", "grpo"),
-    "use": ("serve", "ask", "predict"),
+    "use": ("serve", "ask", "demo", "predict"),
     "judge": ("eval", "rescore", "compare", "report", "echotwin", "export-tasks"),
     "look": ("inspect", "keys"),
 }

@@ -55,7 +55,7 @@ class EchoTwinEngine(Engine):
         """The audio in the layout of the model's tower; of several channels one hears their mean, as published."""
         layouts = self.model.audio_enc.layouts
         published = "mean" if "mono" in layouts and self.hearing == "refuse" else self.hearing
-        return audio.hear(decoded(sound), layouts, published, name=name)
+        return audio.hear(decoded(sound, name), layouts, published, name=name)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Answer]:
         from audio_llm.tasks.echotwin.data import Asked, best_choice
