@@ -4,6 +4,10 @@
 
 Every row of the batch is a prompt with `--words` tokens of text and `--seconds` of sound, and a reply of `--reply`
 tokens. LoRA and the projector learn, the encoder is frozen. The two kinds of step take turns; medians are printed.
+
+Then follow tokens per second, where the time of a step goes, and the share of the machine's speed: floating point
+operations of a step (``torch.utils.flop_counter``) a second over those of a product of two square matrices in the same
+run, in float32 and in bfloat16.
 """
 
 from __future__ import annotations
@@ -61,6 +65,57 @@ def on_supervised_ones(model: Any, batch: dict[str, Tensor]) -> Tensor:
     return loss
 
 
+def products(size: int = 2048, rounds: int = 5) -> dict[str, float]:
+    """Operations a second of a product of two matrices (size, size), the best of `rounds`."""
+    speeds = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        matrix = torch.randn(size, size, dtype=dtype)
+        times = []
+        for _ in range(rounds + 1):
+            start = time.perf_counter()
+            matrix @ matrix
+            times.append(time.perf_counter() - start)
+        speeds[name] = 2 * size**3 / min(times[1:])
+    return speeds
+
+
+def where(model: Any, batch: dict[str, Tensor], precision: contextlib.AbstractContextManager[Any]) -> dict[str, float]:
+    """Seconds of one step by part: what encoder, projector and language model take forward, and what comes after."""
+    names = {"encoder": "audio_encoder", "projector": "projector", "language model": "language_model"}
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    parts = {told: getattr(inner.model, name) for told, name in names.items()}
+    spent: dict[str, float] = dict.fromkeys([*parts, "head, loss and the rest", "backward"], 0.0)
+    began: dict[str, float] = {}
+    handles = []
+    for told, part in parts.items():
+        handles.append(part.register_forward_pre_hook(lambda *_, t=told: began.update({t: time.perf_counter()})))
+        handles.append(
+            part.register_forward_hook(lambda *_, t=told: spent.update({t: spent[t] + time.perf_counter() - began[t]}))
+        )
+    start = time.perf_counter()
+    with precision:
+        loss = on_supervised_ones(model, batch)
+    forward = time.perf_counter()
+    loss.backward()
+    spent["backward"] = time.perf_counter() - forward
+    spent["head, loss and the rest"] = forward - start - sum(spent[told] for told in parts)
+    for handle in handles:
+        handle.remove()
+    model.zero_grad()
+    return spent
+
+
+def operations(model: Any, batch: dict[str, Tensor]) -> int:
+    """Floating point operations of a step, forward and backward."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        on_supervised_ones(model, batch).backward()
+    model.zero_grad()
+    return int(counter.get_total_flops())
+
+
 def measure(folder: Path, args: argparse.Namespace) -> list[tuple[str, float, float]]:
     """(kind, median seconds of a step, loss of the first one)."""
     half = args.precision == "bf16"
@@ -78,13 +133,30 @@ def measure(folder: Path, args: argparse.Namespace) -> list[tuple[str, float, fl
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            losses[name] = float(loss)
+            losses[name] = loss.item()
             if turn:  # the first warms up
                 times[name].append(time.perf_counter() - start)
     print(
         f"{folder}: {batch['input_ids'].shape[0]} rows of {batch['input_ids'].shape[1]} tokens, {args.reply} supervised"
     )
-    return [(name, statistics.median(times[name]), losses[name]) for name in kinds]
+    rows = [(name, statistics.median(times[name]), losses[name]) for name in kinds]
+    report(model, batch, rows[-1][1], "bf16" if half else "fp32")
+    return rows
+
+
+def report(model: Any, batch: dict[str, Tensor], seconds: float, precision: str) -> None:
+    """Print tokens a second, the share of the machine's speed, and where the time goes, of the kind that is trained."""
+    half = torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    count, speeds = operations(model, batch), products()
+    speed = count / seconds
+    shares = ", ".join(f"{speed / peak:.0%} of {peak / 1e9:.0f} in {name}" for name, peak in speeds.items())
+    tokens = batch["input_ids"].numel() / seconds
+    print(
+        f"  {tokens:.0f} tokens/s in {precision}; {count / 1e9:.1f} GFLOP a step, {speed / 1e9:.0f} GFLOP/s: {shares}"
+    )
+    spent = where(model, batch, half)
+    whole = sum(spent.values())
+    print("  " + ", ".join(f"{told} {share / whole:.0%}" for told, share in spent.items()), flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
