@@ -3,7 +3,7 @@
 Importing the package is cheap: torch, Transformers and vLLM are imported by the modules that need them.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def register() -> None:
