@@ -1,9 +1,7 @@
 """Dry clips heard through measured room responses: Spatial-AST's data (Zheng et al. 2024) from its published folders.
 
 A folder of responses has ``<split>_reverberation.json`` (where listener and source stood) and
-``<layout>/<scene>/<n>.npy`` (channels, time). Rendering is that of the published data, sample for sample
-(:func:`render`, :func:`mix`). What it gets wrong is put right by default: two sources are heard from two places, whole
-responses are used, silent clips are refused. :class:`Rendering` has a switch for each.
+``<layout>/<scene>/<n>.npy`` (channels, time). What is heard through them: :mod:`audio_llm.shards.rendering`.
 
 The data come from seeds that name what they are for: a sample depends on the recipe and its own index alone.
 """
@@ -15,20 +13,17 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from audio_llm import audio
 from audio_llm.datasets.folders import SUFFIXES, find_file
 from audio_llm.datasets.sounds import find, official_folds, tidy
-from audio_llm.errors import AudioError, ConfigError, describe, nearest
+from audio_llm.errors import AudioError, ConfigError, describe
 from audio_llm.files import read_json, within
+from audio_llm.shards.rendering import read_response
 
 Array = np.ndarray
-SAMPLE_RATE = 32_000  # Hz, of the published responses; an .npy file does not say
-LEVEL_DB = -14.0  # dBFS (RMS) of a dry clip before it is heard in a room, published
-SECONDS = 10.0  # published
 DRY_MIX_ALPHA = 10.0  # of the Beta distribution of shares where two clips are heard from one place, published
 
 
@@ -99,21 +94,8 @@ def place_of(
 
 
 def load_response(response: Response, layout: str = "binaural") -> Array:
-    """``(channels, time)`` float64, not normalised. Raises :class:`AudioError` naming the file if it cannot be used."""
-    try:
-        array = np.load(response.path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise AudioError(describe(response.path, "an .npy file of numbers", str(error).splitlines()[0])) from error
-    channels = audio.LAYOUT_CHANNELS[layout]
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or len(array) != channels or array.shape[1] == 0:
-        found = f"shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-        cure = "Say what the responses hold: `audio-llm prep RECIPE OUT rendering.layout=LAYOUT`."
-        raise AudioError(describe(response.path, f"({channels}, time) for layout '{layout}'", found, cure))
-    if not np.issubdtype(array.dtype, np.floating):
-        raise AudioError(describe(response.path, "floating-point samples", str(array.dtype)))
-    if not np.isfinite(array).all() or not array.any():
-        raise AudioError(describe(response.path, "a response", "silence" if np.isfinite(array).all() else "NaN or Inf"))
-    return array.astype(np.float64)
+    """:func:`~audio_llm.shards.rendering.read_response` of the file."""
+    return read_response(response.path, layout)
 
 
 def _data(path: Path) -> list[dict[str, Any]]:
@@ -218,79 +200,6 @@ def read_sounds(folder: str | Path, folds: Sequence[str] | None = None) -> tuple
             raise ConfigError(describe(f"folds of {folder}", ", ".join(official), f"'{unknown[0]}'"))
         clips = [clip for fold in folds for clip in official[fold]]
     return [DryClip(clip.name, str(clip.path), (tidy(clip.label),), clip.recording) for clip in clips], library.dataset
-
-
-# ------------------------------------------------------------------------------------------------ rendering
-
-
-@dataclass(frozen=True)
-class Rendering:
-    """How a clip sounds in a room. The defaults give the published test data; what training gave them is by name."""
-
-    sample_rate: int = SAMPLE_RATE  # Hz
-    layout: str = "binaural"  # of the responses: binaural, mono or foa
-    seconds: float = SECONDS  # of a sample; the rest of a clip is cut
-    level_db: float = LEVEL_DB  # dBFS (RMS) of a dry clip
-    gain_db: float = 0.0  # of the whole sample; headroom, where a peak above full scale would take the level down
-    hearing: audio.Hearing = "left"  # of a dry clip with several channels
-    places: Literal["separate", "shared"] = "separate"  # shared: both clips of a pair through one response, published
-    response_seconds: float | None = None  # longest response, cut beyond; 2 in the published training
-    silent: Literal["refuse", "keep"] = "refuse"  # clips without any sound, which were published as they are
-
-    def check(self) -> None:
-        """Raise :class:`ConfigError` for values that cannot be rendered with."""
-        if self.layout not in audio.LAYOUT_CHANNELS:
-            found = f"'{self.layout}'{nearest(self.layout, audio.LAYOUT_CHANNELS)}"
-            raise ConfigError(describe("rendering.layout", ", ".join(audio.LAYOUT_CHANNELS), found))
-        for name in ("sample_rate", "seconds"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(describe(f"rendering.{name}", "a positive number", repr(getattr(self, name))))
-        if self.response_seconds is not None and self.response_seconds <= 0:
-            raise ConfigError(describe("rendering.response_seconds", "a positive number", str(self.response_seconds)))
-
-    @property
-    def samples(self) -> int:
-        return round(self.seconds * self.sample_rate)
-
-
-def dry(waveform: audio.Waveform, rendering: Rendering, name: str = "clip") -> Array:
-    """``(time,)`` float64 at the rendering's rate and level: the whole clip, before anything is cut.
-
-    Resampling is polyphase (``scipy.signal.resample_poly``), because published samples were made so.
-    """
-    from scipy.signal import resample_poly
-
-    samples = audio.hear(waveform, ("mono",), rendering.hearing, name=name).samples.astype(np.float64)
-    if waveform.sample_rate != rendering.sample_rate:
-        samples = resample_poly(samples, rendering.sample_rate, waveform.sample_rate, axis=1)
-    rms = float(np.sqrt(np.mean(np.square(samples[0]))))
-    if rms == 0 and rendering.silent == "refuse":
-        raise AudioError(describe(name, "sound", "silence", "rendering.silent=keep renders it as it is."))
-    return samples[0] * (10 ** (rendering.level_db / 20) / rms) if rms else samples[0]
-
-
-def render(samples: Array, response: Array, rendering: Rendering) -> Array:
-    """A dry clip ``(time,)`` through a response ``(channels, time)``: ``(channels, rendering.samples)`` float32.
-
-    The full convolution in float64, then cut or followed by silence (Zheng et al. 2024, the published code's order).
-    """
-    from scipy.signal import fftconvolve
-
-    if rendering.response_seconds is not None:
-        response = response[:, : round(rendering.response_seconds * rendering.sample_rate)]
-    wet = fftconvolve(samples[None], response, axes=None).astype(np.float32)[:, : rendering.samples]
-    return np.pad(wet, ((0, 0), (0, rendering.samples - wet.shape[1])))
-
-
-def mix(first: Array, second: Array) -> Array:
-    """Two rendered sources as one scene: their mean, published."""
-    return (first + second) / 2
-
-
-def hear(clips: Sequence[Array], responses: Sequence[Array], rendering: Rendering) -> Array:
-    """One or two dry clips ``(time,)``, each through its own response: ``(channels, rendering.samples)``."""
-    wet = [render(samples, response, rendering) for samples, response in zip(clips, responses, strict=True)]
-    return wet[0] if len(wet) == 1 else mix(*wet)
 
 
 def pair_partners(responses: Sequence[Response]) -> dict[str, list[Response]]:

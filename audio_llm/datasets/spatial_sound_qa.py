@@ -1,6 +1,6 @@
 """SpatialSoundQA's records (Zheng et al. 2024, BAT): a question about one or two dry clips, each in a measured room.
 
-What is heard is rendered as the published code renders it (:mod:`audio_llm.datasets.reverberation`).
+What is heard is rendered as the published code renders it (:mod:`audio_llm.shards.rendering`).
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from audio_llm.audio import Waveform, decode
+from audio_llm.audio import Waveform
 from audio_llm.datasets.records import SUFFIXES, Record
-from audio_llm.datasets.reverberation import Rendering, Response, dry, hear, load_response
 from audio_llm.errors import DataError, describe, nearest
+from audio_llm.shards.rendering import Rendering, render_files
 
 TYPES = (
     *("CLASSIFICATION", "DOA", "MIXUP_SINGLE_CLASSIFICATION", "MIXUP_SINGLE_DOA"),
@@ -39,13 +39,7 @@ class Heard:
 
     def render(self, rendering: Rendering) -> Waveform:
         """The scene. Raises :class:`AudioError` naming the file that cannot be used."""
-        clips = [dry(decode(path), rendering, str(path)) for path in self.clips]
-        names = [f"{path.parent.name}/{path.name}" for path in self.responses]
-        found = [
-            load_response(Response(name, str(path), 0.0, 0.0, 0.0), rendering.layout)
-            for name, path in zip(names, self.responses, strict=True)
-        ]
-        return Waveform(hear(clips, found, rendering), rendering.sample_rate, rendering.layout)
+        return render_files(self.clips, self.responses, rendering)
 
 
 @dataclass(frozen=True)

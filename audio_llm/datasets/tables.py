@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from audio_llm.audio import TWO_CHANNELS
+from audio_llm.audio import TWO_CHANNELS, encode
 from audio_llm.errors import DataError, describe, require
 from audio_llm.files import atomic_folder, write_atomically, write_lines
 from audio_llm.language.prompts import question_text, target_text
 from audio_llm.shards.index import LAYOUTS
 from audio_llm.shards.reader import ShardDataset
+from audio_llm.shards.rendering import is_recipe
 from audio_llm.shards.schema import Sample
 
 AUDIO_MARK = "<audio>"  # what stands for a sound in the text of a chat row
@@ -48,7 +49,7 @@ def write_tables(folders: Sequence[Path], out: Path, form: str) -> int:
         names.add(sample.id)
     rows = [_row(sample) for sample in samples]
     with atomic_folder(out) as folder:
-        sounds = (dataset.load_audio_bytes(number) for number in range(len(dataset)))
+        sounds = (_sounds(dataset, number) for number in range(len(dataset)))
         keys = FORMS[form](folder, rows, sounds)
         most = max((len(sample.audio) for sample in samples), default=1)
         corpora = {sample.source.dataset for sample in samples if sample.source}
@@ -77,6 +78,14 @@ def write_tables(folders: Sequence[Path], out: Path, form: str) -> int:
 
         write_atomically(folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
     return len(rows)
+
+
+def _sounds(dataset: ShardDataset, number: int) -> list[bytes]:
+    """The sounds of a sample as they are stored, or as they are rendered, in 32 bits."""
+    stored = dataset.load_audio_bytes(number)
+    if not any(map(is_recipe, stored)):
+        return stored
+    return [encode(waveform, "wav", "FLOAT") for waveform in dataset.load_waveforms(number)]
 
 
 def _row(sample: Sample) -> Row:

@@ -28,8 +28,9 @@ from audio_llm.files import content_hash, glance, parse_json, read_json
 from audio_llm.shards.remote import Remote, address
 from audio_llm.shards.schema import Sample
 
-# The first sound of a sample is KEY.flac or the like, the second KEY.audio1.flac, the third KEY.audio2.flac.
-AUDIO_SUFFIXES = ("flac", "wav", "ogg", "opus", "mp3", "oga", "wave", "aif", "aiff", "au", "caf", "w64")
+# The first sound of a sample is KEY.flac or the like, the second KEY.audio1.flac, the third KEY.audio2.flac;
+# KEY.scene is rendered when it is read.
+AUDIO_SUFFIXES = ("flac", "wav", "ogg", "opus", "mp3", "oga", "wave", "aif", "aiff", "au", "caf", "w64", "scene")
 CACHE = "index.npz"
 INDEX_REJECTS = "index-rejects.jsonl"
 CACHE_VERSION = 4

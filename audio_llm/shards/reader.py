@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from audio_llm.audio import Waveform, check_format, decode, sha256
+from audio_llm.audio import Waveform, check_format, sha256
 from audio_llm.containers import UNGUARDED
 from audio_llm.errors import AudioError, ShardError, describe
 from audio_llm.shards.index import Row, ShardIndex
+from audio_llm.shards.rendering import sound_of
 from audio_llm.shards.schema import AudioInfo, Sample
 
 MAX_OPEN_SHARDS = 64  # far below the usual limit of 1024 descriptors per process
@@ -156,13 +157,13 @@ class ShardDataset:
         return heard
 
     def _waveform(self, i: int, data: bytes, info: AudioInfo | None, name: str) -> Waveform:
+        layout, longest = (info.layout, info.seconds + 1) if info else (None, MAX_SECONDS)
+        place = self._paths[self.shard_ids[i]]
+        waveform = sound_of(data, place, name=name, layout=layout, max_seconds=longest)
         if info is None:
-            waveform = decode(data, name=name, max_seconds=MAX_SECONDS)
-            check_format(
-                waveform.layout, waveform.sample_rate, layouts=self.layouts, sample_rate=self.sample_rate, name=name
-            )
+            rate = waveform.sample_rate
+            check_format(waveform.layout, rate, layouts=self.layouts, sample_rate=self.sample_rate, name=name)
             return waveform
-        waveform = decode(data, layout=info.layout, name=name, max_seconds=info.seconds + 1)
         if waveform.sample_rate != info.sample_rate or abs(waveform.seconds - info.seconds) * info.sample_rate > 1:
             expected = f"{info.seconds} s at {info.sample_rate} Hz, as its JSON says"
             raise AudioError(describe(name, expected, f"{waveform.seconds:.6f} s at {waveform.sample_rate} Hz"))

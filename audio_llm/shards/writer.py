@@ -102,10 +102,11 @@ def pack(
     format: str = "flac",
     digests: Sequence[str | None] | None = None,
 ) -> Packed:
-    """Encode a sample of one or several sounds, in whatever process; its ``audio`` field describes the 16-bit samples
-    that are stored. `digests` are the waveforms' own where the caller knows them: a fifth of the time goes into them.
+    """Encode a sample of one or several sounds, in whatever process; its ``audio`` field describes the samples that are
+    stored, of 16 bits. `digests` are the waveforms' own where they are known: a fifth of the time goes into them.
 
-    Raises :class:`ShardError` for a broken sample, :class:`AudioError` for sound that 16 bits do not hold.
+    The `format` "float" is a WAV of the samples as they are, in 32 bits. Raises :class:`ShardError` for a broken
+    sample, :class:`AudioError` for sound that 16 bits do not hold.
     """
     check_key(sample.id, f"sample {sample.id!r}")
     waveforms = [sound] if isinstance(sound, Waveform) else list(sound)
@@ -113,13 +114,17 @@ def pack(
         raise ShardError(describe(f"sample '{sample.id}'", "a sound", "none"))
     infos, audios = [], []
     for waveform, digest in zip(waveforms, digests or [None] * len(waveforms), strict=True):
+        if format == "float":
+            audios.append(encode(waveform, "wav", "FLOAT"))
+            infos.append(AudioInfo.of(waveform, digest))
+            continue
         integers = quantise(waveform)
         audios.append(encode(waveform, format, integers=integers))
         stored = integers.astype(np.float32)
         stored *= np.float32(1 / INT16_SCALE)
         exact = digest is not None and np.array_equal(stored, waveform.samples)
         infos.append(AudioInfo.of(replace(waveform, samples=stored), digest if exact else None))
-    return Packed.of(replace(sample, audio=infos), format, audios)
+    return Packed.of(replace(sample, audio=infos), "wav" if format == "float" else format, audios)
 
 
 class ShardWriter:

@@ -61,7 +61,8 @@ def fill(
 
 def _question(sample: Sample) -> tuple[str, ...]:
     """What a sample asks, about which samples of sound; in another order the choices are the same."""
-    sounds = " ".join(str(info.sha256) for info in sample.audio)
+    stored = [info.sha256 or "" for info in sample.audio]
+    sounds = " ".join(stored if all(stored) else contents_of(sample))
     return sounds, str(sample.places), sample.question or "", *sorted(sample.choices)
 
 

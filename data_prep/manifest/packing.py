@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -11,7 +12,8 @@ import numpy as np
 from audio_llm import audio
 from audio_llm.audio import Waveform
 from audio_llm.errors import AudioError, AudioLLMError, describe
-from audio_llm.shards.schema import Sample
+from audio_llm.shards.rendering import SUFFIX
+from audio_llm.shards.schema import AudioInfo, Sample
 from audio_llm.shards.writer import Packed, pack
 from data_prep.manifest.recipe import AudioConfig
 from data_prep.manifest.rows import CAUSES, Draft, Reason, Reject, RowError
@@ -56,7 +58,19 @@ class Packer:
             reject = Reject(draft.where, Reason.NOT_AUDIO, str(error))
         return Made(draft.sample.id, reject=reject)
 
+    def _recipes(self, draft: Draft) -> Packed:
+        """What the sounds of a draft are rendered from, in their place."""
+        recipes = [sound.recipe() for sound in draft.sounds]  # type: ignore[attr-defined]
+        told = [recipe.info for recipe in recipes]
+        infos = [AudioInfo(rate, audio.LAYOUT_CHANNELS[layout], layout, seconds) for rate, layout, seconds in told]
+        texts = [recipe.to_bytes() for recipe in recipes]
+        contents = [hashlib.sha256(text).hexdigest() for text in texts]
+        meta = draft.sample.meta | {CONTENT: contents if len(contents) > 1 else contents[0]}
+        return Packed.of(replace(draft.sample, audio=infos, meta=meta), SUFFIX, texts)
+
     def _packed(self, draft: Draft) -> Packed:
+        if self.config.store == "recipe":
+            return self._recipes(draft)
         self._last = {sound.name: self._decoded(sound) for sound in draft.sounds}
         decoded = [self._last[sound.name] for sound in draft.sounds]
         waveforms = [
@@ -64,7 +78,7 @@ class Packer:
             for found, stretch, sound in zip(decoded, draft.stretches, draft.sounds, strict=True)
         ]
         digests = [f.content if f.waveform is wave else None for f, wave in zip(decoded, waveforms, strict=True)]
-        packed = pack(draft.sample, waveforms, digests=digests)
+        packed = pack(draft.sample, waveforms, self.config.store, digests)
         contents = [found.content for found in decoded]
         if [info.sha256 for info in packed.sample.audio] == contents:
             return packed
@@ -75,7 +89,10 @@ class Packer:
     def _decoded(self, sound: Sound) -> _Decoded:
         if sound.name in self._last:
             return self._last[sound.name]
-        waveform = sound.hear(self.config.max_file_seconds)
+        if self.config.store == "float" and hasattr(sound, "exact"):
+            waveform = sound.exact()
+        else:
+            waveform = sound.hear(self.config.max_file_seconds)
         if waveform.layout == "stereo":
             waveform = replace(waveform, layout=self.config.two_channels)
         return _Decoded(waveform, audio.sha256(waveform))
@@ -107,7 +124,7 @@ class Packer:
             raise RowError(Reason.SILENT, f"expected a peak of {config.min_peak:g} or more, found {peak:.3g}.")
         if config.sample_rate is not None:
             waveform = audio.resample(waveform, config.sample_rate)
-        if float(np.abs(waveform.samples).max(initial=0.0)) > 1.0:
+        if config.store == "flac" and float(np.abs(waveform.samples).max(initial=0.0)) > 1.0:
             # Resampling overshoots where the sound is at full scale; a file that is louder itself is refused.
             if peak > config.max_peak:
                 expected = f"a peak of at most {config.max_peak:g} (audio.max_peak)"

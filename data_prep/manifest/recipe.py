@@ -34,6 +34,8 @@ class AudioConfig:
     max_seconds: float = 30.0  # a longer sound is a reject
     max_file_seconds: float = MAX_SECONDS  # of a file that a stretch is cut from
     min_peak: float = 1e-4  # of full scale; below it there is nothing to hear
+    # flac: 16 bits; float: 32 bits, whatever the level; recipe: nothing, a scene is rendered when it is read.
+    store: Literal["flac", "float", "recipe"] = "flac"
     max_peak: float = 1.0  # of full scale; a louder sound is a reject, one between full scale and this is turned down
 
     def check(self) -> None:
@@ -52,6 +54,10 @@ class AudioConfig:
             raise ConfigError(describe("audio", "min_seconds ≤ max_seconds ≤ max_file_seconds", found))
         if self.max_sounds < 1:
             raise ConfigError(describe("audio.max_sounds", "1 or more", f"{self.max_sounds}"))
+        if self.store == "recipe" and (self.sample_rate or self.layouts):
+            given = "sample_rate" if self.sample_rate else "layouts"
+            cure = "Give the layout and the rate that the responses have (options)."
+            raise ConfigError(describe("audio.store: recipe", "scenes as they are rendered", f"audio.{given}", cure))
         if self.max_peak < 1:
             raise ConfigError(describe("audio.max_peak", "1 (full scale) or more", f"{self.max_peak:g}"))
 
@@ -108,6 +114,9 @@ class ManifestConfig:
         self.reader.check_options(self.options)
         self._check_columns()
         self._check_splits()
+        if self.audio.store == "recipe" and self.reader.roots is None:
+            expected = "a format whose sounds are rendered (spatial_sound_qa)"
+            raise ConfigError(describe("audio.store: recipe", expected, self.format))
         self.audio.check()
         if self.draw_choices and not 2 <= self.draw_choices <= MOST_CHOICES:
             raise ConfigError(describe("draw_choices", f"0, or 2 to {MOST_CHOICES}", f"{self.draw_choices}"))

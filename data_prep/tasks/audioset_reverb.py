@@ -23,12 +23,8 @@ from audio_llm import config as recipes
 from audio_llm.audio import Waveform
 from audio_llm.datasets.reverberation import (
     DRY_MIX_ALPHA,
-    Array,
     DryClip,
-    Rendering,
     Response,
-    dry,
-    hear,
     load_response,
     pair_partners,
     read_audioset,
@@ -39,6 +35,7 @@ from audio_llm.datasets.reverberation import (
 from audio_llm.errors import AudioLLMError, ConfigError, describe
 from audio_llm.files import glance, write_lines
 from audio_llm.identity import identity_of
+from audio_llm.shards.rendering import Array, Rendering, dry, hear
 from audio_llm.shards.schema import Event, Sample, Source
 from audio_llm.shards.writer import pack
 from data_prep.ledger import REJECTS, Ledger, Rendered, Summary, digest, fill, finished, plain

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from audio_llm.errors import DataError, describe
-from audio_llm.files import write_lines
+from audio_llm.files import write_json, write_lines
 from audio_llm.identity import identity_of
+from audio_llm.shards.rendering import ROOTS
 from audio_llm.shards.schema import Sample
 from data_prep import text_check
 from data_prep.ledger import REJECTS, Ledger, Summary, digest, finished
@@ -59,9 +60,12 @@ def prepare(
     counter.add(homeless)
     seen: dict[str, str] = {}  # the side of every sound
     samples: dict[str, list[Sample]] = {}
+    roots = config.reader.roots(place) if config.audio.store == "recipe" and config.reader.roots else None
     with pool.open_pool(workers or os.cpu_count() or 1, Packer, (config.audio,)) as jobs:
         for name, rows in parts.items():
             samples[name] = fill(out / name, name, rows, jobs, seen, config, quiet, counter.add)
+            if roots:
+                write_json(out / name / ROOTS, roots)
     kept = sum(map(len, samples.values()))
     assert kept + len(counter.rejects) == total
     first, last = samples[next(iter(samples))], samples[list(samples)[-1]]

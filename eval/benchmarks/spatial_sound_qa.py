@@ -1,7 +1,7 @@
 """SpatialSoundQA (Zheng et al. 2024, "BAT: Learning to Reason about Spatial Sounds with Large Language Models").
 
 Records name one or two dry clips and room responses; what is heard is rendered when it is asked for, as the published
-code renders it (:mod:`audio_llm.datasets.reverberation`). Peaks above full scale are legal there and stay.
+code renders it (:mod:`audio_llm.shards.rendering`). Peaks above full scale are legal there and stay.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 
 from audio_llm.audio import LAYOUT_CHANNELS
 from audio_llm.datasets.records import Record, read_records
-from audio_llm.datasets.reverberation import SAMPLE_RATE, Rendering
 from audio_llm.datasets.spatial_sound_qa import RATES, Heard, question_files, read_question
 from audio_llm.errors import ConfigError, describe
 from audio_llm.files import content_hash, write_atomically
+from audio_llm.shards.rendering import SAMPLE_RATE, Rendering
 from eval.benchmarks.base import BenchmarkError, Collection, Item, check_options, one_of, refuse_doubles, whole_number
 from eval.predictions import Prediction
 from eval.scorers.open_answers import SPATIAL_SOUND_QA

@@ -16,9 +16,10 @@ from scipy.signal import lfilter
 from audio_llm import audio, config
 from audio_llm.cli import main
 from audio_llm.datasets import reverberation
-from audio_llm.datasets.reverberation import Rendering
 from audio_llm.errors import AudioError, ConfigError, ShardError
+from audio_llm.shards import rendering as rendered
 from audio_llm.shards.reader import ShardDataset
+from audio_llm.shards.rendering import Rendering
 from audio_llm.shards.writer import ShardWriter
 from audio_llm.tasks.spatial import heads
 from data_prep.tasks import audioset_reverb
@@ -44,14 +45,14 @@ def waveform(samples: np.ndarray, rate: int) -> audio.Waveform:
 @pytest.mark.shared("fixtures/bat_ref.npz")
 def test_renders_the_reference_exactly(reference) -> None:
     rendering = Rendering()
-    first = reverberation.dry(waveform(reference["loader_a"], 32_000), rendering)
-    second = reverberation.dry(waveform(reference["loader_b"], 32_000), rendering)
-    other_rate = reverberation.dry(waveform(reference["loader_44k_in"], 44_100), rendering)
-    wet = reverberation.render(first, reference["loader_r1"], rendering)
+    first = rendered.dry(waveform(reference["loader_a"], 32_000), rendering)
+    second = rendered.dry(waveform(reference["loader_b"], 32_000), rendering)
+    other_rate = rendered.dry(waveform(reference["loader_44k_in"], 44_100), rendering)
+    wet = rendered.render(first, reference["loader_r1"], rendering)
     assert np.array_equal(wet, reference["loader_single"])
-    dual = reverberation.mix(wet, reverberation.render(second, reference["loader_r2"], rendering))
+    dual = rendered.mix(wet, rendered.render(second, reference["loader_r2"], rendering))
     assert np.array_equal(dual, reference["loader_dual"])
-    assert np.array_equal(reverberation.render(other_rate, reference["loader_r1"], rendering), reference["loader_44k"])
+    assert np.array_equal(rendered.render(other_rate, reference["loader_r1"], rendering), reference["loader_44k"])
 
 
 @pytest.mark.shared("fixtures/bat_ref.npz")
@@ -70,37 +71,37 @@ def test_rendering_is_a_filter_of_the_levelled_clip(length: int, taps: int, seed
     rng = np.random.default_rng(seed)
     clip, response = rng.standard_normal(length), rng.standard_normal((2, taps))
     rendering = Rendering(sample_rate=1000, seconds=1.0)
-    dry = reverberation.dry(waveform(clip, 1000), rendering)
+    dry = rendered.dry(waveform(clip, 1000), rendering)
     assert 20 * math.log10(math.sqrt(np.mean(dry**2))) == pytest.approx(-14, abs=1e-6)
     padded = np.concatenate([dry, np.zeros(1000)])[:1000]
     expected = np.stack([lfilter(row, [1.0], padded) for row in response])
-    assert np.allclose(reverberation.render(dry, response, rendering), expected, atol=2e-5)
+    assert np.allclose(rendered.render(dry, response, rendering), expected, atol=2e-5)
 
 
 def test_response_seconds_is_a_shorter_response_and_the_default_is_all_of_it() -> None:
     rng = np.random.default_rng(0)
     clip, response = rng.standard_normal(300), rng.standard_normal((2, 500))
     short = Rendering(sample_rate=1000, seconds=1.0, response_seconds=0.2)
-    whole = reverberation.render(clip, response, Rendering(sample_rate=1000, seconds=1.0))
-    cut = reverberation.render(clip, response, short)
-    assert np.array_equal(cut, reverberation.render(clip, response[:, :200], Rendering(sample_rate=1000, seconds=1.0)))
+    whole = rendered.render(clip, response, Rendering(sample_rate=1000, seconds=1.0))
+    cut = rendered.render(clip, response, short)
+    assert np.array_equal(cut, rendered.render(clip, response[:, :200], Rendering(sample_rate=1000, seconds=1.0)))
     assert not np.allclose(cut, whole)
 
 
 def test_silence_is_refused_unless_it_is_asked_for() -> None:
     silence = waveform(np.zeros(100), 1000)
     with pytest.raises(AudioError, match="clip-7: expected sound, found silence"):
-        reverberation.dry(silence, Rendering(sample_rate=1000), "clip-7")
-    assert not reverberation.dry(silence, Rendering(sample_rate=1000, silent="keep")).any()
+        rendered.dry(silence, Rendering(sample_rate=1000), "clip-7")
+    assert not rendered.dry(silence, Rendering(sample_rate=1000, silent="keep")).any()
 
 
 def test_several_channels_need_a_rule_and_the_published_one_takes_the_first() -> None:
     stereo = audio.Waveform(np.random.default_rng(0).standard_normal((2, 200)).astype(np.float32), 1000, "stereo")
     first = waveform(stereo.samples[0], 1000)
     rendering = Rendering(sample_rate=1000)
-    assert np.array_equal(reverberation.dry(stereo, rendering), reverberation.dry(first, rendering))
+    assert np.array_equal(rendered.dry(stereo, rendering), rendered.dry(first, rendering))
     with pytest.raises(AudioError, match="found stereo.*--hearing left"):
-        reverberation.dry(stereo, Rendering(sample_rate=1000, hearing="refuse"))
+        rendered.dry(stereo, Rendering(sample_rate=1000, hearing="refuse"))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_shards_say_what_is_heard_and_where(tmp_path: Path) -> None:
         for source in sample.meta["sources"]:
             clip = audio.decode(tmp_path / "train" / f"{source['clip']}.wav")
             response = np.load(tmp_path / "mp3d" / "binaural" / source["response"])
-            wet.append(reverberation.render(reverberation.dry(clip, made.rendering), response, made.rendering))
+            wet.append(rendered.render(rendered.dry(clip, made.rendering), response, made.rendering))
             where = places[source["response"]]
             assert any(
                 np.allclose((event.azimuth, event.elevation, event.distance), where.place, atol=1e-3)
@@ -219,7 +220,7 @@ def test_shared_places_are_one_response_and_one_place(tmp_path: Path) -> None:
         assert 0 < sample.meta["share"] < 1
     number = dataset.find(pairs[0].id)
     clips = [
-        reverberation.dry(audio.decode(tmp_path / "train" / f"{source['clip']}.wav"), made.rendering)
+        rendered.dry(audio.decode(tmp_path / "train" / f"{source['clip']}.wav"), made.rendering)
         for source in pairs[0].meta["sources"]
     ]
     response = np.load(tmp_path / "mp3d" / "binaural" / pairs[0].meta["sources"][0]["response"])

@@ -36,7 +36,8 @@ class Format:
     The value of an audio column is a path under the root, bytes in a table, or a sound of
     :mod:`data_prep.manifest.sounds`; a list of these where a row is about several. `columns` tells what our fields are
     called where the names differ; `options` are the keys it takes under ``options`` in a recipe. `answer_as` is how its
-    answers name a choice.
+    answers name a choice. `roots` are the folders of ``roots.json`` for sounds that can be rendered when they are read
+    (:mod:`audio_llm.shards.rendering`); None where sounds are none.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Format:
     columns: Mapping[str, str | list[str]] = field(default_factory=dict)
     options: Sequence[str] = ()
     answer_as: str = "text"
+    roots: Callable[[Place], dict[str, str]] | None = None
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise :class:`ConfigError` for an option that this format does not take."""

@@ -12,8 +12,8 @@ from typing import Any
 from audio_llm.audio import LAYOUT_CHANNELS, Waveform, limit_peak
 from audio_llm.datasets import dcase_aqa, mmau, spatial_sound_qa
 from audio_llm.datasets.records import Record
-from audio_llm.datasets.reverberation import SAMPLE_RATE, Rendering
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, describe
+from audio_llm.shards.rendering import SAMPLE_RATE, Recipe, Rendering
 from data_prep.manifest.formats.base import Format, Place
 from data_prep.manifest.formats.tables import rows_of
 from data_prep.manifest.rows import Reject
@@ -76,15 +76,46 @@ class Scene:
     heard: spatial_sound_qa.Heard
     rendering: Rendering
     name: str
+    roots: tuple[Path, Path]  # of clips and of responses
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(File(path, path.name).size for path in (*self.heard.clips, *self.heard.responses))
 
     @property
     def size(self) -> int:
-        return sum(File(path, path.name).size for path in (*self.heard.clips, *self.heard.responses))
+        return sum(self.sizes)
 
     def hear(self, max_seconds: float) -> Waveform:
+        return limit_peak(self.exact())  # sums go beyond full scale, which 16 bits do not hold
+
+    def exact(self) -> Waveform:
+        """As published, sample for sample."""
+        self._check()
+        return self.heard.render(self.rendering)
+
+    def recipe(self) -> Recipe:
+        """To render it when it is read. Its files have to be there; whether they can be used is not looked at."""
+        self._check()
+        clips, responses = (
+            tuple(path.relative_to(root).as_posix() for path in paths)
+            for paths, root in zip((self.heard.clips, self.heard.responses), self.roots, strict=True)
+        )
+        return Recipe(clips, responses, self.rendering, self.sizes)
+
+    def _check(self) -> None:
         if missing := self.heard.missing():
             raise AudioError(missing, "missing")
-        return limit_peak(self.heard.render(self.rendering))  # sums go beyond full scale, which 16 bits do not hold
+
+
+def _responses(place: Place) -> Path:
+    """The folder of the responses of the layout that is asked for."""
+    layout = str(place.options.get("layout", "binaural"))
+    return Path(place.options.get("responses", place.root / "responses")) / layout
+
+
+def _roots(place: Place) -> dict[str, str]:
+    return {"clips": str(place.root.absolute()), "responses": str(_responses(place).absolute())}
 
 
 def _spatial_sound_qa(place: Place) -> Iterator[Record | Reject]:
@@ -97,7 +128,7 @@ def _spatial_sound_qa(place: Place) -> Iterator[Record | Reject]:
         bounds = spatial_sound_qa.RATES
         raise ConfigError(describe("options.sample_rate", f"{bounds[0]} to {bounds[-1]} Hz", f"{rate!r}"))
     rendering = Rendering(sample_rate=rate, layout=layout, silent="keep")
-    responses = Path(place.options.get("responses", place.root / "responses")) / layout
+    responses = _responses(place)
     top = place.path if place.path.is_dir() else place.path.parent
     for path in spatial_sound_qa.question_files(place.path):
         name = path.relative_to(top).with_suffix("").as_posix()
@@ -114,7 +145,7 @@ def _spatial_sound_qa(place: Place) -> Iterator[Record | Reject]:
             heard = "+".join(f"{clip}@{room}" for clip, room in zip(asked.clips, asked.rooms, strict=True))
             values = {
                 "id": where,
-                "audio": Scene(asked.heard(place.root, responses), rendering, heard),
+                "audio": Scene(asked.heard(place.root, responses), rendering, heard, (place.root, responses)),
                 "question": asked.question,
                 "answer": asked.answer,
                 "kind": asked.question_type,
@@ -126,5 +157,11 @@ def _spatial_sound_qa(place: Place) -> Iterator[Record | Reject]:
 FORMAT = (
     Format("dcase_aqa", _dcase, options=("audio",), answer_as="key"),
     Format("mmau", _mmau, {"kind": "task"}, answer_as="key"),
-    Format("spatial_sound_qa", _spatial_sound_qa, {"group": "group"}, options=("responses", "layout", "sample_rate")),
+    Format(
+        "spatial_sound_qa",
+        _spatial_sound_qa,
+        {"group": "group"},
+        options=("responses", "layout", "sample_rate"),
+        roots=_roots,
+    ),
 )
