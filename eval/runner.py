@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from audio_llm.answering.base import Answer, Engine, Request, check_order, check_style, is_address
+from audio_llm.answering.base import Answer, Engine, Request, check_beams, check_order, check_style, is_address
 from audio_llm.audio import Waveform, silence, swap_channels
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, NothingHeardError, describe
 from audio_llm.files import content_hash, write_json
@@ -75,10 +75,12 @@ class EvalSettings:
     answer_as: str | None = None  # of prompts.ANSWERS_AS: what questions with choices ask for
     hearing: str = "refuse"  # what is heard of sound in another layout than the model's
     order: str = "audio"  # in which the parts of a request stand: prompts.ORDERS
+    beams: int = 1  # of a search for the likeliest reply; 1: greedy
 
     def __post_init__(self) -> None:
         check_style(self.style)
         check_order(self.order)
+        check_beams(self.beams, self.temperatures)
 
     def passes(self) -> list[Pass]:
         """True audio at every temperature (several samples above 0), then the controls at the first temperature."""
@@ -128,6 +130,8 @@ def evaluate(
 ) -> RunResult:
     """Ask everything that ``out/predictions.jsonl`` does not hold yet. Raises when another run's answers lie there, and
     :class:`AudioError` when more than the share `max_errors` of all rows are errors (None: see :class:`Work`)."""
+    if settings.beams > 1 and not engine.searches:
+        raise ConfigError(describe(f"beams: {settings.beams}", "vLLM or Transformers in this process", engine.name))
     if engine.needs_audio and "text_only" in settings.controls:
         others = ",".join(name for name in settings.controls if name != "text_only") or "none"
         raise ConfigError(f"control 'text_only': {engine.name} cannot be asked without audio. Use --controls {others}.")
@@ -220,7 +224,7 @@ class Work:
             else:
                 asked = self._settings
                 how = asked.style, way.temperature, asked.max_tokens, seed
-                yield row, Request(item, tuple(sounds or ()), *how, order=asked.order)
+                yield row, Request(item, tuple(sounds or ()), *how, order=asked.order, beams=asked.beams)
 
     def _hear(self, index: int) -> list[Any] | str:
         """The sounds of item `index` as the engine takes them, or why one cannot be heard."""

@@ -362,6 +362,8 @@ RECIPES = {
     "questions": ("data_prep.tasks.dcase_aqa", "AudioQuestionsConfig"),
     "options": ("audio_llm.tasks.echotwin.recipe", "EchoTwinRecipe"),
     "letters": ("audio_llm.tasks.echotwin.recipe", "EchoTwinRecipe"),
+    "stage": ("audio_llm.training.recipes", "SFTRecipe"),
+    "spatial_sound_qa": ("data_prep.manifest.recipe", "ManifestConfig"),
     "published": ("audio_llm.tasks.echotwin.recipe", "EchoTwinRecipe"),
     "audioset": ("data_prep.tasks.audioset_reverb", "ReverbConfig"),
     "encoder": ("audio_llm.tasks.spatial", "SpatialRecipe"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from audio_llm.answering.base import Request, check_style
+from audio_llm.answering.base import Request, check_beams, check_style
 from audio_llm.answering.engines import find_engine, open_engine
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, describe
 
@@ -35,6 +35,7 @@ def ask(
     temperature: float = 0.0,
     seed: int = 0,
     hearing: str = "refuse",
+    beams: int = 1,
 ) -> str:
     """The reply of `model` to a question about audio files, which are heard in their order.
 
@@ -44,6 +45,7 @@ def ask(
     :class:`Request`. Raises children of ``AudioLLMError``, also for what the model refuses.
     """
     check_style(style)
+    check_beams(beams, [temperature], constrain)
     if constrain and not choices:
         raise ConfigError("--constrain: expected --choices to constrain the answer to, found none.")
     paths = [Path(file) for file in files]
@@ -53,13 +55,17 @@ def ask(
     kind = find_engine(engine, model)
     if constrain and not kind.constrains:
         raise ConfigError(describe("--constrain", "vLLM (--url, or --engine vllm)", f"--engine {kind.name}"))
+    if beams > 1 and not kind.searches:
+        raise ConfigError(describe("--beams", "vLLM or Transformers in this process (--model)", kind.name))
     opened = open_engine(
         engine, model, adapter, batch_size=1, max_audios=max(1, len(paths)), seed=seed, hearing=hearing
     )
     try:
         audios = tuple(opened.prepare(path, str(path)) for path in paths)
         words = Words(question, tuple(choices))
-        (answer,) = opened.generate([Request(words, audios, style, temperature, max_tokens, seed, constrain)])
+        (answer,) = opened.generate(
+            [Request(words, audios, style, temperature, max_tokens, seed, constrain, beams=beams)]
+        )
     finally:
         opened.close()
     if answer.error:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from audio_llm.audio import Waveform, decode
-from audio_llm.errors import ConfigError, nearest
+from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.files import read_json
 from audio_llm.language import prompts
 from audio_llm.language.templates import rendered
+from audio_llm.serving.beams import MAX_BEAMS
 
 
 class Item(prompts.Question, Protocol):
@@ -29,7 +30,8 @@ class Request:
 
     `audios` are what the engine's ``prepare`` gave, in the order of the prompt; without any, the words alone are asked.
     `style` is one of ``prompts.STYLES``. `constrain`: nothing is said but one of the choices in that style ("answer"
-    where there is none), which takes an engine that ``constrains``. `order` is one of ``prompts.ORDERS``.
+    where there is none), which takes an engine that ``constrains``. `order` is one of ``prompts.ORDERS``. With several
+    `beams` a reply is searched for, at temperature 0, which takes an engine that ``searches``.
     """
 
     item: Item
@@ -40,6 +42,7 @@ class Request:
     seed: int = 0
     constrain: bool = False
     order: str = "audio"
+    beams: int = 1
 
     @property
     def opening(self) -> str:
@@ -94,6 +97,7 @@ class Engine:
     rank = 0  # among the engines that recognise a model, the one with the highest rank is opened
     needs_audio = False  # it cannot be asked by the words alone
     constrains = False  # it can hold a reply to the choices
+    searches = False  # it can search for a reply with several beams
 
     def __init__(self, options: Options) -> None:
         raise NotImplementedError
@@ -147,6 +151,15 @@ def check_order(order: str) -> None:
     if order not in prompts.ORDERS:
         known = ", ".join(prompts.ORDERS)
         raise ConfigError(f"order '{order}': expected one of {known}{nearest(order, prompts.ORDERS)}.")
+
+
+def check_beams(beams: int, temperatures: Iterable[float], constrain: bool = False) -> None:
+    """Raise :class:`ConfigError` for beams that there cannot be."""
+    if not 1 <= beams <= MAX_BEAMS:
+        raise ConfigError(describe("beams", f"1 to {MAX_BEAMS}", f"{beams}"))
+    if beams > 1 and (any(temperatures) or constrain):
+        found = "constrained replies" if constrain else "sampling at a temperature above 0"
+        raise ConfigError(describe(f"beams: {beams}", "temperature 0 and free replies", found))
 
 
 def check_style(style: str | None) -> None:

@@ -87,6 +87,7 @@ class VllmEngine(Engine):
     name = "vllm"
     rank = 1 if find_spec("vllm") else -1
     constrains = True
+    searches = True
 
     @classmethod
     def recognises(cls, where: str) -> bool:
@@ -125,6 +126,7 @@ class VllmEngine(Engine):
                     max_tokens=request.max_tokens,
                     seed=request.seed,
                     grammar=request.grammar,
+                    beams=request.beams,
                 )
 
         for done in self._engine.generate(prepared()):
@@ -147,6 +149,7 @@ class TransformersEngine(Engine):
     """Plain ``generate`` in padded batches: slower, and needs nothing but Transformers."""
 
     name = "transformers"
+    searches = True
     _usual_batch = 16
 
     @classmethod
@@ -188,7 +191,8 @@ class TransformersEngine(Engine):
     def generate(self, requests: Iterable[Request]) -> Iterator[Answer]:
         source = iter(requests)
         while batch := list(itertools.islice(source, self._batch_size)):
-            yield from self._answer(batch)
+            for _, group in itertools.groupby(batch, lambda request: request.beams):
+                yield from self._answer(list(group))
 
     def _render(self, request: Request) -> str:
         return request.render(self._tokenizer)
@@ -222,6 +226,7 @@ class TransformersEngine(Engine):
             output = self._model.generate(
                 **inputs,
                 do_sample=False,
+                num_beams=batch[0].beams,
                 max_new_tokens=max(request.max_tokens for request in batch),
                 logits_processor=LogitsProcessorList([sampler]),
                 pad_token_id=tokenizer.pad_token_id,

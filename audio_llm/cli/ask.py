@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, default=512, help="longest reply (default: 512)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: the most likely reply (default)")
     parser.add_argument("--seed", type=int, default=0, help="of sampling at a temperature above 0")
+    parser.add_argument("--beams", type=int, default=1, help="search with so many beams (BAT: 4); default: greedy")
     add_hearing(parser)
     parser.add_argument("--json", action="store_true", help="print the reply, taken apart, as one JSON object")
 
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
             temperature=args.temperature,
             seed=args.seed,
             hearing=args.hearing,
+            beams=args.beams,
         )
     reply = replies.read_reply(text, args.choices)
     print(json.dumps(asdict(reply), ensure_ascii=False) if args.json else _readable(reply, args.choices))

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from audio_llm.audio import Waveform
 from audio_llm.errors import CheckpointError, describe
+from audio_llm.files import read_json
 from audio_llm.model.validate import check_adapter, check_checkpoint
+from audio_llm.serving.beams import MAX_BEAMS, Search, keep
 from audio_llm.serving.launcher import LORA_RANKS, cpu_build, server_environment
 from audio_llm.serving.plugin import hide_llvmlite_attributes, present_cpu_build_as_vllm
 from audio_llm.serving.scratch import private_folder
@@ -25,7 +28,8 @@ from audio_llm.serving.scratch import private_folder
 
 @dataclass(frozen=True)
 class OfflineRequest:
-    """One prompt (text as the chat template wrote it) with its audios. `temperature` 0 is greedy."""
+    """One prompt (text as the chat template wrote it) with its audios. `temperature` 0 is greedy; or with several
+    `beams`, a search (:mod:`audio_llm.serving.beams`)."""
 
     prompt: str
     audios: tuple[Waveform, ...] = ()
@@ -34,6 +38,9 @@ class OfflineRequest:
     seed: int | None = None
     logprobs: bool = False  # of the sampled ids; not free on a small model
     grammar: str = ""  # GBNF; restricts the reply to what it allows
+    beams: int = 1
+    begun: tuple[int, ...] = ()  # ids of the reply that stand already
+    top: int = 0  # log-probabilities of so many of the likeliest tokens, of a reply of one token
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class OfflineCompletion:
     finish_reason: str = ""
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    likeliest: tuple[tuple[int, float], ...] = ()  # of a request with `top`: ids and log-probabilities of its token
     error: str = ""
 
 
@@ -96,6 +104,7 @@ class OfflineEngine:
                 limit_mm_per_prompt={"audio": max_audios},
                 seed=seed,
                 logprobs_mode="processed_logprobs",
+                max_logprobs=max(20, keep(MAX_BEAMS, 4)),
                 disable_log_stats=True,
                 mm_processor_cache_gb=0,  # a request refused after it filled the cache would break the next one
                 use_tqdm_on_load=False,
@@ -105,6 +114,8 @@ class OfflineEngine:
             self._closing.close()
             raise CheckpointError(f"model {model}: vLLM cannot load it ({_first_line(error)}).") from error
         self._lora = _lora_request(adapter)
+        ends = read_json(Path(model) / "generation_config.json").get("eos_token_id")
+        self._ends = tuple(ends) if isinstance(ends, list) else (ends,)
         self._tokenizer = self._llm.get_tokenizer()
         self._in_flight = 2 * max_num_seqs  # a full waiting queue keeps every decoding slot taken
 
@@ -119,6 +130,45 @@ class OfflineEngine:
         A request that vLLM refuses (too long, wrong channels, a placeholder too many) gives a completion with its
         `error`; the others go on.
         """
+        for several, group in itertools.groupby(requests, lambda request: request.beams > 1):
+            decode = self._search if several else self._sample
+            yield from decode(group)
+
+    def _search(self, requests: Iterable[OfflineRequest]) -> Iterator[OfflineCompletion]:
+        """As many searches side by side as there are slots for their beams, all of them a token further at a time."""
+        source = iter(requests)
+        while batch := list(itertools.islice(source, self._in_flight)):
+            searches = [Search(request.beams, self._ends, request.max_tokens) for request in batch]
+            refused: dict[int, str] = {}
+            lengths = [0] * len(batch)
+            while open_ones := [n for n, search in enumerate(searches) if not search.done and n not in refused]:
+                asked = [
+                    (n, replace(batch[n], begun=beam.ids, max_tokens=1, beams=1, top=searches[n].keep))
+                    for n in open_ones
+                    for beam in searches[n].running
+                ]
+                found: dict[int, list[list[tuple[int, float]]]] = {n: [] for n in open_ones}
+                for (n, _), done in zip(asked, self._sample(request for _, request in asked), strict=True):
+                    if done.error:
+                        refused[n] = done.error
+                    found[n].append(list(done.likeliest))
+                    lengths[n] = lengths[n] or done.prompt_tokens
+                for n in open_ones:
+                    if n not in refused:
+                        searches[n].advance(found[n])
+            for n, search in enumerate(searches):
+                yield self._found(search, lengths[n]) if n not in refused else OfflineCompletion(error=refused[n])
+
+    def _found(self, search: Search, length: int) -> OfflineCompletion:
+        ids = search.best
+        return OfflineCompletion(
+            text=self._tokenizer.decode(list(ids), skip_special_tokens=True),
+            token_ids=ids,
+            finish_reason="stop" if ids and ids[-1] in self._ends else "length",
+            prompt_tokens=length,
+        )
+
+    def _sample(self, requests: Iterable[OfflineRequest]) -> Iterator[OfflineCompletion]:
         source = enumerate(requests)
         running: dict[str, int] = {}
         done: dict[int, OfflineCompletion] = {}
@@ -155,14 +205,15 @@ class OfflineEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
-        prompt: dict[str, Any] = {"prompt_token_ids": self._tokenizer.encode(request.prompt, add_special_tokens=False)}
+        ids = self._tokenizer.encode(request.prompt, add_special_tokens=False)
+        prompt: dict[str, Any] = {"prompt_token_ids": [*ids, *request.begun]}
         if request.audios:
             prompt["multi_modal_data"] = {"audio": list(request.audios)}
         params = SamplingParams(
             temperature=request.temperature,
             max_tokens=request.max_tokens,
             seed=request.seed,
-            logprobs=0 if request.logprobs else None,
+            logprobs=request.top or (0 if request.logprobs else None),
             detokenize=False,  # vLLM's incremental decoder drops an unfinished character at the end; ours keeps it
             structured_outputs=StructuredOutputsParams(grammar=request.grammar) if request.grammar else None,
         )
@@ -220,7 +271,13 @@ def _completion(output: Any, tokenizer: Any) -> OfflineCompletion:
         finish_reason=str(choice.finish_reason or ""),
         prompt_tokens=len(output.prompt_token_ids or ()),
         cached_tokens=int(output.num_cached_tokens or 0),
+        likeliest=_likeliest(choice.logprobs[0]) if choice.logprobs else (),
     )
+
+
+def _likeliest(row: Mapping[int, Any]) -> tuple[tuple[int, float], ...]:
+    """(id, log-probability) of the tokens that vLLM tells of, the likeliest first."""
+    return tuple(sorted(((int(token), float(told.logprob)) for token, told in row.items()), key=lambda one: -one[1]))
 
 
 def _first_line(error: BaseException) -> str:

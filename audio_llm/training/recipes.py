@@ -13,7 +13,14 @@ from typing import Any, ClassVar, Literal, Self, get_args
 from audio_llm import config
 from audio_llm.audio import Hearing
 from audio_llm.errors import ConfigError, describe, nearest
-from audio_llm.model.validate import MODEL_TYPE, check_encoder, check_language_model, expect_files, read_facts
+from audio_llm.model.validate import (
+    MODEL_TYPE,
+    check_adapter,
+    check_encoder,
+    check_language_model,
+    expect_files,
+    read_facts,
+)
 from audio_llm.shards.index import shard_paths
 from audio_llm.training.rewards import DEFAULT_WEIGHTS, build_rewards, length
 from audio_llm.training.trackers import Tracker
@@ -44,6 +51,7 @@ class ModelRecipe:
     """
 
     path: Path | None = None
+    adapter: Path | None = None  # beside `path`, a run's base/: its adapter/, which goes on learning (SFT)
     encoder: dict[str, Any] | None = None
     language_model: dict[str, Any] | None = None  # {path: a Transformers folder}
     projector: dict[str, Any] | None = None  # fields of its configuration, for instance {num_query_tokens: 16}
@@ -52,6 +60,8 @@ class ModelRecipe:
 
     def check(self) -> None:
         """:class:`ConfigError` where neither a checkpoint nor all parts are named."""
+        if self.adapter and not self.path:
+            raise ConfigError(describe("model.adapter", "model.path as well, the base it was trained on", "none"))
         if self.path:
             return
         missing = "model: expected 'path', or parts to assemble;"
@@ -66,6 +76,8 @@ class ModelRecipe:
             expect_files(f"model {self.path}", self.path, ("config.json",))
             if read_facts(self.path).get("model_type") == MODEL_TYPE:  # any other is read as a native audio model
                 expect_files(f"model {self.path}", self.path, ("processor_config.json",))
+        if self.path and self.adapter:
+            check_adapter(self.adapter, self.path)
         if self.path or (assembled / "config.json").is_file():
             return
         assert self.encoder is not None and self.language_model is not None
@@ -262,6 +274,9 @@ class PolicyRecipe(RunRecipe):
                 raise ConfigError(describe(key, "at least 1, or null", f"{value}"))
         self.trained().check()
         self.model.check()
+        if self.model.adapter and self.trained().language_model != "lora":
+            found = self.trained().language_model
+            raise ConfigError(describe("model.adapter", "train.language_model: lora, which goes on with it", found))
         self.instruction  # noqa: B018  (says what is wrong with it)
 
     @property
@@ -474,6 +489,9 @@ class GRPORecipe(PolicyRecipe):
 
     def check(self) -> None:
         super().check()
+        if self.model.adapter:
+            cure = "Merge it first: audio-llm convert merge BASE ADAPTER OUT."
+            raise ConfigError(describe("model.adapter", "one model, which is GRPO's reference as well", "two", cure))
         build_rewards(self.rewards)
         if not 0 < self.temperature <= 2:  # what vLLM takes
             raise ConfigError(describe("temperature", "above 0, at most 2", f"{self.temperature:g}"))

@@ -30,6 +30,7 @@ from audio_llm.model.export import export_trained
 from audio_llm.shards.index import data_hash, shards_digest
 from audio_llm.shards.reader import ShardDataset
 from audio_llm.shards.remote import StoreError
+from audio_llm.training.adapters import go_on
 from audio_llm.training.callbacks import (
     BEST,
     COMPLETE,
@@ -231,7 +232,7 @@ class PolicyRun(Run):
 
         recipe = self.recipe
         set_seed(recipe.seed)
-        model = make_trainable(self.load_reference(), recipe.trained(), recipe.lora)
+        model = go_on(make_trainable(self.load_reference(), recipe.trained(), recipe.lora), recipe.model.adapter)
         if self.main:
             summary = trainable_map(model)
             write_json(recipe.output / "trainable.json", summary)
@@ -340,7 +341,7 @@ def plain_error(error: AudioLLMError | StoreError) -> AudioLLMError | StoreError
 def policy_identity(recipe: PolicyRecipe) -> tuple[Identity, list[Path]]:
     """The identity of a run on shards, and the folders that it begins with."""
     model, data = recipe.model, recipe.data
-    parts = {"model.path": model.path}
+    parts: dict[str, Any] = {"model.path": model.path, "model.adapter": model.adapter}
     if not model.path:
         encoder, language_model = model.encoder or {}, model.language_model or {}
         parts = {"model.encoder": encoder.get("path") or encoder.get("published")}
@@ -351,7 +352,7 @@ def policy_identity(recipe: PolicyRecipe) -> tuple[Identity, list[Path]]:
         if folders:
             digests[f"data.{key} (its shards)"] = data_hash(folders)
             digests[f"data.{key} (their bytes)"] = shards_digest(folders)
-    places = ("model.path", "data.train", "data.validation")
+    places = ("model.path", "model.adapter", "data.train", "data.validation")
     return identity_of(recipe, digests, places), list(begun.values())
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from audio_llm import config as recipes
+from audio_llm.audio import Waveform, encode, limit_peak
 from audio_llm.datasets import folders
 from audio_llm.errors import AudioLLMError, ConfigError, describe
 from audio_llm.files import atomic_file, content_hash, glance, write_json, write_lines
@@ -32,6 +36,7 @@ from data_prep.questions.records import dcase_record, mmau_record, spatialsoundq
 from data_prep.scenes import pool, receivers, render, rooms
 from data_prep.scenes.world import EventsConfig, Margins, World
 
+DRY = "dry"  # the folder of clips that spatialsoundqa.json names
 FORMAT_VERSION = 3  # raise it when the same recipe would give other bytes
 
 
@@ -56,11 +61,19 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class SubsetConfig:
-    """A folder of shards: `count` samples of a `split`, in these shares of question formats."""
+    """A folder of shards: `count` samples of a `split`, in these shares of question formats.
+
+    `spatialsoundqa` replaces the mix of ``questions.spatialsoundqa``: parts of a curriculum ask different questions.
+    """
 
     split: str
     count: int
     formats: dict[str, float] = field(default_factory=lambda: {"mmau": 1.0})
+    spatialsoundqa: dict[str, float] | None = None
+
+    def asked(self, questions: QuestionsConfig) -> QuestionsConfig:
+        """The recipe's `questions` in this subset's mix."""
+        return dataclasses.replace(questions, spatialsoundqa=self.spatialsoundqa or questions.spatialsoundqa)
 
 
 @dataclass(frozen=True)
@@ -136,6 +149,7 @@ class SceneConfig:
             if part.count < 1:
                 raise ConfigError(f"subsets.{name}.count: expected 1 or more, found {part.count}.")
             _check_formats(f"subsets.{name}", part.formats)
+            planning.check_config(part.asked(self.questions))
         _check_formats("text", self.text.formats)
         planning.check_config(self.text_questions)
         if self.events.seconds[1] > self.audio.seconds:
@@ -295,7 +309,9 @@ def prepare(
     library, groups, rejects = split_sounds(config, out, library, workers, quiet)
     worlds = build_worlds(config, groups)
     plans = {
-        name: planning.plan(config.questions, worlds[part.split], part.formats, part.count, config.seed, name)
+        name: planning.plan(
+            part.asked(config.questions), worlds[part.split], part.formats, part.count, config.seed, name
+        )
         for name, part in config.parts.items()
     }
     rows = check_text(config, worlds)
@@ -304,7 +320,7 @@ def prepare(
     args = (config, groups, out / "responses", library.dataset, library.licence)
     with pool.open_pool(workers, Renderer, args) as jobs:
         render_bank(config, worlds, out, jobs, quiet)
-        counts = {name: _render_subset(config, name, plans[name], out, jobs, quiet) for name in plans}
+        counts = {name: _render_subset(config, name, plans[name], out, jobs, groups, quiet) for name in plans}
     biased = [row for row in rows if row.biased]
     return ledger.finish(
         rejects,
@@ -362,7 +378,8 @@ def check_text(config: SceneConfig, worlds: dict[str, World]) -> list[text_check
         if part.split in sides:
             count = part.count if part.split == "test" else min(part.count, 20_000)
             source = Source("builtin", part.split)
-            sides[part.split] += scene_corpus(config, worlds[part.split], part.formats, count, name, source)
+            asked = part.asked(config.questions)
+            sides[part.split] += scene_corpus(config, worlds[part.split], part.formats, count, name, source, asked)
     return text_check.check(sides["train"], sides["test"])
 
 
@@ -385,19 +402,28 @@ def render_bank(config: SceneConfig, worlds: dict[str, World], out: Path, jobs: 
 
 
 def _render_subset(
-    config: SceneConfig, name: str, asks: list[planning.Ask], out: Path, jobs: pool.Jobs, quiet: bool
+    config: SceneConfig,
+    name: str,
+    asks: list[planning.Ask],
+    out: Path,
+    jobs: pool.Jobs,
+    groups: dict[str, list[sounds.Clip]],
+    quiet: bool,
 ) -> dict[str, Any]:
     part, folder = config.parts[name], out / name
     if finished(folder) != part.count:
         plan = {ask.key(name): ask for ask in asks}
         limits = {"samples_per_shard": config.samples_per_shard}
         fill(folder, plan, jobs, "scenes", name, part.split, quiet=quiet, **limits)
-        _write_records(folder, part)
+        _write_records(folder, part, {clip.name: clip for clip in groups[part.split]}, config.audio.sample_rate)
     return {"split": part.split, "samples": finished(folder), "shards": len(sizes(folder)["shards"])}
 
 
-def _write_records(folder: Path, part: SubsetConfig) -> None:
-    """The questions of a test subset as other people's files: MMAU, DCASE and SpatialSoundQA JSON."""
+def _write_records(folder: Path, part: SubsetConfig, clips: dict[str, sounds.Clip], rate: int) -> None:
+    """The questions of a test subset as other people's files: MMAU, DCASE and SpatialSoundQA JSON.
+
+    SpatialSoundQA renders its scenes anew, so that the dry clips that it names are written beside it, at `rate` (Hz).
+    """
     if part.split != "test":
         return
     from audio_llm.shards.reader import ShardDataset
@@ -410,9 +436,25 @@ def _write_records(folder: Path, part: SubsetConfig) -> None:
         "dcase_aqa": [dcase_record(sample) for sample in by_format["dcase_aqa"]],
         "spatialsoundqa": {"data": [spatialsoundqa_record(s, i) for i, s in enumerate(by_format["spatialsoundqa"])]},
     }
+    for record in records["spatialsoundqa"]["data"]:
+        for key in ("audio_id", "audio_id2"):
+            if record[key] is not None:
+                record[key] = _write_dry(folder, clips[record[key]], rate)
     for name, tree in records.items():
         if by_format[name]:
             write_json(folder / f"{name}.json", tree)
+
+
+def _write_dry(folder: Path, clip: sounds.Clip, rate: int) -> str:
+    """Write a clip under ``dry/``, once; its name below `folder`."""
+    stem = re.sub(r"[^\w.-]+", "_", clip.name).removesuffix(".wav")
+    name = f"{DRY}/{stem}.wav"
+    if not (folder / name).is_file():
+        (folder / DRY).mkdir(exist_ok=True)
+        waveform = limit_peak(Waveform(sounds.load(clip, rate)[None].astype(np.float32), rate, "mono"))
+        with atomic_file(folder / name) as temporary:
+            temporary.write_bytes(encode(waveform, "wav"))
+    return name
 
 
 def describe_world(

@@ -72,17 +72,17 @@ class SpatialSoundQA:
         return Collection(items, errors, dict(counts), digests, lambda index: scenes[index].render(rendering))
 
     def submission(self, rows: Sequence[Prediction], out: Path, **options: str) -> list[Path]:
-        """``<file>_pred`` and ``<file>_gt``, a line ``id<TAB>answer`` each: what the published ``calculate_map.py``
-        and SLAM-LLM's decoding logs hold. An empty answer is written as ``(no answer)``; a question that could not be
-        asked has no line."""
+        """``<file>_pred`` and ``<file>_gt``, a line ``{question_type}-{question_id}<TAB>answer`` each, in one order, as
+        SLAM-LLM's decoding logs have it and the published ``calculate_map.py`` reads it. A record without a question_id
+        has its own id. An empty answer is written as ``(no answer)``; what could not be asked has no line."""
         check_options(self.name, options, ())
         groups: dict[str, list[Prediction]] = {}
         for row in (row for row in rows if not row.error):
             groups.setdefault(str(row.meta.get("file", "questions")), []).append(row)
         written = []
         for name, group in groups.items():
-            said = [_line(row.id, row.reply().answer) for row in group]
-            for suffix, lines in (("pred", said), ("gt", [_line(row.id, row.gold) for row in group])):
+            said = [_line(_key(row), row.reply().answer) for row in group]
+            for suffix, lines in (("pred", said), ("gt", [_line(_key(row), row.gold) for row in group])):
                 path = out / f"{name.replace('/', '-')}_{suffix}"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(path, "".join(lines))
@@ -118,6 +118,11 @@ def read_item(record: Record, identity: str, audio: Path, responses: Path) -> tu
         },
     )
     return item, asked.heard(audio, responses)
+
+
+def _key(row: Prediction) -> str:
+    number = row.meta.get("question_id")
+    return row.id if number is None else f"{row.question_type}-{number}"
 
 
 def _line(identity: str, text: str) -> str:

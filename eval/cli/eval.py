@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="this many questions, drawn by the seed")
     parser.add_argument("--seed", type=int, default=0, help="of sampling, --limit and controls (default: 0)")
     parser.add_argument("--max-tokens", type=int, default=256, help="longest reply; a longer one is cut and counted")
+    parser.add_argument("--beams", type=int, default=1, help="search with so many beams (BAT: 4); default: greedy")
     parser.add_argument("--labels", metavar="JSON", help="of an encoder folder: file with its 'labels', dataset.json")
     parser.add_argument("--style", help="begin the reply for the model: answer, think, think_semantics or plain")
     parser.add_argument(
@@ -122,6 +123,7 @@ def _run(args: argparse.Namespace) -> int:
         max_tokens=at_least(1, "--max-tokens", args.max_tokens),
         style=args.style,
         order=args.order,
+        beams=args.beams,
         instruction=args.instruction,
         answer_as=args.answer_as,
         hearing=args.hearing,

@@ -195,6 +195,11 @@ class LabelSimilarity:
         names = dict.fromkeys([self._answers.name, self._labels.name])
         self.title = f"Label similarity by {' and '.join(names)}"
 
+    @property
+    def embedder(self) -> str:
+        """What answers are compared by."""
+        return self._answers.name
+
     def configured(self, options: Mapping[str, str]) -> LabelSimilarity:
         for name in options:
             if name not in self.SETTINGS:
@@ -229,8 +234,16 @@ class LabelSimilarity:
 
     def aggregate(self, rows: Sequence[Prediction], scores: Sequence[Score]) -> dict[str, float]:
         """mAP over the classes that occur, and over all classes with 0 for the others (as published)."""
-        from audio_llm.tasks.scores import average_precision
+        similarity, targets = self.compared(rows, scores)
+        precisions, count = precisions_of(similarity, targets), targets.shape[1]
+        name = self._answers.name
+        return {
+            f"mAP over classes that occur ({name})": _mean(precisions),
+            f"mAP over all {count} classes ({name})": float(np.sum(precisions)) / count,
+        }
 
+    def compared(self, rows: Sequence[Prediction], scores: Sequence[Score]) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, classes) each: the cosine of every answer with every class, and whether the gold answer names it."""
         golds = [gold_labels(row.gold) for row in rows]
         classes = self._classes or sorted({label for gold in golds for label in gold})
         unknown = {label for gold in golds for label in gold} - set(classes)
@@ -245,13 +258,15 @@ class LabelSimilarity:
         for start in range(0, len(told), AT_ONCE):
             places = told[start : start + AT_ONCE]
             similarity[places] = self._answers([str(scores[place].answer) for place in places]) @ of_classes.T
-        present = np.flatnonzero(targets.any(axis=0))
-        precisions = [average_precision(similarity[:, place], targets[:, place]) for place in present]
-        name = self._answers.name
-        return {
-            f"mAP over classes that occur ({name})": _mean(precisions),
-            f"mAP over all {len(classes)} classes ({name})": float(np.sum(precisions)) / len(classes),
-        }
+        return similarity, targets
+
+
+def precisions_of(similarity: np.ndarray, targets: np.ndarray) -> list[float]:
+    """The average precision of every class that occurs, of (rows, classes) each."""
+    from audio_llm.tasks.scores import average_precision
+
+    present = np.flatnonzero(targets.any(axis=0))
+    return [average_precision(similarity[:, place], targets[:, place]) for place in present]
 
 
 def gold_labels(gold: str) -> list[str]:

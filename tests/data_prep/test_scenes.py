@@ -598,3 +598,32 @@ def test_shipped_recipes_are_valid(name):
     config = recipes.load(simulate.SceneConfig, ROOT / "recipes" / name / "scenes.yaml")
     config.check()
     assert set(config.parts) == {"encoder", "sft", "rl", "validation", "test"}
+
+
+def test_questions_of_a_subset_in_its_own_mix_and_their_sounds_are_rendered_again(tmp_path: Path) -> None:
+    """What ``prep`` writes for a test subset is a SpatialSoundQA of its own: its questions open with their sounds."""
+    from eval.benchmarks import open_benchmark
+
+    mix = {"DOA": 1, "MIXUP_DIRECTION": 1}
+    subsets = {
+        "train": {"split": "train", "count": 4, "formats": {"spatialsoundqa": 1}, "spatialsoundqa": mix},
+        "test": {"split": "test", "count": 6, "formats": {"spatialsoundqa": 1}, "spatialsoundqa": {"DOA": 1}},
+    }
+    config = dataclasses.replace(tiny(text={"count": 0}), subsets=subsets)
+    simulate.prepare(config, tmp_path / "out", workers=1, quiet=True)
+    asked = {item["sample"].meta["question_type"] for item in samples_of(tmp_path / "out" / "train")}
+    assert asked == set(mix)
+    data = tmp_path / "out" / "test" / "spatialsoundqa.json"
+    options = {"responses": str(tmp_path / "out" / "responses"), "sample_rate": "16000"}
+    found = open_benchmark("spatial_sound_qa", data, **options)
+    stored = [item["sample"] for item in samples_of(tmp_path / "out" / "test")]
+    assert not found.errors and [item.gold for item in found.items] == [sample.answer for sample in stored]
+    for number, sample in enumerate(stored):
+        wave = found.waveform(number)
+        assert wave.num_channels == 2 and wave.sample_rate == 16_000
+        azimuth = sample.events[0].azimuth
+        if 30 < abs(azimuth) < 150:  # the ear on its side hears it louder
+            left, right = np.square(wave.samples).sum(axis=1)
+            assert (left > right) == (azimuth > 0)
+    with pytest.raises(ConfigError, match="did you mean 'DOA'"):
+        dataclasses.replace(config, subsets={"test": subsets["test"] | {"spatialsoundqa": {"DOAA": 1}}}).check()

@@ -392,3 +392,42 @@ def test_a_run_hears_what_was_rendered_and_follows_swapped_ears(
     assert "direction: left/right                          1.0000" in capsys.readouterr().out
     lines = [(tmp_path / "out" / f"eval_{kind}").read_text() for kind in ("pred", "gt")]
     assert lines[0] == lines[1] and len(lines[0].splitlines()) == 20
+
+
+def test_logs_are_the_originals_and_score_by_its_rule(folder: Path, tmp_path: Path) -> None:
+    """``calculate_map.py``: line by line, the whole answer embedded, scikit-learn's average precision by class, and 0
+    for a class that nothing names."""
+    rng = np.random.default_rng(8)
+    classes = ["accelerating, revving, vroom", "car", "dog", "speech", "wind"]
+    lines = ["index,mid,display_name", *(f"{n},/m/{n},{name.title()}" for n, name in enumerate(classes))]
+    (tmp_path / "classes.csv").write_text("\n".join(lines))
+    golds = [" ; ".join([classes[n % 4], classes[(n * 3) % 4]]).replace(" ; ", "; ") for n in range(0, 40, 3)]
+    rows = []
+    for number, gold in enumerate(golds):
+        row = said("CLASSIFICATION", gold, ["a car\nor two", "dog; speech", "", "a  sound"][number % 4], number)
+        rows.append(replace(row, meta={"file": "stage1/eval", "question_id": 500 - number}))
+    paths = get_benchmark("spatial_sound_qa").submission(rows, tmp_path)
+    assert [path.name for path in paths] == ["stage1-eval_pred", "stage1-eval_gt"]
+    told, true = ([line.split("\t") for line in path.read_text().splitlines()] for path in paths)
+    assert [key for key, _ in told] == [key for key, _ in true] == [f"CLASSIFICATION-{500 - n}" for n in range(14)]
+    assert told[0][1] == "a car or two" and true[0][1] == golds[0]
+    table = rng.normal(size=(len(classes), 6))
+    spoken = {text: rng.normal(size=6) for text in {row.reply().said for row in rows} | {text for _, text in told}}
+    spoken |= {"a car\nor two": spoken["a car or two"], "a  sound": spoken["a sound"]}
+    (tmp_path / "classes.json").write_text(json.dumps(dict(zip(classes, table.tolist(), strict=True))))
+    np.savez(tmp_path / "answers.npz", texts=np.array(list(spoken)), vectors=np.array(list(spoken.values())))
+    names = {line.split(",", 2)[2].lower(): n for n, line in enumerate(lines[1:])}
+    target = np.zeros((len(true), len(classes)))
+    for row, (_, text) in zip(target, true, strict=True):
+        for label in text.split("; "):
+            row[names[label]] = 1
+    answered = [n for n, (_, text) in enumerate(told) if text != "(no answer)"]
+    score = np.zeros_like(target)
+    for n in answered:
+        mine = spoken[told[n][1]]
+        score[n] = [mine @ one / np.linalg.norm(mine) / np.linalg.norm(one) for one in table]
+    each = [average_precision_score(target[:, k], score[:, k]) if target[:, k].any() else 0.0 for k in range(5)]
+    given = {"class_table": "classes.json", "answer_table": "answers.npz", "classes": "classes.csv"}
+    found = figures("label-similarity", rows, **{name: str(tmp_path / file) for name, file in given.items()})
+    (published,) = [value for name, value in found.items() if "all 5 classes" in name]
+    assert abs(published - np.mean(each)) < 1e-9

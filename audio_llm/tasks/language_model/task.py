@@ -19,7 +19,8 @@ from audio_llm.files import atomic_folder, content_hash, only_writer, write_line
 from audio_llm.identity import identity_of, settle
 from audio_llm.identity import write as write_identity
 from audio_llm.language.prompts import AUDIO_TOKEN, STYLES, chat_template, question_text, target_text
-from audio_llm.model.build import check_reloaded
+from audio_llm.language.templates import ALPACA
+from audio_llm.model.build import PROMPTS, check_reloaded
 
 # How Qwen2 splits text into words before merging bytes: single digits, letters with one leading mark or space.
 QWEN2_WORDS = (
@@ -50,6 +51,7 @@ class LanguageModelRecipe:
     output: Path  # the folder of the model, in Transformers' form
     task: str = "language_model"  # what is learnt
     style: str = "think"  # what a reply says before its answer: answer, think, think_semantics, plain
+    prompt: str = "chat"  # the words around a question: chat, or bat (BAT's, for model.prompt of SFT)
     vocabulary: int = 1024  # tokens at most
     model: ModelSize = field(default_factory=ModelSize)  # sizes of the network
     steps: int = 400  # number of updates
@@ -63,6 +65,8 @@ class LanguageModelRecipe:
         """:class:`ConfigError` for values that cannot be trained with."""
         if self.style not in STYLES:
             raise ConfigError(f"style: expected one of {', '.join(STYLES)}, found '{self.style}'.")
+        if self.prompt not in PROMPTS:
+            raise ConfigError(f"prompt: expected one of {', '.join(PROMPTS)}, found '{self.prompt}'.")
 
 
 def train_tokenizer(corpus: Iterable[str], vocabulary: int = 1024) -> Any:
@@ -116,11 +120,13 @@ def read_text(path: Path) -> list[Any]:
     return [Sample.from_json(line, where=f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def described(sample: Any, style: str) -> tuple[str, str]:
+def described(sample: Any, style: str, prompt: str = "chat") -> tuple[str, str]:
     """(prompt, reply) for text-only training: the scene in words (``meta["caption"]``) where the audio will stand."""
     scene = sample.meta.get("caption") or sample.thinking or ""
-    prompt = f"<|im_start|>user\n{scene}\n{question_text(sample.question, sample.choices or ())}<|im_end|>\n"
-    return prompt + "<|im_start|>assistant\n", target_text(sample, style) + "<|im_end|>"
+    question, reply = question_text(sample.question, sample.choices or ()), target_text(sample, style) + "<|im_end|>"
+    if prompt == "bat":
+        return f"{scene}{question.join(ALPACA)}", reply
+    return f"<|im_start|>user\n{scene}\n{question}<|im_end|>\n<|im_start|>assistant\n", reply
 
 
 def _batches(rows: Sequence[Row], size: int, pad: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -183,7 +189,7 @@ def _train(recipe: LanguageModelRecipe) -> Path:
     if len(samples) <= recipe.validation + recipe.batch_size:
         needed = recipe.validation + recipe.batch_size
         raise ConfigError(f"text {recipe.text}: expected more than {needed} lines, found {len(samples)}.")
-    texts = [described(sample, recipe.style) for sample in samples]
+    texts = [described(sample, recipe.style, recipe.prompt) for sample in samples]
     tokenizer = train_tokenizer((part for text in texts for part in text), recipe.vocabulary)
     ids = [tokenizer(list(text), add_special_tokens=False)["input_ids"] for text in texts]
     rows: list[Row] = [(prompt, reply) for prompt, reply in ids]
