@@ -3,13 +3,13 @@ and ``completion``) have them: one question of a user with one reply, whose tags
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
 from audio_llm.datasets.records import Record
 from audio_llm.errors import AudioLLMError
+from audio_llm.language.groups import read_elements
 from audio_llm.language.parts import take_apart
 from audio_llm.language.prompts import question_text
 from data_prep.manifest.formats.base import Format, Place
@@ -111,22 +111,8 @@ def replied(reply: str) -> dict[str, Any]:
     if parts.thinking:
         said["thinking"] = "\n".join(parts.thinking)
     if parts.elements:
-        said["semantic_elements"] = elements(parts.elements[0])
+        said["semantic_elements"] = read_elements(parts.elements[0])
     return said
-
-
-def elements(text: str) -> dict[str, Any]:
-    """Semantic elements as they are written between tags: ``group: words; group: words``, or a line each. What has no
-    groups is one, ``description``."""
-    groups: dict[str, Any] = {}
-    for part in re.split(r"[;\n]", text):
-        name, colon, words = part.partition(":")
-        if not part.strip(" -*"):
-            continue
-        if not colon or not words.strip():
-            return {"description": text.strip()}
-        groups[name.strip(" -*")] = words.strip()
-    return groups
 
 
 FORMAT = Format("chat", _chat)

@@ -10,10 +10,10 @@ from typing import Any
 from audio_llm.datasets.records import Record
 from audio_llm.errors import AudioLLMError, DataError, ShardError
 from audio_llm.files import parse_json
+from audio_llm.language.groups import read_elements, unified
 from audio_llm.language.replies import strip_letters
 from audio_llm.shards.index import AUDIO_SUFFIXES, Scan, further_members, scan_members, shard_paths
 from data_prep.manifest.formats.base import Format, Place
-from data_prep.manifest.formats.chat import elements
 from data_prep.manifest.rows import Reason, Reject, RowError
 from data_prep.manifest.sounds import Part
 
@@ -100,7 +100,7 @@ def _audsem(place: Place) -> Iterator[Record | Reject]:
         if "answer" not in values and "caption" in values:
             values["answer"] = values["caption"]
         if isinstance(values.get("semantic_elements"), str):
-            values["semantic_elements"] = elements(values["semantic_elements"])
+            values["semantic_elements"] = unified(read_elements(values["semantic_elements"]))
         if match := _OPTIONS.match(str(values.get("question", ""))):
             options = [line.strip() for line in match["options"].splitlines() if line.strip()]
             values |= {"question": match["question"].strip(), "choices": list(strip_letters(options))}
