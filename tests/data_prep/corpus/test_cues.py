@@ -1,0 +1,159 @@
+"""Subtitles in four formats against a table made by hand, the matcher of marks, and the reader of the long dump."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from audio_llm.errors import DataError
+from data_prep.corpus import cues
+from data_prep.corpus.cues import Broken, Cue, Rule, caption, judge, marks, overlapping, read_dump, read_file
+
+GOLDEN = Path(__file__).parents[2] / "data" / "corpus"
+with open(GOLDEN / "golden.tsv", newline="", encoding="utf-8") as stream:
+    TABLE = list(csv.DictReader(stream, delimiter="\t"))
+RULE = Rule()
+
+
+def read(name: str) -> list[tuple[Cue | Broken, bool]]:
+    if name.endswith("dump.json"):
+        with open(GOLDEN / name, encoding="utf-8") as stream:
+            return list(overlapping(read_dump(stream)))
+    return list(overlapping(read_file(GOLDEN / name)))
+
+
+def row(name: str, cue: Cue | Broken, overlaps: bool) -> dict[str, str]:
+    about = {"file": name, "video": cue.video, "number": str(cue.number)}
+    if isinstance(cue, Broken):
+        return about | dict.fromkeys(("start", "end", "marks", "caption", "overlaps"), "") | {"reason": cue.reason}
+    reason, found = judge(cue, RULE)
+    return about | {
+        "start": f"{cue.start:g}",
+        "end": f"{cue.end:g}",
+        "reason": reason,
+        "marks": "+".join(mark.kind for mark in found),
+        "caption": caption(found, RULE.kinds),
+        "overlaps": "yes" if overlaps else "",
+    }
+
+
+@pytest.mark.parametrize("name", sorted({entry["file"] for entry in TABLE}))
+def test_cues_are_those_of_the_table(name: str) -> None:
+    assert len(TABLE) == 60
+    assert [row(name, *found) for found in read(name)] == [entry for entry in TABLE if entry["file"] == name]
+
+
+def test_every_reason_and_every_kind_of_mark_is_in_the_table() -> None:
+    assert {entry["reason"] for entry in TABLE} == {"", *cues.REASONS}
+    assert {kind for entry in TABLE for kind in entry["marks"].split("+")} == {"", *cues.KINDS}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[a] (b) {c}", ["square:a", "round:b", "curly:c"]),
+        ("[a (b [c])]", ["square:a (b [c])"]),
+        ("[a) (b]", []),
+        ("(a [b)", []),
+        ("a] [b]", ["square:b"]),
+        ("♪ la ♪ and ♫ lo", ["notes:la", "notes:lo"]),
+        ("♪♪ la ♪♪", ["notes:la"]),
+        ("*whoosh* 2 * 3 * 4 **loud**", ["stars:whoosh"]),
+        ("BOB: (coughs)\nTV 2: [static]", ["speaker:BOB", "round:coughs", "speaker:TV 2", "square:static"]),
+        ("Note: it is 10:30", []),
+        ("[[door]]", ["square:[door]"]),
+    ],
+)
+def test_marks(text: str, expected: list[str]) -> None:
+    assert [f"{mark.kind}:{mark.words}" for mark in marks(text)] == expected
+
+
+@given(st.text(alphabet="ab[](){}♪*: \nA", max_size=30))
+def test_marks_stand_where_they_say_and_do_not_overlap(text: str) -> None:
+    last = 0
+    for mark in marks(text):
+        assert last <= mark.start < mark.end <= len(text) and mark.words in text[mark.start : mark.end]
+        if mark.kind in ("square", "round", "curly"):
+            assert text[mark.start] in "[({" and text[mark.end - 1] in "])}"
+        last = mark.end
+
+
+def dump(count: int, words: str = "[rain]") -> str:
+    lines = [{"t": words, "-start": f"{n}.0", "-dur": "2.0"} for n in range(3)]
+    return "".join(
+        json.dumps(
+            {
+                "video": {"videoid": f"v{n}"},
+                "captions": [{"lang": "en", "subtitles": {"transcript": {"text": lines}}}],
+            },
+            indent=n % 3 or None,
+        )
+        + "\n" * (n % 2)
+        for n in range(count)
+    )
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 5000])
+def test_the_dump_reads_the_same_however_it_is_cut(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cues, "CHUNK", chunk)
+    text = dump(4) + '{"video": {"videoid": 7, broken}}\n' + dump(3, "(wind)")
+    found = list(read_dump(io.StringIO(text)))
+    assert [cue.text for cue in found if isinstance(cue, Cue)] == ["[rain]"] * 12 + ["(wind)"] * 9
+    assert [cue.reason for cue in found if isinstance(cue, Broken)] == ["broken"]
+
+
+class Endless(io.TextIOBase):
+    """Objects of the dump without end, up to so many characters; never more in memory than is asked for."""
+
+    def __init__(self, characters: int) -> None:
+        self.block, self.left = dump(300), characters
+
+    def read(self, size: int | None = -1) -> str:
+        assert size and size > 0
+        if self.left <= 0:
+            return ""
+        self.left -= len(self.block)
+        return self.block
+
+
+def test_memory_holds_one_object_of_the_dump() -> None:
+    tracemalloc.start()
+    count = sum(isinstance(cue, Cue) for cue in read_dump(Endless(20_000_000)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count > 100_000 and peak < 8_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        ("a.srt", b"", []),
+        ("a.vtt", b"no head\n\n00:01.000 --> 00:02.000\n[a]", ["broken"]),
+        ("a.json3", b"{", ["broken"]),
+        ("a.json3", b'{"events": [{"tStartMs": NaN, "dDurationMs": 1, "segs": []}]}', ["bad_time"]),
+        ("a.json", b"[]", ["broken"]),
+        ("a.srt", "1\n00:00:01,000 --> 00:00:03,000\n[caf\xe9 noise]".encode("cp1252"), ["[café noise]"]),
+        ("a.srt", "1\n00:00:01,000 --> 00:00:03,000\n[rain]".encode("utf-16"), ["[rain]"]),
+        ("a.srt", b"\xff\xfe\x00", None),
+        ("a.json3", json.dumps({"events": [{"tStartMs": 0, "dDurationMs": 9, "segs": [{"utf8": "\ud800"}]}]}), None),
+    ],
+)
+def test_files_that_are_no_subtitles_are_counted(name: str, data: Any, expected: Any, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data.encode() if isinstance(data, str) else data)
+    found = [cue.reason if isinstance(cue, Broken) else cue.text for cue in read_file(tmp_path / name)]
+    assert expected is None or found == expected
+
+
+def test_a_file_of_another_kind_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"expected one of \.srt, \.vtt"):
+        list(read_file(tmp_path / "a.txt"))
+    with pytest.raises(DataError, match="expected a file"):
+        list(read_file(tmp_path / "a.srt"))
