@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 
 from audio_llm.errors import DataError, describe
@@ -28,3 +29,12 @@ def audio_file(folder: Path, audio_id: str) -> Path:
         if (file := within(folder, audio_id)).is_file():
             return file
     return folder / Path(audio_id).name
+
+
+def word_set(text: str) -> frozenset[str]:
+    """What MMAU's rule compares: the maximal runs of word characters (letters, digits, underscore) of the lowercased
+    text, as a set."""
+    return frozenset(_WORD.findall(text.lower()))
+
+
+_WORD = re.compile(r"\b\w+\b")

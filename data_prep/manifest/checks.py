@@ -21,7 +21,7 @@ from data_prep.manifest.sounds import Sound, TableCell, file_under, is_sound
 from data_prep.scenes.rooms import seeded
 
 # Marks of sound and of turns as language models have them, and the tags of a reply.
-_MARKS = re.compile(
+MARKS = re.compile(
     r"<\|[^|<>\s]+\|>|</?(?:audio|think|answer|semantic_elements|s)>|</?(?:start|end)_of_turn>|\[/?INST\]"
 )
 
@@ -75,7 +75,7 @@ def _draft(row: Record, number: int, config: ManifestConfig) -> Draft:
         raise RowError(Reason.NO_QUESTION)
     thinking = _text(value["thinking"], "thinking")
     for text in (question, answer, thinking or "", *choices):
-        if mark := _MARKS.search(text):
+        if mark := MARKS.search(text):
             raise RowError(Reason.MARKS, f"expected words alone, found '{mark[0]}'.")
     groups = tuple(dict.fromkeys(filter(None, (_text(group, "group") for group in _listed(row, "group", config)))))
     if not groups and "group" in config.columns:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from audio_llm.datasets.mmau import word_set
 from audio_llm.errors import AudioLLMError, describe
 from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer, unscored
 
 KEY = "model_output"  # what the official script reads; other spellings it leaves out without a word
 TASKS, DIFFICULTIES = ("sound", "music", "speech"), ("easy", "hard", "medium")
-_TOKEN = re.compile(r"\b\w+\b")
 
 
 class MatchError(AudioLLMError):
@@ -27,11 +26,11 @@ class MatchError(AudioLLMError):
 
 
 def tokens(text: Any) -> frozenset[str]:
-    """The maximal runs of word characters (letters, digits, underscore) of the lowercased text, as a set."""
+    """:func:`word_set` of a text. Raises :class:`MatchError` for anything else."""
     if not isinstance(text, str):
         reference = f"AttributeError: '{type(text).__name__}' object has no attribute 'lower'"
         raise MatchError(describe("MMAU's string match", "text", f"{text!r}"), reference)
-    return frozenset(_TOKEN.findall(text.lower()))
+    return word_set(text)
 
 
 def compare_tokens(answer: Any, prediction: Any, choices: Sequence[Any]) -> tuple[bool, frozenset[str], frozenset[str]]:

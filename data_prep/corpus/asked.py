@@ -1,0 +1,293 @@
+"""A question that was generated, and everything that code alone can find wrong with it: a closed list of reasons.
+
+Nothing here listens, and no model is asked: what these checks leave is judged by models afterwards. They are cheap, so
+they come first, and the first that fails is the reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from audio_llm.datasets.mmau import word_set
+from audio_llm.language.groups import ELEMENT_GROUPS, REASONING, group_of
+from audio_llm.language.mentions import bare_options
+from audio_llm.language.polarity import YES_NO
+from audio_llm.language.replies import mentions, normalise, read_key
+from data_prep.corpus.facts import Fact
+from data_prep.manifest.checks import MARKS
+from data_prep.scenes.rooms import seeded
+
+FORMS = ("caption", "open", "choice")
+REASONS = {
+    "schema": "a field is missing, empty or of another type",
+    "marks": "it holds tags of a reply or marks of turns",
+    "degenerate": "a word or a mark is repeated again and again",
+    "not_a_question": "it asks nothing",
+    "yes_no": "the answer is yes or no",
+    "few_options": "there are fewer options than asked for",
+    "equal_options": "two options are equal but for case, spaces and punctuation",
+    "lettered_options": "the options bring letters of their own, or stand in the question",
+    "options_collide": "all words of one option are in another",
+    "answer_no_option": "the answer is none of the options",
+    "answer_stands_out": "the answer is much longer, or much shorter, than all other options",
+    "question_tells": "the question names the answer, and no other option",
+    "answer_long": "the answer has more words than allowed",
+    "banned_phrase": "it speaks of captions, fields or other traces of how it was made",
+    "visual": "it speaks of what is seen, which nothing heard confirms",
+    "timestamps": "it tells a time in the recording as a clock does",
+    "thinking_short": "the thinking has fewer words than asked for",
+    "thinking_long": "the thinking has more words than allowed",
+    "thinking_elsewhere": "the thinking names other options, and never the answer",
+    "elements": "semantic elements are missing, or of no known group",
+    "evidence": "it rests on no fact, or on one that there is not",
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question with its answer. `form` is one of ``FORMS``; `evidence` are ids of facts."""
+
+    form: str
+    question: str
+    answer: str
+    choices: list[str] = field(default_factory=list)
+    thinking: str = ""
+    semantic_elements: dict[str, Any] = field(default_factory=dict)
+    skill: str = ""
+    evidence: list[str] = field(default_factory=list)
+
+    def plain(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def read(cls, tree: Any) -> Asked | str:
+        """The question in a mapping, or what is wrong with its fields. Others than ours are let be."""
+        if not isinstance(tree, Mapping):
+            return f"expected an object, found {type(tree).__name__}"
+        values = {item.name: tree[item.name] for item in dataclasses.fields(cls) if tree.get(item.name) is not None}
+        for name in ("form", "question", "answer"):
+            if not isinstance(values.get(name), str) or not values[name].strip():
+                return f"{name}: expected words, found {values.get(name)!r:.60}"
+        if values["form"] not in FORMS:
+            return f"form: expected one of {', '.join(FORMS)}, found '{values['form']}'"
+        for name in ("thinking", "skill"):
+            if not isinstance(values.get(name, ""), str):
+                return f"{name}: expected a text, found {values[name]!r:.60}"
+        for name in ("choices", "evidence"):
+            listed = values.get(name, [])
+            if not isinstance(listed, list) or not all(isinstance(one, str) and one.strip() for one in listed):
+                return f"{name}: expected a list of texts, found {listed!r:.60}"
+        elements = values.get("semantic_elements", {})
+        if not isinstance(elements, Mapping):
+            return f"semantic_elements: expected an object, found {elements!r:.60}"
+        for group, words in elements.items():
+            listed = words if isinstance(words, list) else [words]
+            if not listed or not all(isinstance(word, str) and word.strip() for word in listed):
+                return f"semantic_elements.{group}: expected words, found {words!r:.60}"
+        return cls(**values | {"semantic_elements": dict(elements)})
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Every text with the name of its field."""
+        yield from (("question", self.question), ("answer", self.answer), ("thinking", self.thinking))
+        yield from (("choices", choice) for choice in self.choices)
+        for group, words in self.semantic_elements.items():
+            listed = words if isinstance(words, list) else [words]
+            yield from ((f"semantic_elements.{group}", word) for word in listed)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What code asks of a question."""
+
+    options: int = 2  # at least so many
+    stands_out: float = 3.0  # times the words of the longest other option, or of the shortest
+    answer_words: int = 50
+    thinking_words: tuple[int, int] = (0, 400)
+    elements: str = "any"  # of the semantic elements: "any", "known" groups alone, or all "nine"
+    evidence: bool = False  # whether facts have to be named
+    banned: tuple[str, ...] = ()  # phrases beside those of BANNED
+    visual: bool = True  # whether words of what is seen are looked for
+
+
+# Traces of how a question was made: what the published pipeline forbids, and the names of its fields and of ours.
+BANNED = (
+    "original caption", "original data", "original description", "original title", "closed caption", "closed captions",
+    "closed captioning", "the caption", "the captions", "audio caption", "the subtitle", "the subtitles",
+    "the transcript", "video caption", "the video description", "audio tag", "audio tags", "the tags", "metadata",
+    "predictions per second", "per second predictions", "sat predictions", "ast classification", "conette",
+    "the dataset",
+    "the data provided", "provided data", "provided information", "given information", "the classifier",
+    "confidence score", "as an ai", "language model", "the prompt", "json", "the evidence", "according to the facts",
+    "the fact list", "the label", "the labels", "ground truth",
+)  # fmt: skip
+# What is seen and cannot be heard. A word that a fact of sound has is heard: the click of a camera.
+VISUAL = frozenset(
+    "video videos image images picture pictures photo photograph footage frame frames screen camera onscreen visible "
+    "visibly visual visually visuals seen sees seeing see saw looking watches watching watched wearing colour color "
+    "coloured colored red green blue yellow purple displayed depicts depicted shows showing blurry".split()
+)
+_SAYS_SEEN = re.compile(
+    r"\b(?:we|you|i|they|one) can see\b|\bcan be seen\b|\bas seen\b|\bin the (?:video|image|picture|frame)\b"
+)
+# "I see", "let me see": said in thinking, and nothing is seen.
+_FIGURES = re.compile(r"\b(?:i see|let me see|let's see|see whether|see if|see what|sea ?saw|chain ?saw|hand ?saw)\b")
+_CLOCK = re.compile(
+    r"\b\d{1,2}:\d{2}(?:[.:]\d+)?\b|\btimestamps?\b"
+    r"|\b(?:at|from|after|until|to) (?:around |about )?\d+(?:\.\d+)? ?(?:s|sec|secs|seconds?)\b(?! long)",
+    re.IGNORECASE,
+)
+_LETTERED = re.compile(r"\b(?:choices|options):|\(?\bA[.)]\s.+\bB[.)]\s", re.IGNORECASE | re.DOTALL)
+_ASKING = re.compile(
+    r"^(?:please )?(?:describe|choose|select|pick|name|identify|tell|list|give|explain|say|write|count|estimate|decide|"
+    r"determine|listen|caption|summari[sz]e|characteri[sz]e|complete|provide)\b",
+    re.IGNORECASE,
+)
+_REPEATED = re.compile(r"(\S)\1{5,}|\b(\w+)(?:\W+\2\b){3,}|!!!+", re.IGNORECASE)
+
+
+def fault(tree: Any, rules: Rules, facts: Sequence[Fact] = ()) -> tuple[str, str]:
+    """The first reason why the question in `tree` is of no use, and what was found; ("", "") for a good one."""
+    asked = Asked.read(tree)
+    if isinstance(asked, str):
+        return "schema", asked
+    for check in (_form, _options, _words, _thought):
+        found = check(asked, rules, facts)
+        if found[0]:
+            return found
+    return "", ""
+
+
+NONE = ("", "")
+
+
+def _form(asked: Asked, rules: Rules, facts: Sequence[Fact]) -> tuple[str, str]:
+    for name, text in asked.texts():
+        if match := MARKS.search(text):
+            return "marks", f"{name}: '{match[0]}'"
+        if match := _REPEATED.search(text):
+            return "degenerate", f"{name}: '{match[0][:40]}'"
+        if text.rstrip().endswith("!") and name in ("thinking", "answer") and text.count("!") > 1:
+            return "degenerate", f"{name}: '{text[-40:]}'"
+    question = asked.question.strip()
+    if "?" not in question and not _ASKING.match(question):
+        return "not_a_question", f"'{question[:80]}'"
+    if len(word_set(question)) < 2:
+        return "not_a_question", f"'{question[:80]}'"
+    if asked.form != "choice" and normalise(asked.answer) in YES_NO:
+        return "yes_no", f"'{asked.answer}'"
+    if asked.form != "choice" and asked.choices:
+        return "schema", f"choices: expected none in the form '{asked.form}', found {len(asked.choices)}"
+    return NONE
+
+
+def _options(asked: Asked, rules: Rules, facts: Sequence[Fact]) -> tuple[str, str]:
+    if asked.form != "choice":
+        return NONE
+    options = asked.choices
+    if len(options) < rules.options:
+        return "few_options", f"{len(options)} where at least {rules.options} are asked for"
+    if bare_options(options)[0] != tuple(options):
+        return "lettered_options", f"'{options[0]}'"
+    if match := _LETTERED.search(asked.question):
+        return "lettered_options", f"in the question: '{match[0][:60]}'"
+    seen: dict[str, str] = {}
+    for option in options:
+        other = seen.setdefault(normalise(option), option)
+        if other is not option:
+            return "equal_options", f"'{other}' and '{option}'"
+    if not normalise(asked.answer) or normalise(asked.answer) not in seen:
+        found = read_key(asked.answer, options)[1] or f"'{asked.answer}' is a letter"
+        return "answer_no_option", found
+    words = {option: word_set(option) for option in options}
+    for option in options:
+        for other in options:
+            if option is not other and words[option] <= words[other]:
+                return "options_collide", f"'{option}' is in '{other}'"
+    answer = seen[normalise(asked.answer)]
+    lengths = {option: len(option.split()) for option in options}
+    others = [length for option, length in lengths.items() if option is not answer]
+    if lengths[answer] > 2 and (
+        lengths[answer] > rules.stands_out * max(others) or lengths[answer] * rules.stands_out < min(others)
+    ):
+        return "answer_stands_out", f"{lengths[answer]} words beside {', '.join(map(str, others))}"
+    named = [option for option in options if mentions(asked.question, option)]
+    if named == [answer]:
+        return "question_tells", f"'{answer}' in '{asked.question[:80]}'"
+    return NONE
+
+
+def _words(asked: Asked, rules: Rules, facts: Sequence[Fact]) -> tuple[str, str]:
+    if len(asked.answer.split()) > rules.answer_words:
+        return "answer_long", f"{len(asked.answer.split())} words"
+    if asked.form == "open" and len(word_set(asked.answer)) and word_set(asked.answer) <= word_set(asked.question):
+        return "question_tells", f"'{asked.answer}' in '{asked.question[:80]}'"
+    heard = frozenset[str]().union(*(word_set(str(fact.value)) for fact in facts if fact.kind != "seen"))
+    banned = _phrases(rules.banned)
+    for name, text in asked.texts():
+        if match := banned.search(text):
+            return "banned_phrase", f"{name}: '{match[0]}'"
+        if found := _visual(text.lower(), heard) if rules.visual else "":
+            return "visual", f"{name}: '{found}'"
+        if match := _CLOCK.search(text) if name != "choices" else None:
+            return "timestamps", f"{name}: '{match[0]}'"
+    return NONE
+
+
+@lru_cache(maxsize=8)
+def _phrases(more: tuple[str, ...]) -> re.Pattern[str]:
+    words = "|".join(re.escape(phrase).replace("\\ ", r"[\s_-]+") for phrase in (*BANNED, *more))
+    return re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE)
+
+
+def _visual(text: str, heard: frozenset[str]) -> str:
+    if match := _SAYS_SEEN.search(text):
+        return match[0]
+    found = sorted(set(re.findall(r"[\w']+", _FIGURES.sub(" ", text))) & VISUAL - heard)
+    return found[0] if found else ""
+
+
+def _thought(asked: Asked, rules: Rules, facts: Sequence[Fact]) -> tuple[str, str]:
+    least, most = rules.thinking_words
+    count = len(asked.thinking.split())
+    if count < least:
+        return "thinking_short", f"{count} words where at least {least} are asked for"
+    if count > most:
+        return "thinking_long", f"{count} words where at most {most} are allowed"
+    if asked.form == "choice" and asked.thinking and not mentions(asked.thinking, asked.answer):
+        others = [option for option in asked.choices if mentions(asked.thinking, option)]
+        if others:
+            return "thinking_elsewhere", f"'{others[0]}' and not '{asked.answer}'"
+    groups = [group_of(name, loose=True) for name in asked.semantic_elements]
+    if rules.elements != "any" and None in groups:
+        return "elements", f"'{list(asked.semantic_elements)[groups.index(None)]}' is none of the groups"
+    missing = [name for name in ELEMENT_GROUPS if name not in groups] if rules.elements == "nine" else []
+    if missing and (missing != [ELEMENT_GROUPS[-1]] or REASONING.name not in groups):  # the questions' own ninth
+        return "elements", f"'{missing[0]}' is missing"
+    if rules.evidence:
+        known = {fact.id for fact in facts}
+        if not asked.evidence:
+            return "evidence", "none is named"
+        if strange := [one for one in asked.evidence if one not in known]:
+            return "evidence", f"'{strange[0]}' is no fact of this recording"
+    return NONE
+
+
+# ------------------------------------------------------------------------------------------------ all of a corpus
+
+
+def shuffled(asked: Asked, *seed: object) -> Asked:
+    """The same question with its options in an order drawn by `seed`: over many questions each place is as likely.
+
+    The answer is written as its option is.
+    """
+    if not asked.choices:
+        return asked
+    rng = seeded("options", *seed)
+    choices = [asked.choices[int(place)] for place in rng.permutation(len(asked.choices))]
+    answer = next((one for one in choices if normalise(one) == normalise(asked.answer)), asked.answer)
+    return dataclasses.replace(asked, choices=choices, answer=answer)
