@@ -77,14 +77,14 @@ class Endpoint:
             raise EngineError(describe(f"{self.base}: {kind}", f"one of {', '.join(served)}", found, cure))
         return alike[0]
 
-    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+    def complete(self, body: dict[str, Any], retries: int | None = None) -> dict[str, Any]:
         """A chat completion's reply: at least one choice, whose message has a text as its `content` ("" where the
-        server sent none), and counts of tokens under `usage`.
+        server sent none), and counts of tokens under `usage`. `retries` as of :meth:`call`.
 
         Raises :class:`RefusedRequest` where the server will not serve this request, :class:`EngineError` where it
         serves none or replies with something else.
         """
-        reply = self.call("/chat/completions", body)
+        reply = self.call("/chat/completions", body, retries)
         try:
             choice = reply["choices"][0]
             choice["message"]["content"] = _text(choice["message"].get("content"))

@@ -1,0 +1,260 @@
+"""A language model behind an address, asked for JSON: what it says is kept, paid for once, and never trusted.
+
+Every request goes through :class:`audio_llm.answering.server.Endpoint`, as those of engines and judges do. A reply is
+kept under the hash of its whole request in ``OUT/replies/``, so that no question is asked twice; what each request
+cost, in tokens and seconds, is a line of ``OUT/costs.jsonl``. A reply that is no JSON, cut, too long or of another form
+is asked for again with the next seed, a bounded number of times, and is then a reject with its reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from audio_llm.answering.base import is_address
+from audio_llm.answering.server import Endpoint, EngineError, RefusedRequest
+from audio_llm.errors import ConfigError, describe
+from audio_llm.files import append_line, parse_json, read_lines
+
+COSTS = "costs.jsonl"
+REASONS = {
+    "no_reply": "the endpoint gave no answer after all retries (429, 5xx, connection lost)",
+    "refused": "the endpoint refuses the request",
+    "reply_cut": "the reply ended before its end (max_tokens)",
+    "reply_long": "the reply is longer than max_characters",
+    "no_json": "the reply is no JSON",
+    "off_schema": "the reply has another form than asked for",
+}
+T = TypeVar("T")
+R = TypeVar("R")
+_FENCE = re.compile(r"^\s*(?:<think>.*?</think>)?\s*```(?:json)?\s*\n(.*?)\n?```\s*$", re.DOTALL)
+_THOUGHT = re.compile(r"^\s*<think>.*?</think>\s*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a model is asked. `url` and `retries` decide nothing about what it says."""
+
+    url: str
+    model: str
+    temperature: float = 0.7
+    max_tokens: int = 768
+    max_characters: int = 20_000
+    tries: int = 3  # requests with a seed each, until a reply can be used
+    retries: int = 3  # of one request that meets a busy server, with pauses of 1, 2, 4 … seconds
+
+    def check(self, where: str) -> None:
+        if not is_address(self.url):
+            raise ConfigError(describe(f"{where}.url", "http://HOST:PORT or https://HOST:PORT", f"'{self.url}'"))
+        if not self.model:
+            cure = "The ledger knows what was made by the model's name."
+            raise ConfigError(describe(f"{where}.model", "the name of a served model", "none", cure))
+        for name, least in (("max_tokens", 1), ("max_characters", 1), ("tries", 1), ("retries", 0), ("temperature", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(describe(f"{where}.{name}", f"{least} or more", f"{getattr(self, name):g}"))
+
+
+@dataclass(frozen=True)
+class Said:
+    """A reply: its words, or the reason why there are none that can be used. `first` are log-probabilities of what the
+    first token could have been, where they were asked for."""
+
+    text: str = ""
+    reason: str = ""
+    detail: str = ""
+    first: Mapping[str, float] | None = None
+
+
+class Model:
+    """A model behind an address, for one stage (`label`) of the corpus in `folder`."""
+
+    def __init__(self, asking: Asking, folder: Path | None = None, label: str = "") -> None:
+        self.asking, self.label = asking, label
+        self._endpoint = Endpoint(asking.url)
+        self._costs = folder / COSTS if folder is not None and folder.is_dir() else None
+        self._cache = _Cache(folder / "replies" / f"{label}.sqlite") if self._costs and folder else None
+
+    def close(self) -> None:
+        if self._cache is not None:
+            self._cache.close()
+
+    def say(self, messages: Sequence[Mapping[str, Any]], seed: int, item: str = "", **more: Any) -> Said:
+        """One reply. `more` goes into the request: a ``response_format``, ``logprobs``, another ``temperature``."""
+        asking = self.asking
+        body = {
+            "model": asking.model,
+            "messages": list(messages),
+            "temperature": asking.temperature,
+            "max_tokens": asking.max_tokens,
+            "seed": seed,
+            **more,
+        }
+        key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        if self._cache is not None and (kept := self._cache.find(key)) is not None:
+            return self._read(kept)
+        started = time.monotonic()
+        try:
+            reply = self._endpoint.complete(body, asking.retries)
+        except RefusedRequest as error:
+            self._cost(item, key, started, {}, "refused")
+            return Said(reason="refused", detail=str(error))
+        except EngineError as error:
+            self._cost(item, key, started, {}, "no_reply")
+            return Said(reason="no_reply", detail=str(error))
+        self._cost(item, key, started, reply["usage"], "")
+        if self._cache is not None:
+            self._cache.add(key, reply)
+        return self._read(reply)
+
+    def _read(self, reply: Mapping[str, Any]) -> Said:
+        choice = reply["choices"][0]
+        text, limit = str(choice["message"]["content"]), self.asking.max_characters
+        first = _first(choice.get("logprobs"))
+        if len(text) > limit:
+            return Said(text[:limit], "reply_long", f"{len(text)} characters where at most {limit} are read", first)
+        if choice.get("finish_reason") == "length":
+            return Said(text, "reply_cut", f"cut after {self.asking.max_tokens} tokens: …{text[-60:]!r}", first)
+        return Said(text, first=first)
+
+    def _cost(self, item: str, key: str, started: float, usage: Mapping[str, int], reason: str) -> None:
+        if self._costs is None:
+            return
+        line: dict[str, Any] = {"stage": self.label, "model": self.asking.model, "item": item, "request": key[:16]}
+        line |= {name: usage.get(name, 0) for name in ("prompt_tokens", "completion_tokens")}
+        append_line(self._costs, line | {"seconds": round(time.monotonic() - started, 3), "problem": reason})
+
+    def tree(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        schema: Mapping[str, Any],
+        seed: int,
+        item: str = "",
+        check: Callable[[dict[str, Any]], tuple[str, str]] | None = None,
+    ) -> tuple[dict[str, Any] | None, str, str]:
+        """A reply as an object of `schema`: (object, "", ""), or (None, reason, detail) of the last try.
+
+        Each try has a seed of its own, the same in every run. `check` gives a reason, and what was found, for an object
+        that is of no use; then it is asked again as well.
+        """
+        form = {"type": "json_schema", "json_schema": {"name": "reply", "schema": dict(schema), "strict": True}}
+        reason = detail = ""
+        for attempt in range(self.asking.tries):
+            said = self.say(messages, seed + attempt, item, response_format=form)
+            reason, detail = said.reason, said.detail
+            if reason in ("no_reply", "refused"):
+                return None, reason, detail  # the same request again would fare no better
+            if reason:
+                continue
+            found = read_object(said.text)
+            if found is None:
+                reason, detail = "no_json", f"{said.text[:80]!r}"
+                continue
+            if wrong := misfit(found, schema):
+                reason, detail = "off_schema", wrong
+                continue
+            reason, detail = check(found) if check else ("", "")
+            if not reason:
+                return found, "", ""
+        return None, reason, detail
+
+
+def read_object(text: str) -> dict[str, Any] | None:
+    """The JSON object that a reply is, also in a fence or after its thinking; None for any other reply."""
+    match = _FENCE.match(text)
+    try:
+        found = parse_json(match[1] if match else _THOUGHT.sub("", text))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def misfit(value: Any, schema: Mapping[str, Any], where: str = "reply") -> str:
+    """Where `value` breaks a JSON schema of the keywords that our requests have; "" where it does not."""
+    kind = schema.get("type")
+    types: dict[Any, Any] = {"object": dict, "array": list, "string": str, "number": (int, float), "integer": int}
+    types["boolean"] = bool
+    if kind in types and (not isinstance(value, types[kind]) or (isinstance(value, bool) and kind != "boolean")):
+        return f"{where}: expected {kind}, found {value!r:.60}"
+    if "enum" in schema and value not in schema["enum"]:
+        return f"{where}: expected one of {', '.join(map(str, schema['enum']))}, found {value!r:.60}"
+    if kind == "string" and not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value)):
+        return f"{where}: expected {schema.get('minLength', 0)} to {schema.get('maxLength')} characters"
+    if kind == "array":
+        if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
+            return f"{where}: expected {schema.get('minItems', 0)} to {schema.get('maxItems')} entries"
+        parts = ((one, schema.get("items", {}), f"{where}[{n}]") for n, one in enumerate(value))
+        return next(filter(None, (misfit(*part) for part in parts)), "")
+    if kind == "object":
+        known = schema.get("properties", {})
+        if missing := [name for name in schema.get("required", ()) if name not in value]:
+            return f"{where}: expected '{missing[0]}', found none"
+        if schema.get("additionalProperties", True) is False and (strange := set(value) - set(known)):
+            return f"{where}: '{min(strange)}' was not asked for"
+        named = ((value[name], known[name], f"{where}.{name}") for name in known if name in value)
+        return next(filter(None, (misfit(*part) for part in named)), "")
+    return ""
+
+
+def _first(logprobs: Any) -> dict[str, float] | None:
+    """Log-probabilities of the candidates for the first token of a reply."""
+    try:
+        entries = logprobs["content"][0]["top_logprobs"]
+        return {str(entry["token"]): float(entry["logprob"]) for entry in entries}
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None
+
+
+def together(call: Callable[[T], R], items: Sequence[T], threads: int = 16) -> list[R]:
+    """`call` of every item, several at a time, in order: a server answers many as fast as one."""
+    if len(items) < 2:
+        return [call(item) for item in items]
+    with ThreadPoolExecutor(min(threads, len(items))) as pool:
+        return list(pool.map(call, items))
+
+
+def spent(folder: Path) -> dict[str, dict[str, float]]:
+    """What the requests of each stage cost so far: requests, failed ones, tokens and seconds."""
+    total: dict[str, dict[str, float]] = {}
+    for line in read_lines(folder / COSTS):
+        row = total.setdefault(str(line.get("stage")), dict.fromkeys(_COUNTED, 0.0))
+        row["requests"] += 1
+        row["failed"] += bool(line.get("problem"))
+        for name in _COUNTED[2:]:
+            row[name] += float(line.get(name, 0))
+    return {stage: {name: round(value, 3) for name, value in row.items()} for stage, row in sorted(total.items())}
+
+
+_COUNTED = ("requests", "failed", "prompt_tokens", "completion_tokens", "seconds")
+
+
+class _Cache:
+    """Replies by the hash of their request, in a file that several processes share."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._store = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
+        self._store.execute("CREATE TABLE IF NOT EXISTS replies (request TEXT PRIMARY KEY, reply TEXT) WITHOUT ROWID")
+
+    def find(self, key: str) -> dict[str, Any] | None:
+        with self._lock:
+            row = self._store.execute("SELECT reply FROM replies WHERE request = ?", (key,)).fetchone()
+        return None if row is None else dict(json.loads(row[0]))
+
+    def add(self, key: str, reply: Mapping[str, Any]) -> None:
+        kept = json.dumps({"choices": reply["choices"][:1]})
+        with self._lock:
+            self._store.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, kept))
+
+    def close(self) -> None:
+        with self._lock:
+            self._store.close()
