@@ -17,7 +17,7 @@ from audio_llm.datasets.mmau import word_set
 from audio_llm.language.groups import ELEMENT_GROUPS, REASONING, group_of
 from audio_llm.language.mentions import bare_options
 from audio_llm.language.polarity import YES_NO
-from audio_llm.language.replies import mentions, normalise, read_key
+from audio_llm.language.replies import holds, mentions, normalise, read_key
 from data_prep.corpus.facts import Fact
 from data_prep.manifest.checks import MARKS
 from data_prep.scenes.rooms import seeded
@@ -197,25 +197,23 @@ def _options(asked: Asked, rules: Rules, facts: Sequence[Fact]) -> tuple[str, st
         return "lettered_options", f"in the question: '{match[0][:60]}'"
     seen: dict[str, str] = {}
     for option in options:
-        other = seen.setdefault(normalise(option), option)
-        if other is not option:
-            return "equal_options", f"'{other}' and '{option}'"
+        if (plain := normalise(option)) in seen:
+            return "equal_options", f"'{seen[plain]}' and '{option}'"
+        seen[plain] = option
     if not normalise(asked.answer) or normalise(asked.answer) not in seen:
         found = read_key(asked.answer, options)[1] or f"'{asked.answer}' is a letter"
         return "answer_no_option", found
-    words = {option: word_set(option) for option in options}
-    for option in options:
-        for other in options:
-            if option is not other and words[option] <= words[other]:
+    words = [word_set(option) for option in options]
+    for one, option in enumerate(options):
+        for two, other in enumerate(options):
+            if one != two and words[one] <= words[two]:
                 return "options_collide", f"'{option}' is in '{other}'"
     answer = seen[normalise(asked.answer)]
-    lengths = {option: len(option.split()) for option in options}
-    others = [length for option, length in lengths.items() if option is not answer]
-    if lengths[answer] > 2 and (
-        lengths[answer] > rules.stands_out * max(others) or lengths[answer] * rules.stands_out < min(others)
-    ):
-        return "answer_stands_out", f"{lengths[answer]} words beside {', '.join(map(str, others))}"
-    named = [option for option in options if mentions(asked.question, option)]
+    others = [len(option.split()) for option in options if option != answer]
+    length = len(answer.split())
+    if length > 2 and (length > rules.stands_out * max(others) or length * rules.stands_out < min(others)):
+        return "answer_stands_out", f"{length} words beside {', '.join(map(str, others))}"
+    named = [option for option in options if holds(asked.question, option)]
     if named == [answer]:
         return "question_tells", f"'{answer}' in '{asked.question[:80]}'"
     return NONE

@@ -236,9 +236,10 @@ def _choices(row: Record, config: ManifestConfig) -> list[str]:
         raise RowError(Reason.TOO_MANY_CHOICES, f"expected at most {MOST_CHOICES}, found {len(choices)}.")
     same: dict[str, str] = {}
     for choice in choices:
-        other = same.setdefault(normalise(choice), choice)
-        if other is not choice:
-            raise RowError(Reason.EQUAL_CHOICES, f"expected choices that differ, found '{other}' and '{choice}'.")
+        if (plain := normalise(choice)) in same:
+            found = f"'{same[plain]}' and '{choice}'"
+            raise RowError(Reason.EQUAL_CHOICES, f"expected choices that differ, found {found}.")
+        same[plain] = choice
     return choices
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from audio_llm.shards.schema import Sample
@@ -58,6 +58,7 @@ VALUES = st.recursive(
 FIELDS = ("form", "question", "answer", "choices", "thinking", "semantic_elements", "skill", "evidence")
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(FIELDS), st.one_of(VALUES, st.sampled_from(["choice", "What is it?"]))))
 def test_whatever_a_model_writes_has_a_reason_or_is_good(tree: dict[str, Any]) -> None:
     reason, _ = fault(tree, RULES)
