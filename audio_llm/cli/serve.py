@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--api-key-file", type=Path, metavar="FILE", help="keys, one a line: every request must have one of them"
     )
     parser.add_argument("--max-body-mb", type=float, default=64.0, help="largest request in MiB (default 64)")
+    parser.add_argument("--max-requests", type=int, default=256, help="answered at once, others get 429 (default 256)")
     parser.add_argument("--max-audios", type=int, default=4, help="audios per request (default 4)")
     parser.add_argument("--max-tokens", type=int, help="prompt and reply together (default: what fits into memory)")
     add_hearing(parser)
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
             allow_origins=args.allow_origin,
             api_key_file=args.api_key_file,
             max_body_mb=args.max_body_mb,
+            max_requests=args.max_requests,
             max_audios=args.max_audios,
             max_tokens=args.max_tokens,
             hearing=args.hearing,

@@ -1,9 +1,9 @@
 """What stands between the network and vLLM: who may ask, where, how much, and whether what is asked means anything.
 
 An ASGI middleware (``vllm serve --middleware``), the outermost one. In this order: the key, the origin of a web page,
-the path, the size of the body, its JSON. Without the key nothing of a request is read but its head, and no file is
-opened. Paths are those of :data:`READS`, :data:`CHECKS` and :data:`ADAPTERS`: vLLM has more, which generate, score or
-scale without asking for its key.
+the path, how many are being answered, the size of the body, its JSON. Without the key nothing of a request is read but
+its head, and no file is opened. Paths are those of :data:`READS`, :data:`CHECKS` and :data:`ADAPTERS`: vLLM has more,
+which generate, score or scale without asking for its key.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import hmac
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ ADAPTERS: dict[str, Check] = {"/v1/load_lora_adapter": check_load, "/v1/unload_l
 TOKEN, TOKEN_FILE = "AUDIO_LLM_ROLLOUT_TOKEN", "AUDIO_LLM_ROLLOUT_TOKEN_FILE"
 BODY_SECONDS = 120.0  # for the whole body to arrive
 CHECK_SECONDS = 60.0  # for what it says to be checked
+RETRY_SECONDS = b"2"  # a few replies of a small model take as long
 HELD_BODIES = 8  # bodies of full size in memory at the same time; further ones wait before they are read
 
 
@@ -66,6 +67,8 @@ class Guard:
         self.checks = CHECKS | ADAPTERS
         self.slow = ThreadPoolExecutor(2)
         self.room = Room(HELD_BODIES * self.limit)
+        self.most: int = self.facts["max_requests"]
+        self.answering = 0  # requests that are read, checked or answered now
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -79,13 +82,27 @@ class Guard:
             if check is None:
                 await self.app(scope, receive, send)
                 return
-            async with self.room.for_body(self._length(scope)):
-                body = await self._read(receive)
-                request = await self._checked(check, body)
-                constrained = any(request.get(key) for key in ("structured_outputs", "response_format", "tools"))
-                await self.app(scope, _replay(body, receive), _blaming(send) if constrained else send)
+            with self._turn():
+                async with self.room.for_body(self._length(scope)):
+                    body = await self._read(receive)
+                    request = await self._checked(check, body)
+                    constrained = any(request.get(key) for key in ("structured_outputs", "response_format", "tools"))
+                    await self.app(scope, _replay(body, receive), _blaming(send) if constrained else send)
         except Refused as error:
             await _refuse(send, error)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One of the requests that are answered at once; beyond them it is said when to come again, before a queue
+        grows in which everybody waits longer than clients do."""
+        if self.answering >= self.most:
+            text = f"busy: {self.most} requests are being answered (audio-llm serve --max-requests)"
+            raise Refused(429, text, (b"retry-after", RETRY_SECONDS))
+        self.answering += 1
+        try:
+            yield
+        finally:
+            self.answering -= 1
 
     def _admit(self, scope: dict[str, Any]) -> Check | None:
         """The check of the request's body, None for one without; :class:`Refused` by its head alone."""
@@ -243,14 +260,16 @@ def _blaming(send: Send) -> Send:
 
 
 def _error_body(error: Refused) -> bytes:
-    kind = {401: "AuthenticationError", 404: "NotFoundError"}.get(error.status, "BadRequestError")
+    kind = {401: "AuthenticationError", 404: "NotFoundError", 429: "RateLimitError"}.get(
+        error.status, "BadRequestError"
+    )
     return json.dumps({"error": {"message": str(error), "type": kind, "param": None, "code": error.status}}).encode()
 
 
 async def _refuse(send: Send, error: Refused) -> None:
     body = _error_body(error)
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *error.headers]
-    if error.status in (401, 403, 404, 405, 408, 413):  # what the client still sends is not read
+    if error.status in (401, 403, 404, 405, 408, 413, 429):  # what the client still sends is not read
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -49,6 +49,7 @@ class ServeOptions:
     allow_origins: list[str] = field(default_factory=list)  # web pages of these alone may ask
     api_key_file: Path | None = None  # a key a line; a request must have one of them
     max_body_mb: float = 64.0  # of one request, in MiB
+    max_requests: int = 256  # read and answered at once; further ones are told to come again
     max_audios: int = 4
     max_tokens: int | None = None  # prompt and reply together; what fits into memory by default
     hearing: str = "refuse"  # what is heard of sound in another layout, where a request does not say it
@@ -191,6 +192,7 @@ def guard_facts(
         "keys": [hashlib.sha256(key.encode()).hexdigest() for key in keys],
         "origins": options.allow_origins,
         "max_body_bytes": round(options.max_body_mb * 2**20),
+        "max_requests": options.max_requests,
         "adapters": options.allow_adapter_updates,
     }
 

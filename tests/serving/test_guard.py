@@ -179,6 +179,54 @@ def test_a_body_is_not_read_before_the_key_nor_beyond_its_length(monkeypatch) ->
     assert asyncio.run(ask([(b"authorization", b"Bearer right")])) == (413, 5)
 
 
+def test_beyond_its_requests_it_says_when_to_come_again(monkeypatch) -> None:
+    """Requests in flight are counted, those that end or fail no longer; reading the counters is never refused."""
+    client, _ = guarded(monkeypatch, max_requests=2, keys=[])
+    guard: Any = client.app
+    started, going_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        started.set()
+        await going_on.wait()
+        if scope["path"] == "/v1/completions":
+            raise RuntimeError("a defect")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    guard.app = slow
+
+    async def ask(path: str, body: dict[str, Any] | None) -> tuple[int, dict[bytes, bytes]]:
+        told: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": json.dumps(body).encode()}
+
+        async def send(message: dict[str, Any]) -> None:
+            told.append(message)
+
+        scope = {"type": "http", "method": "POST" if body else "GET", "path": path, "headers": []}
+        await guard(scope, receive, send)
+        return told[0]["status"], dict(told[0]["headers"])
+
+    async def scenario() -> None:
+        first = asyncio.create_task(ask("/v1/chat/completions", chat()))
+        second = asyncio.create_task(ask("/v1/completions", {"model": "tiny", "prompt": "x"}))
+        await started.wait()
+        while guard.answering < 2:
+            await asyncio.sleep(0)
+        status, head = await ask("/v1/chat/completions", chat())
+        assert status == 429 and int(head[b"retry-after"]) > 0 and b"connection" in head
+        going_on.set()
+        assert (await first)[0] == 200
+        with pytest.raises(RuntimeError):
+            await second
+        assert guard.answering == 0
+        assert (await ask("/metrics", None))[0] == 200
+        assert (await ask("/v1/chat/completions", chat()))[0] == 200
+
+    asyncio.run(scenario())
+
+
 def test_a_slow_body_ends(monkeypatch) -> None:
     from audio_llm.serving import guard
 
