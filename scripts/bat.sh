@@ -50,7 +50,7 @@ if [ -n "$TINY" ]; then
     SCENES=(rooms.train=2 rooms.validation=1 rooms.test=1 rooms.listeners=1 text.count=600)
     for part in encoder single mixed relations validation test; do SCENES+=("subsets.$part.count=36"); done
     ENCODER=(steps=4 save_steps=4 batch_size=8) WORDS=(steps=10 vocabulary=400) STAGE=(steps=6 save_steps=2 batch_size=4)
-    ALL=(steps=18 save_steps=6 batch_size=4) ASKED=(--max-tokens 12)
+    ALL=(steps=18 save_steps=6 batch_size=4) ASKED=(--max-tokens 12 --limit 18 --engine transformers)
 fi
 
 prepare() {

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from audio_llm.answering.base import Request, check_beams, check_style
 from audio_llm.answering.engines import find_engine, open_engine
+from audio_llm.audio import Waveform
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, describe
 
 
@@ -24,7 +25,7 @@ class Words:
 def ask(
     model: str,
     question: str,
-    files: Sequence[str | Path] = (),
+    files: Sequence[str | Path | Waveform] = (),
     choices: Sequence[str] = (),
     *,
     engine: str = "transformers",
@@ -37,7 +38,7 @@ def ask(
     hearing: str = "refuse",
     beams: int = 1,
 ) -> str:
-    """The reply of `model` to a question about audio files, which are heard in their order.
+    """The reply of `model` to a question about audio files, or waveforms, which are heard in their order.
 
     `engine` is what :func:`audio_llm.answering.engines.find_engine` takes; behind an address, `model` and `adapter` are
     the server's names (`model` "" is the first that it serves) and the files' bytes are sent as they are. `hearing` is
@@ -48,20 +49,21 @@ def ask(
     check_beams(beams, [temperature], constrain)
     if constrain and not choices:
         raise ConfigError("--constrain: expected --choices to constrain the answer to, found none.")
-    paths = [Path(file) for file in files]
-    for path in paths:
-        if not path.is_file():
-            raise AudioError(describe(str(path), "an audio file", "no such file"))
+    sounds = [file if isinstance(file, Waveform) else Path(file) for file in files]
+    for sound in sounds:
+        if isinstance(sound, Path) and not sound.is_file():
+            raise AudioError(describe(str(sound), "an audio file", "no such file"))
     kind = find_engine(engine, model)
     if constrain and not kind.constrains:
         raise ConfigError(describe("--constrain", "vLLM (--url, or --engine vllm)", f"--engine {kind.name}"))
     if beams > 1 and not kind.searches:
         raise ConfigError(describe("--beams", "vLLM or Transformers in this process (--model)", kind.name))
     opened = open_engine(
-        engine, model, adapter, batch_size=1, max_audios=max(1, len(paths)), seed=seed, hearing=hearing
+        engine, model, adapter, batch_size=1, max_audios=max(1, len(sounds)), seed=seed, hearing=hearing
     )
     try:
-        audios = tuple(opened.prepare(path, str(path)) for path in paths)
+        names = [str(sound) if isinstance(sound, Path) else "sound" for sound in sounds]
+        audios = tuple(opened.prepare(sound, name) for sound, name in zip(sounds, names, strict=True))
         words = Words(question, tuple(choices))
         (answer,) = opened.generate(
             [Request(words, audios, style, temperature, max_tokens, seed, constrain, beams=beams)]

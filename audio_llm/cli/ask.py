@@ -6,7 +6,9 @@ import argparse
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from audio_llm.cli.hearing import add_hearing
 from audio_llm.errors import ConfigError, describe
@@ -17,7 +19,20 @@ HELP = "ask one question about audio files"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = 'audio-llm ask [FILE ...] "question" (--url URL | --model DIR) [options]'
+    parser.epilog = 'A clip in a room: audio-llm ask --dry clip.wav --response 75.npy "How far away is it?" --model DIR'
     parser.add_argument("words", nargs="+", metavar="FILE ... question", help="audio files, then the question")
+    parser.add_argument(
+        "--dry",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="in place of files: a clip heard in a room, once or twice",
+    )
+    parser.add_argument(
+        "--response", action="append", default=[], metavar="NPY", help="the room response of each --dry"
+    )
+    parser.add_argument("--response-rate", type=int, default=32_000, metavar="HZ", help="of responses (default: 32000)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of a --dry clip in its room (default: 10)")
     parser.add_argument("--choices", nargs="+", default=[], help="options to choose from")
     parser.add_argument("--url", help="a running server, for instance http://127.0.0.1:8000")
     parser.add_argument("--model", help="checkpoint folder, run in this process")
@@ -42,11 +57,12 @@ def run(args: argparse.Namespace) -> int:
     if args.url is not None and not is_address(args.url):
         raise ConfigError(describe("--url", "http://HOST:PORT or https://HOST:PORT", f"'{args.url}'"))
     *files, question = args.words
+    sounds = [_scene(args, files)] if args.dry or args.response else files
     with contextlib.redirect_stdout(sys.stderr):  # libraries print while they load; standard output is the answer's
         text = ask(
             args.model or "",
             question,
-            files,
+            sounds,
             args.choices,
             engine=args.url or args.engine,
             adapter=args.adapter,
@@ -61,6 +77,23 @@ def run(args: argparse.Namespace) -> int:
     reply = replies.read_reply(text, args.choices)
     print(json.dumps(asdict(reply), ensure_ascii=False) if args.json else _readable(reply, args.choices))
     return 1 if args.choices and reply.choice is None else 0
+
+
+def _scene(args: argparse.Namespace, files: Sequence[str]) -> Any:
+    """One or two dry clips as SpatialSoundQA renders them, each through the response given with it."""
+    from pathlib import Path
+
+    from audio_llm.shards.rendering import Rendering, layout_of, render_files
+
+    if files or not 1 <= len(args.dry) <= 2 or len(args.response) != len(args.dry):
+        found = f"{len(files)} files, {len(args.dry)} --dry, {len(args.response)} --response"
+        raise ConfigError(describe("ask", "files, or --dry with a --response each, once or twice", found))
+    rate = args.response_rate
+    if not 4_000 <= rate <= 192_000:
+        raise ConfigError(describe("--response-rate", "4000 to 192000 Hz", f"{rate}"))
+    rendering = Rendering(sample_rate=rate, layout=layout_of(args.response[0]), seconds=args.seconds)
+    rendering.check()
+    return render_files(list(map(Path, args.dry)), list(map(Path, args.response)), rendering)
 
 
 def _readable(reply: replies.Reply, choices: list[str]) -> str:

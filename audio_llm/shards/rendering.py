@@ -123,6 +123,18 @@ def read_response(path: str | Path, layout: str = "binaural") -> Array:
     return array.astype(np.float64)
 
 
+def layout_of(path: str | Path) -> str:
+    """The layout that a response has by its channels: mono, binaural or foa. Raises :class:`AudioError`."""
+    try:
+        channels = np.load(path, mmap_mode="r", allow_pickle=False).shape[0]
+    except (OSError, ValueError, EOFError, IndexError, AttributeError) as error:
+        raise AudioError(describe(str(path), "an .npy file (channels, time)", str(error).splitlines()[0])) from error
+    layouts = {audio.LAYOUT_CHANNELS[name]: name for name in ("mono", "binaural", "foa")}
+    if channels not in layouts:
+        raise AudioError(describe(str(path), "1, 2 or 4 channels", f"{channels}"))
+    return layouts[channels]
+
+
 def render_files(clips: Sequence[Path], responses: Sequence[Path], rendering: Rendering) -> Waveform:
     """One or two dry clips, each through its response. Raises :class:`AudioError` naming the file that cannot be
     used."""

@@ -104,3 +104,41 @@ def accepts(compiled, text: str) -> bool:
 
     matcher = xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=True)
     return matcher.accept_string(text) and matcher.is_terminated()
+
+
+def test_a_dry_clip_is_heard_in_the_room_of_its_response(
+    checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The demo of BAT: it answers as about the file that holds the rendered scene."""
+    rng = np.random.default_rng(4)
+    clips, rooms = [tmp_path / f"{n}.wav" for n in range(2)], [tmp_path / f"{n}.npy" for n in range(2)]
+    wet = []
+    for clip, room in zip(clips, rooms, strict=True):
+        dry, response = rng.normal(0, 0.02, 8000), rng.normal(0, 0.05, (2, 200))
+        clip.write_bytes(encode(Waveform(dry[None].astype(np.float32), 16000, "mono"), "wav", "FLOAT"))
+        np.save(room, response)
+        dry = dry.astype(np.float32) * (10 ** (-14 / 20) / np.sqrt(np.mean(dry.astype(np.float32) ** 2)))
+        wet.append(np.stack([np.convolve(dry, one) for one in response]))
+    scene = np.zeros((2, 16000), np.float32)
+    scene[:, : wet[0].shape[1]] = (wet[0] + wet[1]) / 2
+    file = tmp_path / "scene.wav"
+    file.write_bytes(encode(Waveform(scene, 16000, "binaural"), "wav", "FLOAT"))
+    model = ["--model", str(checkpoint()), "--max-tokens", "8", "--beams", "2"]
+    capsys.readouterr()  # what building the checkpoint printed
+    given = [
+        part for pair in zip(clips, rooms, strict=True) for part in ("--dry", str(pair[0]), "--response", str(pair[1]))
+    ]
+    assert cli.main(["ask", *given, "Where?", "--response-rate", "16000", "--seconds", "1", *model]) == 0
+    heard = capsys.readouterr().out
+    assert cli.main(["ask", str(file), "Where?", *model]) == 0
+    assert capsys.readouterr().out == heard and heard.startswith("answer:")
+    for words, reason in (
+        (["--dry", str(clips[0]), "Where?"], "--dry with a --response each"),
+        ([str(file), "--dry", str(clips[0]), "--response", str(rooms[0]), "Where?"], "1 files, 1 --dry"),
+        (["--dry", str(clips[0]), "--response", str(clips[0]), "Where?"], "an .npy file"),
+        (["--dry", str(clips[0]), "--response", str(rooms[0]), "Where?", "--response-rate", "3"], "4000 to 192000 Hz"),
+        ([str(file), "Where?", "--beams", "3", "--temperature", "1"], "temperature 0 and free replies"),
+        ([str(file), "Where?", "--beams", "99"], "beams: expected 1 to 16"),
+    ):
+        assert cli.main(["ask", *words, *model[:2], *([] if "--beams" in words else model[2:])]) == 2
+        assert reason in capsys.readouterr().err

@@ -105,3 +105,14 @@ def test_a_native_model_by_its_own_folder(replies) -> None:
 @pytest.mark.parametrize("kind", ["omni", "audio_flamingo_3", "music_flamingo", "glm_asr", "voxtral"])
 def test_other_native_models(kind: str, made_once, shards, tmp_path: Path) -> None:
     assert_same(*ask([native(kind, made_once, shards)], tmp_path)[0])
+
+
+@pytest.mark.slow
+def test_beams_agree_on_two_hundred_questions(checkpoint, shards, tmp_path: Path) -> None:
+    """The same rule in both engines: equal replies, but where two beams are as likely to the last digits."""
+    words = ["eval", str(checkpoint()), str(shards(count=200)), "--controls", "none", "--beams"]
+    (searched, theirs), (greedy, _) = ask([[*words, "4"], [*words, "1"]], tmp_path)
+    assert len(searched) == len(theirs) == 200 and not any(row.error for row in (*searched, *theirs))
+    assert [row.prompt_hash for row in searched] == [row.prompt_hash for row in theirs]
+    assert np.mean([a.raw == b.raw for a, b in zip(searched, theirs, strict=True)]) >= 0.99
+    assert np.mean([a.raw != b.raw for a, b in zip(searched, greedy, strict=True)]) > 0.1, "beams change nothing"
