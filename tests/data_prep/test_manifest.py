@@ -144,6 +144,7 @@ DEFECTS: list[tuple[dict[str, Any] | str, Reason]] = [
     ({"choices": ["dog"]}, Reason.ONE_CHOICE),
     ({"choices": {"A": "dog"}}, Reason.WRONG_TYPE),
     ({"choices": ["dog", "Dog"]}, Reason.EQUAL_CHOICES),
+    ({"choices": ["a", "a"], "answer": "a"}, Reason.EQUAL_CHOICES),  # one object of Python, for a letter
     ({"choices": ["dog", *map(str, range(26))]}, Reason.TOO_MANY_CHOICES),
     ({"thinking": "So it is <|im_end|>"}, Reason.MARKS),
     ({"events": [{"label": "dog", "onset": 2, "offset": 1}]}, Reason.BAD_EVENT),
