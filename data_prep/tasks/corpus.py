@@ -21,7 +21,7 @@ from data_prep.tasks.base import Kind
 FUNNEL = "funnel.json"
 FORMAT_VERSION = 1
 # What a run makes beside its shards.
-FOLDERS = ("items", "ledger", "clips", "vectors")
+FOLDERS = ("items", "ledger", "clips", "vectors", "replies")
 
 
 def prepare(
@@ -33,6 +33,7 @@ def prepare(
     Raises :class:`ConfigError` when `out` holds another corpus, unless `overwrite`; :class:`DataError` for a source
     without items; what a stage raises when it is opened.
     """
+    from data_prep.corpus.endpoint import spent
     from data_prep.corpus.run import Corpus
 
     config.check()
@@ -64,6 +65,7 @@ def prepare(
         config=plain(config),
         run=mark,
         funnel=rows,
+        costs=spent(out),
         **{"subsets": {}, **facts},
     )
 
@@ -72,6 +74,10 @@ def _details(manifest: Mapping[str, Any]) -> Iterator[str]:
     from audio_llm.inspection.funnel import table
 
     yield from table(manifest["funnel"])
+    for stage, cost in manifest.get("costs", {}).items():
+        tokens = f"{cost['prompt_tokens']:.0f} + {cost['completion_tokens']:.0f} tokens"
+        requests = f"{cost['requests']:.0f} requests ({cost['failed']:.0f} failed)"
+        yield f"{stage} asked a model: {requests}, {tokens}, {cost['seconds']:.1f} s of waiting, all runs together"
     if "questions" in manifest:
         rejects = manifest["question_rejects"]
         kept = manifest["questions"] - sum(rejects.values())
