@@ -8,6 +8,7 @@ disk that all machines see.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from collections import deque
@@ -58,7 +59,8 @@ class RayPool:
     def __init__(self, folder: Path, address: str | None, workers: int | None) -> None:
         import ray
 
-        self.ray, self.folder, self.workers = ray, folder.absolute(), workers
+        self.ray: Any = ray
+        self.folder, self.workers = folder.absolute(), workers
         self.ours = not ray.is_initialized()
         if self.ours:
             paths = os.pathsep.join(dict.fromkeys(os.path.abspath(path) for path in sys.path))
@@ -67,7 +69,7 @@ class RayPool:
                     address=address,
                     include_dashboard=False,
                     log_to_driver=False,
-                    logging_level="ERROR",
+                    logging_level=logging.ERROR,
                     runtime_env={"env_vars": {"PYTHONPATH": paths}},
                 )
             except (ConnectionError, RuntimeError, ValueError) as error:
