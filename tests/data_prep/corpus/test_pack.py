@@ -17,6 +17,7 @@ from audio_llm.shards.schema import Sample
 from data_prep.corpus.recipe import CorpusConfig
 from data_prep.tasks.corpus import prepare
 from tests.data_prep.manifest_tools import wav
+from tests.paths import ROOT
 
 SIDES = {"sft": 0.5, "rl": 0.25, "test": 0.25}
 
@@ -136,3 +137,16 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             recipes.build(CorpusConfig, recipe(tmp_path, rows, **pack)).check()
     with pytest.raises(DataError, match="split 'sft': expected rows, found none"):
         made(tmp_path, recipe(tmp_path, rows))
+
+
+def test_the_stage_of_the_page_about_stages(tmp_path: Path, monkeypatch) -> None:
+    page = (ROOT / "docs" / "extending" / "stage.md").read_text()
+    (tmp_path / "my_peaks.py").write_text(page.split("```python")[1].split("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    tree = recipe(tmp_path, recordings(tmp_path, 2))
+    tree["stages"] = {"cut": {}, "mine": {"name": "my_peaks:Peaks", "least": 0.05, "batch": 8, "timeout": 60}}
+    assert made(tmp_path, tree)["funnel"][2]["out"] == 4
+    peaks = [json.loads(line)["fields"]["peak"] for line in (tmp_path / "out" / "items" / "mine.jsonl").open()]
+    assert all(0.49 < peak <= 0.5 for peak in peaks)
+    tree["stages"]["mine"]["least"] = 0.6
+    assert made(tmp_path, tree)["funnel"][2]["rejects"] == {"soft": 4}
