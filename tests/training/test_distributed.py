@@ -169,21 +169,47 @@ def test_two_processes_resume(checkpoint, shards, tmp_path):
     assert again.keys() == whole.keys() and max(abs(again[step] - whole[step]) for step in whole) < 1e-6
 
 
-@NEEDS_COMPILER
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeed_is_ddp_and_resumes(alone, checkpoint, shards, tmp_path, stage):
+@pytest.mark.parametrize(
+    "layout",
+    [*(pytest.param(f"zero{stage}_cpu", marks=NEEDS_COMPILER) for stage in (2, 3)), "fsdp2_cpu"],
+)
+def test_sharded_training_is_ddp_and_resumes(alone, checkpoint, shards, tmp_path, layout):
     output = tmp_path / "run"
     start = command(output, checkpoint(), shards(), "gradient_accumulation=2", "export=[merged]", "steps=6")
-    trained(f"zero{stage}_cpu", start)
+    trained(layout, start)
     one, zero = losses(alone), losses(output)
     assert one.keys() == zero.keys() and max(abs(one[step] - zero[step]) for step in one) < 1e-3
     assert (output / "merged" / "model.safetensors").is_file()
     shutil.rmtree(output / "checkpoint-6")  # as if it had been killed after step 5
     (output / "result.json").unlink()
-    trained(f"zero{stage}_cpu", start)
+    trained(layout, start)
     again = losses(output)
     assert again.keys() == one.keys() and max(abs(again[step] - zero[step]) for step in zero) < 1e-6
+
+
+FULL = "train={encoder: full, language_model: full}"
+
+
+@pytest.mark.slow
+def test_a_whole_model_is_trained_in_shards_as_in_one_piece(checkpoint, shards, tmp_path):
+    """With tied embeddings, which are one weight under two names."""
+    outputs = [tmp_path / name / "run" for name in ("one", "two")]
+    for output, accumulation in zip(outputs, (4, 2), strict=True):
+        output.parent.mkdir()
+        own = (FULL, "steps=3", f"gradient_accumulation={accumulation}", "save_steps=null", "export=[merged]")
+        arguments = command(output, checkpoint(tie=True), shards(), *own)
+        if accumulation == 4:
+            here(arguments)
+        else:
+            trained("fsdp2_cpu", [*arguments, "--expect-processes", "2"])
+    one, two = map(losses, outputs)
+    assert one.keys() == two.keys() == {1, 2, 3} and max(abs(one[step] - two[step]) for step in one) < 1e-4
+    before, after = (load_file(output / "merged" / "model.safetensors") for output in outputs)
+    assert before.keys() == after.keys()
+    # What normalisation counts of its batches is a process's own.
+    weights = [key for key in before if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    assert max(float((before[key] - after[key]).abs().max()) for key in weights) < 1e-4
 
 
 @NEEDS_COMPILER
