@@ -20,7 +20,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "prepare": ("doctor", "prep", "convert"),
     "train": ("run", "train", "folds", "sft", "grpo"),
     "use": ("serve", "ask", "demo", "predict"),
-    "judge": ("eval", "rescore", "compare", "claim", "report", "echotwin", "export-tasks"),
+    "judge": ("eval", "rescore", "compare", "claim", "report", "bat", "echotwin", "export-tasks"),
     "look": ("inspect", "keys"),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-HELP = "score somebody's file of answers by every public rule, and test a number that is claimed for it"
+HELP = "score a file of answers by every public rule, and test a number claimed for it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
