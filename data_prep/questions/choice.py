@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from audio_llm.errors import ConfigError
+from audio_llm.shards.schema import Event
 from data_prep.questions.common import (
     EVENT,
     PHRASE,
@@ -52,10 +55,15 @@ def _presence(rng: np.random.Generator, world: World, config: QuestionsConfig, t
         return None
     # Looking a word up is one step of attention; that two words are the same a small model hardly learns to tell. So
     # the conclusion looks the asked sound up in the caption.
-    found = [WHERE[sector_of(event.azimuth or 0.0)] for event in world.events_of(placed) if event.label == label]
-    conclusion = f"So the {label} {found[0] if found else 'not there'}."
+    conclusion = found_or_not(label, world.events_of(placed))
     thinking = f"I hear {list_words(heard(placed))}."
     return Draft(placed, question, answer, thinking, ["yes", "no"], conclusion=conclusion)
+
+
+def found_or_not(label: str, events: Sequence[Event]) -> str:
+    """Where `label` is among `events`, or that it is not."""
+    found = [WHERE[sector_of(event.azimuth or 0.0)] for event in events if event.label == label]
+    return f"So the {label} {found[0] if found else 'not there'}."
 
 
 def _side(rng: np.random.Generator, world: World, config: QuestionsConfig, target: Target) -> Draft | None:

@@ -162,3 +162,25 @@ def nearer_or_farther(world: World, *, nearer: bool) -> Fits:
     if nearer:
         return lambda x, ys: world.distance[ys] > margin * world.distance[x]
     return lambda x, ys: world.distance[x] > margin * world.distance[ys]
+
+
+def mostly(world: World, word: str) -> Fits:
+    """`word` is by far the largest part of the way from Y to X, so that one word says it."""
+    axis, sign = AXIS[word]
+
+    def fits(x: int, ys: np.ndarray) -> np.ndarray:
+        way = world.vectors[x] - world.vectors[ys]
+        others = np.abs(np.delete(way, axis, axis=1)).max(axis=1)
+        return (sign * way[:, axis] > world.margins.apart) & (sign * way[:, axis] > 1.5 * others)
+
+    return fits
+
+
+def separation(world: World, metres_apart: float) -> Fits:
+    """X and Y are so many metres apart."""
+
+    def fits(x: int, ys: np.ndarray) -> np.ndarray:
+        gap = np.linalg.norm(world.vectors[x] - world.vectors[ys], axis=1)
+        return np.abs(gap - metres_apart) < 0.25 - world.margins.step
+
+    return fits

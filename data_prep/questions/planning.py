@@ -13,10 +13,11 @@ from audio_llm.shards.schema import Event, Sample, Source
 from data_prep.questions.caption import KINDS as CAPTIONS
 from data_prep.questions.caption import describe_scene
 from data_prep.questions.choice import KINDS as CHOICES
+from data_prep.questions.choice import found_or_not
 from data_prep.questions.common import Draft, Kind, QuestionsConfig, Target, octant_of
 from data_prep.questions.spatialsoundqa import KINDS as SPATIALSOUNDQA
 from data_prep.scenes.rooms import seeded
-from data_prep.scenes.world import World
+from data_prep.scenes.world import Placed, World
 
 FORMATS = ("mmau", "dcase_aqa", "spatialsoundqa", "caption")
 # Types whose answer follows from the caption of the scene.
@@ -155,6 +156,16 @@ def draft_of(ask: Ask, world: World, config: QuestionsConfig, *seed: object) -> 
     choices = [rest[int(index)] for index in rng.permutation(len(rest))]
     choices.insert(ask.position, draft.answer)
     return draft, choices
+
+
+def after(ask: Ask, draft: Draft, placed: list[Placed], answer: str, world: World, config: QuestionsConfig) -> Draft:
+    """The same question about the events `placed` of `world`, to which `answer` is the answer. Its thinking is the
+    scene's caption where that is what the recipe's questions think; else there is none."""
+    events = world.events_of(placed)
+    caption = describe_scene(events, config.metres)
+    conclusion = found_or_not(ask.target[0], events) if ask.kind == "presence" else ""
+    thinking = f"{caption} {conclusion}".rstrip() if config.thinking == "caption" and ask.kind in CAPTIONED else ""
+    return replace(draft, placed=placed, answer=answer, caption=caption, conclusion=conclusion, thinking=thinking)
 
 
 def sample_of(ask: Ask, draft: Draft, choices: list[str], world: World, key: str, source: Source) -> Sample:

@@ -15,7 +15,6 @@ from data_prep.questions.common import (
     SCENE,
     SPACE,
     Draft,
-    Fits,
     Kind,
     QuestionsConfig,
     Target,
@@ -25,8 +24,10 @@ from data_prep.questions.common import (
     half_metres,
     labels_with,
     metres,
+    mostly,
     nearer_or_farther,
     pick,
+    separation,
     steps,
     two_distances,
     where_is,
@@ -113,7 +114,7 @@ def _nonbinary_distance(
 ) -> Draft | None:
     (apart,) = target
     first, second = world.others(rng, [], 2)
-    placed = world.scene(rng, [Wish(first), Wish(second)], pair=_separation(world, apart))
+    placed = world.scene(rng, [Wish(first), Wish(second)], pair=separation(world, apart))
     question = f"What is the distance between the {first} and the {second}?"
     return Draft(placed, question, half_metres(apart), _two_places(world, placed)) if placed else None
 
@@ -134,7 +135,7 @@ def _nonbinary_direction(
 ) -> Draft | None:
     (word,) = target
     first, second = world.others(rng, [], 2)
-    placed = world.scene(rng, [Wish(first), Wish(second)], pair=_mostly(world, word))
+    placed = world.scene(rng, [Wish(first), Wish(second)], pair=mostly(world, word))
     question = f"On which side of the {second} is the {first}?"
     return Draft(placed, question, word, f"The {first} is {PHRASE[word]} the {second}.") if placed else None
 
@@ -142,26 +143,6 @@ def _nonbinary_direction(
 def _two_places(world: World, placed: Sequence[Placed]) -> str:
     first, second = placed[:2]
     return f"The {first.clip.label} is {where_is(world, first)}, the {second.clip.label} {where_is(world, second)}."
-
-
-def _mostly(world: World, word: str) -> Fits:
-    """`word` is by far the largest part of the way from Y to X, so that one word says it."""
-    axis, sign = AXIS[word]
-
-    def fits(x: int, ys: np.ndarray) -> np.ndarray:
-        way = world.vectors[x] - world.vectors[ys]
-        others = np.abs(np.delete(way, axis, axis=1)).max(axis=1)
-        return (sign * way[:, axis] > world.margins.apart) & (sign * way[:, axis] > 1.5 * others)
-
-    return fits
-
-
-def _separation(world: World, metres_apart: float) -> Fits:
-    def fits(x: int, ys: np.ndarray) -> np.ndarray:
-        gap = np.linalg.norm(world.vectors[x] - world.vectors[ys], axis=1)
-        return np.abs(gap - metres_apart) < 0.25 - world.margins.step
-
-    return fits
 
 
 def _octants(world: World, config: QuestionsConfig) -> list[Target]:

@@ -156,6 +156,69 @@ def render_scene(
     return waveform, done
 
 
+@dataclass(frozen=True)
+class Wet:
+    """An event as the head hears it: `samples` (channels, time) float64 from sample `start` of the scene on, at `gain`
+    dB; `samples` end with the scene."""
+
+    start: int
+    samples: Array
+    gain: float
+
+
+@dataclass(frozen=True)
+class Stems:
+    """A scene before its parts are added: its events, its noise (channels, time), and the SNR in dB."""
+
+    events: list[Wet]
+    noise: Array
+    snr: float
+
+    def mixed(self) -> Array:
+        """The sum, (channels, time) float64."""
+        total = np.zeros_like(self.noise)
+        for wet in self.events:
+            total[:, wet.start : wet.start + wet.samples.shape[1]] += wet.samples
+        return total + self.noise
+
+
+def response_at(bank: Path, world: World, source: int) -> Array:
+    """The response (channels, time) float64 of one of the world's sources."""
+    room, index = world.places[source]
+    return np.load(bank / room / f"{index}.npy").astype(np.float64)
+
+
+def wet_event(item: Placed, response: Array, config: AudioConfig, gain: float) -> Wet:
+    """`item` through `response` (channels, time), `gain` dB over unit RMS."""
+    from scipy.signal import oaconvolve
+
+    rate, total = config.sample_rate, round(config.seconds * config.sample_rate)
+    wet = oaconvolve(dry_event(item, rate)[None] * 10 ** (gain / 20), response, axes=1)
+    start = round(item.onset * rate)
+    return Wet(start, wet[:, : max(0, total - start)], gain)
+
+
+def render_stems(
+    placed: Sequence[Placed], responses: Sequence[Array], head: Head, config: AudioConfig, *seed: object
+) -> Stems:
+    """The parts of a scene, drawn by `seed`: gains of the events, one after the other, then the noise."""
+    rng = rooms.seeded("render", *seed)
+    rate, total = config.sample_rate, round(config.seconds * config.sample_rate)
+    dry, active = np.zeros((LAYOUT_CHANNELS[config.layout], total)), np.zeros(total, dtype=bool)
+    events = []
+    for item, response in zip(placed, responses, strict=True):
+        gain = config.level_db + float(rng.uniform(-1, 1)) * config.level_jitter_db
+        wet = wet_event(item, response, config, gain)
+        dry[:, wet.start : wet.start + wet.samples.shape[1]] += wet.samples
+        active[wet.start : min(total, wet.start + round(item.seconds * rate))] = True
+        events.append(wet)
+    snr = float(rng.uniform(*config.snr_db))
+    heard = active.any()  # without events: noise as beside one that is heard from 1 m
+    signal_power = float(np.square(dry[:, active]).mean()) if heard else 10 ** (config.level_db / 10)
+    noise = pink_noise(head, rng, total) * np.sqrt(signal_power * 10 ** (-snr / 10))
+    return Stems(events, noise, snr)
+
+
 def mix_scene(
     placed: Sequence[Placed],
     world: World,
@@ -167,38 +230,22 @@ def mix_scene(
 ) -> tuple[Waveform, dict[str, Any], Array]:
     """:func:`render_scene`, and in which frames of so many seconds each event is as loud as the noise or louder:
     (events, frames) bool. Its reverberation counts as the event."""
-    from scipy.signal import oaconvolve
-
-    rng = rooms.seeded("render", *seed)
-    rate, total = config.sample_rate, round(config.seconds * config.sample_rate)
-    mixed, active = np.zeros((LAYOUT_CHANNELS[config.layout], total)), np.zeros(total, dtype=bool)
-    gains = []
-    hop = round(frame * rate)
+    responses = [response_at(bank, world, item.source) for item in placed]
+    stems = render_stems(placed, responses, head, config, *seed)
+    mixed, total, hop = stems.mixed(), stems.noise.shape[1], round(frame * config.sample_rate)
     powers = np.zeros((len(placed), -(-total // hop)))
-    for number, item in enumerate(placed):
-        room, index = world.places[item.source]
-        response = np.load(bank / room / f"{index}.npy").astype(np.float64)
-        gain = config.level_db + float(rng.uniform(-1, 1)) * config.level_jitter_db
-        wet = oaconvolve(dry_event(item, rate)[None] * 10 ** (gain / 20), response, axes=1)
-        start = round(item.onset * rate)
-        stop = min(total, start + wet.shape[1])
-        mixed[:, start:stop] += wet[:, : stop - start]
-        powers[number] = _frame_energy(np.pad(wet[:, : stop - start], ((0, 0), (start, total - stop))), hop)
-        active[start : min(total, start + round(item.seconds * rate))] = True
-        gains.append(round(gain, 2))
-    snr = float(rng.uniform(*config.snr_db))
-    heard = active.any()  # without events: noise as beside one that is heard from 1 m
-    signal_power = float(np.square(mixed[:, active]).mean()) if heard else 10 ** (config.level_db / 10)
-    noise = pink_noise(head, rng, total) * np.sqrt(signal_power * 10 ** (-snr / 10))
-    mixed += noise
-    meta: dict[str, Any] = {"snr_db": round(snr, 1)}
+    for number, wet in enumerate(stems.events):
+        around = (wet.start, total - wet.start - wet.samples.shape[1])
+        powers[number] = _frame_energy(np.pad(wet.samples, ((0, 0), around)), hop)
+    meta: dict[str, Any] = {"snr_db": round(stems.snr, 1)}
     if config.level_jitter_db:
-        meta["level_db"] = gains
+        meta["level_db"] = [round(wet.gain, 2) for wet in stems.events]
     peak = float(np.abs(mixed).max())
     if peak > PEAK:
         mixed *= PEAK / peak
         meta["clip_gain_db"] = round(20 * np.log10(PEAK / peak), 2)
-    return Waveform(mixed.astype(np.float32), rate, config.layout), meta, powers >= _frame_energy(noise, hop)
+    waveform = Waveform(mixed.astype(np.float32), config.sample_rate, config.layout)
+    return waveform, meta, powers >= _frame_energy(stems.noise, hop)
 
 
 def _frame_energy(samples: Array, hop: int) -> Array:

@@ -102,6 +102,13 @@ def _draw_listener(config: RoomsConfig, size: tuple[float, ...], rng: np.random.
     return Listener(tuple(centre.tolist()), heading, azimuth, elevation, distance)
 
 
+def fits_inside(room: Room, listener: Listener, azimuth: Array, elevation: Array, distance: Array) -> bool:
+    """Whether all of these places around `listener` (degrees, metres; each (n,)) keep their margin to the walls."""
+    offsets = unit_vectors(azimuth + listener.heading, elevation) * distance[:, None]
+    places = np.array(listener.position) + offsets
+    return bool(np.all((places > WALL_MARGIN) & (places < np.array(room.size) - WALL_MARGIN)))
+
+
 def _draw_source(
     config: RoomsConfig, size: tuple[float, ...], centre: Array, heading: float, rng: np.random.Generator
 ) -> tuple[float, float, float]:
@@ -253,11 +260,19 @@ def add_tail(
 
 
 def response_of(
-    room: Room, listener: Listener, images: Images, index: int, config: RoomsConfig, head: Head, rate: int
+    room: Room,
+    listener: Listener,
+    images: Images,
+    index: int,
+    config: RoomsConfig,
+    head: Head,
+    rate: int,
+    draw: int | None = None,
 ) -> Array:
-    """The finished response (channels, time) float32 of source `index`."""
+    """The finished response (channels, time) float32 of source `index`; `draw` names the draw of its late noise, by
+    default its own."""
     response = impulse_response(images, head, rate, config.seconds, keep_delay=config.keep_delay)
     if config.tail:
-        rng = seeded("tail", room.name, listener.position, index)
+        rng = seeded("tail", room.name, listener.position, index if draw is None else draw)
         response = add_tail(response, room, config, head, rate, rng, float(listener.distance[index]))
     return response.astype(np.float32)

@@ -31,9 +31,11 @@ from audio_llm.shards.writer import pack
 from data_prep import sounds, text_check
 from data_prep.ledger import REJECTS, Ledger, Rendered, Summary, digest, fill, finished, plain, sizes
 from data_prep.questions import planning
-from data_prep.questions.common import QuestionsConfig
+from data_prep.questions.common import Draft, QuestionsConfig
 from data_prep.questions.records import dcase_record, mmau_record, spatialsoundqa_record
-from data_prep.scenes import pool, receivers, render, rooms
+from data_prep.questions.truth import Asked
+from data_prep.scenes import interventions, pool, receivers, render, rooms
+from data_prep.scenes.interventions import CounterfactualConfig
 from data_prep.scenes.world import EventsConfig, Margins, World
 
 DRY = "dry"  # the folder of clips that spatialsoundqa.json names
@@ -64,12 +66,14 @@ class SubsetConfig:
     """A folder of shards: `count` samples of a `split`, in these shares of question formats.
 
     `spatialsoundqa` replaces the mix of ``questions.spatialsoundqa``: parts of a curriculum ask different questions.
+    With `counterfactuals`, every scene is followed by what interventions make of it.
     """
 
     split: str
     count: int
     formats: dict[str, float] = field(default_factory=lambda: {"mmau": 1.0})
     spatialsoundqa: dict[str, float] | None = None
+    counterfactuals: CounterfactualConfig | None = None  # the same scenes with one cause changed; null: none
 
     def asked(self, questions: QuestionsConfig) -> QuestionsConfig:
         """The recipe's `questions` in this subset's mix."""
@@ -150,6 +154,8 @@ class SceneConfig:
                 raise ConfigError(f"subsets.{name}.count: expected 1 or more, found {part.count}.")
             _check_formats(f"subsets.{name}", part.formats)
             planning.check_config(part.asked(self.questions))
+            if part.counterfactuals:
+                part.counterfactuals.check(f"subsets.{name}.counterfactuals")
         _check_formats("text", self.text.formats)
         planning.check_config(self.text_questions)
         if self.events.seconds[1] > self.audio.seconds:
@@ -226,6 +232,50 @@ def scene_corpus(
 # ------------------------------------------------------------------------------------------------ worker side
 
 
+@dataclass(frozen=True)
+class Job:
+    """A sample to be rendered: the scene of `ask` as it is drawn, or after an intervention of `kind`."""
+
+    ask: planning.Ask
+    kind: str = ""
+
+    def key(self, subset: str) -> str:
+        """The key of its sample."""
+        return self.ask.key(subset) + (f"-{self.kind}" if self.kind else "")
+
+
+def plan_jobs(config: SceneConfig, world: World, name: str) -> list[Job]:
+    """The samples of subset `name`: every scene followed by its interventions, whose kinds are dealt evenly."""
+    part = config.parts[name]
+    asks = planning.plan(part.asked(config.questions), world, part.formats, part.count, config.seed, name)
+    if part.counterfactuals is None:
+        return [Job(ask) for ask in asks]
+    used, jobs = Counter[str](), []
+    for ask in asks:
+        jobs.append(Job(ask))
+        drafted = planning.draft_of(ask, world, config.questions, config.seed, name)
+        order = rooms.seeded("kinds", config.seed, name, ask.index).permutation(len(interventions.KINDS))
+        kinds = [interventions.KINDS[place] for place in order]
+        made = 0
+        for kind in sorted(kinds, key=used.__getitem__):
+            allowed = kind in (part.counterfactuals.kinds or kinds) and made < part.counterfactuals.per_sample
+            if allowed and intervention(config, world, ask, drafted, kind, name):
+                jobs.append(Job(ask, kind))
+                used[kind] += 1
+                made += 1
+    return jobs
+
+
+def intervention(
+    config: SceneConfig, world: World, ask: planning.Ask, drafted: tuple[Draft, list[str]], kind: str, name: str
+) -> interventions.Intervention | None:
+    """What an intervention of `kind` makes of a question's scene; None where there is none."""
+    draft, choices = drafted
+    asked = Asked(ask.kind, ask.target, tuple(item.clip.label for item in draft.placed), tuple(choices))
+    where = draft.placed, world, asked, config.questions, config.rooms, config.audio.layout
+    return interventions.intervene(kind, *where, config.seed, name, ask.index)
+
+
 class Renderer:
     """What a worker process knows: worlds, the bank and the head. Built once per process."""
 
@@ -242,27 +292,37 @@ class Renderer:
         room = self.worlds[split].rooms[index]
         return render.render_room(self.bank, room, self.config.rooms, self.head, self.config.audio.sample_rate)
 
-    def scenes(self, job: tuple[str, str, list[planning.Ask]]) -> list[Rendered]:
+    def scenes(self, job: tuple[str, str, list[Job]]) -> list[Rendered]:
         """Render and encode some items of a subset."""
-        name, split, asks = job
-        world, config, seed = self.worlds[split], self.config, (self.config.seed, name)
+        name, split, jobs = job
+        return [self._scene(name, split, one) for one in jobs]
+
+    def _scene(self, name: str, split: str, job: Job) -> Rendered:
+        world, config, ask = self.worlds[split], self.config, job.ask
         source = Source(self.dataset, split, licence=self.licence)
-        found: list[Rendered] = []
-        for ask in asks:
-            draft, choices = planning.draft_of(ask, world, config.questions, *seed)
-            sample = planning.sample_of(ask, draft, choices, world, ask.key(name), source)
-            try:
-                waveform, done = render.render_scene(
-                    draft.placed, world, self.bank, self.head, config.audio, *seed, ask.index
-                )
-            except AudioLLMError as error:
-                found.append(Rendered(sample.id, None, str(error)))
-                continue
-            heard = [(item.clip.name, *world.places[item.source]) for item in draft.placed]
-            sources = [{"clip": clip, "response": f"{room}/{number}.npy"} for clip, room, number in heard]
-            sample.meta |= done | {"sources": sources}
-            found.append(Rendered(sample.id, pack(sample, waveform)))
-        return found
+        draft, choices = planning.draft_of(ask, world, config.questions, config.seed, name)
+        seed = (config.seed, name, ask.index)
+        key = job.key(name)
+        try:
+            if not job.kind:
+                sample = planning.sample_of(ask, draft, choices, world, key, source)
+                waveform, done = render.render_scene(draft.placed, world, self.bank, self.head, config.audio, *seed)
+                heard = [(item.clip.name, *world.places[item.source]) for item in draft.placed]
+                sources = [{"clip": clip, "response": f"{room}/{number}.npy"} for clip, room, number in heard]
+                sample.meta |= done | {"sources": sources}
+                return Rendered(key, pack(sample, waveform))
+            found = intervention(config, world, ask, (draft, choices), job.kind, name)
+            assert found is not None  # it was planned
+            then = planning.after(
+                ask, draft, list(found.after.placed), found.answer, found.after.world, config.questions
+            )
+            sample = planning.sample_of(ask, then, choices, found.after.world, key, source)
+            how = self.bank, self.head, config.rooms, config.audio
+            waveform, done = interventions.render_after(draft.placed, world, found, *how, *seed)
+        except AudioLLMError as error:
+            return Rendered(key, None, str(error))
+        sample.meta |= done | {"counterfactual": found.meta(ask.key(name))}
+        return Rendered(key, pack(sample, waveform))
 
 
 # ------------------------------------------------------------------------------------------------ the run
@@ -308,12 +368,7 @@ def prepare(
     workers = workers or os.cpu_count() or 1
     library, groups, rejects = split_sounds(config, out, library, workers, quiet)
     worlds = build_worlds(config, groups)
-    plans = {
-        name: planning.plan(
-            part.asked(config.questions), worlds[part.split], part.formats, part.count, config.seed, name
-        )
-        for name, part in config.parts.items()
-    }
+    plans = {name: plan_jobs(config, worlds[part.split], name) for name, part in config.parts.items()}
     rows = check_text(config, worlds)
     _say(text_check.table(rows), quiet)
     _write_text(config, worlds, library, out)
@@ -404,15 +459,15 @@ def render_bank(config: SceneConfig, worlds: dict[str, World], out: Path, jobs: 
 def _render_subset(
     config: SceneConfig,
     name: str,
-    asks: list[planning.Ask],
+    wanted: list[Job],
     out: Path,
     jobs: pool.Jobs,
     groups: dict[str, list[sounds.Clip]],
     quiet: bool,
 ) -> dict[str, Any]:
     part, folder = config.parts[name], out / name
-    if finished(folder) != part.count:
-        plan = {ask.key(name): ask for ask in asks}
+    if finished(folder) != len(wanted):
+        plan = {job.key(name): job for job in wanted}
         limits = {"samples_per_shard": config.samples_per_shard}
         fill(folder, plan, jobs, "scenes", name, part.split, quiet=quiet, **limits)
         _write_records(folder, part, {clip.name: clip for clip in groups[part.split]}, config.audio.sample_rate)
@@ -424,7 +479,7 @@ def _write_records(folder: Path, part: SubsetConfig, clips: dict[str, sounds.Cli
 
     SpatialSoundQA renders its scenes anew, so that the dry clips that it names are written beside it, at `rate` (Hz).
     """
-    if part.split != "test":
+    if part.split != "test" or part.counterfactuals:
         return
     from audio_llm.shards.reader import ShardDataset
 

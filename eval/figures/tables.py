@@ -9,6 +9,7 @@ from typing import Any
 
 from audio_llm.files import write_json, write_lines
 from eval.controls import named, silenced, unheard_by_count
+from eval.figures import counterfactual
 from eval.figures.runs import Run
 from eval.figures.scores import Cell, by
 from eval.scorers.base import Bounding
@@ -26,6 +27,8 @@ def write_scores(out: Path, run: Run) -> None:
         "summary": to_plain(run.summary),
         "spectrum": to_plain(run.spectrum),
     }
+    if pairs := counterfactual.faithfulness(run):
+        tree["counterfactual"] = to_plain(pairs)
     if warning := unheard_by_count(run.rows):
         tree["warning"] = warning
     write_json(out / SCORES_NAME, tree)
@@ -89,6 +92,8 @@ def print_run(run: Run) -> None:
         print(f"  {'the same option in every order':<34} {orders.consistency!s:>22}  n {orders.consistency.n}")
     if warning := unheard_by_count(run.rows):
         print(f"  warning: {warning}")
+    for told in counterfactual.lines(counterfactual.faithfulness(run)):
+        print(told)
     print("  by kind of question")
     silent = run.silent("question_type")
     for kind, cell in summary.by_type.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 from audio_llm.files import write_atomically
 from eval.figures.expectations import Finding
 from eval.figures.runs import Run
-from eval.report import hearing, results
+from eval.report import counterfactual, hearing, results
 from eval.report.learning import learning
 from eval.report.markup import escape, percent, plain, table
 from eval.report.sounds import listening
@@ -30,6 +30,7 @@ def build(
         ("By kind of question", results.by_kind(runs)),
         ("The same replies under every scorer", results.spectrum(runs)),
         ("Does it listen? Controls", hearing.controls(runs)),
+        ("Is it caused by the sound?", counterfactual.pairs(runs)),
         (f"Places of the options: {last.name}", hearing.positions(last)),
         (f"Directions: {last.name}", hearing.directions(last)),
         ("Learning", learning(training, [run.name for run in runs])),

@@ -84,7 +84,7 @@ def _clip_card(row: Prediction, found: Score, waveforms: Sequence[Waveform]) -> 
     heard = ""
     for wave in waveforms:
         channels = CHANNELS.get(wave.layout, ("mono",))
-        heard += charts.spectrogram_with_axes(wave.samples, wave.sample_rate, channels) + _player(wave)
+        heard += charts.spectrogram_with_axes(wave.samples, wave.sample_rate, channels) + player(wave)
     verdict = "right" if found.value == 1 else "wrong"
     return (
         f'<article class="clip {verdict}">{heard}'
@@ -125,7 +125,8 @@ def side_of(azimuth: float) -> str:
     return f" ({', '.join(words)})"
 
 
-def _player(waveform: Waveform) -> str:
+def player(waveform: Waveform) -> str:
+    """A sound to be heard in the page."""
     return f'<audio controls preload="metadata" src="{charts.data_url("audio/wav", playable(waveform))}"></audio>'
 
 
@@ -163,12 +164,12 @@ def failures(
 
 
 def _failure(row: Prediction, found: Score, above: set[str], sounds: Mapping[str, Sequence[Waveform]]) -> list[str]:
-    player = "heard above" if row.id in above else "".join(map(_player, sounds.get(row.id, ())))
+    heard = "heard above" if row.id in above else "".join(map(player, sounds.get(row.id, ())))
     return [
         f"<code>{escape(row.id)}</code><br><small>{escape(row.question_type)}</small>",
         escape(row.question) + (f"<br><small>{escape(' · '.join(row.choices))}</small>" if row.choices else ""),
         escape(row.gold),
         escape(found.answer or "–"),
         f"<details><summary>{escape(found.explanation)}</summary><pre>{escape(row.raw)}</pre></details>",
-        player,
+        heard,
     ]

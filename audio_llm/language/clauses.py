@@ -1,0 +1,153 @@
+"""What reasoning says of the events of a scene, clause by clause, and whether it follows when the scene is changed.
+
+A clause is an entry of ``meta.counterfactual`` (``data_prep``'s interventions): ``clause`` is its kind, ``labels`` the
+names of its event in the scene before and after (None: not there), ``was`` and ``is`` the truth in both.
+
+======== ============================ =================================================
+kind     truth                        what is read in the parts of the text on the event
+======== ============================ =================================================
+label    its name, or None            which of its two names are said
+side     azimuth in degrees           the direction, as azimuth
+height   elevation in degrees         above or below
+distance metres                       the distance
+onset    seconds                      the time
+order    lead on ``beside`` (seconds) which of the two is named first
+======== ============================ =================================================
+
+A part is what stands between full stops and semicolons, and, where it names several events, between commas.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from audio_llm.language.directions import read_direction, read_directions
+from audio_llm.language.quantities import read_distance, read_time
+from audio_llm.language.replies import mentions
+
+Clause = Mapping[str, Any]
+Said = float | frozenset[str] | None
+
+
+@dataclass(frozen=True)
+class Followed:
+    """How reasoning followed one intervention: a value per clause that was told in it.
+
+    `caused` are the clauses that had to change: True where what is said after is another thing than before, and nearer
+    to the truth after. `others` had to stay: True where the same is said. A clause that had to change counts where
+    either text says something of it, one that had to stay where both do.
+    """
+
+    caused: tuple[bool, ...]
+    others: tuple[bool, ...]
+
+    @property
+    def whole(self) -> bool:
+        return all(self.caused) and all(self.others)
+
+
+def follow(told: Mapping[str, Any], before: str, after: str) -> Followed:
+    """Compare the reasoning `before` and `after` an intervention, `told` as ``meta.counterfactual`` has it."""
+    changes, keeps = told["changes"], told["keeps"]
+    known = tuple(sorted({name for clause in (*changes, *keeps) for name in clause["labels"] if name}))
+    caused, others = [], []
+    for clause in changes:
+        first, second = say(clause, before, 0, known), say(clause, after, 1, known)
+        if first is not None or second is not None:
+            caused.append(None not in (first, second) and first != second and _nearer(clause, second))
+    for clause in keeps:
+        first, second = say(clause, before, 0, known), say(clause, after, 1, known)
+        if first is not None and second is not None:
+            others.append(_named(clause, first) == _named(clause, second))
+    return Followed(tuple(caused), tuple(others))
+
+
+def _named(clause: Clause, said: Said) -> Said:
+    """A distance of "2 m" is one of "2.0 m"."""
+    return round(said, 6) if isinstance(said, float) else said
+
+
+def say(clause: Clause, text: str, scene: int, known: Sequence[str]) -> Said:
+    """What `text` about `scene` (0 before, 1 after) says of a clause; None for nothing. `known` are the labels of both
+    scenes."""
+    kind, label = clause["clause"], clause["labels"][scene]
+    if not text.strip():
+        return None
+    if kind == "label":
+        return frozenset(name for name in clause["labels"] if name and mentions(text, name))
+    if kind == "order":
+        places = [_place(text, name, tuple(known)) for name in (label, clause["beside"][scene])]
+        return None if None in places or places[0] == places[1] else float(places[0] < places[1])  # type: ignore[operator]
+    for part in _parts_on(text, label, tuple(known)):
+        value = _READ[kind](part)
+        if value is not None:
+            return value
+    return None
+
+
+def _nearer(clause: Clause, said: Said) -> bool:
+    """Whether what is said is nearer to what is true now than to what was."""
+    was, now = clause["was"], clause["is"]
+    if clause["clause"] == "label":
+        return said == frozenset([now] if now else [])
+    assert isinstance(said, float)
+    if clause["clause"] == "order":
+        return (said > 0) == (now > 0)
+    apart = _APART[clause["clause"]]
+    return apart(said, now) < apart(said, was)
+
+
+# ------------------------------------------------------------------------------------------------ parts of a text
+
+
+@lru_cache(maxsize=20_000)
+def _parts(text: str, known: tuple[str, ...]) -> tuple[tuple[str, frozenset[str]], ...]:
+    """Parts of `text` with the labels that each names."""
+    found = []
+    for sentence in re.split(r"[;\n]|[.!?](?:\s|$)", text):
+        named = frozenset(label for label in known if mentions(sentence, label))
+        if len(named) > 1:
+            pieces = re.split(r",\s", sentence)
+            found += [(piece, frozenset(label for label in named if mentions(piece, label))) for piece in pieces]
+        elif named:
+            found.append((sentence, named))
+    return tuple(found)
+
+
+def _parts_on(text: str, label: str | None, known: tuple[str, ...]) -> list[str]:
+    """The parts that name `label` and no other of the `known` ones."""
+    return [part for part, named in _parts(text, known) if named == {label}]
+
+
+def _place(text: str, label: str | None, known: tuple[str, ...]) -> tuple[int, int] | None:
+    """Where `label` is first named: number of the part, character in it."""
+    for number, (part, named) in enumerate(_parts(text, known)):
+        if label in named:
+            return number, part.casefold().find(str(label).casefold())
+    return None
+
+
+def _azimuth(part: str) -> float | None:
+    vector = read_direction(part)
+    if vector is None or math.hypot(*vector[:2]) < 0.1:
+        return None
+    return math.degrees(math.atan2(vector[1], vector[0]))
+
+
+def _height(part: str) -> float | None:
+    word = read_directions(part).get("above/below")
+    return None if word is None else 1.0 if word == "above" else -1.0
+
+
+_READ = {"side": _azimuth, "height": _height, "distance": read_distance, "onset": read_time}
+_APART = {
+    "side": lambda a, b: abs((a - b + 180) % 360 - 180),
+    "height": lambda a, b: abs(math.copysign(1, a) - math.copysign(1, b)),
+    "distance": lambda a, b: abs(math.log(max(a, 1e-3) / b)),
+    "onset": lambda a, b: abs(a - b),
+}
