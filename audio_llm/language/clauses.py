@@ -51,25 +51,34 @@ class Followed:
         return all(self.caused) and all(self.others)
 
 
-def follow(told: Mapping[str, Any], before: str, after: str) -> Followed:
-    """Compare the reasoning `before` and `after` an intervention, `told` as ``meta.counterfactual`` has it."""
+Told = Mapping[str, Sequence[Clause]]  # ``changes`` and ``keeps``, as ``meta.counterfactual`` has them
+Read = tuple[tuple[Said, ...], tuple[Said, ...]]  # what a text says of the clauses of both
+
+
+def follow(told: Told, before: str, after: str) -> Followed:
+    """Compare the reasoning `before` and `after` an intervention."""
+    return compare(told, read(told, before, 0), read(told, after, 1))
+
+
+def read(told: Told, text: str, scene: int) -> Read:
+    """What `text` about `scene` (0 before, 1 after) says of every clause."""
     changes, keeps = told["changes"], told["keeps"]
     known = tuple(sorted({name for clause in (*changes, *keeps) for name in clause["labels"] if name}))
-    caused, others = [], []
-    for clause in changes:
-        first, second = say(clause, before, 0, known), say(clause, after, 1, known)
-        if first is not None or second is not None:
-            caused.append(None not in (first, second) and first != second and _nearer(clause, second))
-    for clause in keeps:
-        first, second = say(clause, before, 0, known), say(clause, after, 1, known)
-        if first is not None and second is not None:
-            others.append(_named(clause, first) == _named(clause, second))
+    said = [tuple(say(clause, text, scene, known) for clause in clauses) for clauses in (changes, keeps)]
+    return said[0], said[1]
+
+
+def compare(told: Told, before: Read, after: Read) -> Followed:
+    """What was read of a text about the scene before against what was read of one about the scene after."""
+    changed = zip(told["changes"], before[0], after[0], strict=True)
+    caused = [
+        first is not None and second is not None and first != second and _nearer(clause, second)
+        for clause, first, second in changed
+        if first is not None or second is not None
+    ]
+    kept = zip(before[1], after[1], strict=True)
+    others = [first == second for first, second in kept if first is not None and second is not None]
     return Followed(tuple(caused), tuple(others))
-
-
-def _named(clause: Clause, said: Said) -> Said:
-    """A distance of "2 m" is one of "2.0 m"."""
-    return round(said, 6) if isinstance(said, float) else said
 
 
 def say(clause: Clause, text: str, scene: int, known: Sequence[str]) -> Said:
@@ -86,7 +95,7 @@ def say(clause: Clause, text: str, scene: int, known: Sequence[str]) -> Said:
     for part in _parts_on(text, label, tuple(known)):
         value = _READ[kind](part)
         if value is not None:
-            return value
+            return round(value, 6)
     return None
 
 

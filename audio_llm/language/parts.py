@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 # What models call the parts of a reply, in any case, between <…>, […], ◁…▷ or <|begin_of_…|>.
 THINKING = (
@@ -156,3 +157,11 @@ def _json_answer(text: str) -> str | None:
                 value = values[key]
                 return str(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
     return None
+
+
+def completion_text(completion: str | list[dict[str, Any]]) -> str:
+    """The assistant's text of a TRL completion: a plain string, or a list of messages whose last one is the reply."""
+    if isinstance(completion, str):
+        return completion
+    content = completion[-1]["content"] if completion else ""
+    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)

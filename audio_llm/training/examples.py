@@ -149,6 +149,7 @@ def _columns(item: Mapping[str, Any], messages: list[dict[str, Any]], style: str
         "choices": list(sample.choices) or None,
         "events": [dataclasses.asdict(event) for event in sample.events],
         "question_type": sample.meta.get("question_type"),
+        "counterfactual": sample.meta.get("counterfactual"),
         "style": style,
     }
 

@@ -37,6 +37,7 @@ from trl import GRPOTrainer
 
 from audio_llm import files
 from audio_llm.errors import TrainingError, describe
+from audio_llm.language.parts import completion_text
 from audio_llm.model.encoder import AudioEncoder
 from audio_llm.model.modeling import SharedPrompt
 from audio_llm.training.callbacks import COMPLETE
@@ -47,7 +48,6 @@ from audio_llm.training.order import RunSampler
 from audio_llm.training.parity import ParityGate
 from audio_llm.training.rejects import Rejects
 from audio_llm.training.resampling import ResamplingTrainer, flat_groups
-from audio_llm.training.rewards import completion_text
 from audio_llm.training.rollouts import (
     LANGUAGE_MODEL,
     Completion,

@@ -22,6 +22,7 @@ from audio_llm.model.validate import (
     read_facts,
 )
 from audio_llm.shards.index import shard_paths
+from audio_llm.training.counterfactual import NAME as PAIRS
 from audio_llm.training.rewards import DEFAULT_WEIGHTS, build_rewards, length
 from audio_llm.training.trackers import Tracker
 
@@ -230,6 +231,12 @@ class PolicyRecipe(RunRecipe):
             config.note("model.encoder.train", "train.encoder")
             self.model = dataclasses.replace(self.model, encoder=encoder)
             self.train = dataclasses.replace(self.train, encoder=beside)
+
+    def order(self, shards: Any, data: DataRecipe) -> Any:
+        """The order in which a run reads the ``ShardDataset`` of `data`: a ``RunSampler`` of no samples yet."""
+        from audio_llm.training.order import RunSampler
+
+        return RunSampler(shards, self.seed, 0, data.weights)
 
     def stage_recipes(self) -> list[Self]:
         """What each stage of the run is told: this recipe alone, where it is not divided."""
@@ -505,6 +512,13 @@ class GRPORecipe(PolicyRecipe):
             expected = "eval_steps that are a multiple of save_steps: what is validated must have been saved"
             found = f"eval_steps: {self.eval_steps} and save_steps: {self.save_steps or 'null'}"
             raise ConfigError(describe("keep: best", expected, found))
+
+    def order(self, shards: Any, data: DataRecipe) -> Any:
+        if PAIRS not in self.rewards:
+            return super().order(shards, data)
+        from audio_llm.training.pairs import PairedOrder
+
+        return PairedOrder(shards, self.seed, 0, data.weights)
 
     @property
     def target_words(self) -> float | None:

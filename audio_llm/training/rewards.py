@@ -24,7 +24,7 @@ from typing import Any
 
 from audio_llm.errors import ConfigError, nearest
 from audio_llm.language.directions import great_circle, read_direction, unit_vector
-from audio_llm.language.parts import strip_turn_markers
+from audio_llm.language.parts import completion_text, strip_turn_markers
 from audio_llm.language.polarity import YES_NO, read_yes_no
 from audio_llm.language.prompts import STYLES, TAGS
 from audio_llm.language.quantities import read_distance, read_time
@@ -37,6 +37,7 @@ from audio_llm.language.replies import (
     resolve_option,
 )
 from audio_llm.registry import find
+from audio_llm.training.counterfactual import counterfactual
 
 Rewards = list[float | None]
 RewardFunction = Callable[..., Rewards]
@@ -45,14 +46,6 @@ DEFAULT_WEIGHTS: dict[str, Any] = {"answer_accuracy": 1.0, "format": 0.25}
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
-
-
-def completion_text(completion: str | list[dict[str, Any]]) -> str:
-    """The assistant's text of a TRL completion: a plain string, or a list of messages whose last one is the reply."""
-    if isinstance(completion, str):
-        return completion
-    content = completion[-1]["content"] if completion else ""
-    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
 
 
 @dataclass(frozen=True)
@@ -218,6 +211,7 @@ REWARDS: dict[str, RewardFunction] = {
     "distance": distance,
     "onset": onset,
     "evidence": evidence,
+    "counterfactual": counterfactual,
 }
 
 

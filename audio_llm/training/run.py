@@ -211,7 +211,7 @@ class PolicyRun(Run):
         for stage in stages:
             if not self.data or self.data[-1][0] != stage.data:
                 self.data.append((stage.data, open_shards(stage.data.folders, self.processor, stage.data)))
-                orders.append(RunSampler(self.data[-1][1], recipe.seed, 0, stage.data.weights))
+                orders.append(recipe.order(self.data[-1][1], stage.data))
             self.planned.append(planned_steps(stage, orders[-1].epoch_size, samples_per_step))
             orders[-1].samples += self.planned[-1] * samples_per_step
         folders = {index.folder: index for _, shards in self.data for index in shards.indexes}
