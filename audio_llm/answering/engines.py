@@ -288,7 +288,8 @@ class GumbelSampler:
                 noise = -torch.empty(scores.shape[1]).exponential_(generator=generator).log()
                 scores[row] = scores[row] / temperature + noise.to(scores.device)
         scores[:, self._never_said] = -torch.inf  # last: infinity over a temperature or plus noise may be no number
-        return scores
+        # Beams are compared by their sums: shares of what can be said, as vLLM counts them.
+        return scores.log_softmax(dim=-1) if len(scores) > len(self._temperatures) else scores
 
 
 def _end_ids(generation_config: Any, tokenizer: Any) -> set[int]:
