@@ -155,7 +155,7 @@ def absorb(
             language_model=words,
             tokenizer=tokenizer,
             projector=PROJECTOR | sizes,
-            prompt="bat",
+            prompt="alpaca",
             weights={key.removeprefix(_PROJECTOR): value for key, value in state.items() if key.startswith(_PROJECTOR)},
         )
         tensors = {

@@ -113,10 +113,10 @@ def own_system_prompt(tokenizer: Any, marker: str) -> str:
     return text.partition(opening)[2].partition(closing)[0].strip()
 
 
-PROMPTS = ("chat", "bat")  # how a checkpoint is asked: in its language model's chat format, or as BAT was
+PROMPTS = ("chat", "alpaca")  # how a checkpoint is asked: in its language model's chat format, or in Alpaca's words
 
 
-def bat_template(tokenizer: Any) -> str:
+def fitting_alpaca_template(tokenizer: Any) -> str:
     """BAT's template for a tokenizer that has the audio placeholder: the ids of a text behind the sounds are those that
     the tokenizer gives to the text alone, as the original put them together (Zheng et al. 2024).
 
@@ -158,7 +158,7 @@ def prepare_tokenizer(tokenizer: Any, prompt: str = "chat") -> str:
     tags = [tag for name in TAGS for tag in (f"<{name}>", f"</{name}>") if tag in special]
     tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in tags])
     bos = tokenizer.bos_token if marker != "<|im_start|>" else None
-    tokenizer.chat_template = chat_template(marker, bos) if prompt == "chat" else bat_template(tokenizer)
+    tokenizer.chat_template = chat_template(marker, bos) if prompt == "chat" else fitting_alpaca_template(tokenizer)
     return marker
 
 

@@ -56,7 +56,7 @@ class ModelRecipe:
     encoder: dict[str, Any] | None = None
     language_model: dict[str, Any] | None = None  # {path: a Transformers folder}
     projector: dict[str, Any] | None = None  # fields of its configuration, for instance {num_query_tokens: 16}
-    prompt: Literal["chat", "bat"] = "chat"  # of parts put together: how they are asked; bat: as BAT was
+    prompt: Literal["chat", "alpaca"] = "chat"  # of parts put together: how they are asked; alpaca: as BAT was
     attention: str = "sdpa"  # of the language model: what Transformers calls attn_implementation
 
     def check(self) -> None:

@@ -137,7 +137,9 @@ def test_wrong_recipes_are_named() -> None:
 def test_a_kind_that_there_is_not_names_all_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "recipe.yaml").write_text("kind: dcase_aq\n")
     assert main(["prep", str(tmp_path / "recipe.yaml"), str(tmp_path / "out")]) == 2
-    expected = "kind: expected one of audioset_reverb, dcase_aqa, manifest, scenes, seld, or package.module:Name"
+    expected = (
+        "kind: expected one of audioset_reverb, corpus, dcase_aqa, manifest, scenes, seld, or package.module:Name"
+    )
     assert f"{expected}, found 'dcase_aq' (did you mean 'dcase_aqa'?)" in capsys.readouterr().err
 
 

@@ -107,7 +107,7 @@ def test_the_prompt_has_the_published_ids_behind_the_sound(parts: Path, scheme: 
     tokenizer = llama_tokenizer(scheme)
     ids = [number for number, _ in PIECES]
     assert tokenizer(ALPACA[0] + QUESTION + ALPACA[1])["input_ids"] == ids and len(ids) == 37
-    prepare_tokenizer(tokenizer, "bat")
+    prepare_tokenizer(tokenizer, "alpaca")
     item = type("Item", (), {"question": QUESTION, "choices": (), "answer": "left, front"})()
     text = rendered(tokenizer, prompts.conversation(item), generate=True)
     mark = tokenizer.convert_tokens_to_ids(prompts.AUDIO_TOKEN)
@@ -124,7 +124,7 @@ def test_the_prompt_has_the_published_ids_behind_the_sound(parts: Path, scheme: 
 def test_no_system_message_stands_in_it(parts: Path) -> None:
     from audio_llm.model.build import prepare_tokenizer
 
-    prepare_tokenizer(tokenizer := llama_tokenizer(), "bat")
+    prepare_tokenizer(tokenizer := llama_tokenizer(), "alpaca")
     item = type("Item", (), {"question": QUESTION, "choices": ()})()
     with pytest.raises(AudioLLMError, match="no system message"):
         rendered(tokenizer, prompts.conversation(item, order="system"), generate=True)
@@ -237,7 +237,7 @@ def test_samples_are_the_references_collated_ones(parts: Path, tmp_path: Path) -
     words = Qwen2ForCausalLM(Qwen2Config(vocab_size=259, num_key_value_heads=2, **sizes))
     projector = SIZES | {"num_query_tokens": 64}
     how = {"encoder": load_encoder(parts / "encoder"), "language_model": words, "tokenizer": byte_tokenizer()}
-    processor = load_processor(build_checkpoint(tmp_path / "model", **how, projector=projector, prompt="bat"))
+    processor = load_processor(build_checkpoint(tmp_path / "model", **how, projector=projector, prompt="alpaca"))
     assert processor.tokenizer.pad_token_id == 2
     known = np.load(SHARED / "fixtures" / "bat_ref.npz")
     asked = [("Q one?", "left, front, below; 1m"), ("A longer question here?", "Yes")]

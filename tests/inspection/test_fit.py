@@ -131,6 +131,7 @@ WAYS = {
     "cpu_1": ("one", 1),
     "cpu_2": ("ddp", 1),
     "fsdp2": ("fsdp", 8),
+    "fsdp2_cpu": ("fsdp", 2),
     "multi_gpu": ("ddp", 1),
     "single_gpu": ("one", 1),
     "zero2": ("zero2", 8),

@@ -51,7 +51,7 @@ class LanguageModelRecipe:
     output: Path  # the folder of the model, in Transformers' form
     task: str = "language_model"  # what is learnt
     style: str = "think"  # what a reply says before its answer: answer, think, think_semantics, plain
-    prompt: str = "chat"  # the words around a question: chat, or bat (BAT's, for model.prompt of SFT)
+    prompt: str = "chat"  # the words around a question: chat, or alpaca (BAT's, for model.prompt of SFT)
     vocabulary: int = 1024  # tokens at most
     model: ModelSize = field(default_factory=ModelSize)  # sizes of the network
     steps: int = 400  # number of updates
@@ -124,7 +124,7 @@ def described(sample: Any, style: str, prompt: str = "chat") -> tuple[str, str]:
     """(prompt, reply) for text-only training: the scene in words (``meta["caption"]``) where the audio will stand."""
     scene = sample.meta.get("caption") or sample.thinking or ""
     question, reply = question_text(sample.question, sample.choices or ()), target_text(sample, style) + "<|im_end|>"
-    if prompt == "bat":
+    if prompt == "alpaca":
         return f"{scene}{question.join(ALPACA)}", reply
     return f"<|im_start|>user\n{scene}\n{question}<|im_end|>\n<|im_start|>assistant\n", reply
 
