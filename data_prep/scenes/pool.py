@@ -18,7 +18,7 @@ CHUNK = 16  # items a worker makes before it hands them over
 _worker: Any = None  # the object whose methods this process runs
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """A worker of a killed parent waits for work for ever; leave as soon as the parent is gone."""
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -33,7 +33,7 @@ def _die_with_parent() -> None:
 def _start(kind: Any, args: tuple[Any, ...]) -> None:
     global _worker
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    _die_with_parent()
+    die_with_parent()
     _worker = kind(*args)
 
 
@@ -90,7 +90,7 @@ def open_pool(workers: int, kind: Any, args: tuple[Any, ...]) -> Iterator[Jobs]:
 def plain_pool(workers: int, initializer: Any = None, args: tuple[Any, ...] = ()) -> Iterator[Executor]:
     """A process pool by spawn (forking a process that has threads may hang), cancelled on the way out."""
     executor = ProcessPoolExecutor(
-        max(1, workers), multiprocessing.get_context("spawn"), initializer or _die_with_parent, args
+        max(1, workers), multiprocessing.get_context("spawn"), initializer or die_with_parent, args
     )
     try:
         yield executor

@@ -17,26 +17,16 @@ from typing import Any, ClassVar
 from audio_llm.errors import AudioLLMError, ConfigError, describe
 from data_prep.corpus.engines.base import Answer, Done, Holder, Job, Running, spread, told
 from data_prep.corpus.stage import Stage
+from data_prep.scenes.pool import die_with_parent
 
 _END = object()  # of what is sent to a worker
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def watch() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
 
 
 def _work(pipe: Connection, folder: Path) -> None:
     """What a worker process does: it opens a stage that it is sent, and answers calls, until the driver hangs up."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many workers as cores, so a thread each
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the driver's to handle
-    _end_with_parent()
+    die_with_parent()
     holder: Holder | None = None
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
