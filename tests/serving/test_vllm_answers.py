@@ -114,5 +114,5 @@ def test_beams_agree_on_two_hundred_questions(checkpoint, shards, tmp_path: Path
     (searched, theirs), (greedy, _) = ask([[*words, "4"], [*words, "1"]], tmp_path)
     assert len(searched) == len(theirs) == 200 and not any(row.error for row in (*searched, *theirs))
     assert [row.prompt_hash for row in searched] == [row.prompt_hash for row in theirs]
-    assert np.mean([a.raw == b.raw for a, b in zip(searched, theirs, strict=True)]) >= 0.95
+    assert np.mean([a.raw == b.raw for a, b in zip(searched, theirs, strict=True)]) >= 0.99
     assert np.mean([a.raw != b.raw for a, b in zip(searched, greedy, strict=True)]) > 0.1, "beams change nothing"
