@@ -20,6 +20,12 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
+# Numba writes what it compiles without a lock (data_prep/corpus/compiled.py): a worker has a cache of its own.
+os.environ.setdefault(
+    "NUMBA_CACHE_DIR",
+    str(Path(__file__).parents[1] / ".pytest_cache" / f"numba-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"),
+)
+
 import pytest
 from filelock import FileLock
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from audio_llm.audio import Waveform, resample
+from data_prep.corpus.compiled import librosa
 from data_prep.corpus.facts import Fact
 
 RATE = 16_000  # Hz
@@ -41,10 +42,8 @@ def measured(waveform: Waveform) -> list[Fact]:
 
 
 def _spectral(samples: np.ndarray) -> Iterator[Fact]:
-    import librosa
-
     padded = np.pad(samples, (0, max(0, FRAME - len(samples))))
-    power = np.abs(librosa.stft(padded, n_fft=FRAME, hop_length=HOP)) ** 2  # (frequencies, frames)
+    power = np.abs(librosa().stft(padded, n_fft=FRAME, hop_length=HOP)) ** 2  # (frequencies, frames)
     energy = power.sum(axis=0)
     silent = 10 * np.log10(np.maximum(energy / (FRAME**2 / 8), 1e-12)) < SILENCE
     yield Fact("", "silence", round(float(silent.mean()), 3), "", "level")
@@ -63,14 +62,12 @@ def _spectral(samples: np.ndarray) -> Iterator[Fact]:
 def _onsets(samples: np.ndarray) -> tuple[int, float, np.ndarray]:
     """How many beginnings, how sure: the weakest one's strength over what lies between them, re the strongest; and the
     strength of every frame, (frames,)."""
-    import librosa
-
     # What is there from the first sample on begins there: silence before it shows its beginning.
     lead = RATE // 4
-    strength = librosa.onset.onset_strength(
+    strength = librosa().onset.onset_strength(
         y=np.concatenate((np.zeros(lead, np.float32), samples)), sr=RATE, hop_length=HOP
     )
-    peaks = librosa.onset.onset_detect(onset_envelope=strength, sr=RATE, hop_length=HOP, units="frames", delta=0.1)
+    peaks = librosa().onset.onset_detect(onset_envelope=strength, sr=RATE, hop_length=HOP, units="frames", delta=0.1)
     if not len(peaks):
         return 0, 0.0, strength
     between = np.ones(len(strength), dtype=bool)
@@ -83,9 +80,7 @@ def _onsets(samples: np.ndarray) -> tuple[int, float, np.ndarray]:
 
 def _tempo(strength: np.ndarray) -> tuple[float, float]:
     """Beats per minute, and how steady: autocorrelation of the onset strength at the lag of a beat, re its energy."""
-    import librosa
-
-    tempo = float(librosa.feature.tempo(onset_envelope=strength, sr=RATE, hop_length=HOP)[0])
+    tempo = float(librosa().feature.tempo(onset_envelope=strength, sr=RATE, hop_length=HOP)[0])
     centred = strength - strength.mean()
     lag = round(60 / tempo * RATE / HOP)
     energy = float(centred @ centred)
@@ -98,12 +93,10 @@ def _tempo(strength: np.ndarray) -> tuple[float, float]:
 def _pitch(samples: np.ndarray, loud: np.ndarray) -> tuple[float, float]:
     """Median of the fundamental (YIN, de Cheveigné and Kawahara 2002) over frames that repeat themselves after a
     period, and the share of loud frames that do; (0, 0) where fewer than one in ten does."""
-    import librosa
-
     low, high = PITCHES
-    found = librosa.yin(samples, fmin=low, fmax=high, sr=RATE, frame_length=FRAME, hop_length=HOP)
+    found = librosa().yin(samples, fmin=low, fmax=high, sr=RATE, frame_length=FRAME, hop_length=HOP)
     centred = np.pad(samples, FRAME // 2)
-    frames = librosa.util.frame(centred, frame_length=FRAME, hop_length=HOP)[:, : len(found)]  # (FRAME, frames)
+    frames = librosa().util.frame(centred, frame_length=FRAME, hop_length=HOP)[:, : len(found)]  # (FRAME, frames)
     periodic = np.zeros(len(found), dtype=bool)
     for place in np.flatnonzero(loud[: len(found)]):
         lag = round(RATE / found[place])

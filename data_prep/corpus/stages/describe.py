@@ -13,6 +13,7 @@ from audio_llm.files import content_hash
 from audio_llm.language.prompts import prompt_hash
 from data_prep.corpus import acoustics, endpoint
 from data_prep.corpus import facts as known
+from data_prep.corpus.compiled import librosa
 from data_prep.corpus.endpoint import Asking, Model
 from data_prep.corpus.facts import Fact
 from data_prep.corpus.slots import label_words
@@ -70,6 +71,8 @@ class Describe(Step):
 
     def open(self, folder: Path) -> None:
         self._folder = folder
+        if self.acoustic:
+            librosa()  # compiled here, for a result has a limit of time
         self._taggers = [(path.name, _tagger(path, self.hearing)) for path in self.taggers]
         self._locators = [(path.name, _locator(path, self.hearing)) for path in self.locators]
         self._model = Model(self._asking, folder, "describe") if self.url else None
