@@ -7,9 +7,12 @@ loads it (a segmentation fault at a null address, librosa 0.11, Numba 0.65).
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
+import shutil
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,8 +31,14 @@ def cache_folder() -> Path:
 def librosa() -> Any:
     """The package, with what :mod:`data_prep.corpus.acoustics` calls compiled, once on a machine (ten seconds)."""
     folder = cache_folder()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(folder / ".lock", "ab") as lock:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "ab")  # noqa: SIM115 (closed below)
+    except OSError:  # a user without a home, as in containers: this process compiles for itself
+        folder = Path(tempfile.mkdtemp(prefix="audio-llm-numba-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        lock = open(folder / ".lock", "ab")  # noqa: SIM115 (closed below)
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file is closed, whatever becomes of the process
         if "librosa" not in sys.modules:  # a function's cache is decided when it is defined
             import numba

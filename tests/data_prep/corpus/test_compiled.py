@@ -40,3 +40,6 @@ def test_three_first_runs_at_once_leave_a_cache_that_can_be_loaded(tmp_path: Pat
     assert [process.returncode for process in running] == [0, 0, 0] and len(told) == 1 and "tempo" in told.pop()
     assert len(list((tmp_path / "numba").rglob("*.nbi"))) > 3
     assert subprocess.run(line, stdout=subprocess.DEVNULL, timeout=300, **how).returncode == 0
+    (tmp_path / "file").write_text("no folder")  # a place where nothing can be kept
+    environment["NUMBA_CACHE_DIR"] = str(tmp_path / "file" / "numba")
+    assert subprocess.run(line, stdout=subprocess.DEVNULL, timeout=300, **how).returncode == 0
