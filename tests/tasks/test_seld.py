@@ -420,6 +420,90 @@ def test_thresholds_are_tuned_class_by_class():
     assert score_tables(reference, default, num_classes=3).scores().classwise[0, 1] == 0
 
 
+def random_case(seed: int, elements: int, number: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """An output with ties, and events of which up to four of a class stand in one frame, some behind its end."""
+    rng = np.random.default_rng(seed)
+    frames, events = int(rng.integers(1, 12)), int(rng.integers(0, 25))
+    output = rng.normal(0, 0.5, (frames, number, elements, classes)).round(1).astype(np.float32)
+    place = [np.sort(rng.integers(0, frames + 2, events)), rng.integers(0, classes, events), np.zeros(events)]
+    rows = [*place, rng.integers(-180, 181, events), rng.integers(1, 400, events), rng.integers(0, 2, events)]
+    return output, np.stack(rows, axis=1).astype(float)
+
+
+def decode_by_definition(output: np.ndarray, threshold: float) -> list[tuple[int, int, float, float, float]]:
+    """(frame, class, x, y, metres) of three tracks, frame by frame and pair by pair."""
+    found = []
+    for frame, label in itertools.product(range(output.shape[0]), range(output.shape[3])):
+        vectors, metres = output[frame, :, :2, label], np.maximum(output[frame, :, 2, label], 0)
+        active = [track for track in range(3) if np.hypot(*vectors[track]) > threshold]
+        unit = [vector / max(float(np.hypot(*vector)), 1e-9) for vector in vectors]
+        pairs = [
+            (a, b)
+            for a, b in ((0, 1), (1, 2), (2, 0))
+            if a in active and b in active and math.degrees(math.acos(np.clip(unit[a] @ unit[b], -1, 1))) < 15
+        ]
+        alone = [[track] for track in active if not any(track in pair for pair in pairs)]
+        groups = [*alone, *([sorted(set(itertools.chain(*pairs)))] if pairs else [])]
+        found += [(frame, label, *vectors[group].mean(axis=0), metres[group].mean()) for group in groups]
+    return found
+
+
+@given(st.integers(0, 2**32), st.floats(0.15, 0.95))
+@settings(max_examples=40, deadline=None)
+def test_decoding_is_its_definition(seed, threshold):
+    output, _ = random_case(seed, 3, 3)
+    output[:, 1, :2] = np.where(seed % 2, output[:, 0, :2] * 1.05, output[:, 1, :2])  # tracks that agree
+    wanted, found = decode_by_definition(output, threshold), tracks.decode(output, threshold)
+    assert [(a, b) for a, b, *_ in wanted] == list(zip(found.frame.tolist(), found.label.tolist(), strict=True))
+    values = np.array([rest for _, _, *rest in wanted]).reshape(-1, 3)
+    np.testing.assert_allclose(np.column_stack((found.vector, found.distance)), values, atol=1e-5)
+
+
+def counts_by_definition(reference: np.ndarray, predicted: np.ndarray, strict: bool, classes: int) -> np.ndarray:
+    """Right, extra, missed, misplaced and degrees per class; all matchings of a cell are tried."""
+    sums = np.zeros((5, classes))
+    end = math.inf if strict else max(reference[:, 0], default=0)
+    for frame, label in {(row[0], int(row[1])) for row in (*reference, *predicted) if row[0] < end}:
+        truth, guess = (rows[(rows[:, 0] == frame) & (rows[:, 1] == label)] for rows in (reference, predicted))
+        few, many = sorted((truth, guess), key=len)
+        fold = seld_tables.fold_azimuth
+        cost = np.abs(fold(few[:, None, 3]) - fold(many[None, :, 3])).reshape(len(few), len(many))
+        best = min(cost[range(len(few)), chosen].sum() for chosen in itertools.permutations(range(len(many)), len(few)))
+        sums[1:3, label] += max(0, len(guess) - len(truth)), max(0, len(truth) - len(guess))
+        sums[4, label] += best
+        sums[3, label] += len(few)  # right and misplaced together: equal totals may differ in which are right
+    return sums
+
+
+@given(st.integers(0, 2**32), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_counts_are_their_definition(seed, strict):
+    output, reference = random_case(seed, 3, 3)
+    predicted = tracks.decode(output, 0.3).rows()
+    sums = file_counts(reference, predicted, strict=strict, num_classes=3)
+    wanted = counts_by_definition(reference, predicted, strict, 3)
+    np.testing.assert_array_equal(sums[[1, 2, 4]], wanted[[1, 2, 4]])
+    np.testing.assert_array_equal(sums[0] + sums[3], wanted[3])
+    np.testing.assert_array_equal(sums[8], wanted[3])
+
+
+@given(st.integers(0, 2**32), st.booleans(), st.sampled_from([("x", "y", "distance"), ("x", "y"), ("x", "y", "z")]))
+@settings(max_examples=15, deadline=None)
+def test_all_thresholds_at_once_are_one_after_the_other(seed, strict, elements):
+    count = 1 if seed % 5 == 0 else 3
+    cases = [random_case(seed + number, len(elements), count) for number in range(4)]
+    outputs, reference = ({str(n): case[part] for n, case in enumerate(cases)} for part in (0, 1))
+    grid = (0.5, 0.3, 0.9, 0.1)
+    found, f_scores = tune_thresholds(outputs, reference, grid, strict=strict, elements=elements)
+    table = []
+    for threshold in grid:
+        rows = {name: tracks.decode(output, threshold, elements=elements).rows() for name, output in outputs.items()}
+        table.append(score_tables(reference, rows, strict=strict, num_classes=3).scores().classwise[0])
+    best = np.max(table, axis=0)
+    np.testing.assert_array_equal(f_scores, best)
+    np.testing.assert_array_equal(found, np.where(best > 0, np.array(grid)[np.argmax(table, axis=0)], 0.5))
+
+
 def test_submission_has_a_file_for_every_clip(tmp_path):
     found = tracks.decode(as_output(tracks.adpit_labels(np.array([[3, 2, 0, 40, 210, 0]], dtype=float))))
     nothing = tracks.decode(np.zeros((50, 3, 3, 13), dtype=np.float32))

@@ -19,7 +19,7 @@ import numpy as np
 from audio_llm.datasets.seld_tables import fold_azimuth
 from audio_llm.encoders.seld_head import CLASSES, ELEMENTS
 from audio_llm.errors import ShardError, describe
-from audio_llm.tasks.seld.tracks import decode
+from audio_llm.tasks.seld.tracks import UNIFY, decode_active, lengths
 
 _EPS = float(np.finfo(float).eps)
 Average = Literal["macro", "micro"]
@@ -52,16 +52,6 @@ class Scores(NamedTuple):
 # -------------------------------------------------------------------------------------------------------------- counts
 
 
-def _groups(rows: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
-    """Rows by (frame, class), in the order of the table."""
-    if not len(rows):
-        return {}
-    keys = rows[:, 0].astype(np.int64) << 16 | rows[:, 1].astype(np.int64)
-    order = np.argsort(keys, kind="stable")
-    cuts = np.flatnonzero(np.diff(keys[order])) + 1
-    return {(int(part[0, 0]), int(part[0, 1])): part for part in np.split(rows[order], cuts)}
-
-
 def match(reference: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs of least total angle: indices into both tables, and the angle of each pair in degrees."""
     cost = np.abs(fold_azimuth(reference[:, None, 3]) - fold_azimuth(predicted[None, :, 3]))
@@ -84,50 +74,68 @@ def file_counts(
 
     Raises :class:`ShardError` for a class beyond `num_classes`.
     """
-    criteria = criteria or Criteria()
-    for name, rows in (("reference", reference), ("prediction", predicted)):
-        if len(rows) and rows[:, 1].max() >= num_classes:
-            raise ShardError(describe(name, f"classes 0 to {num_classes - 1}", f"class {int(rows[:, 1].max())}"))
-    truth, guess = _groups(np.asarray(reference, np.float64)), _groups(np.asarray(predicted, np.float64))
-    end = math.inf if strict else max((frame for frame, _ in truth), default=0)
-    sums = np.zeros((len(SUMS), num_classes))
-    for key in sorted(truth.keys() | guess.keys()):
-        frame, label = key
-        if frame >= end:
-            continue
-        if key not in guess:
-            sums[2, label] += len(truth[key])
-        elif key not in truth:
-            sums[1, label] += len(guess[key])
-        else:
-            sums[:, label] += _matched(truth[key], guess[key], criteria)
-    return sums
+    _check_classes("reference", reference, num_classes)
+    _check_classes("prediction", predicted, num_classes)
+    truth, guess = np.asarray(reference, np.float64), np.asarray(predicted, np.float64)
+    end = math.inf if strict else _last_frame(truth)
+    keys, cells = _cells(truth[truth[:, 0] < end], guess[guess[:, 0] < end], criteria or Criteria())
+    return _summed(keys & _CLASS, cells, num_classes)
 
 
-def _matched(truth: np.ndarray, guess: np.ndarray, criteria: Criteria) -> np.ndarray:
-    first, second, angle = match(truth, guess)
-    wanted, found = truth[first], guess[second]
-    distance = np.abs(wanted[:, 4] - found[:, 4])
+_CLASS = (1 << 16) - 1  # a cell's key is its frame before these bits, and its class in them
+
+
+def _keys(rows: np.ndarray) -> np.ndarray:
+    return rows[:, 0].astype(np.int64) << 16 | rows[:, 1].astype(np.int64)
+
+
+def _check_classes(name: str, rows: np.ndarray, num_classes: int) -> None:
+    if len(rows) and rows[:, 1].max() >= num_classes:
+        raise ShardError(describe(name, f"classes 0 to {num_classes - 1}", f"class {int(rows[:, 1].max())}"))
+
+
+def _last_frame(rows: np.ndarray) -> float:
+    return rows[:, 0].max() if len(rows) else 0
+
+
+def _summed(place: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
+    """Columns of `values` ``(n, k)`` summed by their `place` ``(n,)`` of `count`: ``(k, count)``."""
+    return np.stack([np.bincount(place, column, minlength=count) for column in values.T])
+
+
+def _cells(truth: np.ndarray, guess: np.ndarray, criteria: Criteria) -> tuple[np.ndarray, np.ndarray]:
+    """Keys ``(n,)`` of the cells (a frame and a class) that two tables fill, rising, and their sums ``(n, 9)``."""
+    keys, cell = np.unique(np.concatenate((_keys(truth), _keys(guess))), return_inverse=True)
+    of = cell[: len(truth)], cell[len(truth) :]
+    many, found = (np.bincount(part, minlength=len(keys)) for part in of)
+    first, second = _pairs(truth, guess, of, many, found)
+    wanted, said = truth[first], guess[second]
+    angle = np.abs(fold_azimuth(wanted[:, 3]) - fold_azimuth(said[:, 3]))
+    distance = np.abs(wanted[:, 4] - said[:, 4])
     relative = distance / (wanted[:, 4] + _EPS)
-    seen = wanted[:, 5] == found[:, 5]
+    seen = wanted[:, 5] == said[:, 5]
     wrong = (angle > criteria.degrees) | (distance > criteria.centimetres) | (relative > criteria.relative_distance)
     if criteria.onscreen:
         wrong |= ~seen
-    pairs = len(first)
-    return np.array(
-        [
-            pairs - wrong.sum(),
-            max(0, len(guess) - len(truth)),
-            max(0, len(truth) - len(guess)),
-            wrong.sum(),
-            angle.sum(),
-            distance.sum(),
-            relative.sum(),
-            seen.sum(),
-            pairs,
-        ],
-        dtype=np.float64,
-    )
+    of_pairs = np.stack((~wrong, wrong, angle, distance, relative, seen, np.ones(len(first))), axis=1)
+    right, misplaced, *rest = _summed(of[0][first], of_pairs, len(keys))
+    return keys, np.stack((right, np.maximum(0, found - many), np.maximum(0, many - found), misplaced, *rest), axis=1)
+
+
+def _pairs(
+    truth: np.ndarray, guess: np.ndarray, of: tuple[np.ndarray, np.ndarray], many: np.ndarray, found: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows are matched, cell by cell: indices into both tables. `of` has the cell of each row."""
+    order, begin = [np.argsort(part, kind="stable") for part in of], [np.cumsum(n) - n for n in (many, found)]
+    single = np.flatnonzero((many == 1) & (found == 1))
+    pairs = [(order[0][begin[0][single]], order[1][begin[1][single]])]
+    for cell in np.flatnonzero((many > 0) & (found > 0) & (many + found > 2)).tolist():
+        rows = order[0][begin[0][cell] :][: many[cell]], order[1][begin[1][cell] :][: found[cell]]
+        first, second, _ = match(truth[rows[0]], guess[rows[1]])
+        pairs.append((rows[0][first], rows[1][second]))
+    first, second = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    by_cell = np.argsort(of[0][first], kind="stable")  # the order in which numbers are added
+    return first[by_cell], second[by_cell]
 
 
 # -------------------------------------------------------------------------------------------------------------- scores
@@ -177,20 +185,69 @@ def tune_thresholds(
     """The threshold of each class with the best F on validation data, and that F: both ``(classes,)``.
 
     `outputs` are network outputs ``(frames, tracks, elements, classes)`` by the names of `reference`. A class's events
-    depend on its own threshold alone, so that one pass per threshold finds the best of all combinations. A class
+    depend on its own threshold alone, so that the best of each class is the best of all combinations. A class
     without any right event at any threshold gets 0.5. Never tune on the data that is reported.
     """
     num_classes = next(iter(outputs.values())).shape[-1]
-    f_scores = []
-    for threshold in grid:
-        sums = [
-            file_counts(
-                reference[name], decode(values, threshold, elements=elements).rows(), criteria, strict, num_classes
-            )
-            for name, values in outputs.items()
-        ]
-        f_scores.append(scores_of(np.sum(sums, axis=0)).classwise[0])
-    table = np.stack(f_scores)  # (grid, classes)
+    steps = np.sort(np.asarray(grid, dtype=np.float32))
+    changes = np.zeros((len(SUMS), (len(steps) + 1) * num_classes))
+    names = list(outputs)
+    for start in range(0, len(names), _TOGETHER):
+        part = [(np.asarray(outputs[name], np.float32), reference[name]) for name in names[start : start + _TOGETHER]]
+        changes += _changes(part, steps, criteria or Criteria(), strict, elements)
+    sums = np.cumsum(changes.reshape(len(SUMS), -1, num_classes), axis=1)[:, :-1]
+    ranks = np.searchsorted(steps, np.asarray(grid, dtype=np.float32))
+    table = scores_of(np.moveaxis(sums, 1, 0)).classwise[:, 0][ranks]  # (grid, classes)
     best = table.max(axis=0)
     chosen = np.array(grid)[table.argmax(axis=0)]
     return np.where(best > 0, chosen, 0.5), best
+
+
+_TOGETHER = 256  # files whose frames are looked at as one recording
+
+
+def _changes(
+    files: Sequence[tuple[np.ndarray, np.ndarray]],
+    steps: np.ndarray,
+    criteria: Criteria,
+    strict: bool,
+    elements: Sequence[str],
+) -> np.ndarray:
+    """By how much the sums of `files` (outputs, reference) change from each of the rising thresholds `steps` to the
+    next: ``(9, (steps + 1) · classes)``, the first from nothing. Counts are exact, sums of errors up to rounding.
+
+    In a cell, the longest k tracks are active at every threshold from the length of track k + 1 to below that of
+    track k: at most three sets of tracks are decoded and matched, however many thresholds there are.
+    """
+    truths, numbers, begin = [], [], 0
+    for output, rows in files:
+        rows = np.asarray(rows, np.float64).reshape(-1, 6)
+        _check_classes("reference", rows, output.shape[-1])
+        end = math.inf if strict else _last_frame(rows)
+        truth = rows[rows[:, 0] < end]
+        truths.append(truth + np.array([begin, 0, 0, 0, 0, 0]))
+        number = np.arange(len(output))
+        numbers.append(np.where(number < end, number + begin, -1))
+        begin += int(max(len(output), _last_frame(truth) + 1))
+    truth, number = np.concatenate(truths), np.concatenate(numbers)  # of frames: where in the joined recording; or out
+    values = np.concatenate([output for output, _ in files])[number >= 0]
+    number = number[number >= 0]
+    num_classes = values.shape[-1]
+    length = np.nan_to_num(lengths(values, elements), nan=-np.inf)
+    ordered = -np.sort(-length, axis=1)
+    ordered = np.concatenate((ordered, np.full_like(ordered[:, :1], -np.inf)), axis=1)
+    low = np.searchsorted(steps, ordered)  # the first threshold at which fewer than k + 1 tracks are active
+    keys, silent = _cells(truth, truth[:0], criteria)
+    total = _summed(keys & _CLASS, silent, (len(steps) + 1) * num_classes)  # nothing said: missed at all thresholds
+    for k in range(1, length.shape[1] + 1):
+        first, last = low[:, k], low[:, k - 1]  # (frames, classes)
+        active = (length >= ordered[:, k - 1 : k]) & (first < last)[:, None]
+        found = decode_active(values, active, UNIFY, elements).rows()
+        found[:, 0] = number[found[:, 0].astype(int)]
+        asked = truth[np.isin(_keys(truth), _keys(found))]
+        keys, cells = _cells(asked, found, criteria)
+        cells[:, SUMS.index("missed")] -= np.bincount(np.searchsorted(keys, _keys(asked)), minlength=len(keys))
+        at = np.searchsorted(number, keys >> 16), keys & _CLASS
+        for bound, sign in ((first, 1), (last, -1)):
+            total += sign * _summed(bound[at] * num_classes + at[1], cells, total.shape[1])
+    return total

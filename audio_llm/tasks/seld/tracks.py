@@ -25,6 +25,7 @@ from audio_llm.errors import AudioError, ShardError, describe
 from audio_llm.shards.schema import Event
 from audio_llm.tasks.scores import unit_vector
 
+UNIFY = 15.0  # degrees within which tracks of one class are one event
 _SLOTS = 6  # one event of a class in a frame; two (slots 1, 2); three (slots 3, 4, 5)
 _FIRST_SLOT = {1: 0, 2: 1, 3: 3}
 
@@ -178,7 +179,7 @@ class Detections:
 def decode(
     output: np.ndarray | Tensor,
     threshold: float | Sequence[float] | np.ndarray = 0.5,
-    unify: float = 15.0,
+    unify: float = UNIFY,
     elements: Sequence[str] = ELEMENTS,
 ) -> Detections:
     """Events of ``(frames, tracks, elements, classes)``: active tracks, those within `unify` degrees taken together.
@@ -188,25 +189,45 @@ def decode(
     et al. 2022, §3.3). A single-track model has nothing to unify.
     """
     values = np.asarray(output.detach().float().cpu() if isinstance(output, Tensor) else output, dtype=np.float32)
-    axes = [index for index, name in enumerate(elements) if name != "distance"]
-    vector = np.moveaxis(values[:, :, axes], 2, -1)  # (frames, tracks, classes, 2 or 3)
+    return decode_active(values, lengths(values, elements) > np.asarray(threshold, dtype=np.float32), unify, elements)
+
+
+def lengths(values: np.ndarray, elements: Sequence[str]) -> np.ndarray:
+    """``(frames, tracks, elements, classes)`` → length of each track's vector ``(frames, tracks, classes)``."""
+    return np.sqrt(np.square(_vectors(values, elements)).sum(axis=-1))
+
+
+def _vectors(values: np.ndarray, elements: Sequence[str]) -> np.ndarray:
+    """Without the distance, components last: ``(frames, tracks, classes, 2 or 3)``."""
+    return np.moveaxis(values[:, :, [index for index, name in enumerate(elements) if name != "distance"]], 2, -1)
+
+
+def decode_active(values: np.ndarray, active: np.ndarray, unify: float, elements: Sequence[str]) -> Detections:
+    """As :func:`decode`, of the tracks that are `active`: ``(frames, tracks, classes)`` bool."""
+    vector, tracks = _vectors(values, elements), values.shape[1]
     metres = np.full(vector.shape[:-1], np.nan, dtype=np.float32)
     if "distance" in elements:
         metres = np.maximum(values[:, :, list(elements).index("distance")], 0.0)
-    active = np.sqrt(np.square(vector).sum(axis=-1)) > np.asarray(threshold, dtype=np.float32)
-    similar = _similar(vector, active, unify) if values.shape[1] == TRACKS else None
-    found: list[tuple[int, int, np.ndarray, float]] = []
-    for frame, label in np.argwhere(active.any(axis=1)).tolist():
-        groups = _groups(active[frame, :, label], None if similar is None else similar[frame, :, label])
-        for group in groups:
-            place = vector[frame, group, label].sum(axis=0) / np.float32(len(group))
-            found.append((frame, label, place, metres[frame, group, label].sum() / np.float32(len(group))))
-    return Detections(
-        np.array([item[0] for item in found], dtype=int),
-        np.array([item[1] for item in found], dtype=int),
-        np.array([item[2] for item in found]).reshape(-1, len(axes)),
-        np.array([item[3] for item in found]),
-    )
+    joined = np.zeros_like(active)  # tracks that are one event with another
+    if tracks == TRACKS:
+        similar = _similar(vector, active, unify)
+        joined = similar | np.roll(similar, 1, axis=1)
+    # What stands in a cell: tracks that are events by themselves, in their order, and behind them the joined ones.
+    events = np.concatenate((active & ~joined, joined.any(axis=1, keepdims=True)), axis=1)
+    frame, label, slot = np.nonzero(events.transpose(0, 2, 1))
+    track = np.minimum(slot, tracks - 1)
+    place, distance = vector[frame, track, label], metres[frame, track, label]
+    several = np.flatnonzero(slot == tracks)
+    cell = frame[several], slice(None), label[several]
+    place[several] = _mean(np.moveaxis(vector, 1, 2)[cell[0], cell[2]], joined[cell])
+    distance[several] = _mean(metres[cell][..., None], joined[cell])[:, 0]
+    return Detections(frame, label, place, distance)
+
+
+def _mean(values: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """``(n, tracks, d)`` → ``(n, d)`` over the `members` ``(n, tracks)``; −0 is what changes no number."""
+    total = np.where(members[..., None], values, np.float32(-0.0)).sum(axis=1)
+    return total / members.sum(axis=1, keepdims=True).astype(np.float32)
 
 
 def _similar(vector: np.ndarray, active: np.ndarray, unify: float) -> np.ndarray:
@@ -215,18 +236,6 @@ def _similar(vector: np.ndarray, active: np.ndarray, unify: float) -> np.ndarray
     following = np.roll(unit, -1, axis=1)
     angle = np.degrees(np.arccos(np.clip((unit * following).sum(axis=-1), -1.0, 1.0)))
     return active & np.roll(active, -1, axis=1) & (angle < unify)
-
-
-def _groups(active: np.ndarray, similar: np.ndarray | None) -> list[list[int]]:
-    """Tracks that are one event, in the order in which events are written."""
-    pairs = [] if similar is None else np.flatnonzero(similar).tolist()
-    if not pairs:
-        return [[track] for track in np.flatnonzero(active).tolist()]
-    if len(pairs) > 1:
-        return [[0, 1, 2]]
-    pair = [pairs[0], (pairs[0] + 1) % TRACKS]
-    third = (pairs[0] + 2) % TRACKS
-    return [[third], pair] if active[third] else [pair]
 
 
 def join_events(found: Detections, labels: Sequence[str], join_degrees: float = 30.0) -> list[dict[str, Any]]:
