@@ -22,7 +22,16 @@ CURE = "Choose another output folder, or set resume=never to start over in this 
 # Keys of any recipe that say where, how often and how fast a run reads, logs and saves: they decide no weight.
 FREE = frozenset(
     {"output", "resume", "processes", "log_steps", "save_steps", "keep_checkpoints", "record_order", "report_to"}
-    | {"memory_gib", "eval_batch_size", "encoder_cache", "cache", "max_reject_share", "data.max_reject_share", "export"}
+    | {
+        "memory_gib",
+        "eval_batch_size",
+        "encoder_cache",
+        "encoder_cache_gib",
+        "cache",
+        "max_reject_share",
+        "data.max_reject_share",
+        "export",
+    }
     | {"on_no_contribution", "contribution_steps"}
 )
 _SHOWN = 5  # so many differences are told

@@ -6,22 +6,31 @@ key: a cache folder can be shared by runs, processes and encoders, and is never 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Sequence
+import sqlite3
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from audio_llm import __version__
 from audio_llm.errors import ConfigError, TrainingError, describe
 from audio_llm.model.encoder import encoder_config
+
+LIMIT_GIB = 100.0  # of a cache folder, unless a recipe says otherwise
+_AT_ONCE = 500  # keys of a query; SQLite takes at least 999
+_PATIENCE = 60.0  # seconds to wait for another process that writes
+_TABLE = """
+pragma page_size = 65536;
+pragma journal_mode = truncate;
+create table if not exists windows (key blob primary key, count integer, hidden integer, checksum integer, data blob);
+"""
 
 
 def encoder_digest(encoder: nn.Module) -> str:
@@ -41,15 +50,94 @@ def join_tokens(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]
     return torch.cat(tokens), torch.cat([pad(mask, (0, longest - mask.shape[1])) for _, mask in parts])
 
 
+class TokenStore:
+    """One SQLite file with the tokens of many windows, which several processes may read and fill.
+
+    Raises :class:`TrainingError` for a folder that cannot be written. A file that cannot be read is begun anew; an
+    entry that is not as it was written is not there. Once all files beside it reach `limit` bytes nothing more is kept:
+    an epoch goes through all windows, so making room for one would lose another that comes sooner.
+    """
+
+    def __init__(self, path: Path, dtype: torch.dtype, limit: float) -> None:
+        self.path, self.dtype, self.limit, self.full = path, dtype, limit, False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._open()
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError):
+                    raise
+                self._begin_anew()
+        except (OSError, sqlite3.Error) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise TrainingError(
+                describe(f"encoder_cache {path.parent}", "a folder that can be written", reason)
+            ) from error
+
+    def _open(self) -> None:
+        self._connection = sqlite3.connect(self.path, timeout=_PATIENCE, check_same_thread=False)
+        self._connection.executescript(_TABLE)
+        # What a killed process began is undone by the next; only a machine that loses its power can damage the file.
+        self._connection.execute("pragma synchronous = off")
+
+    def _begin_anew(self) -> None:
+        warnings.warn(f"encoder_cache {self.path}: cannot be read and is begun anew", stacklevel=4)
+        self._connection.close()
+        for name in (self.path.name, f"{self.path.name}-journal"):
+            self.path.with_name(name).unlink(missing_ok=True)
+        self._open()
+
+    def read(self, keys: Sequence[bytes]) -> dict[bytes, tuple[Tensor, Tensor]]:
+        """Of the `keys` that are there: tokens (n, hidden) in the store's dtype and mask (n,)."""
+        found: dict[bytes, tuple[Tensor, Tensor]] = {}
+        for start in range(0, len(keys), _AT_ONCE):
+            part = keys[start : start + _AT_ONCE]
+            query = f"select * from windows where key in ({', '.join('?' * len(part))})"
+            try:
+                rows = self._connection.execute(query, part).fetchall()
+            except sqlite3.OperationalError:  # another process writes all the time
+                continue
+            except sqlite3.DatabaseError:
+                self._begin_anew()
+                continue
+            for key, count, hidden, checksum, data in rows:
+                if zlib.crc32(data) == checksum:
+                    mask = torch.frombuffer(bytearray(data[-count:]), dtype=torch.bool)
+                    tokens = torch.frombuffer(bytearray(data[:-count]), dtype=self.dtype)
+                    found[key] = tokens.view(count, hidden), mask
+        return found
+
+    def write(self, entries: Mapping[bytes, tuple[Tensor, Tensor]]) -> None:
+        """Keep tokens (n, hidden) and masks (n,), all of them or, where there is no room, none."""
+        if self.full:
+            return
+        rows = []
+        for key, (tokens, mask) in entries.items():
+            data = tokens.contiguous().view(torch.uint8).numpy().tobytes() + mask.to(torch.bool).numpy().tobytes()
+            rows.append((key, *tokens.shape, zlib.crc32(data), data))
+        try:
+            used = sum(path.stat().st_size for path in self.path.parent.glob("*.sqlite"))
+            if used + sum(len(row[-1]) for row in rows) > self.limit:
+                raise OSError(f"{used / 2**30:.3g} of {self.limit / 2**30:.3g} GiB are used")
+            with self._connection, closing(self._connection.cursor()) as cursor:
+                cursor.executemany("insert or replace into windows values (?, ?, ?, ?, ?)", rows)
+        except (OSError, sqlite3.Error) as error:
+            self.full = True
+            message = "takes no more windows, the encoder hears the others every time"
+            cure = "raise encoder_cache_gib, or delete the files of encoders that are no longer used"
+            warnings.warn(f"encoder_cache {self.path.parent}: {message} ({error}); {cure}", stacklevel=3)
+
+
 class EncoderCache:
     """``cache(input_audio, audio_lengths)`` is ``model.encode_audio`` of them, computed once per distinct window.
 
-    `model` is the backbone (``AudioLLMModel``) with a frozen encoder; `hits` and `misses` count windows. Files are
-    ``FOLDER/ENCODER/ab/abcdef….safetensors`` with `tokens` (n, hidden) float32 and `mask` (n,); each is written whole
-    or not at all, one that cannot be read is computed again.
+    `model` is the backbone (``AudioLLMModel``) with a frozen encoder; `hits` and `misses` count windows. Tokens are
+    kept in `dtype` and rounded to it when they are computed as well, so that an epoch from the cache is one without.
     """
 
-    def __init__(self, folder: Path, model: Any) -> None:
+    def __init__(
+        self, folder: Path, model: Any, dtype: torch.dtype = torch.float32, limit_gib: float | None = LIMIT_GIB
+    ) -> None:
         encoder = model.audio_encoder
         if any(parameter.requires_grad for parameter in encoder.parameters()):
             raise ConfigError(
@@ -57,58 +145,43 @@ class EncoderCache:
             )
         if any(hasattr(parameter, "ds_id") for parameter in encoder.parameters()):
             raise ConfigError("encoder_cache: DeepSpeed ZeRO-3 partitions the encoder; use ZeRO-2 or leave it out.")
-        self.model, self.folder = model, folder / encoder_digest(encoder)
+        name = f"{encoder_digest(encoder)}-{str(dtype).removeprefix('torch.')}.sqlite"
+        limit = float("inf") if limit_gib is None else limit_gib * 2**30
+        self.model, self.store = model, TokenStore(folder / name, dtype, limit)
         self.hits = self.misses = 0
 
     def __call__(self, input_audio: Tensor, audio_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(windows, channels, time) and (windows,) → tokens (windows, n, hidden) and mask (windows, n)."""
-        paths = [
-            self._path(window[:, :length]) for window, length in zip(input_audio, audio_lengths.tolist(), strict=True)
-        ]
-        found = [self._read(path) for path in paths]
-        missing = [row for row, entry in enumerate(found) if entry is None]
-        self.hits += len(paths) - len(missing)
-        self.misses += len(missing)
+        """(windows, channels, time) and (windows,) → tokens (windows, n, hidden) float32 and mask (windows, n)."""
+        samples = input_audio.detach().cpu()
+        keys = [window_key(row[:, :length]) for row, length in zip(samples, audio_lengths.tolist(), strict=True)]
+        found = self.store.read(keys)
+        missing = {key: row for row, key in enumerate(keys) if key not in found}
+        rows = list(missing.values())
+        self.misses += (fresh := sum(key in missing for key in keys))
+        self.hits += len(keys) - fresh
         if missing:
             with torch.no_grad():
-                tokens, mask = self.model.encode_audio(input_audio[missing], audio_lengths[missing])
-            for row, entry in zip(missing, zip(tokens.float().cpu(), mask.cpu(), strict=True), strict=True):
-                found[row] = entry
-                self._write(paths[row], *entry)
-        tokens, mask = join_tokens([(entry[0][None], entry[1][None]) for entry in found if entry is not None])
-        return tokens.to(input_audio.device), mask.to(input_audio.device)
-
-    def _path(self, window: Tensor) -> Path:
-        digest = hashlib.sha256(str(tuple(window.shape)).encode())
-        digest.update(window.detach().cpu().contiguous().numpy().tobytes())
-        name = digest.hexdigest()[:32]
-        return self.folder / name[:2] / f"{name}.safetensors"
-
-    def _read(self, path: Path) -> tuple[Tensor, Tensor] | None:
-        try:
-            entry = load_file(path)
-            return entry["tokens"], entry["mask"]
-        except (OSError, SafetensorError, KeyError):
-            return None
-
-    def _write(self, path: Path, tokens: Tensor, mask: Tensor) -> None:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")  # several processes may fill one folder
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"tokens": tokens.contiguous(), "mask": mask.contiguous()}, temporary)
-            os.replace(temporary, path)
-        except (OSError, SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            reason = getattr(error, "strerror", None) or str(error)
-            raise TrainingError(
-                describe(f"encoder_cache {self.folder}", "a folder that can be written", reason)
-            ) from error
+                tokens, mask = self.model.encode_audio(input_audio[rows], audio_lengths[rows])
+            entries = zip(tokens.to(self.store.dtype).cpu(), mask.cpu(), strict=True)
+            made = dict(zip(missing, entries, strict=True))
+            self.store.write(made)
+            found |= made
+        tokens, mask = join_tokens([(found[key][0][None], found[key][1][None]) for key in keys])
+        return tokens.to(input_audio.device).float(), mask.to(input_audio.device)
 
 
-def open_cache(folder: Path | None, model: Any) -> EncoderCache | None:
-    """The cache of a recipe's ``encoder_cache`` for `model` (bare or wrapped by PEFT); None without a folder."""
-    if folder is None:
+def window_key(window: Tensor) -> bytes:
+    """16 bytes of SHA-256 over the shape and the float32 samples (channels, time) of a window."""
+    digest = hashlib.sha256(str(tuple(window.shape)).encode())
+    digest.update(window.contiguous().numpy().data)
+    return digest.digest()[:16]
+
+
+def open_cache(recipe: Any, model: Any, bf16: bool) -> EncoderCache | None:
+    """The cache of a recipe's ``encoder_cache`` for `model` (bare or wrapped by PEFT), in half precision where training
+    is; None without a folder."""
+    if recipe.encoder_cache is None:
         return None
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return EncoderCache(folder, base.model)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    return EncoderCache(recipe.encoder_cache, base.model, dtype, recipe.encoder_cache_gib)

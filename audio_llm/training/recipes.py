@@ -200,6 +200,7 @@ class PolicyRecipe(RunRecipe):
     """What SFT and GRPO share. The run also ends after `seconds` of training, where they are given.
 
     `encoder_cache` is a folder for what a frozen encoder makes of each clip: it then runs once per clip, not per epoch.
+    Tokens are kept in half precision where training is, and up to `encoder_cache_gib`.
     `record_order` writes down which samples every step saw. `export` says what is left at the end: ``merged``, whole
     weights, or ``adapter``, the folders ``base/`` and ``adapter/``.
     """
@@ -210,6 +211,7 @@ class PolicyRecipe(RunRecipe):
     learning_rates: LearningRates = field(default_factory=LearningRates)
     lora: LoRARecipe | None = field(default_factory=LoRARecipe)  # adapters of what learns by lora
     encoder_cache: Path | None = None
+    encoder_cache_gib: float | None = 100.0  # GiB of it at most; null: no limit
     seconds: float | None = None
     eval_steps: int | None = None  # steps between validations; null: at the end alone
     record_order: bool = False
@@ -279,6 +281,8 @@ class PolicyRecipe(RunRecipe):
         for key, value in (("eval_steps", self.eval_steps), ("data.validation_samples", self.data.validation_samples)):
             if value is not None and value < 1:
                 raise ConfigError(describe(key, "at least 1, or null", f"{value}"))
+        if self.encoder_cache_gib is not None and self.encoder_cache_gib <= 0:
+            raise ConfigError(describe("encoder_cache_gib", "a size above 0, or null", f"{self.encoder_cache_gib:g}"))
         self.trained().check()
         self.model.check()
         if self.model.adapter and self.trained().language_model != "lora":

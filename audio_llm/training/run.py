@@ -262,7 +262,7 @@ class PolicyRun(Run):
             "order": self.order,
             "rejects": self.rejects,
             "rates": rates if divided or len({*rates.values()} - {0.0}) > 1 else None,
-            "cache": open_cache(self.recipe.encoder_cache, model),
+            "cache": open_cache(self.recipe, model, bool(self.arguments.bf16)),
             "callbacks": [*self.callbacks(self.samples_per_step, self.epoch_size, logs), *checks, *budget],
         }
 
