@@ -13,9 +13,10 @@ from audio_llm.audio import Waveform
 from audio_llm.datasets import folders
 from audio_llm.errors import AudioError, ConfigError, DataError, describe
 from audio_llm.files import glance
+from audio_llm.inspection import fingerprints
+from audio_llm.inspection.fingerprints import Fingerprint
 from audio_llm.language.replies import normalise
-from data_prep.corpus import films, fingerprints
-from data_prep.corpus.fingerprints import Fingerprint
+from data_prep.corpus import films
 from data_prep.corpus.ledger import hashed
 from data_prep.corpus.stage import Item, Reject, Step
 from data_prep.manifest.sides import joined
@@ -43,7 +44,7 @@ class Deduplicate(Step):
     exact: Alike = "remove"  # with items of the same samples: keep, join or remove
     near: Alike = "remove"  # with copies at another level, coded, shifted, cropped, with noise
     text: Alike = "keep"  # with items of the same text, case and marks aside
-    threshold: float = fingerprints.THRESHOLD  # score of a copy (data_prep.corpus.fingerprints); higher finds fewer
+    threshold: float = fingerprints.THRESHOLD  # score of a copy (audio_llm.inspection.fingerprints); higher finds fewer
     against: list[Path] = field(default_factory=list)  # folders of benchmarks
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from audio_llm.errors import AudioError
-from data_prep.corpus import fingerprints
+from audio_llm.inspection import fingerprints
 from data_prep.corpus.sounds import hear
 from data_prep.corpus.stage import Item, Reject, Step
 
@@ -17,7 +17,7 @@ UNREADABLE = "unreadable"
 
 @dataclass
 class FingerprintStage(Step):
-    """Gives ``fingerprint``, a kilobyte for five seconds (:mod:`data_prep.corpus.fingerprints`), after ``cut``."""
+    """Gives ``fingerprint``, a kilobyte for five seconds (:mod:`audio_llm.inspection.fingerprints`), after ``cut``."""
 
     name: ClassVar[str] = "fingerprint"
     reasons: ClassVar[tuple[str, ...]] = (UNREADABLE,)

@@ -17,8 +17,8 @@ from scipy import signal
 from audio_llm import config as recipes
 from audio_llm.audio import Waveform, decode
 from audio_llm.datasets.folders import listing
-from data_prep.corpus import fingerprints
-from data_prep.corpus.fingerprints import Fingerprint, fingerprint, pairs, score
+from audio_llm.inspection import fingerprints
+from audio_llm.inspection.fingerprints import Fingerprint, fingerprint, pairs, score
 from data_prep.corpus.recipe import CorpusConfig
 from data_prep.tasks.corpus import prepare
 from tests.paths import SHARED
