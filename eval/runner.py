@@ -67,6 +67,7 @@ class EvalSettings:
     samples: int = 1
     controls: list[str] = field(default_factory=list)
     permutations: int = 1  # of the options, under the control shuffled_options
+    control_samples: int = 1  # answers per question under every other control, at a temperature above 0
     seed: int = 0
     max_tokens: int = 256
     style: str | None = None
@@ -89,11 +90,11 @@ class EvalSettings:
             for temperature in self.temperatures
             for sample in range(self.samples if temperature > 0 else 1)
         ]
-        times = {"shuffled_options": self.permutations}
+        times, usual = {"shuffled_options": self.permutations}, self.control_samples if self.temperatures[0] > 0 else 1
         return plain + [
             Pass(control, self.temperatures[0], sample)
             for control in self.controls
-            for sample in range(times.get(control, 1))
+            for sample in range(times.get(control, usual))
         ]
 
 

@@ -17,7 +17,7 @@ from audio_llm.errors import AudioLLMError, nearest, one_line, visible
 
 # How the list of verbs is shown; one from another package that is not here comes under "more".
 GROUPS: dict[str, tuple[str, ...]] = {
-    "prepare": ("doctor", "prep", "convert"),
+    "prepare": ("doctor", "prep", "filter", "convert"),
     "train": ("run", "train", "folds", "sft", "grpo"),
     "use": ("serve", "ask", "demo", "predict"),
     "judge": ("eval", "rescore", "compare", "claim", "report", "bat", "echotwin", "export-tasks"),

@@ -1,6 +1,7 @@
 """``audio-llm inspect FOLDER``: what is in the shards, whether it is sound, and what a model is shown of a sample.
 
-Of a corpus's folder, what became of its items, stage by stage.
+Where ``audio-llm filter`` has tagged samples, also how often each tag has which value. Of a corpus's folder, what
+became of its items, stage by stage.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     from audio_llm.inspection import funnel, shards
     from audio_llm.shards.reader import ShardDataset
+    from audio_llm.shards.tags import FILE, FOLDER, Tags
 
     corpora = [folder for folder in args.folders if (Path(folder) / funnel.FILE).is_file()]
     for folder in corpora:  # their shards lie in folders below
@@ -45,6 +47,11 @@ def run(args: argparse.Namespace) -> int:
     print(shards.shard_table(dataset))
     survey = shards.Survey.of(dataset)
     print("\n" + survey.text())
+    for index in dataset.indexes:
+        if (folder := index.folder / FOLDER).joinpath(FILE).is_file():
+            tags = Tags.read(folder)
+            tags.of(index, folder)
+            print(f"\n{index.folder}: {tags.text()}")
     chosen = args.sample if args.sample is not None else "0"
     position = shards.find_sample(dataset, chosen)
     shown = None

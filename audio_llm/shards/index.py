@@ -276,6 +276,7 @@ class ShardIndex:
     def __init__(self, folder: Path, rows: list[Row], rejects: list[Reject], remote: Remote | None = None) -> None:
         self.folder, self.remote = folder, remote
         self.rejects = rejects
+        self.chosen = ""  # of a part that was chosen by tags: one sentence on it
         self.shards: list[str] = sorted({row.shard for row in rows})
         number = {shard: i for i, shard in enumerate(self.shards)}
         self.shard_of = np.array([number[row.shard] for row in rows], np.int32)
@@ -331,14 +332,15 @@ class ShardIndex:
         return [read_sizes(self.folder), [glance(self.folder / shard) for shard in self.shards]]
 
     def told(self) -> str:
-        """One sentence on the samples that cannot be used, by number and first reason; empty where there are none."""
+        """A sentence on the samples that cannot be used, by number and first reason, and one on those that are chosen
+        by tags; empty where there is neither."""
         if not self.rejects:
-            return ""
+            return self.chosen
         first = self.rejects[0]
         reason = first.reason if len(first.reason) < 300 else first.reason[:300] + " …"
         return (
             f"{self.folder}: {self.reject_count} of {len(self) + self.reject_count} samples cannot be used; the first: "
-            f"{first.shard}: {reason.rstrip('.')}. All are in {INDEX_REJECTS}."
+            f"{first.shard}: {reason.rstrip('.')}. All are in {INDEX_REJECTS}." + f"\n{self.chosen}" * bool(self.chosen)
         )
 
     @property
@@ -414,6 +416,16 @@ class ShardIndex:
             part.further[:, 0] = np.searchsorted(mine, behind[:, 0])  # `mine` ascends
             found.append(part)
         return found
+
+    def part(self, kept: np.ndarray, chosen: str) -> ShardIndex:
+        """The samples of the mask `kept` (samples,) bool, in their order; `chosen` is a sentence on them."""
+        part = ShardIndex(self.folder, [], self.rejects, self.remote)
+        part.shards, part.chosen = self.shards, chosen
+        for name in COLUMNS:
+            setattr(part, name, getattr(self, name)[kept])
+        part.further = self.further[kept[self.further[:, 0]]].copy()
+        part.further[:, 0] = (np.cumsum(kept) - 1)[part.further[:, 0]]
+        return part
 
     @classmethod
     def _of_remote(cls, remote: Remote) -> ShardIndex:

@@ -24,7 +24,7 @@ MAX_SECONDS = 600.0  # of a clip whose JSON does not state its length
 
 class ShardDataset:
     """Map-style samples of one or several shard folders, read by ``os.pread`` of their byte ranges; a folder may be an
-    address as well (:mod:`audio_llm.shards.remote`).
+    address as well (:mod:`audio_llm.shards.remote`), or the index of those of its samples that are meant.
 
     ``dataset[i]`` is ``{"sample": Sample, "waveforms": [Waveform, …], "coordinates": {"index", "shard", "key"}}``;
     without `decode` there are no waveforms. `layouts` and `sample_rate` are an encoder's: a sample that does not fit is
@@ -34,7 +34,7 @@ class ShardDataset:
 
     def __init__(
         self,
-        folders: str | Path | Sequence[str | Path],
+        folders: str | Path | Sequence[str | Path | ShardIndex],
         *,
         decode: bool = True,
         layouts: Sequence[str] | None = None,
@@ -48,7 +48,8 @@ class ShardDataset:
         self.decode = decode
         self.layouts = tuple(layouts) if layouts is not None else None
         self.sample_rate = sample_rate
-        self.indexes = [ShardIndex.load(folder, verify, max_reject_share) for folder in listed]
+        opened = (f if isinstance(f, ShardIndex) else ShardIndex.load(f, verify, max_reject_share) for f in listed)
+        self.indexes: list[ShardIndex] = list(opened)
         self._starts = np.cumsum([0] + [len(index) for index in self.indexes])
         # Columns over all folders: reading a sample must cost less than decoding it, so it builds no index rows.
         firsts = np.cumsum([0] + [len(index.shards) for index in self.indexes])

@@ -246,7 +246,7 @@ class Examples(Dataset[Example]):
         return item | {"waveforms": waveforms}
 
 
-def open_shards(folders: Sequence[Path], processor: Any, data: DataRecipe) -> ShardDataset:
+def open_shards(folders: Sequence[Any], processor: Any, data: DataRecipe) -> ShardDataset:
     """Shards that fit the encoder: another layout or rate is an error before training, not in the middle of it."""
     extractor = processor.feature_extractor
     return ShardDataset(

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Self, get_args
 from audio_llm import config
 from audio_llm.audio import Hearing
 from audio_llm.errors import ConfigError, describe, nearest
+from audio_llm.files import content_hash
 from audio_llm.model.validate import (
     MODEL_TYPE,
     check_adapter,
@@ -21,7 +22,9 @@ from audio_llm.model.validate import (
     expect_files,
     read_facts,
 )
-from audio_llm.shards.index import shard_paths
+from audio_llm.shards.index import ShardIndex, shard_paths
+from audio_llm.shards.tags import FILE as TAGS_FILE
+from audio_llm.shards.tags import Tags, check_where, choose, tags_folder
 from audio_llm.training.counterfactual import NAME as PAIRS
 from audio_llm.training.rewards import DEFAULT_WEIGHTS, build_rewards, length
 from audio_llm.training.trackers import Tracker
@@ -115,17 +118,25 @@ class LearningRates:
 
 @dataclass(kw_only=True)
 class MixedFolder:
-    """A folder of shards of which an epoch takes less, or more, than each sample once."""
+    """A folder of shards of which an epoch takes less, or more, than each sample once, or only samples of some tags."""
 
     path: Path  # the folder
-    weight: float  # passes over it in an epoch: 0.5 is another half of it each time
+    weight: float | None = None  # passes over it in an epoch: 0.5 is another half of it each time
+    # Which samples, by the tags that audio-llm filter gave them, as {gain: {min: 0.25}, band: [hard, medium]}; the key
+    # tags in it is the folder of the tags, where they are not beside the shards.
+    where: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.weight is None and self.where is None:
+            raise ConfigError(describe(f"data.train: {{path: {self.path}}}", "weight or where beside it", "neither"))
 
 
 @dataclass(kw_only=True)
 class DataRecipe:
     """Shard folders of questions with answers, the form of a reply, and the bearable share of unusable samples.
 
-    A folder in `train` may be ``{path: FOLDER, weight: 0.5}``; the weights of all are then in `weights`.
+    A folder in `train` may be ``{path: FOLDER, weight: 0.5, where: {gain: {min: 0.25}}}``; the weights of all are then
+    in `weights`, and in `where` which of its samples are taken (:mod:`audio_llm.shards.tags`).
 
     SFT measures the loss of the replies in `validation`, GRPO how many of its own replies to them are right.
 
@@ -135,6 +146,7 @@ class DataRecipe:
 
     train: list[Path | MixedFolder]  # folders of shards
     weights: list[float] | None = None  # of each of them, passes over it in an epoch; null: one
+    where: list[dict[str, Any] | None] | None = None  # of each of them, which samples by their tags; null: all
     validation: list[Path] = field(default_factory=list)  # folders of shards that nothing is learnt from
     validation_samples: int | None = None  # so many of them; null: all
     # What a reply says before its answer, in tags; plain: the answer alone, without a tag.
@@ -146,11 +158,17 @@ class DataRecipe:
     def __post_init__(self) -> None:
         stated = {number: one for number, one in enumerate(self.train) if isinstance(one, MixedFolder)}
         if stated:
-            if self.weights is not None:
-                cure = "Leave out data.weights."
-                raise ConfigError(describe("data", "weights in data.train or in data.weights", "both", cure))
-            self.weights = [stated[n].weight if n in stated else 1.0 for n in range(len(self.train))]
+            weights = [stated[n].weight if n in stated else None for n in range(len(self.train))]
+            where = [stated[n].where if n in stated else None for n in range(len(self.train))]
+            for name, found, said in (("weights", weights, self.weights), ("where", where, self.where)):
+                if said is not None and any(one is not None for one in found):
+                    cure = f"Leave out data.{name}."
+                    raise ConfigError(describe("data", f"{name} in data.train or in data.{name}", "both", cure))
+            if any(weight is not None for weight in weights):
+                self.weights = [1.0 if weight is None else weight for weight in weights]
+            self.where = where if any(one is not None for one in where) else self.where
             self.train = list(self.folders)
+        self._check_where()
         if self.weights is None:
             return
         if len(self.weights) != len(self.train):
@@ -161,6 +179,31 @@ class DataRecipe:
             raise ConfigError(describe("data: weight", expected, f"{wrong[0]:g}"))
         if set(self.weights) == {1.0}:
             self.weights = None
+
+    def _check_where(self) -> None:
+        if self.where is None:
+            return
+        if len(self.where) != len(self.train):
+            expected = f"one for each of the {len(self.train)} folders of data.train"
+            raise ConfigError(describe("data.where", expected, f"{len(self.where)}"))
+        for folder, where in zip(self.train, self.where, strict=True):
+            if where is not None:
+                check_where(where, f"where of {folder}")
+        if not any(self.where):
+            self.where = None
+
+    @property
+    def tags(self) -> list[Path]:
+        """The folders of the tags by which samples are chosen."""
+        chosen = zip(self.folders, self.where or [], strict=bool(self.where))
+        return [tags_folder(path, where) for path, where in chosen if where]
+
+    def chosen(self) -> list[Path | ShardIndex]:
+        """The folders of `train`; of one with a condition on tags, the index of those of its samples that meet it."""
+        return [
+            choose(ShardIndex.load(path, max_reject_share=self.max_reject_share), where, path) if where else path
+            for path, where in zip(self.folders, self.where or [None] * len(self.train), strict=True)
+        ]
 
     @property
     def folders(self) -> list[Path]:
@@ -251,6 +294,12 @@ class PolicyRecipe(RunRecipe):
             return list(lists[0])
         return list(dict.fromkeys(folder for folders in lists for folder in folders))
 
+    def tags_digest(self) -> dict[str, str]:
+        """A digest of the tags by which samples are chosen, by its name; nothing where none are."""
+        folders = dict.fromkeys(folder for stage in self.stage_recipes() for folder in stage.data.tags)
+        digests = [content_hash(folder / TAGS_FILE)[:16] for folder in folders]
+        return {"data.train (tags of its samples)": " ".join(digests)} if digests else {}
+
     def rates(self) -> dict[str, float]:
         """The learning rate of each part; 0 of one that is frozen."""
         own, trained = vars(self.learning_rates), vars(self.train)
@@ -316,6 +365,8 @@ class PolicyRecipe(RunRecipe):
             raise ConfigError(describe(f"resume {self.resume}", expected, "none of that name"))
         for folder in (*self.train_folders(), *self.data.validation):
             shard_paths(folder)
+        for folder in (folder for stage in self.stage_recipes() for folder in stage.data.tags):
+            Tags.read(folder)
         self.model.check_paths(self.output / "start")
 
 
@@ -346,7 +397,7 @@ class SFTData(DataRecipe):
 LENGTHS = ("steps", "epochs", "seconds")
 # What a stage can say for itself, and what of its data.
 STAGE_KEYS = ("objective", *LENGTHS, "train", "learning_rate", "learning_rates", "schedule", "warmup_steps", "data")
-STAGE_DATA = ("train", "weights", "style", "silent_share", "swap_share", "order_share")
+STAGE_DATA = ("train", "weights", "where", "style", "silent_share", "swap_share", "order_share")
 
 
 @dataclass(kw_only=True)
@@ -402,8 +453,8 @@ class SFTRecipe(PolicyRecipe):
             if "learning_rate" in own:  # a rate that a stage states is that of all its parts
                 usual["learning_rates"] = LearningRates()
             tree = {key: _plain(value) for key, value in (whole | usual).items()}
-            if "train" in (own.get("data") or {}):  # weights are those of its own folders
-                tree["data"] = tree["data"] | {"weights": None}
+            if "train" in (own.get("data") or {}):  # weights and conditions are those of its own folders
+                tree["data"] = tree["data"] | {"weights": None, "where": None}
             for key, value in own.items():
                 tree[key] = {**tree[key], **value} if isinstance(value, dict) else value
             if "learning_rates" not in own:  # those of parts that the stage freezes say nothing
@@ -520,6 +571,9 @@ class GRPORecipe(PolicyRecipe):
     def order(self, shards: Any, data: DataRecipe) -> Any:
         if PAIRS not in self.rewards:
             return super().order(shards, data)
+        if data.where:
+            cure = "Leave out where: a sample and its counterfactual belong together."
+            raise ConfigError(describe(f"rewards: {PAIRS}", "folders of data.train as they are", "where", cure))
         from audio_llm.training.pairs import PairedOrder
 
         return PairedOrder(shards, self.seed, 0, data.weights)

@@ -210,21 +210,21 @@ class PolicyRun(Run):
         orders: list[RunSampler] = []  # of each of `data`
         for stage in stages:
             if not self.data or self.data[-1][0] != stage.data:
-                self.data.append((stage.data, open_shards(stage.data.folders, self.processor, stage.data)))
+                self.data.append((stage.data, open_shards(stage.data.chosen(), self.processor, stage.data)))
                 orders.append(recipe.order(self.data[-1][1], stage.data))
             self.planned.append(planned_steps(stage, orders[-1].epoch_size, samples_per_step))
             orders[-1].samples += self.planned[-1] * samples_per_step
-        folders = {index.folder: index for _, shards in self.data for index in shards.indexes}
+        folders = {(index.folder, index.chosen): index for _, shards in self.data for index in shards.indexes}
         for index in folders.values():
-            if index.rejects and self.main:
-                print(index.told())
+            if self.main and (told := index.told()):
+                print(told)
         self.samples = len(self.data[0][1]) if len(self.data) == 1 else sum(map(len, folders.values()))
         self.epoch_size = orders[0].epoch_size if len(orders) == 1 else self.samples
         arguments.max_steps = sum(self.planned)
         self.order = orders[0] if len(orders) == 1 else JoinedOrders(orders)
         self.rejects = Rejects(recipe.output / "rejects.jsonl", self.samples, recipe.data.max_reject_share)
-        data = data_hash(recipe.train_folders())
-        self.claim({"data": data, "samples": self.samples, "seed": recipe.seed, **position})
+        data = {"data": data_hash(recipe.train_folders()), **recipe.tags_digest()}
+        self.claim({**data, "samples": self.samples, "seed": recipe.seed, **position})
 
     def load_model(self) -> Any:
         """The starting model, seeded, with what the recipe trains of it; ``trainable.json`` lists that."""
@@ -347,7 +347,7 @@ def policy_identity(recipe: PolicyRecipe) -> tuple[Identity, list[Path]]:
         parts = {"model.encoder": encoder.get("path") or encoder.get("published")}
         parts["model.language_model"] = language_model.get("path")
     begun = {key: Path(path) for key, path in parts.items() if path}
-    digests = {f"weights of {key}": start_digest(path) for key, path in begun.items()}
+    digests = recipe.tags_digest() | {f"weights of {key}": start_digest(path) for key, path in begun.items()}
     for key, folders in (("train", recipe.train_folders()), ("validation", data.validation)):
         if folders:
             digests[f"data.{key} (its shards)"] = data_hash(folders)
