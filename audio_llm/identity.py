@@ -30,6 +30,7 @@ FREE = frozenset(
         "cache",
         "max_reject_share",
         "data.max_reject_share",
+        "data.gym.workers",
         "export",
     }
     | {"on_no_contribution", "contribution_steps"}

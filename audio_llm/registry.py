@@ -1,8 +1,9 @@
 """Things by name: what a recipe or a flag names is looked up here, ours and other people's alike.
 
-Encoders, data sets, tasks and engines are guests: a package adds one by an entry point of the group
-``audio_llm.encoders``, ``.datasets``, ``.tasks`` or ``.engines``, and the core never names any of them. Benchmarks and
-scorers are found by the files of their folder. Wherever a name is understood, ``package.module:Name`` is as well.
+Encoders, data sets, tasks, engines and gyms are guests: a package adds one by an entry point of the group
+``audio_llm.encoders``, ``.datasets``, ``.tasks``, ``.engines`` or ``.gyms``, and the core never names any of them.
+Benchmarks and scorers are found by the files of their folder. Wherever a name is understood, ``package.module:Name`` is
+as well.
 """
 
 from __future__ import annotations

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from audio_llm.errors import ConfigError
 from audio_llm.training.examples import Examples, open_shards
 from audio_llm.training.grpo_trainer import AudioGRPOTrainer
-from audio_llm.training.parity import ParityGate
+from audio_llm.training.gym import GymRun, GymTrainer
+from audio_llm.training.parity import ParityGate, check_distribution
 from audio_llm.training.policy import resolve_precision
 from audio_llm.training.recipes import EngineRecipe, GRPORecipe
 from audio_llm.training.rewards import build_rewards
@@ -25,9 +26,6 @@ from audio_llm.training.settings import arguments, check_settings
 from audio_llm.training.validation import BestValidation, OverfitCheck, best
 
 BuildEngine = Callable[[EngineRecipe, PolicyWeights, Any, int], RolloutEngine]
-
-# Other distributions than softmax(logits / temperature): the trainer scores under that one, so parity cannot hold.
-RESTRICTIONS = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
 
 
 def run(recipe: GRPORecipe, build_engine: BuildEngine) -> dict[str, Any]:
@@ -57,7 +55,8 @@ def run(recipe: GRPORecipe, build_engine: BuildEngine) -> dict[str, Any]:
 def open_run(recipe: GRPORecipe, weights: list[float]) -> PolicyRun:
     """The run of `recipe`, with these `weights` of its rewards."""
     position = {"prompts_per_step": recipe.prompts_per_step, "group_size": recipe.group_size}
-    return PolicyRun(recipe, training_arguments(recipe, weights), recipe.prompts_per_step, position)
+    kind = GymRun if recipe.data.gym else PolicyRun
+    return kind(recipe, training_arguments(recipe, weights), recipe.prompts_per_step, position)
 
 
 def build_trainer(
@@ -67,14 +66,16 @@ def build_trainer(
     completions, order_log = recipe.output / "completions.jsonl", recipe.output / "order.jsonl"
     [(data, shards)] = run.data
     validation, checks = None, []
+    how: dict[str, Any] = {"style": data.style, "reply": False, "hearing": data.hearing}
+    prompts: Any = shards if data.gym else Examples(shards, run.processor, **how)
     if data.validation:
         held_out, limit = open_shards(data.validation, run.processor, data), data.validation_samples
-        validation = Examples(held_out, run.processor, data.style, reply=False, limit=limit, hearing=data.hearing)
+        validation = Examples(held_out, run.processor, limit=limit, **how)
         checks = [BestValidation(recipe.output), OverfitCheck(recipe.on_overfit)]
-    return AudioGRPOTrainer(
+    return (GymTrainer if data.gym else AudioGRPOTrainer)(
         reward_funcs=functions,
         processing_class=run.processor.tokenizer,
-        prompts=Examples(shards, run.processor, data.style, reply=False, hearing=data.hearing),
+        prompts=prompts,
         engine=engine,
         parity=parity_gate(recipe),
         completions=completions,
@@ -98,16 +99,6 @@ def keep_weights(recipe: GRPORecipe, trainer: AudioGRPOTrainer, steps: int) -> d
     if kept != steps:
         trainer.take_weights(recipe.output / f"checkpoint-{kept}")
     return {"best": found, "kept_step": kept}
-
-
-def check_distribution(settings: Mapping[str, Any]) -> None:
-    """Refuse settings under ``grpo:`` by which engine and trainer could not agree."""
-    for name, usual in RESTRICTIONS.items():
-        if settings.get(name, usual) != usual:
-            raise ConfigError(
-                f"grpo: {name}: {settings[name]} samples from another distribution than the one that is trained, so "
-                "engine and trainer cannot agree. Leave it out, or set parity_bound: off."
-            )
 
 
 def parity_gate(recipe: GRPORecipe) -> ParityGate:

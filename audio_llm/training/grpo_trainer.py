@@ -418,8 +418,8 @@ class AudioGRPOTrainer(ValidatedTrainer, ResamplingTrainer, ScheduledTrainer, GR
     def _group_size(self, mode: str) -> int:
         return int((self.num_generations if mode == "train" else self.num_generations_eval) or 0)
 
-    def _log_groups(self, mode: str) -> None:
-        """Share of groups without any signal, counted from the rewards themselves, and a few completions."""
+    def _log_groups(self, mode: str) -> list[int]:
+        """Count the groups without any signal from the rewards themselves; their numbers. Write a few completions."""
         size, weights = self._group_size(mode), self.reward_weights.tolist()
         logged: Any = self._logs
         parts = {name: list(logged["rewards"][name])[-len(self._group) :] for name in self.reward_func_names}
@@ -432,6 +432,7 @@ class AudioGRPOTrainer(ValidatedTrainer, ResamplingTrainer, ScheduledTrainer, GR
         self._metrics[mode]["groups/zero_variance_share"].append(len(flat) * size / len(totals))
         if mode == "train" and self.completions is not None and self.accelerator.is_main_process:
             self._write_completions(self.completions, parts)
+        return flat
 
     def _write_completions(self, path: Path, parts: dict[str, list[float]]) -> None:
         """Some completions of the generation batch, evenly spaced, so that they answer different prompts."""

@@ -17,13 +17,14 @@ grows surer or less sure.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from audio_llm.errors import TrainingError, describe
+from audio_llm.errors import ConfigError, TrainingError, describe
 from audio_llm.model.export import LANGUAGE_MODEL
 from audio_llm.training.rollouts import (
     Completion,
@@ -39,6 +40,9 @@ NOISE_FACTOR = 4.0  # times the first step's: what no step of an engine in step 
 PATIENCE = 2  # steps in a row above it: a batch of few uncertain tokens may lie there once
 UNMOVED = 3  # probes in a row without a change, while the policy's weights changed
 PROBE_TOKENS, PROBE_TEMPERATURE = 8, 2.0  # hot, so that many logits have a say in every log-probability
+
+# Other distributions than softmax(logits / temperature): the trainer scores under that one, so parity cannot hold.
+RESTRICTIONS = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
 
 
 @dataclass
@@ -143,3 +147,13 @@ def sums(policy: PolicyWeights) -> Tensor:
     if not local:
         return torch.zeros(0, dtype=torch.float64)
     return torch.stack([part.detach().sum(dtype=torch.float64).cpu() for part in local])
+
+
+def check_distribution(settings: Mapping[str, Any]) -> None:
+    """Refuse settings under ``grpo:`` by which engine and trainer could not agree."""
+    for name, usual in RESTRICTIONS.items():
+        if settings.get(name, usual) != usual:
+            raise ConfigError(
+                f"grpo: {name}: {settings[name]} samples from another distribution than the one that is trained, so "
+                "engine and trainer cannot agree. Leave it out, or set parity_bound: off."
+            )

@@ -206,6 +206,11 @@ class DataRecipe:
         ]
 
     @property
+    def digests(self) -> dict[str, Any]:
+        """Digests of what is learnt from beside shards, by key."""
+        return {}
+
+    @property
     def folders(self) -> list[Path]:
         """The folders of `train`."""
         return [one.path if isinstance(one, MixedFolder) else one for one in self.train]
@@ -516,6 +521,50 @@ class EngineRecipe:
 
 
 @dataclass(kw_only=True)
+class GymRecipe:
+    """What prompts are drawn from while a run trains: a recipe of scenes, or the folder that ``audio-llm prep`` made of
+    one. Its training recordings alone are used."""
+
+    recipe: Path  # a scenes.yaml, or a data set's folder
+    subset: str | None = None  # whose mix of questions is asked; null: those with choices
+    workers: int = 1  # processes that draw ahead; 0: none, the trainer draws
+    floor: float = 0.1  # share of its even weight that a kind keeps, though none of its groups teaches
+    span: int = 32  # groups that the running share of a kind is over
+
+    def check(self) -> None:
+        """:class:`ConfigError` for values out of range."""
+        if not 0 < self.floor <= 1:
+            raise ConfigError(describe("data.gym.floor", "a share above 0, at most 1", f"{self.floor:g}"))
+        for key, value, least in (("workers", self.workers, 0), ("span", self.span, 1)):
+            if value < least:
+                raise ConfigError(describe(f"data.gym.{key}", f"at least {least}", f"{value}"))
+
+
+@dataclass(kw_only=True)
+class GRPOData(DataRecipe):
+    """Data to be asked of: folders of shards, or a `gym` in their place, which draws new scenes for every step."""
+
+    train: list[Path | MixedFolder] = field(default_factory=list)  # folders of shards
+    gym: Path | GymRecipe | None = None  # a recipe of scenes, or a group of keys
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.gym, Path):
+            self.gym = GymRecipe(recipe=self.gym)
+
+    @property
+    def digests(self) -> dict[str, Any]:
+        return {"data.gym (its recipe)": content_hash(self.gym_file)} if self.gym else {}
+
+    @property
+    def gym_file(self) -> Path:
+        """The file that says what the gym draws."""
+        assert isinstance(self.gym, GymRecipe)
+        folder = self.gym.recipe.is_dir()
+        return self.gym.recipe / "dataset.json" if folder else self.gym.recipe
+
+
+@dataclass(kw_only=True)
 class GRPORecipe(PolicyRecipe):
     """A GRPO run on questions with answers; their reasoning is not used, `data.style` is what the format reward asks.
 
@@ -532,6 +581,7 @@ class GRPORecipe(PolicyRecipe):
     """
 
     verb: ClassVar[str] = "grpo"
+    data: GRPOData  # what it is asked of
     rewards: dict[str, Any] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
     engine: EngineRecipe = field(default_factory=EngineRecipe)  # what samples the replies
     prompts_per_step: int = 32
@@ -555,6 +605,7 @@ class GRPORecipe(PolicyRecipe):
             cure = "Merge it first: audio-llm convert merge BASE ADAPTER OUT."
             raise ConfigError(describe("model.adapter", "one model, which is GRPO's reference as well", "two", cure))
         build_rewards(self.rewards)
+        self.check_gym()
         if not 0 < self.temperature <= 2:  # what vLLM takes
             raise ConfigError(describe("temperature", "above 0, at most 2", f"{self.temperature:g}"))
         if self.resample_groups < 0:
@@ -568,7 +619,41 @@ class GRPORecipe(PolicyRecipe):
             found = f"eval_steps: {self.eval_steps} and save_steps: {self.save_steps or 'null'}"
             raise ConfigError(describe("keep: best", expected, found))
 
+    def check_gym(self) -> None:
+        """:class:`ConfigError` for what does not go together with a gym, or without one."""
+        data = self.data
+        if not isinstance(data.gym, GymRecipe):
+            if not data.train:
+                raise ConfigError(describe("data", "train, folders of shards, or gym, a recipe of scenes", "neither"))
+            return
+        data.gym.check()
+        if data.train:
+            cure = "Leave one of them out."
+            raise ConfigError(describe("data", "train or gym, whose scenes are all new", "both", cure))
+        for key in ("weights", "where"):
+            if getattr(data, key) is not None:
+                found = f"{getattr(data, key)}"
+                raise ConfigError(describe(f"data.{key}", "none beside data.gym, which has no folders", found))
+        if self.steps is None or self.epochs is not None:
+            found = f"epochs: {self.epochs:g}" if self.epochs is not None else "none"
+            raise ConfigError(describe("data.gym, which has no end", "steps, and no epochs", found))
+        if self.encoder_cache is not None:
+            found, cure = f"{self.encoder_cache}", "Leave it out: no clip comes a second time."
+            raise ConfigError(describe("encoder_cache", "none beside data.gym", found, cure))
+        if PAIRS in self.rewards:
+            cure = "Pairs are made by audio-llm prep; learn from their folder by data.train."
+            raise ConfigError(describe(f"rewards: {PAIRS}", "data.train, which has pairs", "data.gym", cure))
+
+    def check_paths(self) -> None:
+        if self.data.gym and not self.data.gym_file.is_file():
+            raise ConfigError(
+                describe("data.gym", "a recipe of scenes or a data set's folder", f"{self.data.gym_file}")
+            )
+        super().check_paths()
+
     def order(self, shards: Any, data: DataRecipe) -> Any:
+        if self.data.gym:
+            return shards  # a gym is its own order
         if PAIRS not in self.rewards:
             return super().order(shards, data)
         if data.where:

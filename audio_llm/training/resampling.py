@@ -66,6 +66,8 @@ class ResamplingTrainer:
 
     def __init__(self, *args: Any, order: RunSampler, resample_groups: int = 0, **kwargs: Any) -> None:
         self.order, self.resample_groups, self.reserve = order, resample_groups, Reserve(order)
+        self._places: list[int] = []  # of the generation batch's prompts, where some may have been drawn again
+        self._replaced: list[int] = []  # of the prompts that others were drawn for
         super().__init__(*args, **kwargs)
 
     def _resample(self, rows: list[Example], places: Sequence[int], size: int) -> list[Completion]:
@@ -77,12 +79,14 @@ class ResamplingTrainer:
         generation = self._step // (self.args.steps_per_generation * self.num_iterations)
         reserve = self.reserve.beside(batch, generation * self.resample_groups)
         drawn, left = self._draw(rows), self.resample_groups
+        self._places, self._replaced = batch, []
         while left and (flat := self._flat(rows, drawn, size)):
             fresh = dict(zip(flat[:left], reserve, strict=False))
             if not fresh:
                 break  # no other prompts in the data
             left -= len(fresh)
             for group, place in fresh.items():
+                self._replaced.append(batch[group])
                 batch[group] = place
             with timed(self._seconds, "load"):
                 examples = {group: self.prompts[fresh[group]] for group in dict.fromkeys(group_of) if group in fresh}

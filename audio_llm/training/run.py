@@ -210,7 +210,7 @@ class PolicyRun(Run):
         orders: list[RunSampler] = []  # of each of `data`
         for stage in stages:
             if not self.data or self.data[-1][0] != stage.data:
-                self.data.append((stage.data, open_shards(stage.data.chosen(), self.processor, stage.data)))
+                self.data.append((stage.data, self.open_data(stage.data)))
                 orders.append(recipe.order(self.data[-1][1], stage.data))
             self.planned.append(planned_steps(stage, orders[-1].epoch_size, samples_per_step))
             orders[-1].samples += self.planned[-1] * samples_per_step
@@ -225,6 +225,10 @@ class PolicyRun(Run):
         self.rejects = Rejects(recipe.output / "rejects.jsonl", self.samples, recipe.data.max_reject_share)
         data = {"data": data_hash(recipe.train_folders()), **recipe.tags_digest()}
         self.claim({**data, "samples": self.samples, "seed": recipe.seed, **position})
+
+    def open_data(self, data: Any) -> Any:
+        """The samples of a DataRecipe: a ``ShardDataset``, or what stands in for one."""
+        return open_shards(data.chosen(), self.processor, data)
 
     def load_model(self) -> Any:
         """The starting model, seeded, with what the recipe trains of it; ``trainable.json`` lists that."""
@@ -347,12 +351,13 @@ def policy_identity(recipe: PolicyRecipe) -> tuple[Identity, list[Path]]:
         parts = {"model.encoder": encoder.get("path") or encoder.get("published")}
         parts["model.language_model"] = language_model.get("path")
     begun = {key: Path(path) for key, path in parts.items() if path}
-    digests = recipe.tags_digest() | {f"weights of {key}": start_digest(path) for key, path in begun.items()}
+    digests = recipe.tags_digest() | data.digests
+    digests |= {f"weights of {key}": start_digest(path) for key, path in begun.items()}
     for key, folders in (("train", recipe.train_folders()), ("validation", data.validation)):
         if folders:
             digests[f"data.{key} (its shards)"] = data_hash(folders)
             digests[f"data.{key} (their bytes)"] = shards_digest(folders)
-    places = ("model.path", "model.adapter", "data.train", "data.validation")
+    places = ("model.path", "model.adapter", "data.train", "data.validation", "data.gym.recipe")
     return identity_of(recipe, digests, places), list(begun.values())
 
 

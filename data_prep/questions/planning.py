@@ -80,7 +80,7 @@ def plan(config: QuestionsConfig, world: World, formats: dict[str, float], count
     rng = seeded("plan", *seed)
     wanted: list[tuple[str, str]] = []
     for name, number in _shares(formats, count).items():
-        mix = {"spatialsoundqa": config.spatialsoundqa, "caption": {"caption": 1.0}}.get(name, config.choice)
+        mix = mix_of(config, name)
         wanted += [(kind, name) for kind, times in _shares(mix, number).items() for _ in range(times)]
     decks = {kind: _deal(config, world, kind, rng) for kind in sorted({kind for kind, _ in wanted})}
     order = rng.permutation(len(wanted))
@@ -89,6 +89,11 @@ def plan(config: QuestionsConfig, world: World, formats: dict[str, float], count
         kind, name = wanted[int(which)]
         asks.append(Ask(index, kind, name, *next(decks[kind])))
     return asks
+
+
+def mix_of(config: QuestionsConfig, name: str) -> dict[str, float]:
+    """The weights of the types that questions of format `name` are of."""
+    return {"spatialsoundqa": config.spatialsoundqa, "caption": {"caption": 1.0}}.get(name, config.choice)
 
 
 def _shares(weights: dict[str, float], count: int) -> dict[str, int]:
@@ -117,14 +122,19 @@ def possible_targets(config: QuestionsConfig, world: World, name: str) -> list[T
     return found
 
 
+def deck_of(config: QuestionsConfig, world: World, name: str) -> tuple[list[tuple[Target, int | None]], float]:
+    """All (answer, position among the choices) of type `name`, which are asked equally often, and its chance level."""
+    kind, targets = KINDS[name], possible_targets(config, world, name)
+    choices = choice_count(kind, config)
+    chance = 1 / (choices or len({kind.answer(target) for target in targets}))
+    return [(target, position) for target in targets for position in (range(choices) if choices else (None,))], chance
+
+
 def _deal(
     config: QuestionsConfig, world: World, name: str, rng: np.random.Generator
 ) -> Iterator[tuple[Target, int | None, float]]:
     """(target, position, chance) for ever, in shuffled rounds of all pairs."""
-    kind, targets = KINDS[name], possible_targets(config, world, name)
-    choices = choice_count(kind, config)
-    chance = 1 / (choices or len({kind.answer(target) for target in targets}))
-    deck = [(target, position) for target in targets for position in (range(choices) if choices else (None,))]
+    deck, chance = deck_of(config, world, name)
     while True:
         for index in rng.permutation(len(deck)):
             yield (*deck[int(index)], chance)

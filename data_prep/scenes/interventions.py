@@ -126,7 +126,7 @@ class Intervention:
 def stage_of(placed: Sequence[Placed], world: World) -> Staged:
     """The scene as it was drawn."""
     sources = [item.source for item in placed]
-    room, listener = _listener(world, sources[0])
+    room, listener = listener_of(world, sources[0])
     places = world.azimuth[sources], world.elevation[sources], world.distance[sources]
     return _stage(placed, range(len(placed)), world, room, listener, *places)
 
@@ -152,7 +152,8 @@ def _stage(
     return Staged(numbered, alone, tuple(origin), frozenset(changed), mirrored)
 
 
-def _listener(world: World, source: int) -> tuple[rooms.Room, rooms.Listener]:
+def listener_of(world: World, source: int) -> tuple[rooms.Room, rooms.Listener]:
+    """The room and the listener that a source of `world` is around."""
     group = int(world.group[source])
     return [(room, listener) for room in world.rooms for listener in room.listeners][group]
 
@@ -436,8 +437,8 @@ def render_after(
         if place in after.changed:
             moved = found.kind in ("azimuth", "elevation", "distance", "room")
             source = placed[number].source
-            draw = world.places[source][1] % len(_listener(world, source)[1].azimuth)
-            response = _response(after, place, head, room_config, config, draw) if moved else responses[number]
+            draw = world.places[source][1] % len(listener_of(world, source)[1].azimuth)
+            response = response_of(after, place, head, room_config, config, draw) if moved else responses[number]
             wet = render.wet_event(after.placed[place], response, config, wet.gain)
         events.append(wet)
     stems = replace(before, events=events)
@@ -453,7 +454,7 @@ def render_after(
     return (swap_channels(waveform) if after.mirrored else waveform), meta
 
 
-def _response(
+def response_of(
     after: Staged, place: int, head: Head, room_config: rooms.RoomsConfig, config: render.AudioConfig, draw: int
 ) -> np.ndarray:
     """The response (channels, time) float64 from the place of event `place`; `draw` names that of its late noise."""

@@ -69,6 +69,17 @@ class Jobs:
             for future in waiting:
                 future.cancel()
 
+    def submit(self, method: str, job: Any) -> Future[Any]:
+        """``worker.method(job)``, to be asked for later; made at once where there are no worker processes."""
+        if self.executor is not None:
+            return self.executor.submit(_call, method, job)
+        done: Future[Any] = Future()
+        try:
+            done.set_result(getattr(self.worker, method)(job))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
     def each(self, method: str, items: Sequence[Any], label: str, quiet: bool, *head: Any) -> Iterator[Any]:
         """What ``worker.method((*head, some of the items))`` lists, one after the other, under a progress bar."""
         some = [(*head, items[start : start + CHUNK]) for start in range(0, len(items), CHUNK)]
@@ -77,9 +88,12 @@ class Jobs:
 
 
 @contextlib.contextmanager
-def open_pool(workers: int, kind: Any, args: tuple[Any, ...]) -> Iterator[Jobs]:
-    """A pool whose processes each hold one ``kind(*args)``; `kind` and `args` must be picklable."""
-    if workers <= 1:
+def open_pool(workers: int, kind: Any, args: tuple[Any, ...], *, apart: bool = False) -> Iterator[Jobs]:
+    """A pool whose processes each hold one ``kind(*args)``; `kind` and `args` must be picklable.
+
+    One worker is this process, or, `apart`, another one; none is this process.
+    """
+    if workers < (1 if apart else 2):
         yield Jobs(None, kind(*args), 1)
         return
     with plain_pool(workers, _start, (kind, args)) as executor:

@@ -231,6 +231,18 @@ def mix_scene(
     """:func:`render_scene`, and in which frames of so many seconds each event is as loud as the noise or louder:
     (events, frames) bool. Its reverberation counts as the event."""
     responses = [response_at(bank, world, item.source) for item in placed]
+    return mix_heard(placed, responses, head, config, *seed, frame=frame)
+
+
+def mix_heard(
+    placed: Sequence[Placed],
+    responses: Sequence[Array],
+    head: Head,
+    config: AudioConfig,
+    *seed: object,
+    frame: float = 0.1,
+) -> tuple[Waveform, dict[str, Any], Array]:
+    """:func:`mix_scene` of events through these `responses`, (channels, time) each."""
     stems = render_stems(placed, responses, head, config, *seed)
     mixed, total, hop = stems.mixed(), stems.noise.shape[1], round(frame * config.sample_rate)
     powers = np.zeros((len(placed), -(-total // hop)))

@@ -6,6 +6,7 @@ code writes text-only corpora (no audio at all) and the plans that the renderer 
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -95,11 +96,25 @@ class World:
     def __init__(
         self, clips: Sequence[Clip], rooms: Sequence[Room], seconds: float, events: EventsConfig, margins: Margins
     ) -> None:
-        self.rooms, self.seconds, self.events, self.margins = rooms, seconds, events, margins
+        self.seconds, self.events, self.margins = seconds, events, margins
         self.by_label: dict[str, list[Clip]] = defaultdict(list)
         for clip in clips:
             self.by_label[clip.label].append(clip)
         self.labels = sorted(self.by_label)
+        self._long_enough: dict[tuple[str, float], list[Clip]] = {}
+        self.longest = {label: max(clip.seconds for clip in found) for label, found in self.by_label.items()}
+        if not self.labels:
+            raise ConfigError("sounds: no class is left with recordings in every split; add recordings.")
+        self._lay_out(rooms)
+
+    def elsewhere(self, rooms: Sequence[Room]) -> World:
+        """The same sounds in other `rooms`."""
+        other = copy.copy(self)
+        other._lay_out(rooms)
+        return other
+
+    def _lay_out(self, rooms: Sequence[Room]) -> None:
+        self.rooms = rooms
         listeners = [(room, number, listener) for room in rooms for number, listener in enumerate(room.listeners)]
         self.azimuth = np.concatenate([listener.azimuth for _, _, listener in listeners])
         self.elevation = np.concatenate([listener.elevation for _, _, listener in listeners])
@@ -111,10 +126,6 @@ class World:
         self.places = [(room.name, number * counts[0] + k) for room, number, _ in listeners for k in range(counts[0])]
         self._masks: dict[Region, Array] = {}
         self._indices: dict[Region, Array] = {}
-        self._long_enough: dict[tuple[str, float], list[Clip]] = {}
-        self.longest = {label: max(clip.seconds for clip in found) for label, found in self.by_label.items()}
-        if not self.labels:
-            raise ConfigError("sounds: no class is left with recordings in every split; add recordings.")
 
     # -------------------------------------------------------------------------------------------- regions
 

@@ -27,7 +27,7 @@ from trl.trainer.utils import RepeatSampler  # noqa: E402
 from audio_llm import config, files  # noqa: E402
 from audio_llm.errors import ConfigError, TrainingError  # noqa: E402
 from audio_llm.model.build import load_model  # noqa: E402
-from audio_llm.training import grpo, settings  # noqa: E402
+from audio_llm.training import grpo, parity, settings  # noqa: E402
 from audio_llm.training.examples import Example  # noqa: E402
 from audio_llm.training.grpo_trainer import AudioGRPOTrainer, GroupSampler  # noqa: E402
 from audio_llm.training.micro_batches import gather_groups  # noqa: E402
@@ -175,7 +175,7 @@ def test_wrong_settings_are_refused_with_a_cure(settings, message, checkpoint, s
 
 def test_every_setting_with_words_of_its_own_exists():
     names = {field.name for field in __import__("dataclasses").fields(GRPOConfig)}
-    for table in (settings.OWN_WORDS, settings.GRPO_WORDS, settings.NO_USE, settings.GRPO_NO_USE, grpo.RESTRICTIONS):
+    for table in (settings.OWN_WORDS, settings.GRPO_WORDS, settings.NO_USE, settings.GRPO_NO_USE, parity.RESTRICTIONS):
         assert set(table) <= names
     assert not set(settings.OWN_WORDS) & set(settings.NO_USE)
 
@@ -210,7 +210,7 @@ def test_a_checkpoint_inside_a_generation_batch_is_refused(checkpoint, shards, t
 def test_recipes_load_and_name_known_settings(path):
     recipe = config.load(grpo.GRPORecipe, path)
     settings.check_settings(GRPOConfig, "grpo", recipe.grpo)
-    grpo.check_distribution(recipe.grpo)
+    parity.check_distribution(recipe.grpo)
     build_rewards(recipe.rewards)
     grpo.batch_layout(recipe, 1)
 
