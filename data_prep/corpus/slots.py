@@ -91,17 +91,17 @@ def _others(answer: str, count: int, among: Sequence[str], rng: np.random.Genera
     return found
 
 
-def _heard(facts: Sequence[Fact], wish: Wish) -> list[Fact]:
+def _heard(facts: Sequence[Fact], least: float) -> list[Fact]:
     """What sounds, the surest first; each label once."""
     once: dict[str, Fact] = {}
-    for fact in of(facts, "label", "event", least=wish.least):
+    for fact in of(facts, "label", "event", least=least):
         once.setdefault(label_words(str(fact.value)), fact)
     return list(once.values())
 
 
 def source(facts: Sequence[Fact], wish: Wish, rng: np.random.Generator) -> Plan | None:
     """Which of several sounds is heard."""
-    heard = _heard(facts, wish)
+    heard = _heard(facts, wish.least)
     if not heard:
         return None
     names = [label_words(str(fact.value)) for fact in heard]
@@ -117,7 +117,7 @@ def source(facts: Sequence[Fact], wish: Wish, rng: np.random.Generator) -> Plan 
 
 def presence(facts: Sequence[Fact], wish: Wish, rng: np.random.Generator) -> Plan | None:
     """Whether something is heard: as often yes as no."""
-    heard = _heard(facts, wish)
+    heard = _heard(facts, wish.least)
     if not heard:
         return None
     names = [label_words(str(fact.value)) for fact in heard]
@@ -228,7 +228,7 @@ pitch = _numeric(
 
 def open_source(facts: Sequence[Fact], wish: Wish, rng: np.random.Generator) -> Plan | None:
     """What is heard, in free words."""
-    heard = _heard(facts, wish)
+    heard = _heard(facts, wish.least)
     if not heard:
         return None
     names = [label_words(str(fact.value)) for fact in heard[:3]]
@@ -250,7 +250,7 @@ REQUESTS = (
 def caption(facts: Sequence[Fact], wish: Wish, rng: np.random.Generator) -> Plan | None:
     """A description: the surest caption, else one made of what is heard and how it sounds."""
     told = next(iter(of(facts, "caption", least=wish.least)), None)
-    heard = _heard(facts, wish)
+    heard = _heard(facts, wish.least)
     names = [label_words(str(fact.value)) for fact in heard[:3]]
     how, evidence = manner(facts)
     if told is not None:
@@ -352,6 +352,21 @@ def elements(facts: Sequence[Fact], least: float = 0.5) -> dict[str, Any]:
         if fact.kind in ("loudness", "centroid") and (said := _MANNER[fact.kind](fact.value)):
             found[attributes].append(said)
     return {name: list(dict.fromkeys(words)) for name, words in found.items() if words}
+
+
+def events(facts: Sequence[Fact], least: float = 0.5) -> list[dict[str, Any]]:
+    """What sounds, as a sample's ``events`` have it: from `onset` to `offset` (s) where that is known. A projector is
+    aligned with these words, and evidence is paid by them: "yes" and "no" do not say what is heard."""
+    found = [{"label": label_words(str(f.value)), "onset": f.start, "offset": f.end} for f in _sounding(facts, least)]
+    return [{name: value for name, value in one.items() if value is not None} for one in found]
+
+
+def _sounding(facts: Sequence[Fact], least: float) -> list[Fact]:
+    """Every event in its time, then labels of which there is no event, each once."""
+    timed = [fact for fact in of(facts, "event", least=least) if fact.start is not None]
+    named = {label_words(str(fact.value)) for fact in timed}
+    others = [fact for fact in _heard(facts, least) if label_words(str(fact.value)) not in named]
+    return sorted(timed, key=lambda fact: (fact.start or 0.0, fact.id)) + others
 
 
 def asked(made: Plan, facts: Sequence[Fact], *seed: object) -> Asked:

@@ -26,13 +26,14 @@ ALL_SKILLS = tuple(dict.fromkeys(name for skills in SKILLS.values() for name in 
 class Generate(Step):
     """Gives ``questions``: each with its ``form``, ``question``, ``choices``, ``answer``, ``thinking``,
     ``semantic_elements``, the ``skill`` that it asks for, the ``evidence`` (ids of facts), who wrote it
-    (``written_by``) and its ``type`` (form and skill).
+    (``written_by``), its ``type`` (form and skill) and the ``events``, what sounds.
 
     With `mode` ``slots``, code chooses form, skill, answer, options and evidence, and words them by templates; a model
     behind `url` may word them again, and what loses a slot is asked for anew. With ``free``, the model writes it all.
     """
 
     name: ClassVar[str] = "generate"
+    version: ClassVar[int] = 2
     needs: ClassVar[tuple[str, ...]] = ("facts",)
     gives: ClassVar[tuple[str, ...]] = ("questions",)
     reasons = ("no_facts", "schema", wording.SLOTS_LOST, *endpoint.REASONS)
@@ -101,6 +102,7 @@ class Generate(Step):
         facts = known.read(item.fields.get("facts"))
         make = self._slots if self.mode == "slots" else self._free
         found: dict[tuple[str, str], dict[str, Any]] = {}
+        events = slots.events(facts, self.least)
         reject: Reject | None = None
         for number in range(self.count if self.count == 1 else 4 * self.count):
             made = make(item, facts, number, [key[1] for key in found])
@@ -110,7 +112,7 @@ class Generate(Step):
                     break
                 continue
             asked, writer = made
-            about = {"written_by": writer, "type": f"{asked.form}, {asked.skill}"}
+            about = {"written_by": writer, "type": f"{asked.form}, {asked.skill}", "events": events}
             found.setdefault((asked.form, f"{asked.skill} {asked.answer}"), asked.plain() | about)
             if len(found) == self.count:
                 break

@@ -115,3 +115,14 @@ def test_a_wording_keeps_the_answer_in_the_thinking_and_out_of_the_question(chan
 )
 def test_class_names_are_said_as_words(label: str, words: str) -> None:
     assert slots.label_words(label) == words
+
+
+def test_events_say_what_sounds_and_when() -> None:
+    about = known(LABELS.index("rain"))
+    assert slots.events(about) == [
+        {"label": "dog", "onset": 0.0, "offset": 1.0},
+        {"label": "rain", "onset": 2.0, "offset": 3.0},  # in its time, not once more as the label that it is as well
+    ]
+    unsure = [Fact("f0", "label", "Gunshot, gunfire", confidence=0.4), Fact("f1", "label", "clock_tick"), about[0]]
+    assert slots.events(unsure) == [{"label": "clock tick"}, {"label": "rain"}]  # the surest first
+    assert slots.events(unsure, least=0.3)[-1] == {"label": "gunshot"}

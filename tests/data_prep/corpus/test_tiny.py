@@ -57,10 +57,12 @@ def test_the_funnel_adds_up_and_only_what_was_planted_falls_out(tmp_path: Path, 
     funnel = json.loads((out / "funnel.json").read_text())["stages"]
     for before, after in zip(funnel, funnel[1:], strict=False):
         assert before["out"] == after["in"] == after["out"] + sum(after["rejects"].values())
+    labels = {"tiny-" + row["filename"].replace(".", "_"): row["label"].replace("_", " ") for row in ROWS}
     recordings: dict[str, set[str]] = {}
     for side in ("sft", "rl", "validation", "test"):
         shards = ShardDataset(out / side, decode=False)
         samples = [shards.load_sample(number) for number in range(len(shards))]
         recordings[side] = {str(sample.source.clip) for sample in samples if sample.source}
         assert samples and all(sample.thinking and sample.semantic_elements for sample in samples)
+        assert all([event.label for event in sample.events] == [labels[sample.meta["item"]]] for sample in samples)
     assert len(set[str]().union(*recordings.values())) == sum(map(len, recordings.values()))
