@@ -23,6 +23,7 @@ from audio_llm import config, files  # noqa: E402
 from audio_llm.errors import ConfigError, TrainingError  # noqa: E402
 from audio_llm.training import grpo, gym  # noqa: E402
 from tests.data_prep.test_gym import RECIPE, write  # noqa: E402
+from tests.paths import ROOT  # noqa: E402
 from tests.training.test_grpo import (  # noqa: E402
     environment,
     even_ids,
@@ -285,8 +286,6 @@ def test_sigkill_and_resume(checkpoint, scenes, tmp_path):
 
 
 def test_the_recipe_of_the_quickstart_is_known():
-    from tests.paths import ROOT
-
     recipe = config.load(grpo.GRPORecipe, ROOT / "recipes" / "quickstart" / "grpo_gym.yaml")
     recipe.check()
     fixed = config.load(grpo.GRPORecipe, ROOT / "recipes" / "quickstart" / "grpo.yaml")
@@ -297,3 +296,25 @@ def test_the_recipe_of_the_quickstart_is_known():
         "resample_groups",
     }  # so that the two can be compared
     assert RECIPE["subsets"]["rl"]["split"] == "train"
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_plan_the_same_and_go_on(checkpoint, scenes, tmp_path):
+    """Three prompts a step, the second one's group over both processes; resumed from the middle, equal to the digit."""
+    changes = {"steps": 4, "save_steps": 2, "prompts_per_step": 3, "resample_groups": 1, "processes": 2}
+    recipe = gym_recipe(checkpoint, scenes, tmp_path / "run", engine={"backend": "transformers"}, **changes)
+    layout = ROOT / "recipes" / "accelerate" / "cpu_2.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(layout)]
+    command += ["-m", "audio_llm", "grpo", str(write_recipe(recipe, tmp_path / "r.yaml"))]
+    found = []
+    for _ in range(2):
+        done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        state = json.loads((recipe.output / "checkpoint-4" / gym.FILE).read_text())
+        found.append((prompts_seen(recipe.output), timeless(metrics(recipe.output)), state))
+        (recipe.output / "result.json").unlink()
+        shutil.rmtree(recipe.output / "checkpoint-4")
+    assert found[0] == found[1]
+    assert len({name for step in found[0][0] for name in step["ids"]}) == 12
+    assert all(log["parity/max_abs_logp_difference"] < 1e-4 for log in found[0][1])
