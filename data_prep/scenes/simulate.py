@@ -409,7 +409,8 @@ def scan_sounds(config: SceneConfig, out: Path, library: sounds.Library, workers
     cache = out / "sounds.json"
     key = [library.fingerprint, config.sounds.shortest]
     if cache.is_file() and (tree := json.loads(cache.read_text()))["key"] == key:
-        clips = [sounds.Clip(**item) for item in tree["clips"]]
+        places = {clip.name: clip.path for clip in library.clips}  # where they lie now
+        clips = [sounds.Clip(**item | {"path": places[item["name"]]}) for item in tree["clips"]]
         return dataclasses.replace(library, clips=clips, rejects=tree["rejects"])
     with pool.plain_pool(workers) as executor:
         found = sounds.scan(

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import yaml
 
 from audio_llm import config as recipes
 from audio_llm.errors import ConfigError
-from data_prep import sounds
+from data_prep import procedural, sounds
 from data_prep.scenes import gym, render, rooms, simulate
 from tests.data_prep.test_questions import truth
 
@@ -157,6 +158,22 @@ def test_the_folder_that_prep_made_is_drawn_from_with_its_own_seed(recipe, tmp_p
     assert made.kinds["DOA-easy"] == pytest.approx(0.1 / 2 / 2)
     shutil.rmtree(tmp_path / "data" / "rl")  # its shards are not read
     assert opened(tmp_path / "data").digest != made.digest
+
+
+def test_a_folder_of_sounds_is_scanned_once_wherever_it_lies(tmp_path):
+    for label in RECIPE["sounds"]["classes"]:
+        (tmp_path / "here" / "sounds" / label).mkdir(parents=True)
+        for number in range(8):
+            heard = 0.3 * procedural.synthesise(label, number, 1.0, 16_000)
+            soundfile.write(tmp_path / "here" / "sounds" / label / f"{label}{number}.wav", heard, 16_000)
+    first = opened(write(tmp_path / "a.yaml", sounds={"folder": str(tmp_path / "here" / "sounds")}))
+    scanned = (tmp_path / "kept" / "sounds.json").stat().st_mtime_ns
+    one = first.submit("side-hard", 3).result()[1]
+    (tmp_path / "here").rename(tmp_path / "there")
+    second = opened(write(tmp_path / "b.yaml", sounds={"folder": str(tmp_path / "there" / "sounds")}))
+    assert second.digest == first.digest
+    assert second.submit("side-hard", 3).result()[1].samples.tobytes() == one.samples.tobytes()
+    assert (tmp_path / "kept" / "sounds.json").stat().st_mtime_ns == scanned
 
 
 def test_what_is_no_recipe_of_scenes_is_not_recognised(tmp_path):
