@@ -239,8 +239,9 @@ def append_line(path: str | Path, record: Mapping[str, Any]) -> None:
 
 def write_lines(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write JSON lines atomically, one by one: `records` may be more than memory holds."""
+    encode = json.JSONEncoder(ensure_ascii=False).encode
     with atomic_file(path) as temporary, open(temporary, "w", **TEXT) as stream:
-        stream.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        stream.writelines(encode(record) + "\n" for record in records)
         stream.flush()
         os.fsync(stream.fileno())
 

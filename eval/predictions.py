@@ -96,19 +96,22 @@ class Prediction:
         missing = [name for name in required if not isinstance(tree, dict) or name not in tree]
         if missing:
             raise PredictionsError(describe(where, f"the keys {', '.join(required)}", f"no {', '.join(missing)}"))
-        values = {name: value for name, value in tree.items() if name in KINDS}
-        for name, value in values.items():
-            if not KINDS[name](value):
+        values: dict[str, Any] = {}
+        for name, value in tree.items():
+            if (fits := KINDS.get(name)) is None:
+                continue
+            if type(value) is str and name in _TEXTS:  # most texts are those of other rows as well
+                values[name] = sys.intern(value)
+            elif fits(value):
+                values[name] = value
+            else:
                 declared = str(cls.__dataclass_fields__[name].type)
                 kind = declared.replace("Sequence[", "list[").replace("Mapping[", "dict[")  # as JSON gives them
                 raise PredictionsError(describe(f"{where}: '{name}'", f"a value of type {kind}", f"{value!r:.60}"))
-        for name, value in values.items():  # most texts are those of other rows as well
-            if isinstance(value, str):
-                values[name] = sys.intern(value)
-        values["choices"] = [sys.intern(choice) for choice in values["choices"]]
-        return cls(
-            **values | {"meta": FoldedMeta(values.get("meta", {})), "events": FoldedEvents(values.get("events", []))}
-        )
+        values["choices"] = [*map(sys.intern, values["choices"])]
+        values["meta"] = FoldedMeta(values.get("meta", {}))
+        values["events"] = FoldedEvents(values.get("events", []))
+        return cls(**values)
 
 
 class FoldedMeta(Mapping[str, Any]):
@@ -122,6 +125,8 @@ class FoldedMeta(Mapping[str, Any]):
         self.recording = sys.intern(_recording(tree))
 
     def __getitem__(self, name: str) -> Any:
+        if name.isascii() and name.isidentifier() and f'"{name}"' not in self.text:  # most rows lack most names
+            raise KeyError(name)
         return _unfolded(self.text)[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -140,7 +145,7 @@ class FoldedEvents(Sequence[Mapping[str, Any]]):
     __slots__ = ("text",)
 
     def __init__(self, events: Sequence[Mapping[str, Any]]) -> None:
-        self.text = sys.intern(json.dumps(events))
+        self.text = sys.intern(json.dumps(events)) if events else "[]"
 
     def __getitem__(self, place: Any) -> Any:
         return _unfolded(self.text)[place]
@@ -189,6 +194,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "Mapping[str, Any]": lambda value: isinstance(value, dict),
 }
 KINDS = {entry.name: _CHECKS[str(entry.type)] for entry in dataclasses.fields(Prediction)}
+_TEXTS = frozenset(entry.name for entry in dataclasses.fields(Prediction) if entry.type == "str")
 KINDS["events"] = lambda value: _is_list_of(dict)(value) and all(map(_is_event, value))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from eval.scorers.base import Asking, Score
 
 DEFAULT = ("option-resolution", "letter", "mmau-official", "mmau-official-extracted", "mmau-official-resolved")
 SCORE_FIELDS = tuple(entry.name for entry in fields(Score))
+_values = attrgetter(*SCORE_FIELDS)
 LEAVING_OUT = {("duplicates", "drop"), ("missing", "skip")}  # options of benchmarks by which questions are not asked
 
 
@@ -161,10 +163,16 @@ class Run:
 
 def _line(scorer: Scorer, entry: Scored) -> dict[str, Any]:
     row, score = entry.row, entry.score
-    line: dict[str, Any] = {"scorer": scorer.name, "version": scorer.version, "control": row.control}
-    line |= {"temperature": row.temperature, "sample": row.sample}
+    line: dict[str, Any] = {
+        "scorer": scorer.name,
+        "version": scorer.version,
+        "control": row.control,
+        "temperature": row.temperature,
+        "sample": row.sample,
+    }
     if score is not None:
-        return line | {name: getattr(score, name) for name in SCORE_FIELDS}
+        line.update(zip(SCORE_FIELDS, _values(score), strict=True))
+        return line
     line |= {"id": row.id, "question_type": row.question_type, "value": None}
     return line | {"explanation": f"no score: {entry.problem}"}
 

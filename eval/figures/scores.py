@@ -135,10 +135,14 @@ def _proportion(values: Mapping[str, float], clusters: Mapping[str, int]) -> Est
 
 def _by_item(values: Iterable[tuple[str, float]]) -> dict[str, float]:
     """The mean of each item's values, in first-seen order."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for item, value in values:
-        found[item].append(value)
-    return {item: entries[0] if len(entries) == 1 else float(np.mean(entries)) for item, entries in found.items()}
+    pairs = [*values]
+    found = dict(pairs)
+    if len(found) == len(pairs):  # one reply an item
+        return found
+    several: dict[str, list[float]] = {item: [] for item in found}
+    for item, value in pairs:
+        several[item].append(value)
+    return {item: float(np.mean(entries)) for item, entries in several.items()}
 
 
 def item_values(scored: Iterable[Scored]) -> dict[str, float]:

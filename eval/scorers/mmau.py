@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,15 @@ class MatchError(AudioLLMError):
         self.reference = reference
 
 
-def tokens(text: Any) -> frozenset[str]:
+_again = lru_cache(maxsize=10_000)(word_set)  # options are those of other questions as well, and of all three readings
+
+
+def tokens(text: Any, words: Callable[[str], frozenset[str]] = word_set) -> frozenset[str]:
     """:func:`word_set` of a text. Raises :class:`MatchError` for anything else."""
     if not isinstance(text, str):
         reference = f"AttributeError: '{type(text).__name__}' object has no attribute 'lower'"
         raise MatchError(describe("MMAU's string match", "text", f"{text!r}"), reference)
-    return word_set(text)
+    return words(text)
 
 
 def compare_tokens(answer: Any, prediction: Any, choices: Sequence[Any]) -> tuple[bool, frozenset[str], frozenset[str]]:
@@ -40,10 +44,10 @@ def compare_tokens(answer: Any, prediction: Any, choices: Sequence[Any]) -> tupl
     the same words as the answer are no others; an empty prediction is wrong. Word order and negation do not matter.
     Raises :class:`MatchError` where an argument is not text.
     """
-    said, wanted = tokens(prediction), tokens(answer)
+    said, wanted = tokens(prediction), tokens(answer, _again)
     foreign: frozenset[str] = frozenset()
     for choice in choices:
-        words = tokens(choice)
+        words = tokens(choice, _again)
         if words != wanted:
             foreign |= words - wanted
     missing, wrong = wanted - said, said & foreign
