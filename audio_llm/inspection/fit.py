@@ -452,6 +452,7 @@ def _put_engine(
         return
     if device is not None:
         share = round(engine.gpu_memory_utilization * device)
+        text, sequence = (-(-size // engine.tensor_parallel_size) for size in (text, sequence))  # of each of its GPUs
         at_once = max(0, share - text) // sequence
         note = f"engine.gpu_memory_utilization {engine.gpu_memory_utilization:g}: weights {text / GIB:.1f} GiB"
         need.put("engine", share, f"{note}, cache for {at_once} of {rows} sequences")

@@ -169,6 +169,8 @@ class VLLMRollouts:
             arguments |= {"enable_lora": True, "max_lora_rank": _lora_rank(policy), "max_loras": 1, "max_cpu_loras": 2}
         else:
             arguments["load_format"] = "dummy"  # the first sync brings the weights
+        if self.recipe.max_num_batched_tokens is not None:
+            arguments["max_num_batched_tokens"] = self.recipe.max_num_batched_tokens
         if world > 1:
             arguments["distributed_executor_backend"] = "external_launcher"
         hide_llvmlite_attributes()
@@ -385,6 +387,7 @@ class HTTPRollouts:
     def _start(self, policy: PolicyWeights, tokenizer: Any, seed: int) -> Server:
         if _rank()[1] > 1:
             raise ConfigError("engine.url: several training processes share one server; start it first (docs/grpo.md).")
+        check_devices(self.recipe)
         model = _write_unadapted(policy, self._folder / "model", tokenizer, _unties(self.mode))
         rank = _lora_rank(policy) if self.mode == "adapter" else None
         dtype = str(policy.base.dtype).removeprefix("torch.")
@@ -534,6 +537,14 @@ def _same_everywhere(value: Any) -> Any:
     return values[0]
 
 
+def check_devices(recipe: EngineRecipe) -> None:
+    """:class:`ConfigError` where a server that starts here has fewer GPUs than it is to spread its model over."""
+    wanted, there = recipe.tensor_parallel_size, torch.cuda.device_count()
+    if wanted > max(1, there):
+        cure = "Lower it, or start the server where they are (--server-command) and name it by engine.url."
+        raise ConfigError(describe("engine.tensor_parallel_size", f"{wanted} visible GPUs", f"{there}", cure))
+
+
 def server_command(
     model: Path, dtype: str, recipe: EngineRecipe, max_model_len: int, lora_rank: int | None, seed: int, port: int
 ) -> list[str]:
@@ -545,6 +556,10 @@ def server_command(
     command += ["--middleware", ROLLOUT_GUARD, "--allowed-origins", "[]"]
     command += ["--enable-prompt-embeds", "--logprobs-mode", "processed_logprobs"]
     command += ["--enable-prefix-caching" if recipe.prefix_caching else "--no-enable-prefix-caching"]
+    if recipe.max_num_batched_tokens is not None:
+        command += ["--max-num-batched-tokens", str(recipe.max_num_batched_tokens)]
+    if recipe.tensor_parallel_size > 1:
+        command += ["--tensor-parallel-size", str(recipe.tensor_parallel_size)]
     if lora_rank is not None:
         command += ["--enable-lora", "--max-lora-rank", str(lora_rank), "--max-loras", "1", "--max-cpu-loras", "2"]
     if cpu_build():

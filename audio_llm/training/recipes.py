@@ -510,6 +510,8 @@ class EngineRecipe:
     token: Path | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 256  # sequences that vLLM decodes at once
+    max_num_batched_tokens: int | None = None  # tokens of a step of vLLM, prompts included; null: vLLM's own
+    tensor_parallel_size: int = 1  # GPUs that a server (vllm_http) spreads one model over
     gpu_memory_utilization: float = 0.3  # share of a GPU's memory for vLLM
     prefix_caching: bool = True  # vLLM computes a prompt's beginning once
     block_size: int = 32
@@ -518,6 +520,24 @@ class EngineRecipe:
     @property
     def urls(self) -> list[str]:
         return [self.url] if isinstance(self.url, str) else self.url or []
+
+    def check(self) -> None:
+        """:class:`ConfigError` for values that no engine takes, or that this one would not look at."""
+        size, tokens = self.tensor_parallel_size, self.max_num_batched_tokens
+        if size < 1:
+            raise ConfigError(describe("engine.tensor_parallel_size", "a number of GPUs", f"{size}"))
+        if size > 1 and self.backend != "vllm_http":
+            cure = (
+                "An engine in the trainer's process has that process's device; its ranks ask for replies of their own."
+            )
+            expected = "engine.backend: vllm_http, whose server has its own processes"
+            raise ConfigError(describe(f"engine.tensor_parallel_size: {size}", expected, self.backend, cure))
+        if tokens is not None and self.backend == "transformers":
+            expected = "an engine of vLLM, which alone counts them"
+            raise ConfigError(describe("engine.max_num_batched_tokens", expected, self.backend))
+        if tokens is not None and tokens < self.max_num_seqs:
+            expected = f"at least engine.max_num_seqs ({self.max_num_seqs}): one token of every sequence"
+            raise ConfigError(describe("engine.max_num_batched_tokens", expected, f"{tokens}"))
 
 
 @dataclass(kw_only=True)
@@ -606,6 +626,7 @@ class GRPORecipe(PolicyRecipe):
             raise ConfigError(describe("model.adapter", "one model, which is GRPO's reference as well", "two", cure))
         build_rewards(self.rewards)
         self.check_gym()
+        self.engine.check()
         if not 0 < self.temperature <= 2:  # what vLLM takes
             raise ConfigError(describe("temperature", "above 0, at most 2", f"{self.temperature:g}"))
         if self.resample_groups < 0:

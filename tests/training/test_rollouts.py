@@ -429,3 +429,41 @@ def test_a_run_goes_on_without_a_server_that_was_killed_and_ends_without_any(che
         with pytest.raises(TrainingError, match=f"engine {servers[0].url}.*expected an answer"):
             replies(2)
         assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        (
+            {"tensor_parallel_size": 0, "backend": "vllm_http"},
+            "tensor_parallel_size: expected a number of GPUs, found 0",
+        ),
+        ({"tensor_parallel_size": 2, "backend": "vllm"}, "expected engine.backend: vllm_http, .* found vllm"),
+        ({"tensor_parallel_size": 2}, "expected engine.backend: vllm_http, .* found auto"),
+        ({"max_num_batched_tokens": 512, "backend": "transformers"}, "an engine of vLLM, .* found transformers"),
+        ({"max_num_batched_tokens": 64, "max_num_seqs": 128}, r"at least engine.max_num_seqs \(128\).* found 64"),
+    ],
+)
+def test_what_no_engine_would_do_is_refused_by_name(engine, message):
+    with pytest.raises(ConfigError, match=f"engine.*{message}"):
+        EngineRecipe(**engine).check()
+
+
+def test_a_server_is_told_over_how_many_devices_and_needs_them(monkeypatch):
+    from audio_llm.serving import rollout_engines
+
+    monkeypatch.setattr(rollout_engines, "cpu_build", lambda: False)
+    recipe = EngineRecipe(backend="vllm_http", tensor_parallel_size=4, max_num_batched_tokens=2048)
+    recipe.check()
+    command = rollout_engines.server_command(Path("model"), "bfloat16", recipe, 512, None, 0, 8000)
+    given = dict(zip(command, command[1:], strict=False))
+    assert given["--tensor-parallel-size"] == "4" and given["--max-num-batched-tokens"] == "2048"
+    plain = rollout_engines.server_command(Path("model"), "bfloat16", EngineRecipe(), 512, None, 0, 8000)
+    assert not {"--tensor-parallel-size", "--max-num-batched-tokens"} & set(plain)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"tensor_parallel_size: expected 4 visible GPUs, found 2\. Lower it"):
+        rollout_engines.check_devices(recipe)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    rollout_engines.check_devices(recipe)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    rollout_engines.check_devices(EngineRecipe())
