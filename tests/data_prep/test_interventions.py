@@ -239,7 +239,7 @@ def test_a_move_to_where_it_was_is_the_same_response(recipe, stage, made):
     before = stage_of(draft.placed, world)
     for place, item in enumerate(draft.placed):
         number = world.places[item.source][1]
-        found = interventions._response(before, place, head, recipe.rooms, recipe.audio, number)
+        found = interventions.response_of(before, place, head, recipe.rooms, recipe.audio, number)
         known = render.response_at(made / "responses" / recipe.audio.layout, world, item.source)
         np.testing.assert_allclose(found, known, atol=1e-6)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sqlite3
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -111,8 +113,10 @@ def test_sft_learns_from_them_with_and_without_a_cache(several, checkpoint, tmp_
     losses = run("frozen")
     assert len(losses) == 4 and losses[-1] < losses[0]
     assert np.allclose(run("cached", encoder_cache=str(tmp_path / "cache")), losses, rtol=1e-5)
-    windows = list((tmp_path / "cache").rglob("*.safetensors"))
-    assert len(windows) > 4 * 4  # more than samples: those of every sound
+    (store,) = (tmp_path / "cache").glob("*.sqlite")
+    with closing(sqlite3.connect(store)) as table:
+        ((windows,),) = table.execute("select count(*) from windows").fetchall()
+    assert windows > 4 * 4  # more than samples: those of every sound
 
 
 def test_grpo_samples_and_scores_them(several, checkpoint, tmp_path: Path) -> None:
