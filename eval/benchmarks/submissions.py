@@ -16,6 +16,7 @@ from audio_llm.datasets.records import NoRecord, each_line, each_record
 from audio_llm.errors import describe, nearest
 from audio_llm.files import write_atomically, write_json, write_lines
 from eval.predictions import Prediction
+from eval.scorers.mmau import answer_text
 
 FORMS = (".csv", ".json", ".jsonl")
 
@@ -65,7 +66,7 @@ TOLD: dict[str, Callable[[Prediction], Any]] = {
     "order": lambda row: row.meta.get("order"),
     "option": _option,
     "letter": _letter,
-    "words": lambda row: "" if row.error else _option(row) or row.reply().answer,
+    "words": answer_text,
     "raw": lambda row: row.raw,
     "thinking": lambda row: row.reply().thinking or "",
 }

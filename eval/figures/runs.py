@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -150,6 +151,12 @@ class Run:
             for entry in self.scored(name, scorer)
             if entry.problem
         ]
+
+    @property
+    def unscored_by_reason(self) -> dict[str, int]:
+        """How many of these lines say the same, the most frequent ones, as far as they are several."""
+        told = Counter(line["explanation"] for line in self.unscored)
+        return {reason: count for reason, count in told.most_common(5) if count > 1}
 
     def score_lines(self) -> Iterator[dict[str, Any]]:
         """One line an answer and scorer. A row that a scorer could not score is in no figure; the reason stands where

@@ -16,11 +16,14 @@ from eval.figures.estimates import Comparison, Estimate, paired, proportion
 from eval.predictions import KINDS, Prediction
 from eval.scorers.base import Asking, Score, Scorer
 from eval.scorers.choice import OptionResolution
+from eval.scorers.mmar_rubrics import MMARRubrics
 from eval.scorers.open_answers import answer_kind, compared
 from eval.scorers.spatial_sound_qa import SpatialSoundQA
 
 # Scorers that give an open question the value of `open_answers.score_open`.
 OPEN_RULE = (OptionResolution.name, SpatialSoundQA.name)
+# Scorers under which drawing an option reaches less than one over the choices: nobody knows how much.
+UNGUESSED = (MMARRubrics.name,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ def chance_levels(scored: Iterable[Scored]) -> dict[tuple[str, str, float, int],
     """What guessing reaches, per row: the share of its choices that are the right one, so one over their number where
     none repeats; for an open question, what the best constant answer scores on the questions of its type in these
     rows, the most that is to be had without listening (NaN under a scorer outside ``OPEN_RULE``: no constant answer
-    was tried there)."""
+    was tried there; NaN too under one of ``UNGUESSED``)."""
     scored = list(scored)
     golds: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for entry in scored:
@@ -77,6 +80,8 @@ def chance_levels(scored: Iterable[Scored]) -> dict[tuple[str, str, float, int],
         if not row.choices and entry.scorer in OPEN_RULE:
             golds[row.question_type, answer_kind(row)][normalise(row.gold)] += 1
     best = {group: _best_constant(group[1], counts) for group, counts in golds.items()}
+    if scored and scored[0].scorer in UNGUESSED:
+        return {entry.row.key: math.nan for entry in scored}
     return {
         row.key: max(1, row.choices.count(row.gold)) / len(row.choices)
         if row.choices

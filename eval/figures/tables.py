@@ -138,6 +138,8 @@ def print_spectrum(run: Run) -> None:
         first = unscored[0]
         who = f"'{first['id']}' by {first['scorer']}"
         print(f"\n{len(unscored)} answers have no score; the first, {who}: {first['explanation']}")
+        for told, count in run.unscored_by_reason.items():
+            print(f"  {count} x {told}")
 
 
 def percent(value: float) -> str:

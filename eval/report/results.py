@@ -284,7 +284,9 @@ def _unscored(run: Run) -> str:
     if not lines:
         return ""
     first = f"'{lines[0].row.id}' by {lines[0].scorer}: no score: {lines[0].problem}"
-    return note(escape(f"{run.name}: {len(lines)} answers have no score; the first, {first}"))
+    again = "".join(f"; {count} x {told}" for told, count in run.unscored_by_reason.items())
+    again = again and f". With the controls{again.removeprefix(';')}"
+    return note(escape(f"{run.name}: {len(lines)} answers have no score; the first, {first}{again}"))
 
 
 def _figures(run: Run) -> str:

@@ -8,27 +8,18 @@ the answer is judged, never the reasoning before it.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
-import sys
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from audio_llm.answering.server import Endpoint, RefusedRequest
-from audio_llm.errors import ConfigError, describe, nearest
-from audio_llm.files import append_line, read_lines
 from eval.predictions import Prediction
 from eval.scorers.base import Score, Scorer, unscored
+from eval.scorers.kept_replies import SETTINGS, KeptReplies, Said, at_once, check_settings, key_of
 from eval.scorers.text import references
 
 MAX_TOKENS = 512  # of the judge's reply: a sentence and a line
-CONCURRENCY = 8  # requests in flight
 _RATING = re.compile(r"\s*\**Rating:\**\s*(\S+?)\**\s*", re.IGNORECASE)
 PROMPT = """You compare an answer about a sound recording with a reference that is known to be right.
 
@@ -90,61 +81,26 @@ class Judge:
     """
 
     version = "1"
-    SETTINGS = ("url", "model", "cache")
+    SETTINGS = SETTINGS
 
     def __init__(self, name: str, title: str, scale: Scale, settings: Mapping[str, str] | None = None) -> None:
         self.name, self._plain_title, self._scale = name, title, scale
         self.problems: dict[tuple[str, str, float, int], str] = {}
-        settings = settings or {}
-        self._endpoint = Endpoint(settings["url"]) if "url" in settings else None
-        self._model = settings.get("model", "")
-        if self._endpoint is not None and not self._model:
-            self._model = next(iter(self._endpoint.models()), "")
-            if not self._model:
-                found = f"none at {self._endpoint.base}"
-                raise ConfigError(describe(f"scorer '{name}'", "a served model", found, f"Name it: {name}.model=NAME."))
-        self._cache = Path(settings["cache"]) if "cache" in settings else default_cache()
-        if self._endpoint is not None:  # a reply that cannot be kept is not asked for
-            self._cache.parent.mkdir(parents=True, exist_ok=True)
-            self._cache.open("a").close()
-        self._replies: dict[str, str] = {}
-        self._refused: dict[str, str] = {}  # by the request, as above: not asked again for every table
-        self._lock = threading.Lock()
+        self._kept = KeptReplies(name, settings or {})
+        self._model = self._kept.model
         self.title = f"{title} ({self._model})" if self._model else title
-        if self._model:
-            for line in read_lines(self._cache):
-                if isinstance(line.get("key"), str) and isinstance(line.get("reply"), str):
-                    self._replies[line["key"]] = line["reply"]
 
     def configured(self, options: Mapping[str, str]) -> Judge:
-        for name in options:
-            if name not in self.SETTINGS:
-                known = ", ".join(self.SETTINGS)
-                raise ConfigError(describe(f"scorer '{self.name}'", known, f"'{name}'{nearest(name, self.SETTINGS)}"))
-        if "url" not in options and "model" not in options:
-            raise ConfigError(
-                describe(f"scorer '{self.name}'", "url (or the model whose cached replies count)", "none")
-            )
+        check_settings(self.name, options, self.SETTINGS)
         return Judge(self.name, self._plain_title, self._scale, options)
 
     def prepare(self, rows: Sequence[Prediction]) -> None:
         """Ask about all rows that the cache does not know, several at a time. Raises :class:`EngineError` where the
         judge goes away; what it said until then is kept."""
-        from tqdm import tqdm
-
-        if self._endpoint is None:
+        if not self._kept.can_ask:
             return
-        asked = {key: row for row in rows if self._applies(row) and (key := self._key(row)) not in self._replies}
-        with ThreadPoolExecutor(CONCURRENCY) as pool:
-            pending = [pool.submit(self._ask, row) for row in asked.values()]
-            try:
-                shown = tqdm(pending, desc=self.name, unit="answer", disable=not asked, file=sys.stderr)
-                for future in shown:
-                    future.result()
-            except BaseException:
-                for future in pending:
-                    future.cancel()
-                raise
+        asked = {key: row for row in rows if self._applies(row) and self._kept.get(key := self._key(row)) is None}
+        at_once([partial(self._ask, row) for row in asked.values()], self.name, "answer")
 
     def score(self, row: Prediction) -> Score | None:
         """The rating as a share of the best one; None where the judge does not apply or said nothing to go by."""
@@ -153,18 +109,15 @@ class Judge:
         said = row.reply().said
         if not said:  # nobody needs to be asked, and nothing is given for nothing
             return Score(row.id, row.question_type, 0.0, None, f"no answer to judge; reference '{row.gold}'", False)
-        key = self._key(row)
-        reply = self._replies.get(key)
-        if reply is None and key not in self._refused:
-            reply = self._ask(row)
-        rating, why = (None, self._refused.get(key, "not judged yet"))
+        reply = self._ask(row)
+        rating, why = (None, self._kept.refused.get(self._key(row), "not judged yet"))
         if reply is not None:
-            rating, why = read_rating(reply, self._scale.best)
-        if rating is None:
+            rating, why = read_rating(reply.text, self._scale.best)
+        if reply is None or rating is None:
             self.problems[row.key] = why
             return None
         self.problems.pop(row.key, None)
-        note = f"rated {rating} of {self._scale.best} by {self._model}: {_short(str(reply))}"
+        note = f"rated {rating} of {self._scale.best} by {self._model}: {_short(reply.text)}"
         return Score(row.id, row.question_type, rating / self._scale.best, said, note, True)
 
     def _applies(self, row: Prediction) -> bool:
@@ -177,31 +130,13 @@ class Judge:
             question=row.question, reference=reference, answer=row.reply().said, scale=self._scale.words, form=form
         )
         messages = [{"role": "user", "content": text}]
-        return {"model": self._model, "messages": messages, "temperature": 0, "seed": 0, "max_tokens": MAX_TOKENS}
+        return {"messages": messages, "temperature": 0, "seed": 0, "max_tokens": MAX_TOKENS}
 
     def _key(self, row: Prediction) -> str:
-        return hashlib.sha256(json.dumps(self._body(row), sort_keys=True).encode()).hexdigest()
+        return key_of(self._model, self._body(row))
 
-    def _ask(self, row: Prediction) -> str | None:
-        """The judge's reply, kept on disk. None where it refuses the request, with the reason in `_refused`."""
-        if self._endpoint is None or not row.reply().said:
-            return None
-        body, key = self._body(row), self._key(row)
-        try:
-            reply = self._endpoint.complete(body)["choices"][0]["message"]["content"]
-        except RefusedRequest as error:
-            self._refused[key] = f"the judge refuses: {error}"
-            return None
-        with self._lock:
-            self._replies[key] = reply
-            append_line(self._cache, {"key": key, "model": self._model, "id": row.id, "reply": reply})
-        return reply
-
-
-def default_cache() -> Path:
-    """``audio-llm/judge.jsonl`` in the user's cache folder."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "audio-llm" / "judge.jsonl"
+    def _ask(self, row: Prediction) -> Said | None:
+        return self._kept.ask(self._key(row), self._body(row), row.id) if row.reply().said else None
 
 
 def _short(text: str, limit: int = 160) -> str:

@@ -95,6 +95,11 @@ def resolved_text(row: Prediction) -> str | None:
     return None if choice is None else row.choices[choice]
 
 
+def answer_text(row: Prediction) -> str:
+    """What a submission says the answer is: the option that the reply resolves to, else the words of its answer."""
+    return "" if row.error else resolved_text(row) or extracted_text(row) or ""
+
+
 def _short(text: str, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
