@@ -47,7 +47,7 @@ def compare_runs(first: Run, second: Run, *, answers: str, group: str) -> Compar
     if not common:
         raise PredictionsError(describe(f"runs {first.name} and {second.name}", "questions in common", "none"))
     for name in common:
-        _refuse_other_question(name, left[name][0].row, right[name][0].row)
+        refuse_other_question(name, left[name][0].row, right[name][0].row)
     firsts = [right[name][0] for name in common]
     _refuse_unknown_group(group, [entry.row for entry in firsts])
     groups = {name: [entry.row.id for entry in found] for name, found in grouped(firsts, group).items()}
@@ -80,7 +80,8 @@ def _answers(run: Run, answers: str, scorer: Scorer) -> dict[str, list[Scored]]:
     return rows
 
 
-def _refuse_other_question(name: str, first: Prediction, second: Prediction) -> None:
+def refuse_other_question(name: str, first: Prediction, second: Prediction, where: str = "") -> None:
+    """Raises :class:`PredictionsError` where item `name` has another question, choices or answer in one of two rows."""
     for what, a, b in (
         ("question", first.question, second.question),
         ("choices", sorted(first.choices), sorted(second.choices)),
@@ -88,7 +89,9 @@ def _refuse_other_question(name: str, first: Prediction, second: Prediction) -> 
     ):
         if a != b:
             cure = "Both runs must be of the same version of the data: see data_sha256 in their run.json."
-            raise PredictionsError(describe(f"item '{name}', {what}", f"{a!r} in both runs", f"{b!r} in one", cure))
+            raise PredictionsError(
+                describe(f"item '{name}'{where}, {what}", f"{a!r} in both runs", f"{b!r} in one", cure)
+            )
 
 
 def _refuse_unknown_group(group: str, rows: list[Prediction]) -> None:

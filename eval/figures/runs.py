@@ -210,9 +210,15 @@ def load(
     return Run(name or path.stem, rows, scorers_for(benchmark, scorers, settings), benchmark)
 
 
-def load_named(arguments: Sequence[str], settings: Mapping[str, Mapping[str, str]] | None = None) -> list[Run]:
+def load_named(
+    arguments: Sequence[str],
+    settings: Mapping[str, Mapping[str, str]] | None = None,
+    *,
+    scorers: str | None = None,
+) -> list[Run]:
     """``RUN`` or ``NAME=RUN`` each. Raises for a folder without predictions and for a name used twice."""
-    runs = [load(path, name=name, settings=settings) for name, path in map(split_name, arguments)]
+    named = [*map(split_name, arguments)]
+    runs = [load(path, name=name, scorers=scorers, settings=settings) for name, path in named]
     names = [run.name for run in runs]
     for name in names:
         if names.count(name) > 1:
