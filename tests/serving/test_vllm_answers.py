@@ -101,6 +101,36 @@ def test_a_native_model_by_its_own_folder(replies) -> None:
     assert_same(*replies["native"])
 
 
+SEEDED = """
+import json, sys
+from audio_llm.serving.plugin import hide_llvmlite_attributes, register
+
+register()
+from vllm import LLM, SamplingParams
+
+hide_llvmlite_attributes()
+engine = LLM(sys.argv[1], dtype="float32", enforce_eager=True, max_model_len=128, max_num_seqs=4,
+             max_num_batched_tokens=40, enable_prefix_caching=False, disable_log_stats=True)
+words = [[40 + (7 * number + place) % 40 for place in range(30 + number)] for number in range(6)]
+prompts = [{"prompt_token_ids": ids} for ids in words]
+how = [SamplingParams(temperature=1.0, seed=number, max_tokens=8, ignore_eos=True) for number in range(6)]
+alone = [engine.generate(*pair, use_tqdm=False)[0] for pair in zip(prompts, how)]
+together = engine.generate(prompts, how, use_tqdm=False)
+print(json.dumps([[list(reply.outputs[0].token_ids) for reply in replies] for replies in (alone, together)]))
+"""
+
+
+def test_a_prompt_computed_in_pieces_leaves_a_request_its_seed(checkpoint) -> None:
+    """Six prompts of 30 tokens and more in steps of 40: stock vLLM's engine ends where one of them has a seed."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCH_COMPILE_DISABLE": "1"}
+    words = [sys.executable, "-c", SEEDED, str(checkpoint())]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    alone, together = json.loads(done.stdout.splitlines()[-1])
+    assert together == alone and len(set(map(tuple, alone))) == 6
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["omni", "audio_flamingo_3", "music_flamingo", "glm_asr", "voxtral"])
 def test_other_native_models(kind: str, made_once, shards, tmp_path: Path) -> None:
