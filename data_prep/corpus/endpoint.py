@@ -3,7 +3,8 @@
 Every request goes through :class:`audio_llm.answering.server.Endpoint`, as those of engines and judges do. A reply is
 kept under the hash of its whole request in ``OUT/replies/``, so that no question is asked twice; what each request
 cost, in tokens and seconds, is a line of ``OUT/costs.jsonl``. A reply that is no JSON, cut, too long or of another form
-is asked for again with the next seed, a bounded number of times, and is then a reject with its reason.
+is asked for again with the next seed, a bounded number of times, and is then a reject with its reason. Where that item
+is tried again in a later run, kept replies do not count among its tries: it goes on with the seeds after theirs.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from audio_llm.answering.base import is_address
 from audio_llm.answering.server import Endpoint, EngineError, RefusedRequest
@@ -51,6 +53,7 @@ class Asking:
     max_characters: int = 20_000
     tries: int = 3  # requests with a seed each, until a reply can be used
     retries: int = 3  # of one request that meets a busy server, with pauses of 1, 2, 4 … seconds
+    again: bool = False  # whether replies that are kept do not count among the tries
 
     def check(self, where: str) -> None:
         if not is_address(self.url):
@@ -66,12 +69,20 @@ class Asking:
 @dataclass(frozen=True)
 class Said:
     """A reply: its words, or the reason why there are none that can be used. `first` are log-probabilities of what the
-    first token could have been, where they were asked for."""
+    first token could have been, where they were asked for; `kept` says that it was not asked for now."""
 
     text: str = ""
     reason: str = ""
     detail: str = ""
     first: Mapping[str, float] | None = None
+    kept: bool = False
+
+
+class Unusable(NamedTuple):
+    """Why nothing that a model said is of use, and what was found."""
+
+    reason: str
+    detail: str
 
 
 class Model:
@@ -100,7 +111,7 @@ class Model:
         }
         key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
         if self._cache is not None and (kept := self._cache.find(key)) is not None:
-            return self._read(kept)
+            return replace(self._read(kept), kept=True)
         started = time.monotonic()
         try:
             reply = self._endpoint.complete(body, asking.retries)
@@ -132,6 +143,29 @@ class Model:
         line |= {name: usage.get(name, 0) for name in ("prompt_tokens", "completion_tokens")}
         append_line(self._costs, line | {"seconds": round(time.monotonic() - started, 3), "problem": reason})
 
+    def asked(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        seed: int,
+        item: str,
+        read: Callable[[Said], T | Unusable],
+        **more: Any,
+    ) -> T | Unusable:
+        """What `read` makes of a reply; of the last one, where none of all tries was of use.
+
+        Each try has a seed of its own, the same in every run. `more` as of :meth:`say`.
+        """
+        left = self.asking.tries
+        for attempt in count():
+            said = self.say(messages, seed + attempt, item, **more)
+            if said.reason in ("no_reply", "refused"):
+                return Unusable(said.reason, said.detail)  # the same request again would fare no better
+            found = read(said)
+            left -= not (said.kept and self.asking.again)
+            if not isinstance(found, Unusable) or not left:
+                return found
+        raise AssertionError
+
     def tree(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -139,32 +173,23 @@ class Model:
         seed: int,
         item: str = "",
         check: Callable[[dict[str, Any]], tuple[str, str]] | None = None,
-    ) -> tuple[dict[str, Any] | None, str, str]:
-        """A reply as an object of `schema`: (object, "", ""), or (None, reason, detail) of the last try.
-
-        Each try has a seed of its own, the same in every run. `check` gives a reason, and what was found, for an object
-        that is of no use; then it is asked again as well.
-        """
+    ) -> dict[str, Any] | Unusable:
+        """A reply as an object of `schema`. `check` gives a reason, and what was found, for an object that is of no
+        use; then it is asked again as well."""
         form = {"type": "json_schema", "json_schema": {"name": "reply", "schema": dict(schema), "strict": True}}
-        reason = detail = ""
-        for attempt in range(self.asking.tries):
-            said = self.say(messages, seed + attempt, item, response_format=form)
-            reason, detail = said.reason, said.detail
-            if reason in ("no_reply", "refused"):
-                return None, reason, detail  # the same request again would fare no better
-            if reason:
-                continue
+
+        def read(said: Said) -> dict[str, Any] | Unusable:
+            if said.reason:
+                return Unusable(said.reason, said.detail)
             found = read_object(said.text)
             if found is None:
-                reason, detail = "no_json", f"{said.text[:80]!r}"
-                continue
+                return Unusable("no_json", f"{said.text[:80]!r}")
             if wrong := misfit(found, schema):
-                reason, detail = "off_schema", wrong
-                continue
+                return Unusable("off_schema", wrong)
             reason, detail = check(found) if check else ("", "")
-            if not reason:
-                return found, "", ""
-        return None, reason, detail
+            return Unusable(reason, detail) if reason else found
+
+        return self.asked(messages, seed, item, read, response_format=form)
 
 
 def read_object(text: str) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from audio_llm.errors import DataError, describe
-from data_prep.corpus.stage import FAILED, Item, Reject
+from data_prep.corpus.stage import Item, Reject
 
 _HEAD = b'{"key": "'
 _START, _DIGITS = len(_HEAD), 32
@@ -98,10 +98,14 @@ class Ledger:
         cure = "Delete that line, and run again: its item is computed anew."
         raise DataError(describe(where, f"the whole line of key {key}", f"{data[:60]!r}", cure))
 
-    def failed(self, key: str) -> bool:
-        """Whether the engine rejected the item of `key`: it raised, took too long or killed its worker."""
+    def lost(self, key: str, name: str, reasons: Collection[str]) -> bool:
+        """Whether the item of `key` is a reject for one of `reasons`, or lost something for one: its ``NAME_dropped``
+        counts that."""
         line = self.find(key)
-        return line is not None and line.get("reason") in FAILED
+        if line is None:
+            return False
+        found = [line["reason"]] if "reason" in line else line["fields"].get(f"{name}_dropped") or ()
+        return any(reason in reasons for reason in found)
 
     def close(self) -> None:
         self._file.close()

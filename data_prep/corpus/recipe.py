@@ -67,7 +67,9 @@ class CorpusConfig:
     # What runs the stages, its name and its own keys: decides nothing about the result.
     engine: dict[str, Any] = field(default_factory=lambda: {"name": "local"})
     seed: int = 0  # of everything that is drawn
-    retry: bool = False  # items that raised, took too long or killed their worker in an earlier run are tried again
+    # Whether what was lost in an earlier run is tried again where that could help: what raised, took too long or killed
+    # its worker, what a model did not answer, or answered so that it was of no use.
+    retry: bool = False
 
     def check(self) -> None:
         """Raise :class:`ConfigError` for values that do not go together; no file is looked at."""
@@ -85,6 +87,8 @@ class CorpusConfig:
             entry.stage.check()
             if clash := set(entry.stage.reasons) & set(FAILED):
                 raise ConfigError(describe(where, "reasons of its own", f"'{min(clash)}', which is the engine's"))
+            if strange := set(entry.stage.retryable) - set(entry.stage.reasons):
+                raise ConfigError(describe(where, "retryable ones among its reasons", f"'{min(strange)}'"))
             for name in entry.stage.needs:
                 if name not in given:
                     found = f"none that gives '{name}'{nearest(name, given)}; there are {', '.join(sorted(given))}"
@@ -124,6 +128,6 @@ class CorpusConfig:
         if not isinstance(kind, type) or not dataclasses.is_dataclass(kind):
             raise ConfigError(describe(f"{where}: {tree['name']}", "a dataclass of its keys", f"{kind!r:.60}"))
         known = {item.name for item in dataclasses.fields(kind)}
-        usual = {name: getattr(self, name) for name in ("seed", "corpus") if name in known}
+        usual = {name: getattr(self, name) for name in ("seed", "corpus", "retry") if name in known}
         rest = {key: value for key, value in tree.items() if key != "name"}
         return str(tree["name"]), config.build(kind, usual | rest, where)

@@ -23,7 +23,7 @@ from audio_llm.shards.schema import check_key
 from data_prep.corpus.engines.base import Holder, Job, Pool, told
 from data_prep.corpus.ledger import Ledger, hashed, key_of
 from data_prep.corpus.recipe import CorpusConfig, Entry
-from data_prep.corpus.stage import Item, Reject
+from data_prep.corpus.stage import FAILED, Item, Reject
 from data_prep.scenes.pool import bar
 
 SOURCE = "source"  # what the first row of the funnel is called
@@ -110,13 +110,13 @@ class Corpus:
     def _each(self, entry: Entry, before: str, row: Row, pool: Pool) -> None:
         """Items one by one, by the engine."""
         stage, mark = entry.stage, entry.fingerprint
-        needs = stage.needs
+        needs, again = stage.needs, (*FAILED, *stage.retryable)
         with Ledger(self._ledger(entry.label)) as ledger:
 
             def todo() -> Iterator[Job]:
                 for item in self._items(before):
                     key = key_of(item, needs, mark)
-                    if key not in ledger or (self.config.retry and ledger.failed(key)):
+                    if key not in ledger or (self.config.retry and ledger.lost(key, stage.name, again)):
                         yield Job(key, item)
 
             number = sum(1 for _ in todo())

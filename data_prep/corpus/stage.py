@@ -44,11 +44,13 @@ class Stage(Protocol):
 
     `needs` are the fields that decide the result of an item: a line of the ledger is known by them, the item's id and
     the stage's fingerprint. `gives` are the fields it sets; others that it sets are lost. Both may be properties where
-    keys of the recipe decide. `reasons` is the closed list of its rejects.
+    keys of the recipe decide. `reasons` is the closed list of its rejects;
+    `retryable` are those that another try could change, which ``retry`` asks for. A field ``NAME_dropped`` counts, by
+    reason, what an item that goes on has lost, so that it can be tried again as well.
 
     The fingerprint is made of name, `version` (raise it when the same input would give other fields), recipe and
     :meth:`digests`. `free` are keys of the recipe that decide nothing: addresses, sizes of batches, paths whose
-    contents have a digest. A key called ``seed`` or ``corpus`` that an entry leaves out has the recipe's value.
+    contents have a digest. Keys ``seed``, ``corpus`` and ``retry`` that an entry leaves out have the recipe's values.
 
     The result of an item must not depend on the other items of a call, nor on their order: calls are cut differently by
     other engines and after a stop. What depends on all items is `whole`: :meth:`run` has them all at once, in the
@@ -63,6 +65,8 @@ class Stage(Protocol):
 
     @property
     def reasons(self) -> tuple[str, ...]: ...
+    @property
+    def retryable(self) -> tuple[str, ...]: ...
     @property
     def needs(self) -> tuple[str, ...]: ...
     @property
@@ -96,6 +100,7 @@ class Step:
     keeps: ClassVar[bool] = True
     free: ClassVar[tuple[str, ...]] = ()
     reasons: ClassVar[tuple[str, ...]] = ()
+    retryable: ClassVar[tuple[str, ...]] = ()
 
     def check(self) -> None:
         pass

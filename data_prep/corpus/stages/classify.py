@@ -12,7 +12,7 @@ from audio_llm.errors import CheckpointError, ConfigError, describe, nearest
 from audio_llm.files import content_hash
 from audio_llm.language.prompts import prompt_hash
 from data_prep.corpus import endpoint
-from data_prep.corpus.endpoint import Asking, Model, together
+from data_prep.corpus.endpoint import Asking, Model, Said, Unusable, together
 from data_prep.corpus.stage import Item, Reject, Step
 from data_prep.corpus.text_classifier import EXAMPLES, TextClassifier, read_examples
 
@@ -35,8 +35,9 @@ class Classify(Step):
     name: ClassVar[str] = "classify"
     needs: ClassVar[tuple[str, ...]] = ("text",)
     gives: ClassVar[tuple[str, ...]] = ("cue", "cue_scores")
-    reasons = ("no_sound", "no_text", "no_yes_no", *endpoint.REASONS)
-    free: ClassVar[tuple[str, ...]] = ("examples", "folder", "url", "retries")
+    retryable = ("no_yes_no", *endpoint.REASONS)
+    reasons = ("no_sound", "no_text", *retryable)
+    free: ClassVar[tuple[str, ...]] = ("examples", "folder", "url", "retries", "retry")
 
     readers: list[str] = field(default_factory=lambda: ["words"])
     policy: Literal["any", "all", "weighted"] = "all"  # whether one reader, each reader or their mean has to say so
@@ -48,6 +49,7 @@ class Classify(Step):
     url: str = ""  # of the server, for the reader model
     model: str = ""  # its name there
     retries: int = 3  # of a request that meets a busy server
+    retry: bool = False  # whether the model is asked again where its kept reply was of no use
 
     def check(self) -> None:
         for reader in (*self.readers, *self.weights):
@@ -77,7 +79,7 @@ class Classify(Step):
 
     @property
     def _asking(self) -> Asking:
-        return Asking(self.url, self.model, temperature=0.0, max_tokens=1, retries=self.retries)
+        return Asking(self.url, self.model, 0.0, max_tokens=1, tries=1, retries=self.retries, again=self.retry)
 
     def _weight(self, reader: str) -> float:
         return self.weights.get(reader, 1.0)
@@ -120,17 +122,22 @@ class Classify(Step):
         """The probability of yes against no. Models write both in several ways; all of them count."""
         assert self._model is not None
         messages = [{"role": "user", "content": PROMPT.format(text=item.fields["text"])}]
-        said = self._model.say(messages, 0, item.id, logprobs=True, top_logprobs=20)
-        if said.reason not in ("", "reply_cut"):  # one token is all that is asked for
-            return Reject(item.id, said.reason, said.detail)
-        mass = {"yes": 0.0, "no": 0.0}
-        for token, value in (said.first or {}).items():
-            if (word := token.strip(" ▁Ġ\"'*.").lower()) in mass:
-                mass[word] += math.exp(value)
-        if not sum(mass.values()) > 0:
-            detail = "expected log-probabilities with yes or no" if said.first else "expected logprobs in the reply"
-            return Reject(item.id, "no_yes_no", f"{detail}, found {said.text!r:.40}")
-        return round(mass["yes"] / sum(mass.values()), 6)
+        found = self._model.asked(messages, 0, item.id, _likely, logprobs=True, top_logprobs=20)
+        return Reject(item.id, *found) if isinstance(found, Unusable) else found
+
+
+def _likely(said: Said) -> float | Unusable:
+    """The probability of yes against no as the first token."""
+    if said.reason not in ("", "reply_cut"):  # one token is all that is asked for
+        return Unusable(said.reason, said.detail)
+    mass = {"yes": 0.0, "no": 0.0}
+    for token, value in (said.first or {}).items():
+        if (word := token.strip(" ▁Ġ\"'*.").lower()) in mass:
+            mass[word] += math.exp(value)
+    if not sum(mass.values()) > 0:
+        detail = "expected log-probabilities with yes or no" if said.first else "expected logprobs in the reply"
+        return Unusable("no_yes_no", f"{detail}, found {said.text!r:.40}")
+    return round(mass["yes"] / sum(mass.values()), 6)
 
 
 def decided(scores: Mapping[str, float], policy: str, weights: Mapping[str, float]) -> float:

@@ -14,7 +14,7 @@ from audio_llm.language.prompts import prompt_hash
 from data_prep.corpus import acoustics, endpoint
 from data_prep.corpus import facts as known
 from data_prep.corpus.compiled import librosa
-from data_prep.corpus.endpoint import Asking, Model
+from data_prep.corpus.endpoint import Asking, Model, Said, Unusable
 from data_prep.corpus.facts import Fact
 from data_prep.corpus.slots import label_words
 from data_prep.corpus.sounds import hear
@@ -30,8 +30,9 @@ class Describe(Step):
 
     name: ClassVar[str] = "describe"
     gives: ClassVar[tuple[str, ...]] = ("facts",)
-    reasons = ("unreadable", "silent", *endpoint.REASONS)
-    free: ClassVar[tuple[str, ...]] = ("taggers", "locators", "url", "retries")
+    retryable = ("unreadable", *endpoint.REASONS)
+    reasons = ("silent", *retryable)
+    free: ClassVar[tuple[str, ...]] = ("taggers", "locators", "url", "retries", "retry")
 
     labels: list[str] = field(default_factory=list)  # fields of the item that name a class of sound
     captions: list[str] = field(default_factory=lambda: ["text"])  # fields of the item that describe the sound
@@ -49,6 +50,7 @@ class Describe(Step):
     confidence: float = 0.8  # of a caption that a model wrote
     max_seconds: float = MAX_SECONDS  # a longer sound is a reject
     seed: int = 0  # of the caption
+    retry: bool = False  # whether the audio model is asked with another seed where its kept caption was of no use
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -67,7 +69,8 @@ class Describe(Step):
 
     @property
     def _asking(self) -> Asking:
-        return Asking(self.url, self.model, temperature=0.0, max_tokens=self.max_tokens, retries=self.retries)
+        where = (self.url, self.model, 0.0, self.max_tokens)
+        return Asking(*where, tries=1, retries=self.retries, again=self.retry)
 
     def open(self, folder: Path) -> None:
         self._folder = folder
@@ -135,13 +138,17 @@ class Describe(Step):
 
         assert self._model is not None
         content: list[dict[str, Any]] = [audio_part(waveform), {"type": "text", "text": PROMPT}]
-        said = self._model.say([{"role": "user", "content": content}], self.seed, item.id)
-        if said.reason:
-            return Reject(item.id, said.reason, said.detail)
-        words = " ".join(said.text.split()).strip(" \"'")
-        if not words:
-            return Reject(item.id, "no_reply", "the model said nothing")
+        words = self._model.asked([{"role": "user", "content": content}], self.seed, item.id, _words)
+        if isinstance(words, Unusable):
+            return Reject(item.id, *words)
         return Fact("", "caption", words, "", self.model, self.confidence)
+
+
+def _words(said: Said) -> str | Unusable:
+    words = " ".join(said.text.split()).strip(" \"'")
+    if said.reason or not words:
+        return Unusable(said.reason or "no_reply", said.detail or "the model said nothing")
+    return words
 
 
 def _tagger(path: Path, hearing: str) -> Any:

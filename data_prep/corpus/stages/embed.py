@@ -28,6 +28,7 @@ class Embed(Step):
 
     name: ClassVar[str] = "embed"
     reasons: ClassVar[tuple[str, ...]] = (UNREADABLE, DISAGREEMENT)
+    retryable: ClassVar[tuple[str, ...]] = (UNREADABLE,)
     gives: ClassVar[tuple[str, ...]] = ("vector", "windows", "agreement")
     free: ClassVar[tuple[str, ...]] = ("model",)
 

@@ -21,6 +21,7 @@ class FingerprintStage(Step):
 
     name: ClassVar[str] = "fingerprint"
     reasons: ClassVar[tuple[str, ...]] = (UNREADABLE,)
+    retryable: ClassVar[tuple[str, ...]] = reasons
     needs: ClassVar[tuple[str, ...]] = ("content",)
     gives: ClassVar[tuple[str, ...]] = ("fingerprint",)
 

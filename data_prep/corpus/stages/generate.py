@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from audio_llm.shards.schema import MOST_CHOICES
 from data_prep.corpus import endpoint, slots, wording
 from data_prep.corpus import facts as known
 from data_prep.corpus.asked import FORMS, Asked
-from data_prep.corpus.endpoint import Asking, Model, together
+from data_prep.corpus.endpoint import Asking, Model, Unusable, together
 from data_prep.corpus.facts import Fact
 from data_prep.corpus.slots import LABELS, SKILLS, Wish
 from data_prep.corpus.stage import Item, Reject, Step
@@ -26,18 +27,20 @@ ALL_SKILLS = tuple(dict.fromkeys(name for skills in SKILLS.values() for name in 
 class Generate(Step):
     """Gives ``questions``: each with its ``form``, ``question``, ``choices``, ``answer``, ``thinking``,
     ``semantic_elements``, the ``skill`` that it asks for, the ``evidence`` (ids of facts), who wrote it
-    (``written_by``), its ``type`` (form and skill) and the ``events``, what sounds.
+    (``written_by``), its ``type`` (form and skill) and the ``events``, what sounds. Where there are fewer than `count`,
+    ``generate_dropped`` counts what could not be made, by reason.
 
     With `mode` ``slots``, code chooses form, skill, answer, options and evidence, and words them by templates; a model
     behind `url` may word them again, and what loses a slot is asked for anew. With ``free``, the model writes it all.
     """
 
     name: ClassVar[str] = "generate"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs: ClassVar[tuple[str, ...]] = ("facts",)
-    gives: ClassVar[tuple[str, ...]] = ("questions",)
-    reasons = ("no_facts", "schema", wording.SLOTS_LOST, *endpoint.REASONS)
-    free: ClassVar[tuple[str, ...]] = ("url", "retries")
+    gives: ClassVar[tuple[str, ...]] = ("questions", "generate_dropped")
+    retryable = ("schema", wording.SLOTS_LOST, *endpoint.REASONS)
+    reasons = ("no_facts", *retryable)
+    free: ClassVar[tuple[str, ...]] = ("url", "retries", "retry")
 
     mode: Literal["slots", "free"] = "slots"  # who decides what is asked
     count: int = 1  # questions of a recording, no two alike; fewer where its facts give no more
@@ -56,6 +59,7 @@ class Generate(Step):
     tries: int = 3  # requests with a seed each until a reply can be used
     retries: int = 3  # of a request that meets a busy server
     seed: int = 0  # of everything that is drawn
+    retry: bool = False  # whether a model is asked with further seeds where its kept replies were of no use
 
     def check(self) -> None:
         for key, known_names, named in (("forms", FORMS, self.forms), ("skills", ALL_SKILLS, self.skills)):
@@ -83,9 +87,8 @@ class Generate(Step):
 
     @property
     def _asking(self) -> Asking:
-        return Asking(
-            *(self.url, self.model, self.temperature, self.max_tokens), tries=self.tries, retries=self.retries
-        )
+        where = (self.url, self.model, self.temperature, self.max_tokens)
+        return Asking(*where, tries=self.tries, retries=self.retries, again=self.retry)
 
     def open(self, folder: Path) -> None:
         self._wish = Wish(self.forms, self.skills, self.options, tuple(self.labels), self.least)
@@ -103,11 +106,11 @@ class Generate(Step):
         make = self._slots if self.mode == "slots" else self._free
         found: dict[tuple[str, str], dict[str, Any]] = {}
         events = slots.events(facts, self.least)
-        reject: Reject | None = None
+        rejects: list[Reject] = []
         for number in range(self.count if self.count == 1 else 4 * self.count):
             made = make(item, facts, number, [key[1] for key in found])
             if isinstance(made, Reject):
-                reject = reject or made
+                rejects.append(made)
                 if made.reason in ("no_facts", "no_reply", "refused"):
                     break
                 continue
@@ -117,9 +120,10 @@ class Generate(Step):
             if len(found) == self.count:
                 break
         if not found:
-            assert reject is not None
-            return reject
-        return item.adding(questions=list(found.values()))
+            return rejects[0]
+        # Whoever has enough lost nothing.
+        dropped = Counter(one.reason for one in rejects) if len(found) < self.count else {}
+        return item.adding(questions=list(found.values()), generate_dropped=dict(sorted(dropped.items())))
 
     def _slots(
         self, item: Item, facts: Sequence[Fact], number: int, there: Sequence[str]
@@ -133,13 +137,13 @@ class Generate(Step):
         if self._model is None or f"{asked.skill} {asked.answer}" in there:
             return asked, "templates"
         messages, schema = wording.worded(plan, asked, self.words)
-        tree, reason, detail = self._model.tree(
+        tree = self._model.tree(
             *(messages, schema, self._seed_of(item, number), item.id),
             lambda reply: wording.kept(plan, wording.rewritten(asked, reply)),
         )
-        if tree is not None:
+        if not isinstance(tree, Unusable):
             return wording.rewritten(asked, tree), self.model
-        return (asked, "templates") if self.fallback else Reject(item.id, reason, detail)
+        return (asked, "templates") if self.fallback else Reject(item.id, *tree)
 
     def _free(self, item: Item, facts: Sequence[Fact], number: int, there: Sequence[str]) -> tuple[Asked, str] | Reject:
         assert self._model is not None
@@ -157,9 +161,9 @@ class Generate(Step):
             made = wording.freely(reply, form, evidence)
             return ("schema", made) if isinstance(made, str) else ("", "")
 
-        tree, reason, detail = self._model.tree(messages, schema, self._seed_of(item, number), item.id, readable)
-        if tree is None:
-            return Reject(item.id, reason, detail)
+        tree = self._model.tree(messages, schema, self._seed_of(item, number), item.id, readable)
+        if isinstance(tree, Unusable):
+            return Reject(item.id, *tree)
         made = wording.freely(tree, form, evidence)
         assert isinstance(made, Asked)
         return made, self.model

@@ -24,7 +24,7 @@ from audio_llm.language.prompts import ANSWERS_AS, prompt_hash
 from audio_llm.language.replies import read_reply
 from data_prep.corpus import endpoint
 from data_prep.corpus import facts as known
-from data_prep.corpus.endpoint import Asking, Model, together
+from data_prep.corpus.endpoint import Asking, Model, Unusable, together
 from data_prep.corpus.questions import NO_QUESTIONS, Dropped, Sifting
 from data_prep.corpus.sounds import hear
 from data_prep.corpus.stage import Item
@@ -103,6 +103,7 @@ class Answerable(_Answered):
 
     name: ClassVar[str] = "answerable"
     reasons = ("guessed", "refused", NO_QUESTIONS)
+    retryable = ("refused",)
 
     most: float = 0.75  # share of right answers beyond which the sound is not needed
 
@@ -131,6 +132,7 @@ class Helps(_Answered):
     name: ClassVar[str] = "helps"
     needs = ("questions", "audio", "mark")
     reasons = ("no_help", "unreadable", "refused", NO_QUESTIONS)
+    retryable = ("unreadable", "refused")
     _hearing: ClassVar[str] = "mean"
 
     gain: float = 0.0  # right answers with the sound less those in silence, at the least
@@ -198,8 +200,9 @@ class Judge(Sifting):
 
     name: ClassVar[str] = "judge"
     needs = ("questions", "facts")
-    reasons = ("judged_invalid", *endpoint.REASONS, NO_QUESTIONS)
-    free: ClassVar[tuple[str, ...]] = ("url", "retries")
+    retryable = tuple(endpoint.REASONS)
+    reasons = ("judged_invalid", *retryable, NO_QUESTIONS)
+    free: ClassVar[tuple[str, ...]] = ("url", "retries", "retry")
 
     url: str  # of the server
     model: str  # its name there
@@ -207,6 +210,7 @@ class Judge(Sifting):
     tries: int = 2  # requests until a reply can be read
     retries: int = 3  # of a request that meets a busy server
     seed: int = 0  # of its replies
+    retry: bool = False  # whether it is asked with further seeds where its kept replies were of no use
 
     def check(self) -> None:
         self._asking.check("judge")
@@ -216,7 +220,8 @@ class Judge(Sifting):
 
     @property
     def _asking(self) -> Asking:
-        return Asking(self.url, self.model, 0.0, self.max_tokens, tries=self.tries, retries=self.retries)
+        where = (self.url, self.model, 0.0, self.max_tokens)
+        return Asking(*where, tries=self.tries, retries=self.retries, again=self.retry)
 
     def open(self, folder: Path) -> None:
         self._model = Model(self._asking, folder, "judge")
@@ -236,9 +241,9 @@ class Judge(Sifting):
             answer=question["answer"],
             thinking=question.get("thinking") or "none",
         )
-        tree, reason, detail = self._model.tree([{"role": "user", "content": text}], SCHEMA, self.seed, item.id)
-        if tree is None:
-            return Dropped(reason, detail)
+        tree = self._model.tree([{"role": "user", "content": text}], SCHEMA, self.seed, item.id)
+        if isinstance(tree, Unusable):
+            return Dropped(*tree)
         if not tree["valid"]:
             return Dropped("judged_invalid", tree["reason"])
         return {**question, "judged": tree["reason"]}

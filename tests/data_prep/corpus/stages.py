@@ -116,3 +116,10 @@ class Ask(Step):
             questions = [] if text == "nothing" else [wrong] if text == "wrong" else [choice, opened]
             found.append(item.adding(questions=questions))
         return found
+
+
+@dataclass
+class Forgetful(Broken):
+    """Can be asked again for a reason that it does not have."""
+
+    retryable: ClassVar[tuple[str, ...]] = ("asleep",)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from audio_llm.errors import ConfigError
 from data_prep.corpus import endpoint
-from data_prep.corpus.endpoint import COSTS, Asking, Model, misfit, read_object, spent, together
+from data_prep.corpus.endpoint import COSTS, Asking, Model, Unusable, misfit, read_object, spent, together
 from tests.servers import ChatServer, serving
 
 SCHEMA = {
@@ -64,7 +64,7 @@ def asked(url: str, fault: str, folder: Path | None = None, **keys: Any) -> tupl
     model = Model(Asking(url, "listener", **how), folder, "generate")
     found = model.tree([{"role": "user", "content": fault}], SCHEMA, seed=10, item="a")
     model.close()
-    return found
+    return (None, *found) if isinstance(found, Unusable) else (found, "", "")
 
 
 @pytest.mark.parametrize(
@@ -110,14 +110,24 @@ def test_nothing_is_asked_twice_and_every_request_has_its_cost(tmp_path: Path) -
     assert (costs["prompt_tokens"], costs["completion_tokens"]) == (6 * 20, 6 * 7) and costs["seconds"] >= 0
 
 
+def test_a_later_run_goes_on_with_the_seeds_after_those_of_kept_replies(tmp_path: Path) -> None:
+    with serving(Bad) as url:
+        assert asked(url, "good at the third", tmp_path, tries=2)[1] == "no_json"
+        assert asked(url, "good at the third", tmp_path, tries=2, again=True)[0] == {"question": "Which 12?"}
+        assert asked(url, "good at the third", tmp_path, tries=1, again=True)[0] == {"question": "Which 12?"}
+        assert spent(tmp_path)["generate"]["requests"] == 3  # seeds 10 and 11, then 12, then nothing
+        assert asked(url, "no json", tmp_path)[1] == asked(url, "no json", tmp_path, again=True)[1] == "no_json"
+    assert spent(tmp_path)["generate"]["requests"] == 9
+
+
 def test_a_check_of_the_words_asks_again_and_its_reason_stays() -> None:
     def check(tree: dict[str, Any]) -> tuple[str, str]:
         return ("", "") if "11" in tree["question"] else ("slots_lost", tree["question"])
 
     with serving(Bad) as url:
         model = Model(Asking(url, "listener", tries=2, retries=0))
-        assert model.tree(ASK, SCHEMA, seed=10, check=check)[0] == {"question": "Which 11?"}
-        assert model.tree(ASK, SCHEMA, seed=20, check=check) == (None, "slots_lost", "Which 21?")
+        assert model.tree(ASK, SCHEMA, seed=10, check=check) == {"question": "Which 11?"}
+        assert model.tree(ASK, SCHEMA, seed=20, check=check) == ("slots_lost", "Which 21?")
 
 
 @pytest.mark.parametrize(
