@@ -15,6 +15,7 @@ import secrets
 import shutil
 import socket
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -246,14 +247,16 @@ def write_lines(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
         os.fsync(stream.fileno())
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, once: bool = False) -> Any:
     """``json.loads`` of a text that others wrote. Half of a surrogate pair, which nothing can hash or tokenise, is no
-    valid JSON either, nor are brackets nested beyond ``MAX_DEPTH`` and whole numbers beyond ``MAX_DIGITS``. Raises
-    :class:`ValueError`: :class:`json.JSONDecodeError` with the place, and :class:`UnicodeDecodeError`."""
+    valid JSON either, nor are brackets nested beyond ``MAX_DEPTH`` and whole numbers beyond ``MAX_DIGITS``; with `once`
+    a key twice in an object neither, of which ``json.loads`` keeps the last. Raises :class:`ValueError`:
+    :class:`json.JSONDecodeError` with the place, :class:`RepeatedKey` and :class:`UnicodeDecodeError`."""
     text = text.decode(json.detect_encoding(text)) if isinstance(text, bytes) else text
     long = _LONG.search(text)
+    pairs = _once if once else None
     try:
-        tree = json.loads(text, parse_int=_small) if long else json.loads(text)
+        tree = json.loads(text, parse_int=_small if long else None, object_pairs_hook=pairs)
     except RecursionError as error:
         raise json.JSONDecodeError("Brackets nested without end", text, 0) from error
     except _TooLarge as error:
@@ -276,6 +279,18 @@ def not_finite(value: Any, place: str = "") -> tuple[str, float] | None:
         return None if math.isfinite(value) else (place, value)
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
     return next(filter(None, (not_finite(part, f"{place}.{name}") for name, part in parts)), None)
+
+
+class RepeatedKey(ValueError):
+    """An object of JSON that has a key twice: what is meant cannot be told."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        key = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        raise RepeatedKey(f"'{key}' twice in one object")
+    return found
 
 
 class _TooLarge(Exception):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from audio_llm.errors import DataError, describe, nearest, require
-from audio_llm.files import parse_json
+from audio_llm.files import RepeatedKey, parse_json
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 MAX_TABLE_BYTES = 2**30
@@ -181,7 +181,9 @@ def read_text(path: Path) -> str:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return parse_json(text)
+        return parse_json(text, once=True)
+    except RepeatedKey as error:
+        raise DataError(describe(where, "each key once", str(error))) from error
     except json.JSONDecodeError as error:
         found = f"{error.msg} at line {error.lineno}, column {error.colno}"
         cure = "JSON lines are read from a file that ends in .jsonl." if error.msg == "Extra data" else None
@@ -202,6 +204,8 @@ def _parquet(path: Path) -> Iterator[Record | NoRecord]:
 
     file = _opened(path)
     schema = file.schema_arrow
+    if len(set(schema.names)) < len(schema.names):
+        raise DataError(describe(str(path), "a name for each column, once", ", ".join(schema.names)))
     heavy = [field.name for field in schema if holds_bytes(field.type)]
     light = [field.name for field in schema if field.name not in heavy]
     size = sum(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
@@ -69,20 +70,21 @@ def _draft(row: Record, number: int, config: ManifestConfig) -> Draft:
         if start is not None and end is not None and end <= start:
             raise RowError(Reason.END_BEFORE_START, f"expected an end after {start:g} s, found {end:g} s.")
     choices = _choices(row, config)
-    question = _text(value["question"], "question") or config.question
+    question = text_of(value["question"], "question") or config.question
     answer = _answer(value["answer"], choices, config)
     if not question:
         raise RowError(Reason.NO_QUESTION)
-    thinking = _text(value["thinking"], "thinking")
+    thinking = text_of(value["thinking"], "thinking")
     for text in (question, answer, thinking or "", *choices):
         if mark := MARKS.search(text):
             raise RowError(Reason.MARKS, f"expected words alone, found '{mark[0]}'.")
-    groups = tuple(dict.fromkeys(filter(None, (_text(group, "group") for group in _listed(row, "group", config)))))
+    named = (_composed(text_of(group, "group")) for group in _listed(row, "group", config))
+    groups = tuple(dict.fromkeys(filter(None, named)))
     if not groups and "group" in config.columns:
         raise RowError(Reason.NO_GROUP, f"expected a value in column '{config.columns_of('group')[0]}', found none.")
     groups = groups or tuple(dict.fromkeys(sound.name for sound in sounds))
     recordings = {"recordings": list(groups)} if len(groups) > 1 else {}
-    kind = _text(value["kind"], "kind")
+    kind = text_of(value["kind"], "kind")
     sample = Sample(
         id=identity(config.corpus, value["id"], number),
         task="choice" if choices else "open",
@@ -96,7 +98,7 @@ def _draft(row: Record, number: int, config: ManifestConfig) -> Draft:
         places=_places(value["places"]) if len(sounds) > 1 else [],
         meta={"question_type": kind or config.corpus, "format": config.format}
         | recordings
-        | {name: _kept(row.values.get(name), name) for name in config.keep if row.values.get(name) is not None},
+        | {name: _kept(row.values[name], name) for name in config.keep if not _nothing(row.values.get(name))},
     )
     try:
         sample.validate(row.where)
@@ -106,7 +108,7 @@ def _draft(row: Record, number: int, config: ManifestConfig) -> Draft:
         raise RowError(
             Reason.WRONG_TYPE, f"places: expected one for each of {len(sounds)} sounds, found {sample.places}."
         )
-    split = _text(value["split"], "split") or ""
+    split = _composed(text_of(value["split"], "split"))
     stretches = tuple((start or 0.0, end) for start, end in zip(starts, ends, strict=True))
     return Draft(row.where, sample, sounds, groups, split, stretches)
 
@@ -180,18 +182,28 @@ def _sound(value: Any, config: ManifestConfig) -> Sound:
         raise RowError(Reason.OUTSIDE_ROOT, str(error)) from error
 
 
-def _text(value: Any, name: str) -> str | None:
+def text_of(value: Any, name: str) -> str | None:
     """A text without spaces around it, or a number as a text; None for nothing."""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float, type(None))):
+    if _nothing(value):
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or value in (math.inf, -math.inf):
         raise RowError(Reason.WRONG_TYPE, f"{name}: expected a text, found {value!r:.60}.")
-    if isinstance(value, float) and not math.isfinite(value):
-        return None  # how Parquet says "nothing" in a column of numbers
-    return None if value is None else str(value).strip() or None
+    return str(value).strip() or None
+
+
+def _composed(text: str | None) -> str:
+    """`text` in Unicode's composed form: an accent may be a character of its own, and the text is the same."""
+    return unicodedata.normalize("NFC", text or "")
+
+
+def _nothing(value: Any) -> bool:
+    """None, and how Parquet says so in a column of numbers."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _seconds(values: Sequence[Any], name: str, sounds: int) -> list[float | None]:
     """A time for each of so many `sounds`; none of them has one where the row has none."""
-    times = [_time(value, name) for value in values] or [None]
+    times = [seconds_of(value, name) for value in values] or [None]
     if times == [None]:
         return [None] * sounds
     if len(times) != sounds:
@@ -199,8 +211,9 @@ def _seconds(values: Sequence[Any], name: str, sounds: int) -> list[float | None
     return times
 
 
-def _time(value: Any, name: str) -> float | None:
-    text = _text(value, name) if not isinstance(value, bool) else "true"
+def seconds_of(value: Any, name: str) -> float | None:
+    """A number from 0 on, also as a text; None for nothing."""
+    text = text_of(value, name) if not isinstance(value, bool) else "true"
     if text is None:
         return None
     try:
@@ -216,7 +229,7 @@ def _choices(row: Record, config: ManifestConfig) -> list[str]:
     columns = config.columns_of("choices")
     if len(columns) > 1:  # a column each; the last ones may be empty
         listed: Any = [row.values.get(column) for column in columns]
-        while listed and _text(listed[-1], columns[-1]) is None:
+        while listed and text_of(listed[-1], columns[-1]) is None:
             listed.pop()
     else:
         listed = row.values.get(columns[0])
@@ -226,7 +239,7 @@ def _choices(row: Record, config: ManifestConfig) -> list[str]:
         return []
     if not isinstance(listed, (list, tuple)):
         raise RowError(Reason.WRONG_TYPE, f"choices: expected a list of texts, found {listed!r:.60}.")
-    texts = [_text(choice, "choices") for choice in listed]
+    texts = [text_of(choice, "choices") for choice in listed]
     choices = [text for text in texts if text is not None]
     if len(choices) < len(texts):
         raise RowError(Reason.EMPTY_CHOICE, f"choice {texts.index(None) + 1} of {len(texts)} is empty.")
@@ -244,7 +257,7 @@ def _choices(row: Record, config: ManifestConfig) -> list[str]:
 
 
 def _answer(value: Any, choices: Sequence[str], config: ManifestConfig) -> str:
-    answer = _text(value, "answer")
+    answer = text_of(value, "answer")
     if answer is None:
         raise RowError(Reason.NO_ANSWER)
     how = config.answer_as or config.reader.answer_as
@@ -254,7 +267,8 @@ def _answer(value: Any, choices: Sequence[str], config: ManifestConfig) -> str:
         return answer
     index: int | None = None
     if how == "text":
-        index = choices.index(answer) if answer in choices else None
+        same, answer = [_composed(choice) for choice in choices], _composed(answer)
+        index = same.index(answer) if answer in same else None
     elif how == "key":  # as published keys are read: a text, its letter, or both
         index = read_key(answer, choices)[0]
     elif how == "letter":

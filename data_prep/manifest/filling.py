@@ -32,6 +32,7 @@ def fill(
     """
     kept: list[Sample] = []
     asked: set[tuple[str, ...]] = set()
+    first: Reject | None = None
     with ShardWriter(folder, samples_per_shard=config.samples_per_shard) as writer:
         for sample in writer.stored():
             seen.update(dict.fromkeys(contents_of(sample), side))
@@ -53,9 +54,11 @@ def fill(
                     asked.add(_question(sample))
                     kept.append(writer.add(made.packed))
             if refused is not None:
+                first = first or refused
                 reject([refused])
     if not kept:
-        raise DataError(describe(f"split '{side}'", "samples", f"none: all of its {len(rows)} rows are rejects"))
+        told = f"The first: {first.item}: {first.as_dict()['detail']}" if first else None
+        raise DataError(describe(f"split '{side}'", "samples", f"none: all of its {len(rows)} rows are rejects", told))
     return kept
 
 

@@ -15,11 +15,9 @@ from audio_llm.errors import AudioError, AudioLLMError, describe
 from audio_llm.shards.rendering import SUFFIX
 from audio_llm.shards.schema import AudioInfo, Sample
 from audio_llm.shards.writer import Packed, pack
-from data_prep.manifest.recipe import AudioConfig
+from data_prep.manifest.recipe import CONTENT, AudioConfig
 from data_prep.manifest.rows import CAUSES, Draft, Reason, Reject, RowError
 from data_prep.manifest.sounds import Sound
-
-CONTENT = "sound"  # the key of meta that tells a whole sound from others, where a sample is a stretch of one
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from data_prep.manifest.formats.base import FIELDS, Format
 # by words, letter or both.
 AnswerAs = Literal["text", "letter", "index", "number", "key"]
 LISTED = ("choices", "audio", "start", "end", "group")  # fields that several columns may hold
+CONTENT = "sound"  # the key of meta that tells a whole sound from others, where a sample is a stretch of one
+OWN = ("question_type", "format", "recordings", "counterfactual", CONTENT)  # keys of meta that sides and scores go by
 CORPUS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 
 
@@ -144,6 +146,9 @@ class ManifestConfig:
             if not all(isinstance(part, str) and part for part in (column if several else [column])):
                 expected = "the name of a column" + (", or a list of names" if name in LISTED else "")
                 raise ConfigError(describe(f"columns.{name}", expected, f"{column!r}"))
+        if taken := [name for name in self.keep if name in OWN]:
+            cure = "Give the column another name" + (", or say columns.kind." if taken[0] == OWN[0] else ".")
+            raise ConfigError(describe("keep", f"names other than meta's own {', '.join(OWN)}", f"'{taken[0]}'", cure))
 
     def _check_splits(self) -> None:
         if not self.splits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -16,7 +17,11 @@ def divided(drafts: Sequence[Draft], config: ManifestConfig) -> tuple[dict[str, 
 
     Raises :class:`DataError` for a split that gets nothing, and for a group that a column puts on two sides.
     """
-    homes = {str(value): name for name, values in config.splits.items() for value in values} if config.by_value else {}
+    homes = (
+        {unicodedata.normalize("NFC", str(value)): name for name, values in config.splits.items() for value in values}
+        if config.by_value
+        else {}
+    )
     whole = joined([draft.groups for draft in drafts])
     drawn = {} if config.by_value else draw(list(whole.values()), config.splits, config.seed)
     found: dict[str, list[Draft]] = {name: [] for name in config.splits}

@@ -56,12 +56,14 @@ def prepare(
     ledger.begin()
     counter = _Rejects(out, rejects, total, config)
     counter.check()
+    if not drafts:
+        raise counter.error(describe("rows", "samples", f"none: all {total} are rejects", counter.told()))
     parts, homeless = sides.divided(drafts, config)
     counter.add(homeless)
     seen: dict[str, str] = {}  # the side of every sound
     samples: dict[str, list[Sample]] = {}
     roots = config.reader.roots(place) if config.audio.store == "recipe" and config.reader.roots else None
-    with pool.open_pool(workers or os.cpu_count() or 1, Packer, (config.audio,)) as jobs:
+    with counter, pool.open_pool(workers or os.cpu_count() or 1, Packer, (config.audio,)) as jobs:
         for name, rows in parts.items():
             samples[name] = fill(out / name, name, rows, jobs, seen, config, quiet, counter.add)
             if roots:
@@ -102,22 +104,36 @@ class _Rejects:
         self.limit = share if config.max_rejects is None else config.max_rejects
         self.key = "max_reject_share" if config.max_rejects is None else "max_rejects"
 
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
+        if isinstance(error, DataError):
+            self._write()
+
     def add(self, rejects: Sequence[Reject]) -> None:
         self.rejects += rejects
         self.check()
 
     def check(self) -> None:
         """Raise :class:`DataError` beyond the limit."""
-        if len(self.rejects) <= self.limit:
-            return
-        write_lines(self.out / REJECTS, [reject.as_dict() for reject in self.rejects])
+        if len(self.rejects) > self.limit:
+            expected = f"at most {self.limit} of {self.total} rows ({self.key})"
+            cure = f"{self.told()}; mend them or raise {self.key}."
+            raise self.error(describe("rejects", expected, f"{len(self.rejects)}", cure))
+
+    def told(self) -> str:
+        """The first, and where all are."""
         first = self.rejects[0]
         told = first.as_dict()["detail"].rstrip(".")
-        cure = (
-            f"The first: {first.item}: {told}. All so far are in {self.out / REJECTS}; mend them or raise {self.key}."
-        )
-        found = f"{len(self.rejects)}"
-        raise DataError(describe("rejects", f"at most {self.limit} of {self.total} rows ({self.key})", found, cure))
+        return f"The first: {first.item}: {told}. All so far are in {self.out / REJECTS}"
+
+    def error(self, message: str) -> DataError:
+        self._write()
+        return DataError(message)
+
+    def _write(self) -> None:
+        write_lines(self.out / REJECTS, [reject.as_dict() for reject in self.rejects])
 
 
 def _details(manifest: Mapping[str, Any]) -> Iterator[str]:

@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import soundfile
+from pyarrow import parquet
 
 from audio_llm import audio
 from audio_llm.cli import main
@@ -263,6 +266,8 @@ def test_stretches_are_cut_and_sounds_made_to_fit(tmp_path: Path) -> None:
         ({"columns": {"answer": "anwser"}}, r"columns\.answer: expected a column .*did you mean 'answer'"),
         ({"columns": {"answr": "answer"}}, r"columns: .*did you mean 'answer'"),
         ({"keep": ["colour"]}, "keep: expected a column"),
+        ({"keep": ["sound"]}, "keep: expected names other than .*found 'sound'"),
+        ({"keep": ["question_type"]}, r"found 'question_type'.*columns\.kind"),
         ({"format": "cvs"}, "did you mean 'csv'"),
         ({"corpus": "a b"}, "corpus: expected a name"),
         ({"options": {"pattern": "x"}}, "options of format: csv: expected none"),
@@ -302,6 +307,55 @@ def test_a_source_that_cannot_be_read_is_one_sentence(content: bytes, message: s
     (tmp_path / "rows.csv").write_bytes(content)
     with pytest.raises(AudioLLMError, match=message):
         made(tmp_path, format="csv", path=str(tmp_path / "rows.csv"))
+
+
+@pytest.mark.parametrize(("row", "reason"), [("a.wav,What?,", "no_answer"), ("gone.wav,What?,dog", "no_such_file")])
+def test_rows_that_are_all_rejects_are_told_with_the_first(row: str, reason: str, tmp_path: Path) -> None:
+    """However many are allowed: of words that cannot be used, and of sounds."""
+    wav(tmp_path / "a.wav", 1)
+    (tmp_path / "rows.csv").write_text(f"audio,question,answer\n{row}\n")
+    with pytest.raises(DataError, match=r"all .*1 .*are rejects\. The first: rows\.csv: line 2: "):
+        made(tmp_path, format="csv", path=str(tmp_path / "rows.csv"), max_reject_share=1.0)
+    assert rejected(tmp_path) == {"rows.csv: line 2": reason}
+
+
+def test_what_a_row_says_twice_is_not_taken_once(tmp_path: Path) -> None:
+    """JSON and Parquet let a name stand twice, and their readers keep the last."""
+    wav(tmp_path / "a.wav", 1)
+    said = '{"audio": "a.wav", "question": "What?", "answer": "dog"%s}\n'
+    (tmp_path / "rows.jsonl").write_text(said % "" + said % ', "answer": "cat"')
+    how = {"format": "jsonl", "path": str(tmp_path / "rows.jsonl"), "max_reject_share": 1.0}
+    assert made(tmp_path, **how)["rows"] == 2 and rejected(tmp_path) == {"rows.jsonl: line 2": "broken_row"}
+    columns = [pyarrow.array([text]) for text in ("a.wav", "What?", "dog", "cat")]
+    table = pyarrow.Table.from_arrays(columns, names=["audio", "question", "answer", "answer"])
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="a name for each column, once"):
+        made(tmp_path / "again", format="parquet", path=str(tmp_path / "rows.parquet"))
+
+
+def test_accents_in_either_unicode_form_are_one_text(tmp_path: Path) -> None:
+    """An answer is its choice, and a recording one group, however é is written; what is stored is the row's own."""
+    whole, parted = "Café", unicodedata.normalize("NFD", "Café")
+    for number in range(2):
+        wav(tmp_path / f"{number}.wav", number)
+    rows: list[dict[str, Any]] = [
+        {"audio": f"{number}.wav", "question": "What?", "choices": [choice, "Tee"], "answer": answer, "who": choice}
+        for number, (choice, answer) in enumerate([(whole, parted), (parted, whole)])
+    ]
+    how = {"format": "jsonl", "path": str(write_lines(tmp_path / "rows.jsonl", rows)), "columns": {"group": "who"}}
+    assert made(tmp_path, **how)["subsets"]["train"]["groups"] == 1
+    assert [sample.answer for sample in samples(tmp_path)] == [whole, parted]
+
+
+def test_nan_is_nothing_and_infinity_no_text(tmp_path: Path) -> None:
+    """As Parquet has them in columns of numbers, and Python's JSON."""
+    wav(tmp_path / "good.wav", 1)
+    rows = [GOOD | {"id": "kept", "level": 1.5}, GOOD | {"id": "none", "question": "Why?", "level": float("nan")}]
+    rows += [GOOD | {"id": "end", "end": float("inf")}]
+    how = {"format": "jsonl", "path": str(write_lines(tmp_path / "rows.jsonl", rows)), "keep": ["level"]}
+    made(tmp_path, **how, max_reject_share=1.0)
+    assert [sample.meta.get("level") for sample in samples(tmp_path)] == [1.5, None]
+    assert rejected(tmp_path) == {"rows.jsonl: line 3": "wrong_type"}
 
 
 # ------------------------------------------------------------------------------------------------ sides

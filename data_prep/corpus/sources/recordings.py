@@ -13,7 +13,7 @@ from audio_llm.datasets.records import Cell, Record
 from audio_llm.errors import AudioError, ConfigError, DataError, describe, nearest
 from data_prep.corpus.sounds import reference
 from data_prep.corpus.stage import Item, Reject
-from data_prep.manifest.checks import identity
+from data_prep.manifest.checks import identity, seconds_of, text_of
 from data_prep.manifest.formats import FORMATS
 from data_prep.manifest.formats.base import Format, Place
 from data_prep.manifest.rows import Reason, RowError
@@ -104,9 +104,10 @@ class Recordings:
         value = {name: row.values.get(self._column(name)) for name in FIELDS}
         sound = self._sound(value["audio"])
         audio, mark = reference(sound)
-        fields = {"audio": audio, "name": sound.name, "mark": mark, "source": _text(value["group"]) or sound.name}
-        fields |= {name: text for name in ("text", "label") if (text := _text(value[name]))}
-        fields |= {name: time for name in ("start", "end") if (time := _time(value[name], name)) is not None}
+        source = text_of(value["group"], "group") or sound.name
+        fields = {"audio": audio, "name": sound.name, "mark": mark, "source": source}
+        fields |= {name: text for name in ("text", "label") if (text := text_of(value[name], name))}
+        fields |= {name: time for name in ("start", "end") if (time := seconds_of(value[name], name)) is not None}
         kept = {name: row.values[name] for name in self.keep if _plain(row.values.get(name))}
         return Item(identity(self.corpus, value["id"], number), fields | kept)
 
@@ -128,22 +129,6 @@ class Recordings:
             return file_under(self.folder, value.strip())
         except DataError as error:
             raise RowError(Reason.OUTSIDE_ROOT, str(error)) from error
-
-
-def _text(value: Any) -> str:
-    return str(value).strip() if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
-
-
-def _time(value: Any, name: str) -> float | None:
-    if value is None or value == "":
-        return None
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        seconds = math.nan
-    if not math.isfinite(seconds) or seconds < 0:
-        raise RowError(Reason.BAD_TIME, f"{name}: expected seconds from 0 on, found {value!r:.60}.")
-    return seconds
 
 
 def _plain(value: Any) -> bool:

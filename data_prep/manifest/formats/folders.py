@@ -56,7 +56,7 @@ def _words(root: Path, files: list[Path]) -> list[Any]:
             text = {"txt": content.strip()}
             continue
         try:
-            tree = parse_json(content)
+            tree = parse_json(content, once=True)
         except ValueError as error:
             raise DataError(describe(folders.readable(file), "JSON", str(error))) from error
         rows = tree if isinstance(tree, list) else [tree]

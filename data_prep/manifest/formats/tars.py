@@ -73,7 +73,7 @@ def _words(stream: Any, parts: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
         stream.seek(offset)
         try:
             text = stream.read(size).decode()
-            tree = parse_json(text) if ending == "json" else {ending: text.strip()}
+            tree = parse_json(text, once=True) if ending == "json" else {ending: text.strip()}
         except ValueError as error:
             raise RowError(Reason.NOT_TEXT, f"{ending}: {error}.") from error
         if not isinstance(tree, dict):

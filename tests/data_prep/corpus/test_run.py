@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from audio_llm.errors import AudioLLMError, ConfigError, DataError
 from data_prep.corpus.engines.base import AHEAD
 from data_prep.corpus.ledger import Ledger, hashed, line_of
 from data_prep.corpus.recipe import CorpusConfig
+from data_prep.corpus.sources.recordings import Recordings
 from data_prep.corpus.stage import Item, Reject
 from data_prep.tasks.corpus import prepare
 from tests.paths import ROOT
@@ -64,6 +66,19 @@ def outcome(folder: Path, out: str = "out") -> dict[str, bytes]:
     """What a run leaves, but for the ledgers, which have the order of time, and for times."""
     found = {path.name: path.read_bytes() for path in sorted((folder / out / "items").iterdir())}
     return found | {"rejects.jsonl": (folder / out / "rejects.jsonl").read_bytes()}
+
+
+def test_rows_without_a_group_or_a_label_have_none(tmp_path: Path) -> None:
+    """NaN, as tables of numbers and Python's JSON write what is not there, is no name that all rows share."""
+    path = rows(tmp_path, ["a", "b", "c"])
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    more = [{"group": math.nan, "label": math.nan}, {"group": "one", "start": math.nan}, {"group": ["one", "two"]}]
+    path.write_text("".join(json.dumps(line | told) + "\n" for line, told in zip(lines, more, strict=True)))
+    source = recipes.build(Recordings, {"path": str(path), "format": "jsonl", "corpus": "mine"})
+    first, second, third = source.items()
+    assert isinstance(first, Item) and isinstance(second, Item) and isinstance(third, Reject)
+    assert first.fields["source"] == "000.wav" and "label" not in first.fields
+    assert second.fields["source"] == "one" and "start" not in second.fields and third.reason == "wrong_type"
 
 
 # ------------------------------------------------------------------------------------------------ what fails
