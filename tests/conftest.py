@@ -104,6 +104,8 @@ def make_checkpoint(
         sizes["head_dim"] = 32
     else:
         sizes.update(hidden_size=128)
+    if family.endswith("_moe"):
+        sizes.update(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
     language_model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
     network = build_encoder(
         encoder

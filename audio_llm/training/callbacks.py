@@ -31,7 +31,8 @@ def quiet(trainer: Any) -> None:
     """Replace Trainer's printing by :class:`Progress`; the numbers go to ``metrics.jsonl``."""
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
-    trainer.add_callback(Progress())
+    if not trainer.args.disable_tqdm:
+        trainer.add_callback(Progress())
 
 
 class MetricsFile(TrainerCallback):
@@ -50,7 +51,7 @@ class MetricsFile(TrainerCallback):
                 forget_after(path, state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+        if not state.is_world_process_zero or not logs or "train_loss" in logs:  # of the whole run
             return
         samples = state.global_step * self.samples_per_step
         record = {"step": state.global_step, "samples": samples, "epoch": samples / max(self.epoch_size, 1)}

@@ -22,7 +22,7 @@ from audio_llm.training.recipes import EngineRecipe, GRPORecipe
 from audio_llm.training.rewards import build_rewards
 from audio_llm.training.rollouts import PolicyWeights, RolloutEngine
 from audio_llm.training.run import PolicyRun, trainer_settings
-from audio_llm.training.settings import arguments, check_settings
+from audio_llm.training.settings import arguments, check_settings, grpo_defaults
 from audio_llm.training.validation import BestValidation, OverfitCheck, best
 
 BuildEngine = Callable[[EngineRecipe, PolicyWeights, Any, int], RolloutEngine]
@@ -133,12 +133,6 @@ def training_arguments(recipe: GRPORecipe, weights: list[float]) -> Any:
     check_settings(GRPOConfig, "grpo", recipe.grpo)
     if parity_gate(recipe).closed:
         check_distribution(recipe.grpo)
-    settings = dict(recipe.grpo)
-    if settings.get("loss_type") == "cispo":
-        settings.setdefault("epsilon_high", 5.0)  # without it TRL clamps the ratio to epsilon, a fifth of the gradient
-    if settings.get("loss_type") == "vespo":
-        settings.setdefault("vllm_importance_sampling_mode", "token_truncate")  # the only kind VESPO can use
-    settings.setdefault("disable_dropout", True)  # with dropout the policy that scores is not the one that sampled
     micro, accumulation = batch_layout(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     ours = trainer_settings(recipe) | {
         "num_generations": recipe.group_size,
@@ -148,10 +142,11 @@ def training_arguments(recipe: GRPORecipe, weights: list[float]) -> Any:
         "temperature": recipe.temperature,
         "reward_weights": weights,
         "use_vllm": False,
+        "router_aux_loss_coef": 0.0,
         "dataloader_pin_memory": False,
         "ddp_find_unused_parameters": False,
     }
-    found = arguments(GRPOConfig, "grpo", ours, settings)
+    found = arguments(GRPOConfig, "grpo", ours, grpo_defaults(recipe.grpo))
     check_resumable(recipe, found)
     return found
 

@@ -329,6 +329,7 @@ def trainer_settings(recipe: RunRecipe) -> dict[str, Any]:
         save_steps=recipe.save_steps or 1,
         seed=recipe.seed,
         use_cpu=not torch.cuda.is_available(),
+        disable_tqdm=False,
         remove_unused_columns=False,
         report_to=[],
     )

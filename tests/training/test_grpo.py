@@ -173,13 +173,6 @@ def test_wrong_settings_are_refused_with_a_cure(settings, message, checkpoint, s
         grpo.training_arguments(make_recipe(checkpoint, shards, tmp_path, grpo=settings), [1.0])
 
 
-def test_every_setting_with_words_of_its_own_exists():
-    names = {field.name for field in __import__("dataclasses").fields(GRPOConfig)}
-    for table in (settings.OWN_WORDS, settings.GRPO_WORDS, settings.NO_USE, settings.GRPO_NO_USE, parity.RESTRICTIONS):
-        assert set(table) <= names
-    assert not set(settings.OWN_WORDS) & set(settings.NO_USE)
-
-
 @pytest.mark.parametrize(
     ("changes", "world", "expected"),
     [
