@@ -26,10 +26,15 @@ os.environ.setdefault(
     str(Path(__file__).parents[1] / ".pytest_cache" / f"numba-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"),
 )
 
+import hypothesis
 import pytest
 from filelock import FileLock
 
 from tests.paths import ROOT, SHARED
+
+# A case that loads a library, or waits for a busy machine, is no failure: without limits of time.
+hypothesis.settings.register_profile("house", deadline=None)
+hypothesis.settings.load_profile("house")
 
 # Files that take long, the longest first, so that no worker is left with one at the end; the others follow by name.
 LONGEST = (

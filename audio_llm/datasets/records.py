@@ -254,8 +254,16 @@ def holds_bytes(kind: Any) -> bool:
     return types.is_binary(kind) or types.is_large_binary(kind)
 
 
-@lru_cache(maxsize=8)
 def _opened(path: Path) -> Any:
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return _opened_once(path, about.st_ino, about.st_mtime_ns)  # another file under the same name is opened anew
+
+
+@lru_cache(maxsize=8)
+def _opened_once(path: Path, inode: int, changed: int) -> Any:
     require("pyarrow", f"Reading {path}", "train")
     import pyarrow as arrow
     from pyarrow import parquet

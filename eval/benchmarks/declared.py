@@ -41,7 +41,7 @@ from eval.benchmarks.submissions import TOLD, Form, Layout, check_layout
 from eval.controls import item_seed
 from eval.predictions import Prediction
 from eval.scorers import Scorer, get_scorers
-from eval.scorers.base import Asking
+from eval.scorers.base import Asking, Checking
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 ENDINGS = (".wav", ".flac", ".mp3", ".ogg")  # of sounds whose name is given without one
@@ -62,8 +62,10 @@ class Declaration:
 
     `choices` is the key of a list, or the keys of several columns, of which the empty ones are no choices.
     `audio_name` is a pattern whose groups make the name of the sound of what `audio` says. `only` and `without` tell by
-    key which values belong to the part that is asked. `defects` counts rows by a pattern in a key's value; `left_out`
-    has the ids of rows that cannot be answered, with the reason. `shuffled` puts the choices into an order drawn by id.
+    key which values belong to the part that is asked; `open`, which rows have no choices whatever they list: they are
+    asked where the option ``open`` says so, and their answer is a reference text. `defects` counts rows by a pattern in
+    a key's value; `left_out` has the ids of rows that cannot be answered, with the reason. `shuffled` puts the choices
+    into an order drawn by id.
     """
 
     title: str
@@ -81,6 +83,7 @@ class Declaration:
     lists: list[str] = field(default_factory=list)
     only: dict[str, list[str]] = field(default_factory=dict)
     without: dict[str, list[str]] = field(default_factory=dict)
+    open: dict[str, list[str]] = field(default_factory=dict)
     defects: dict[str, dict[str, str]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     shuffled: bool = False
@@ -123,7 +126,8 @@ class Declared:
 
     Options: ``audio``, the folder that sounds are named under (default: where the file lies); ``several=all``
     asks about several recordings too, ``several=first`` hears the first of them, and they are left out otherwise;
-    ``unit=KEY``, what intervals take as one recording; ``seed``, of the order of choices where that is drawn.
+    ``open=ask`` asks open questions as well; ``unit=KEY``, what intervals take as one recording; ``seed``, of the order
+    of choices where that is drawn.
     """
 
     def __init__(self, name: str, declaration: Declaration) -> None:
@@ -140,7 +144,8 @@ class Declared:
         """The items of `data`, a file of rows or a folder with one. Raises children of ``AudioLLMError`` naming file,
         row and key."""
         asked = self.declaration
-        check_options(self.name, options, ("audio", "several", "unit", *(["seed"] if asked.shuffled else [])))
+        further = [*(["open"] if asked.open else []), *(["seed"] if asked.shuffled else [])]
+        check_options(self.name, options, ("audio", "several", "unit", *further))
         files = self._files(data)
         folder = Path(options["audio"]) if "audio" in options else files[0].parent
         if not folder.is_dir():
@@ -192,17 +197,20 @@ class Declared:
         name = row.identity(asked.id) if asked.id else place
         if name in asked.left_out:
             return LeftOut.DEFECT
-        if not self._in_part(row):
+        if not all(_among(row, asked.only)) or any(_among(row, asked.without)):
             return LeftOut.OTHER_PART
-        choices, letters = self._choices(row)
-        if len(choices) < 2:
+        free = any(_among(row, asked.open))
+        if free and one_of(options, "open", ("skip", "ask")) == "skip":
+            return LeftOut.OTHER_PART
+        choices, letters = ([], []) if free else self._choices(row)
+        if not free and len(choices) < 2:
             return LeftOut.NO_CHOICES
         sounds = self._audio(row)
         several = one_of(options, "several", ("skip", "first", "all"))
         if len(sounds) > 1 and several == "skip":
             return LeftOut.SEVERAL
         sounds = sounds if several == "all" else sounds[:1]
-        gold = self._gold(row, choices, letters)
+        gold = row.text(*_keys(asked.answer), default="") if free else self._gold(row, choices, letters)
         meta = {
             key: _plain(_listed(values[key]) if key in asked.lists else values[key])
             for key in asked.kept
@@ -212,6 +220,10 @@ class Declared:
             meta["letters"] = letters
             if isinstance(asked.choices, str):
                 meta[asked.choices] = values[asked.choices]  # with what is empty, for submissions
+        if free:
+            meta["references"] = [gold] if gold else []
+            if isinstance(asked.choices, str):
+                meta[asked.choices] = _plain(values.get(asked.choices))
         if asked.shuffled:
             seed = item_seed(whole_number(options, "seed", 0), self.name, name)
             meta["order"] = [int(one) for one in np.random.default_rng(seed).permutation(len(choices))]
@@ -223,15 +235,6 @@ class Declared:
         question = row.text(*_keys(asked.question))
         item = Item(name, question, choices, gold, kind or self.name, self.name, clip, meta, audios=len(sounds))
         return _Asked(item, sounds)
-
-    def _in_part(self, row: Record) -> bool:
-        for keys, inside in ((self.declaration.only, True), (self.declaration.without, False)):
-            for key, values in keys.items():
-                if key not in row.values:
-                    raise row.lacks(key)
-                if (str(row.values[key]) in values) is not inside:
-                    return False
-        return True
 
     def _choices(self, row: Record) -> tuple[list[str], list[str]]:
         """The choices, and their letters in the file where some of it is empty or may be."""
@@ -288,7 +291,9 @@ class Declared:
             yield "a choice that is the word None"
         if len(item.choices) < len(asked.choices) if isinstance(asked.choices, list) else "letters" in item.meta:
             yield "choices that are empty, left away"
-        if not item.gold:
+        if "references" in item.meta and not item.gold:
+            yield from self._uncheckable(item)
+        elif not item.gold:
             yield "answer hidden"
         if len(self._audio(row)) > item.audios:
             yield "several recordings, of which the first is heard"
@@ -302,6 +307,13 @@ class Declared:
             said = [Prediction(item.id, "", "", item.question, item.choices, item.gold, raw=one) for one in others]
             if any((score := rule.score(one)) is not None and score.value == 1 for one in said):
                 yield f"another choice, said word for word, is right by {self.published_rule}"
+
+    def _uncheckable(self, item: Item) -> Iterator[str]:
+        """Why nothing scores an open question that has no reference, where nothing does."""
+        checks = [scorer for scorer in get_scorers(self.scorers) if isinstance(scorer, Checking)]
+        why = [scorer.uncheckable(item.meta) for scorer in checks]
+        if all(why):
+            yield why[0] if why else "answer hidden"
 
     def _rule(self) -> Scorer | None:
         if not self.published_rule:
@@ -355,8 +367,16 @@ class Declared:
         else:
             values[asked.choices] = row.meta.get(asked.choices) or _in_order(row)
         if row.gold:
-            values[_keys(asked.answer)[0]] = _key_of(row, asked.answer_as)
+            values[_keys(asked.answer)[0]] = row.gold if "references" in row.meta else _key_of(row, asked.answer_as)
         return values
+
+
+def _among(row: Record, keys: Mapping[str, Sequence[str]]) -> list[bool]:
+    """Of each of `keys`, whether what `row` has there is one of its values."""
+    for key in keys:
+        if key not in row.values:
+            raise row.lacks(key)
+    return [str(row.values[key]) in values for key, values in keys.items()]
 
 
 def _in_order(row: Prediction) -> list[str]:

@@ -13,19 +13,20 @@ from string import ascii_uppercase
 from typing import Any
 
 from audio_llm.datasets.records import NoRecord, each_line, each_record
-from audio_llm.errors import describe, nearest
-from audio_llm.files import write_atomically, write_json, write_lines
+from audio_llm.errors import describe, nearest, require
+from audio_llm.files import atomic_file, write_atomically, write_json, write_lines
 from eval.predictions import Prediction
 from eval.scorers.mmau import answer_text
 
-FORMS = (".csv", ".json", ".jsonl")
+FORMS = (".csv", ".json", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One form of a submission: the name of its `file` (CSV, JSON or JSON lines), and its `columns`, their name → what
-    it holds: a word of :data:`TOLD` or a key that the benchmark keeps. With `whole` the organisers' row stands before
-    them. `longest`: characters that reasoning may have, the rest is cut off and told; 0 for any number."""
+    """One form of a submission: the name of its `file` (CSV, JSON, JSON lines, Parquet), and its `columns`, their
+    name → what it holds: a word of :data:`TOLD` or a key that the benchmark keeps. With `whole` the organisers' row
+    stands before them. `longest`: characters that reasoning may have, the rest is cut off and told; 0 for any number.
+    """
 
     file: str
     columns: dict[str, str] = field(default_factory=dict)
@@ -101,13 +102,15 @@ class Form:
             write_json(path, entries)
         elif path.suffix == ".jsonl":
             write_lines(path, entries)
+        elif path.suffix == ".parquet":
+            _write_table(path, entries)
         else:
             text = io.StringIO()
             table = csv.writer(text, lineterminator="\n")
             table.writerow(entries[0] if entries else self.layout.columns)
             table.writerows([_cell(value) for value in entry.values()] for entry in entries)
             write_atomically(path, text.getvalue())
-        empty = sum(_choice(row) is None for row in rows)
+        empty = sum(_choice(row) is None if row.choices else not answer_text(row) for row in rows)
         if empty:
             print(f"{path}: no option in {empty} of {len(rows)} answers.", file=sys.stderr)
         longest = self.layout.longest
@@ -158,6 +161,9 @@ class Form:
                 cut = layout.longest if told == "thinking" else 0
                 entry[column] = str(value)[:cut] if cut else value
             entries.append(entry)
+        if layout.file.endswith(".parquet"):  # every row of a table has every column
+            columns = list(dict.fromkeys(column for entry in entries for column in entry))
+            entries = [{column: _storable(entry.get(column)) for column in columns} for entry in entries]
         return entries
 
     def _name(self, values: Mapping[str, Any], place: int) -> str:
@@ -165,6 +171,31 @@ class Form:
         told = (column for column, told in self.layout.columns.items() if told == "id")
         column = next(told, self.identity if self.layout.whole else "")
         return str(values.get(column)) if column else str(place)
+
+
+def _storable(value: Any) -> Any:
+    """A value of a table, whose texts cannot hold half of a pair of surrogates: its escape stands for it."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def _write_table(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Rows of the same columns as Parquet; a column of values that no type of Parquet holds together is JSON texts."""
+    require("pyarrow", "Writing Parquet", "train")
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    def column(values: list[Any]) -> Any:
+        try:
+            found = arrow.array(values)
+            parquet.write_table(arrow.table({"column": found}), io.BytesIO())
+        except (arrow.ArrowException, OverflowError, UnicodeError, TypeError):
+            return arrow.array([None if value is None else json.dumps(value) for value in values], arrow.string())
+        return found
+
+    names = list(entries[0]) if entries else []
+    table = arrow.table({name: column([entry[name] for entry in entries]) for name in names})
+    with atomic_file(path) as temporary:
+        parquet.write_table(table, temporary)
 
 
 def _cell(value: Any) -> Any:

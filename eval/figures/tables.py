@@ -119,7 +119,7 @@ def line(cell: Cell, silent: Cell | None = None) -> str:
     notes += [f"unread {cell.parse_failures}"] if cell.parse_failures else []
     notes += [f"cut {cell.truncated}"] if cell.truncated else []
     notes += [f"errors {cell.errors} left out"] if cell.errors else []
-    return f"{cell.accuracy!s:>22}  " + ", ".join(notes)
+    return f"{cell.accuracy if cell.accuracy.n else '–'!s:>22}  " + ", ".join(notes)
 
 
 def print_spectrum(run: Run) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from eval.figures.estimates import Estimate
 from eval.predictions import Prediction
@@ -78,6 +78,15 @@ class Asking(Protocol):
     problems: dict[tuple[str, str, float, int], str]
 
     def prepare(self, rows: Sequence[Prediction]) -> None: ...
+
+
+@runtime_checkable
+class Checking(Protocol):
+    """A scorer of questions that have no right answer, but something that a reply to them has to hold to."""
+
+    def uncheckable(self, meta: Mapping[str, Any]) -> str:
+        """What keeps a question with this `meta` from being checked, in a few words; "" for nothing."""
+        ...
 
 
 def unscored(row: Prediction) -> bool:

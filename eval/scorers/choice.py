@@ -15,15 +15,16 @@ class OptionResolution:
     """A reply is right when it resolves to exactly one option and that option is the gold answer.
 
     A contradiction, several options or none is wrong and counted as unread; nothing is ever guessed. Questions without
-    options are scored by the form of their gold answer (:func:`eval.scorers.open_answers.score_open`).
+    options are scored by the form of their gold answer (:func:`eval.scorers.open_answers.score_open`), unless they have
+    reference texts: whole sentences are no answers of a form.
     """
 
     name = "option-resolution"
-    version = "2"
+    version = "3"
     title = "Resolved option"
 
     def score(self, row: Prediction) -> Score | None:
-        if unscored(row):
+        if unscored(row) or not row.choices and "references" in row.meta:
             return None
         return _score_choice(row) if row.choices else score_open(row)
 

@@ -112,13 +112,17 @@ class Judge:
         reply = self._ask(row)
         rating, why = (None, self._kept.refused.get(self._key(row), "not judged yet"))
         if reply is not None:
-            rating, why = read_rating(reply.text, self._scale.best)
+            rating, why = self._rated(reply.text)
         if reply is None or rating is None:
             self.problems[row.key] = why
             return None
         self.problems.pop(row.key, None)
-        note = f"rated {rating} of {self._scale.best} by {self._model}: {_short(reply.text)}"
+        note = f"rated {rating:g} of {self._scale.best} by {self._model}: {_short(reply.text)}"
         return Score(row.id, row.question_type, rating / self._scale.best, said, note, True)
+
+    def _rated(self, reply: str) -> tuple[float | None, str]:
+        """The rating that a judge's reply gives, and why there is none."""
+        return read_rating(reply, self._scale.best)
 
     def _applies(self, row: Prediction) -> bool:
         return not unscored(row)

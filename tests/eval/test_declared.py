@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from audio_llm.audio import decode
 from audio_llm.errors import AudioLLMError, ConfigError
 from eval.benchmarks import get_benchmark, names, open_benchmark
 from eval.benchmarks.base import Collection, Item
@@ -363,67 +362,6 @@ def test_muchomusics_rule(muchomusic: Path) -> None:
     for _ in range(5_000):
         reply = "".join(draw.choice(pieces) for _ in range(draw.randrange(5)))
         assert rule.score(answer(item, reply)).value == (transcribed(reply) == 2), reply
-
-
-# ------------------------------------------------------------------------------------------------- MMAU-Pro
-
-
-@pytest.fixture
-def mmau_pro(tmp_path: Path) -> Path:
-    """Thirty rows of all categories: several clips, open questions with and without choices, instructions, one choice
-    alone, an answer that is none of them, eleven choices, lists as texts, a sound that is missing."""
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    rows: list[dict[str, Any]] = []
-    for number in range(30):
-        row = {"id": f"p{number}", "audio_path": [f"data/{number}.wav"], "question": "Which is it?"}
-        row |= {"choices": ["dog", "cat", "cow"], "answer": "cat", "category": "sound", "length_type": "short"}
-        row |= {"perceptual_skills": '["Loudness"]' if number == 9 else "", "reasoning_skills": "[]", "sub-cat": "x"}
-        rows.append(row | {"task_identifier": None, "kwargs": None})
-    for number in (0, 1, 2):
-        rows[number] |= {"category": "multi", "audio_path": [f"data/{number}.wav", "data/7.wav"]}
-    rows[3] |= {"audio_path": ["data/3.wav", "data/4.wav", "data/5.wav"], "category": "music"}  # not only in multi
-    rows[4] |= {"category": "open", "choices": [], "answer": "A dog."}
-    rows[5] |= {"category": "open"}  # open, though it has choices
-    rows[6] |= {"category": "instruction following", "choices": [], "answer": None, "task_identifier": "Title"}
-    rows[7] |= {"choices": ["dog"], "answer": "dog"}
-    rows[8] |= {"choices": []}
-    rows[10] |= {"answer": "horse"}
-    rows[11] |= {"choices": [f"sound {one}" for one in range(11)], "answer": "sound 10", "category": "voice_chat"}
-    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "test.parquet")
-    noise(*(tmp_path / "data" / f"{number}.wav" for number in range(29)))
-    return tmp_path
-
-
-def test_mmau_pro_asks_its_part_and_counts_the_rest(mmau_pro: Path) -> None:
-    found = open_benchmark("mmau_pro", mmau_pro)
-    assert found.left_out == {LeftOut.SEVERAL: 4, LeftOut.OTHER_PART: 3, LeftOut.NO_CHOICES: 2}
-    assert (len(found.items), found.total) == (21, 30)
-    assert found.counts.pop("answer is none of the options") == found.counts.pop("audio missing") == 1
-    assert found.counts == {"a list written as a text": 21}
-    assert set(found.errors) == {"p10", "p29"}
-    items = by_id(found)
-    assert items["p9"].meta["perceptual_skills"] == ["Loudness"] and items["p12"].meta["perceptual_skills"] == []
-    assert (len(items["p11"].choices), items["p11"].gold, items["p11"].clip) == (11, "sound 10", "data/11.wav")
-    first = open_benchmark("mmau_pro", mmau_pro, several="first")
-    assert first.counts["several recordings, of which the first is heard"] == 4
-    assert len(first.items) == 25 and by_id(first)["p3"].clip == "data/3.wav"
-    every = open_benchmark("mmau_pro", mmau_pro, several="all")
-    assert len(every.items) == 25 and "several recordings, of which the first is heard" not in every.counts
-    asked = by_id(every)
-    assert [asked[f"p{number}"].audios for number in (0, 3, 9)] == [2, 3, 1]
-    assert (asked["p3"].clip, asked["p9"].clip) == ("data/3.wav+data/4.wav+data/5.wav", "data/9.wav")
-    place = every.items.index(asked["p3"])
-    heard = [wave.samples for wave in every.waveforms(place)]
-    stored = [decode(mmau_pro / "data" / f"{number}.wav").samples for number in (3, 4, 5)]
-    assert all(np.array_equal(one, other) for one, other in zip(heard, stored, strict=True))
-    (mmau_pro / "data" / "5.wav").unlink()
-    assert "its audio data/5.wav under" in open_benchmark("mmau_pro", mmau_pro, several="all").errors["p3"]
-    with pytest.raises(ConfigError, match="option several: expected skip, first, all"):
-        open_benchmark("mmau_pro", mmau_pro, several="join")
-    (path,) = get_benchmark("mmau_pro").submission([answer(item, "cat") for item in found.items], mmau_pro)
-    assert {json.loads(line)["model_output"] for line in path.read_text().splitlines()} == {"cat"}
 
 
 # ----------------------------------------------------------------------------------------------------- ADQA
