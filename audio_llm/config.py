@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from audio_llm.errors import ConfigError, describe, nearest
+from audio_llm.yaml_text import read_yaml, yaml_of
 
 T = TypeVar("T")
 
@@ -119,16 +120,14 @@ def _rename_values(tree: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    import yaml
-
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader())
+        tree = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"recipe {path}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"recipe {path}: not text, expected a YAML file.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {path}: not valid YAML ({_yaml_problem(error)}).") from error
+    except ValueError as error:
+        raise ConfigError(f"recipe {path}: not valid YAML ({error}).") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -136,40 +135,14 @@ def _read(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _loader() -> type:
-    """A SafeLoader that refuses a key given twice: plain YAML keeps the last one without a word."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-            seen: set[Any] = set()
-            for key, _ in node.value:
-                if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"key '{key.value}' given twice", key.start_mark
-                    )
-                seen |= {key.value} - {"<<"} if isinstance(key, yaml.ScalarNode) else set()
-            return super().construct_mapping(node, deep)
-
-    return Loader
-
-
-def _yaml_problem(error: Any) -> str:
-    mark = getattr(error, "problem_mark", None)
-    text = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return f"{text}, line {mark.line + 1}" if mark else text
-
-
 def _override(tree: dict[str, Any], override: str) -> None:
-    import yaml
-
     key, sep, text = override.partition("=")
     if not sep or not key:
         raise ConfigError(f"override '{override}': expected key=value, for instance training.steps=20.")
     try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override '{override}': the value is not valid YAML ({_yaml_problem(error)}).") from error
+        value = read_yaml(text) if text else None
+    except ValueError as error:
+        raise ConfigError(f"override '{override}': the value is not valid YAML ({error}).") from error
     node = tree
     *parents, leaf = key.split(".")
     for parent in parents:
@@ -284,9 +257,7 @@ def plain_of(config: Any) -> dict[str, Any]:
 
 def dump(config: Any, path: str | Path) -> None:
     """Write a dataclass as YAML, so that a run folder always holds the resolved recipe."""
-    import yaml
-
     plain = plain_of(config)
     if verb := getattr(config, "verb", None):
         plain = {"verb": verb, **plain}
-    Path(path).write_text(yaml.safe_dump(plain, sort_keys=False))
+    Path(path).write_text(yaml_of(plain), encoding="utf-8")

@@ -78,10 +78,10 @@ def describe(item: str, expected: str, found: str, cure: str | None = None) -> s
     return f"{text} {cure}" if cure else text
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
+def nearest(word: object, words: Iterable[str]) -> str:
     """``' (did you mean X?)'`` for the closest of `words`, or an empty string. Of several, one with the same letters
-    comes first: "mmua" is rather "mmau" than "mmsu"."""
-    close = difflib.get_close_matches(word, list(words), n=3, cutoff=0.5)
+    comes first: "mmua" is rather "mmau" than "mmsu". YAML's keys need not be texts: `word` is what it is written as."""
+    close = difflib.get_close_matches(word := str(word), list(words), n=3, cutoff=0.5)
     close.sort(key=lambda one: sorted(one) != sorted(word))
     return f" (did you mean '{close[0]}'?)" if close else ""
 

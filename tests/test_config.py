@@ -64,6 +64,14 @@ def test_every_way_to_write_a_small_number(text: str) -> None:
     assert load(Optimizer, None, [f"learning_rate={text}"]).learning_rate == 0.001
 
 
+def test_small_numbers_are_numbers_where_no_type_is_asked_for(tmp_path: Path) -> None:
+    """As in YAML 1.2, and as Python reads them; what only begins like one is text."""
+    numbers, words = ["3e-4", "-2E+1", "1.e3", ".5e0", "+1e05", "1.0e-3"], ["1e", "e3", "1e3x", "1e-", "-e1", "1e3.5"]
+    text = f"[{', '.join(numbers + words)}]"
+    expected = {"value": {"any": [*map(float, numbers), *words]}}
+    assert read(None, [f"value={{any: {text}}}"]) == expected == read(recipe(tmp_path, f"value: {{any: {text}}}"))
+
+
 @pytest.mark.parametrize(("word", "expected"), [("off", "off"), ("auto", "auto"), ("'off'", "off"), ("0.5", 0.5)])
 def test_a_word_that_yaml_reads_as_a_truth_value_can_be_written(tmp_path: Path, word: str, expected: Any) -> None:
     path = tmp_path / "recipe.yaml"
@@ -109,6 +117,9 @@ REFUSED = [
     ("output: x", ["steps.more=3"], ["steps", "expected int"]),
     ("output: x\nsteps: 3", ["steps.more=3"], ["'steps' is a value"]),
     ("output: x", ["names=[a"], ["names=[a", "not valid YAML"]),
+    ("output: x", ["weights={bell: 1, bell: 2}"], ["weights={bell", "given twice"]),
+    ("output: x", ["names=2026-13-40"], ["names=2026", "not valid YAML", "month"]),
+    ("output: x", ["names=" + "[" * 5000], ["not valid YAML", "nested without end"]),
 ]
 
 

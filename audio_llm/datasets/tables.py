@@ -23,6 +23,7 @@ from audio_llm.shards.index import LAYOUTS
 from audio_llm.shards.reader import ShardDataset
 from audio_llm.shards.rendering import is_recipe
 from audio_llm.shards.schema import Sample
+from audio_llm.yaml_text import yaml_of
 
 AUDIO_MARK = "<audio>"  # what stands for a sound in the text of a chat row
 _STARTS = {b"fLaC": "flac", b"RIFF": "wav", b"OggS": "ogg"}
@@ -74,9 +75,7 @@ def write_tables(folders: Sequence[Path], out: Path, form: str) -> int:
             }
             | ({"max_sounds": most} if most > 1 else {}),
         }
-        import yaml
-
-        write_atomically(folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+        write_atomically(folder / "recipe.yaml", yaml_of(recipe))
     return len(rows)
 
 

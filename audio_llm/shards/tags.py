@@ -7,10 +7,9 @@ name numbers or texts. A sample may lack a tag: no condition on it is met then.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from audio_llm.errors import ConfigError, ShardError, describe, nearest
-from audio_llm.files import write_lines
+from audio_llm.files import parse_json, write_lines
 from audio_llm.shards.index import ShardIndex, data_hash
 from audio_llm.shards.remote import address
 
@@ -52,15 +51,18 @@ class Tags:
         if not path.is_file():
             raise ShardError(describe(str(path), "tags of samples", "no such file", cure))
         try:
-            head, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            head, *rows = [
+                parse_json(line, once=True) for line in path.read_text(encoding="utf-8").rstrip().split("\n")
+            ]
             version, data, samples = head.pop("version"), str(head.pop("data")), int(head.pop("samples"))
-            tags = cls(data, samples, head, {str(row.pop("id")): row for row in rows})
+            tags = cls(data, samples, head, {str(row.pop("id")): _checked(row) for row in rows})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ShardError(
                 describe(str(path), "a line about the tags and one a sample", f"others ({error!r})", cure)
             ) from error
-        if version != VERSION or len(tags.rows) != samples:
-            found = f"version {version} with {len(tags.rows)} of {samples} samples"
+        if version != VERSION or not len(tags.rows) == len(rows) == samples:
+            twice = f", {len(rows) - len(tags.rows)} of them twice" if len(tags.rows) < len(rows) else ""
+            found = f"version {version} with {len(rows)} of {samples} samples{twice}"
             raise ShardError(describe(str(path), f"version {VERSION}, whole", found, cure))
         return tags
 
@@ -110,6 +112,14 @@ def _histogram(values: list[float | str]) -> list[tuple[str, int]]:
     return [(f"{low:.2g}…{high:.2g}", n) for low, high, n in stretches if n]
 
 
+def _checked(row: dict[str, Any]) -> dict[str, float | str]:
+    """The tags that a line states; null is none. Raises :class:`ValueError`."""
+    told = {name: value for name, value in row.items() if value is not None}
+    if wrong := {name: value for name, value in told.items() if not (isinstance(value, str) or _is_number(value))}:
+        raise ValueError(f"tags that are no number and no word: {wrong}")
+    return told
+
+
 def check_where(where: Mapping[str, Any], name: str) -> None:
     """:class:`ConfigError` for what is no condition: a value, a list of values, or ``{min: …, max: …}``."""
     conditions = {tag: wanted for tag, wanted in where.items() if tag != TAGS_KEY}
@@ -119,6 +129,8 @@ def check_where(where: Mapping[str, Any], name: str) -> None:
     if not isinstance(where.get(TAGS_KEY, ""), (str, Path)):
         raise ConfigError(describe(f"{name}.{TAGS_KEY}", "the folder of the tags", repr(where[TAGS_KEY])))
     for tag, wanted in conditions.items():
+        if not isinstance(tag, str):
+            raise ConfigError(describe(name, "the names of tags", f"{tag!r}"))
         values = wanted if isinstance(wanted, list) and wanted else [wanted]
         limits = wanted if isinstance(wanted, dict) else {}
         bounds = bool(limits) and set(limits) <= {"min", "max"} and all(map(_is_number, limits.values()))
@@ -135,10 +147,10 @@ def tags_folder(path: str | Path, where: Mapping[str, Any]) -> Path:
     """Where the tags of the shards at `path` lie: what `where` says, else beside them."""
     if TAGS_KEY in where:
         return Path(where[TAGS_KEY])
-    if address(path):
+    if url := address(path):
         cure = f"Say {TAGS_KEY}: FOLDER in it, what audio-llm filter was told by --out."
         raise ConfigError(
-            describe(f"where of {path}", "the folder of the tags of shards behind an address", "none", cure)
+            describe(f"where of {url}", "the folder of the tags of shards behind an address", "none", cure)
         )
     return Path(path) / FOLDER
 
@@ -149,7 +161,7 @@ def choose(index: ShardIndex, where: Mapping[str, Any], path: str | Path) -> Sha
     Raises :class:`ConfigError` for a tag that no sample has, a word where a tag has numbers, and where nothing is left;
     :class:`ShardError` for tags of other shards.
     """
-    folder = tags_folder(path, where)
+    folder, path = tags_folder(path, where), index.remote.url if index.remote else path
     tags = Tags.read(folder)
     tags.of(index, folder)
     kept, untagged = np.ones(len(index), bool), 0
@@ -164,7 +176,11 @@ def choose(index: ShardIndex, where: Mapping[str, Any], path: str | Path) -> Sha
         _check_kind(tag, wanted, (value for value in has if value is not None))
         untagged = max(untagged, sum(value is None for value in has))
         kept &= np.array([value is not None and _meets(value, wanted) for value in has], bool)
-    told = ", ".join(f"{tag} {_condition(wanted)}" for tag, wanted in where.items() if tag != TAGS_KEY)
+    told = ", ".join(
+        f"{tag} {_condition(wanted)}{_missing(wanted, {row.get(tag) for row in rows})}"
+        for tag, wanted in where.items()
+        if tag != TAGS_KEY
+    )
     without = f", {untagged} have no such tag" if untagged else ""
     told = f"{path}: {int(kept.sum())} of {len(index)} samples are chosen ({told}{without})"
     if not kept.any():
@@ -192,3 +208,9 @@ def _condition(wanted: Any) -> str:
         signs = {"min": "≥", "max": "≤"}
         return " and ".join(f"{signs[limit]} {value:g}" for limit, value in wanted.items())
     return "one of " + _plain(wanted) if isinstance(wanted, list) else f"= {wanted}"
+
+
+def _missing(wanted: Any, there: Collection[Any]) -> str:
+    """Which of several values no sample has: others are chosen, and nobody would see that one is misspelt."""
+    lost = [value for value in wanted if value not in there] if isinstance(wanted, list) else []
+    return f" (none is {', '.join(map(str, lost))})" if lost else ""

@@ -92,6 +92,7 @@ def test_what_is_no_choice_is_one_sentence(folder, tmp_path):
         ({"gain": {"least": 1}}, "where of a.gain: expected a number, a word"),
         ({"gain": True}, "where of a.gain: expected a number"),
         ({"gain": []}, "where of a.gain: expected a number"),
+        ({1: 2}, "where of a: expected the names of tags, found 1"),
     ):
         with pytest.raises(ConfigError, match=told):
             config.build(SFTData, {"train": [{"path": "a", "where": where}]})
@@ -122,9 +123,22 @@ def test_tags_of_other_shards_are_refused_by_what_is_missing(folder, tmp_path):
     (tmp_path / "tags.jsonl").write_text("".join(torn[:-1]))
     with pytest.raises(ShardError, match="found version 1 with 23 of 24 samples"):
         Tags.read(tmp_path)
-    (tmp_path / "tags.jsonl").write_text("".join(torn)[:-9])
-    with pytest.raises(ShardError, match="a line about the tags and one a sample"):
+    (tmp_path / "tags.jsonl").write_text("".join([*torn, torn[-1]]))
+    with pytest.raises(ShardError, match="found version 1 with 25 of 24 samples, 1 of them twice"):
         Tags.read(tmp_path)
+    changed = [torn[-1].replace('"gain": 23', f'"gain": {value}') for value in ("[1]", "true", "NaN")]
+    for last in (torn[-1][:-9], *changed):
+        (tmp_path / "tags.jsonl").write_text("".join([*torn[:-1], last]))
+        with pytest.raises(ShardError, match="a line about the tags and one a sample"):
+            Tags.read(tmp_path)
+
+
+def test_what_other_programs_write_for_nothing_is_no_tag_and_a_misspelt_word_is_told(folder, tmp_path):
+    lines = (folder / FOLDER / "tags.jsonl").read_text().replace('"gain": 5,', '"gain": null,')
+    (tmp_path / "tags.jsonl").write_text(lines + "\n")
+    where = {"tags": str(tmp_path), "gain": {"min": 4}, "band": ["hard", "allways"]}
+    told = choose(ShardIndex.load(folder), where, folder).told()
+    assert "7 of 24 samples are chosen" in told and "(none is allways), 1 have no such tag" in told
 
 
 def test_inspect_shows_how_often_a_tag_has_which_value(folder, capsys):
