@@ -37,6 +37,7 @@ from eval.benchmarks.base import (
     whole_number,
     without_sound,
 )
+from eval.benchmarks.sounds import ALSO_IN, also_in, unlike_most
 from eval.benchmarks.submissions import TOLD, Form, Layout, check_layout
 from eval.controls import item_seed
 from eval.predictions import Prediction
@@ -65,7 +66,7 @@ class Declaration:
     key which values belong to the part that is asked; `open`, which rows have no choices whatever they list: they are
     asked where the option ``open`` says so, and their answer is a reference text. `defects` counts rows by a pattern in
     a key's value; `left_out` has the ids of rows that cannot be answered, with the reason. `shuffled` puts the choices
-    into an order drawn by id.
+    into an order drawn by id; `alike` counts sounds of other channels or another rate than most.
     """
 
     title: str
@@ -87,6 +88,7 @@ class Declaration:
     defects: dict[str, dict[str, str]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     shuffled: bool = False
+    alike: bool = False
     scorers: list[str] = field(default_factory=lambda: ["option-resolution", "letter"])
     published_rule: str = ""
     submission: dict[str, Layout] = field(default_factory=dict)
@@ -126,7 +128,8 @@ class Declared:
 
     Options: ``audio``, the folder that sounds are named under (default: where the file lies); ``several=all``
     asks about several recordings too, ``several=first`` hears the first of them, and they are left out otherwise;
-    ``open=ask`` asks open questions as well; ``unit=KEY``, what intervals take as one recording; ``seed``, of the order
+    ``open=ask`` asks open questions as well; ``also=FOLDER,FOLDER`` looks for each sound's bytes among those of other
+    benchmarks; ``unit=KEY``, what intervals take as one recording; ``seed``, of the order
     of choices where that is drawn.
     """
 
@@ -145,7 +148,7 @@ class Declared:
         row and key."""
         asked = self.declaration
         further = [*(["open"] if asked.open else []), *(["seed"] if asked.shuffled else [])]
-        check_options(self.name, options, ("audio", "several", "unit", *further))
+        check_options(self.name, options, ("audio", "several", "unit", "also", *further))
         files = self._files(data)
         folder = Path(options["audio"]) if "audio" in options else files[0].parent
         if not folder.is_dir():
@@ -171,6 +174,9 @@ class Declared:
             counts["questions about a clip that an earlier question has"] = again
         places = iter(_sounds([sound for entry in found for sound in entry.sounds], folder))
         sounds = [[next(places) for _ in entry.sounds] for entry in found]
+        counts.update(unlike_most(list(dict.fromkeys(one for there in sounds for one in there))) if asked.alike else {})
+        if "also" in options:
+            _tell_shared(items, sounds, [Path(one) for one in options["also"].split(",") if one], counts)
         missing = {}
         for entry, there in zip(found, sounds, strict=True):
             if absent := [f"{name:.200}" for name, sound in zip(entry.sounds, there, strict=True) if not sound]:
@@ -377,6 +383,19 @@ def _among(row: Record, keys: Mapping[str, Sequence[str]]) -> list[bool]:
         if key not in row.values:
             raise row.lacks(key)
     return [str(row.values[key]) in values for key, values in keys.items()]
+
+
+def _tell_shared(
+    items: Sequence[Item], sounds: Sequence[Sequence[Path | Cell | None]], folders: Sequence[Path], counts: Counter[str]
+) -> None:
+    """Note in each item's `meta` which of its sounds lie in other folders as well: those folders' names under
+    ``ALSO_IN``, which tables are broken down by, and the files under ``same_sound_as``. Count both."""
+    found = iter(also_in([one for there in sounds for one in there], folders))
+    for item, there in zip(items, sounds, strict=True):
+        same = [file for _ in there for file in next(found)]
+        names = sorted({file.partition("/")[0] for file in same})
+        item.meta.update({ALSO_IN: ", ".join(names) or "no other", "same_sound_as": same})
+        counts.update(f"sound that lies in {name} as well" for name in names)
 
 
 def _in_order(row: Prediction) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from audio_llm.errors import ConfigError, describe
 from eval.benchmarks import get_benchmark
+from eval.benchmarks.sounds import ALSO_IN
 from eval.figures.scores import Cell, Scored, by, score_rows, summarise
 from eval.figures.summary import Reading, RunSummary, passes_of, reading, summarise_run
 from eval.predictions import MANIFEST_NAME, Prediction, PredictionsError, read, read_manifest
@@ -46,8 +47,10 @@ class Run:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Keys of the items that its benchmark's tables are broken down by."""
-        return get_benchmark(self.benchmark).groups if self.benchmark else ()
+        """Keys of the items that its benchmark's tables are broken down by, and where else their sounds lie, where that
+        was looked up."""
+        looked_up = (ALSO_IN,) if self.rows and ALSO_IN in self.rows[0].meta else ()
+        return (*get_benchmark(self.benchmark).groups, *looked_up) if self.benchmark else ()
 
     @cached_property
     def passes(self) -> dict[str, list[Prediction]]:

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from audio_llm.cli import main
 from audio_llm.errors import AudioLLMError, ConfigError
 from eval.benchmarks import get_benchmark, names, open_benchmark
 from eval.benchmarks.base import Collection, Item
 from eval.benchmarks.declared import Declared, LeftOut
-from eval.predictions import Prediction
+from eval.predictions import FILE_NAME, MANIFEST_NAME, Prediction, PredictionWriter
 from eval.scorers import SCORERS
 from tests.paths import ROOT, SHARED
 
@@ -396,6 +397,7 @@ def test_adqa_counts_every_defect_and_writes_its_csv(adqa: Path) -> None:
         "answer is none of the options": 1,
         "answer differs from its option by punctuation, case or spaces": 1,
         "audio missing": 1,
+        "sound unlike most, of 3 channels at 44100 Hz": 1,
     }
     items = by_id(found)
     assert items["dev_0004"].gold == "A tram" and items["dev_0001"].choices[1] == "sheep (/ʃiːp/)"
@@ -414,6 +416,29 @@ def test_adqa_counts_every_defect_and_writes_its_csv(adqa: Path) -> None:
     problems = Declared.read(FOLDER / "adqa.yaml").form(form="csv").validate(path, rows)
     assert "'answer': expected Applause, A tram, Rain, Nothing, found 'B'" in problems[0]
     assert "a question that was not asked" in problems[1] and "no answer to 29: dev_0001" in problems[2]
+
+
+def test_sounds_of_other_benchmarks_are_named_item_by_item(adqa: Path, tmp_path: Path, capsys) -> None:
+    mmar, mmsu = tmp_path / "MMAR", tmp_path / "MMSU"
+    for number, folder in ((7, mmar), (8, mmar / "deep"), (8, mmsu), (9, mmsu)):
+        folder.mkdir(parents=True, exist_ok=True)
+        data = (adqa / "dev_audios" / f"dev_{number:04}.wav").read_bytes()
+        (folder / f"{number}.wav").write_bytes(data if number < 9 else data[:-2] + b"ab")  # as long, and another sound
+    found = open_benchmark("adqa", adqa / "dev.jsonl", also=f"{mmar},{mmsu}")
+    told = {item.id: (item.meta["also_in"], item.meta["same_sound_as"]) for item in found.items}
+    assert told.pop("dev_0007") == ("MMAR", ["MMAR/7.wav"])
+    assert told.pop("dev_0008") == ("MMAR, MMSU", ["MMAR/deep/8.wav", "MMSU/8.wav"])
+    assert set(map(str, told.values())) == {"('no other', [])"}  # dev_0029, whose sound is missing, as well
+    assert found.counts["sound that lies in MMAR as well"] == 2 and found.counts["sound that lies in MMSU as well"] == 1
+    run = tmp_path / "run"
+    with PredictionWriter(run / FILE_NAME) as writer:
+        writer.write(answer(item, "A tram") for item in found.items if item.id not in found.errors)
+    (run / MANIFEST_NAME).write_text(json.dumps({"benchmark": "adqa", "options": {}, "data": []}))
+    assert main(["rescore", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert "by also_in" in shown and re.search(r"MMAR, MMSU +100\.0 .* n 1\n", shown)
+    with pytest.raises(AudioLLMError, match="expected a folder of another benchmark's audio, found no files"):
+        open_benchmark("adqa", adqa / "dev.jsonl", also=str(tmp_path / "nowhere"))
 
 
 # ------------------------------------------------------------------------------------------------- one's own
