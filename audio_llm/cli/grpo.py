@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--expect-processes", type=int, metavar="N", help="stop unless N processes train (recipe key: processes)"
     )
+    parser.add_argument("--ignore-memory", action="store_true", help="start although the machine seems too small")
     parser.add_argument(
         "--server-command",
         action="store_true",
@@ -40,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     recipe.check_paths()
     if args.expect_processes is not None:
         recipe.processes = args.expect_processes
+    from audio_llm.inspection.room import check_memory
     from audio_llm.serving import rollout_engines
     from audio_llm.training import grpo, policy
 
@@ -49,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
         lora = recipe.lora if recipe.train.language_model == "lora" else None
         print(rollout_engines.prepare_server(folder, target, recipe.engine, lora, recipe.seed))
         return 0
+    if not args.ignore_memory:
+        check_memory(recipe)
     result = grpo.run(recipe, rollout_engines.build_engine)
     if int(os.environ.get("RANK", "0")) != 0:
         return 0

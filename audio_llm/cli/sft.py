@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--expect-processes", type=int, metavar="N", help="stop unless N processes train (recipe key: processes)"
     )
+    parser.add_argument("--ignore-memory", action="store_true", help="start although the machine seems too small")
 
 
 def recipes() -> dict[str, type]:
@@ -35,8 +36,11 @@ def run(args: argparse.Namespace) -> int:
     recipe.check_paths()
     if args.expect_processes is not None:
         recipe.processes = args.expect_processes
+    from audio_llm.inspection.room import check_memory
     from audio_llm.training import sft
 
+    if not args.ignore_memory:
+        check_memory(recipe)
     result = sft.run(recipe)
     if int(os.environ.get("RANK", "0")) != 0:
         return 0

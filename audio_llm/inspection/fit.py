@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +28,15 @@ GIB = 2**30
 CUDA_RUNTIME = round(0.7 * GIB)  # a context with its kernels, and the workspaces of cuBLAS
 ENGINE_RUNTIME = round(0.9 * GIB)  # vLLM in a process on a CPU, beside its weights and cache
 TRAINER = 60 << 20  # libraries that a run alone imports: accelerate's engines, trackers, loaders
-STATES = {"adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0, "sgd": 0, "lion_32bit": 4}
 ADAM = 8  # bytes of AdamW's two moments in float32, for each trained parameter; STATES has other optimisers'
+STATES = {
+    **dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "adamw_torch_8bit"), 2),
+    **dict.fromkeys(("lion_8bit", "paged_lion_8bit", "rmsprop_bnb_8bit", "adamw_torch_4bit"), 1),
+    **dict.fromkeys(("lion_32bit", "paged_lion_32bit", "adagrad", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_32bit"), 4),
+    **dict.fromkeys(("ademamix_8bit", "paged_ademamix_8bit"), 3),
+    **dict.fromkeys(("ademamix", "paged_ademamix_32bit", "grokadamw"), 12),
+    **dict.fromkeys(("adafactor", "sgd"), 0),  # a row and a column of each matrix, and nothing without a momentum
+}
 LIVE_PARAMETERS = 10**9  # of ZeRO-3, gathered at once: DeepSpeed's default of stage3_max_live_parameters
 Way = Literal["one", "ddp", "zero2", "zero3", "fsdp"]
 
@@ -40,8 +47,9 @@ class Launch:
 
     processes: int = 1
     way: Way = "one"
-    offload: bool = False  # ZeRO-3: weights and optimiser stay in host memory
+    offload: bool = False  # ZeRO-3, FSDP: weights and optimiser stay in host memory
     bucket: int = 0
+    optimiser_offload: bool = False  # ZeRO: the optimiser alone does
 
     @property
     def shards(self) -> int:
@@ -87,21 +95,35 @@ def launch_of(path: Path | None, processes: int | None) -> Launch:
     count = processes or int(tree.get("num_processes") or 1)
     kind = str(tree.get("distributed_type", "NO")).upper()
     if kind == "FSDP":
-        return Launch(count, "fsdp")
+        return Launch(count, "fsdp", bool((tree.get("fsdp_config") or {}).get("fsdp_offload_params")))
     if kind != "DEEPSPEED":
         return Launch(count, "ddp" if count > 1 else "one")
     plugin = tree.get("deepspeed_config") or {}
-    if (file := plugin.get("deepspeed_config_file")) is not None:
-        try:
-            plugin = json.loads(Path(file).read_text())["zero_optimization"]
-        except (OSError, ValueError, LookupError) as error:
-            cure = "Its path is relative to the folder that you are in."
-            raise ConfigError(describe(f"{path}: {file}", "a configuration of ZeRO", str(error), cure)) from error
+    file = plugin.get("deepspeed_config_file")
+    return zero_launch(count, read_zero(file, str(path)) if file is not None else plugin)
+
+
+def read_zero(file: str, where: str) -> dict[str, Any]:
+    """What DeepSpeed's configuration in `file` says of ZeRO. Raises :class:`ConfigError`, which begins with `where`."""
+    try:
+        return dict(json.loads(Path(file).read_text())["zero_optimization"])
+    except (OSError, ValueError, LookupError) as error:
+        cure = "Its path is relative to the folder that you are in."
+        raise ConfigError(describe(f"{where}: {file}", "a configuration of ZeRO", str(error), cure)) from error
+
+
+def zero_launch(count: int, plugin: Mapping[str, Any]) -> Launch:
+    """`count` processes under ZeRO, in DeepSpeed's words or in those of Accelerate's plugin."""
     stage = int(plugin.get("stage", plugin.get("zero_stage", 2)))
-    offload = bool(plugin.get("offload_param")) or plugin.get("offload_param_device", "none") != "none"
+
+    def offloads(what: str) -> bool:
+        group = plugin.get(f"offload_{what}") or {"device": plugin.get(f"offload_{what}_device", "none")}
+        return str(group.get("device", "none")) != "none"
+
     bucket = plugin.get("reduce_bucket_size", "auto")
     elements = int(bucket) if str(bucket).isdigit() else 5 * 10**8  # DeepSpeed's own default
-    return Launch(count, "zero3" if stage == 3 else "zero2", offload, elements)
+    way: Way = "zero3" if stage == 3 else "zero2"
+    return Launch(count, way, stage == 3 and offloads("param"), elements, offloads("optimizer"))
 
 
 # ------------------------------------------------------------------------------------------------------------- models
@@ -240,16 +262,9 @@ class Rows:
 
 def policy_need(recipe: PolicyRecipe, launch: Launch, device: int | None, longest: Rows) -> Need:
     """What a run of SFT or GRPO needs on devices of `device` bytes (None: a CPU)."""
-    import torch
-
-    from audio_llm.training.policy import resolve_precision
-
     if isinstance(recipe, GRPORecipe):
         require("trl", "a sum for GRPO", "train")
-    auto = "bf16" if device is not None else resolve_precision("auto")
-    half = (auto if recipe.precision == "auto" else recipe.precision) == "bf16"
-    in_full = recipe.trained().language_model == "full"
-    dtype = torch.bfloat16 if half and not in_full and launch.way != "fsdp" else torch.float32
+    half, dtype = _precision(recipe, launch, device)
     whole = model_config(recipe.model)
     if isinstance(recipe, GRPORecipe):
         step = _grpo_step(recipe, whole, launch, longest)
@@ -262,27 +277,69 @@ def policy_need(recipe: PolicyRecipe, launch: Launch, device: int | None, longes
     kept = _peak(recipe, whole, dtype, step, half)
 
     _put_runtime(need, device)
-    for item, (size, note) in trained_rows(parts, launch, half, _states(recipe)).items():
-        need.put(item, size, note)
-    if isinstance(recipe, GRPORecipe):
-        _put_engine(need, recipe, whole, launch, device, parts.text, half, step.rows.prompt + step.rows.reply)
-        if in_full and recipe.grpo.get("beta", 0.0):
-            need.put("reference", parts.weights / (launch.processes if launch.way == "zero3" else 1), "for beta > 0")
+    _put_states(need, recipe, whole, launch, device, parts, half, step.rows.prompt + step.rows.reply)
     phases = {f"a pass of {step.words}": kept, "export": 0 if device is not None else parts.adapted}
     if "rollout" in need.rows:
         phases[need.notes.pop("rollout")] = need.rows.pop("rollout")
     largest = max(phases, key=lambda name: phases[name])
     need.put("activations", max(0, phases[largest] - 4 * parts.trained), largest)
 
-    states = _states(recipe)
+    states, in_full = _states(recipe), recipe.trained().language_model == "full"
     saved = (parts.weights if in_full else 4 * parts.trained) + states * parts.trained
     checkpoints = recipe.keep_checkpoints + 1 if recipe.save_steps else 0
     exported = {*recipe.export} | ({"merged"} if in_full and recipe.export else set())
     need.disk = checkpoints * saved + len(exported) * parts.plain + (0 if recipe.model.path else 4 * parts.numbers)
     if device is not None:
-        offloaded = (parts.weights + (4 + states) * parts.trained) // launch.shards if launch.offload else 0
+        offloaded = (parts.weights if launch.offload else 0) // launch.shards
+        if launch.offload or launch.optimiser_offload:
+            offloaded += (4 + states) * parts.trained // launch.shards
         need.host = 2 * GIB + max(parts.weights + offloaded, parts.plain + parts.adapted)  # read whole, exported there
     return need
+
+
+def least_need(recipe: PolicyRecipe, launch: Launch, device: int | None) -> Need:
+    """What a run holds whatever its rows are: weights, gradients, optimiser and engine. In seconds."""
+    half, dtype = _precision(recipe, launch, device)
+    whole = model_config(recipe.model)
+    need = Need("GRPO" if isinstance(recipe, GRPORecipe) else "SFT")
+    _put_states(need, recipe, whole, launch, device, Parameters.of(build(whole, recipe, dtype)), half, 1)
+    for item in ("buffers", "rollout"):
+        need.rows.pop(item, None)
+    if str(_settings(recipe).get("optim")).startswith("paged"):  # its states may lie in host memory
+        need.rows["optimiser"] = 0
+    return need
+
+
+def _precision(recipe: PolicyRecipe, launch: Launch, device: int | None) -> tuple[bool, Any]:
+    """(whether a run computes in bfloat16, the dtype of its frozen weights)."""
+    import torch
+
+    from audio_llm.training.policy import resolve_precision
+
+    auto = "bf16" if device is not None else resolve_precision("auto")
+    half = (auto if recipe.precision == "auto" else recipe.precision) == "bf16"
+    in_full = recipe.trained().language_model == "full"
+    return half, torch.bfloat16 if half and not in_full and launch.way != "fsdp" else torch.float32
+
+
+def _put_states(
+    need: Need,
+    recipe: PolicyRecipe,
+    whole: Any,
+    launch: Launch,
+    device: int | None,
+    parts: Parameters,
+    half: bool,
+    longest: int,
+) -> None:
+    """All that lies beside the activations of a step of rows of at most `longest` tokens."""
+    for item, (size, note) in trained_rows(parts, launch, half, _states(recipe)).items():
+        need.put(item, size, note)
+    if not isinstance(recipe, GRPORecipe):
+        return
+    _put_engine(need, recipe, whole, launch, device, parts.text, half, longest)
+    if recipe.trained().language_model == "full" and recipe.grpo.get("beta", 0.0):
+        need.put("reference", parts.weights / (launch.processes if launch.way == "zero3" else 1), "for beta > 0")
 
 
 @dataclass(frozen=True)
@@ -379,10 +436,13 @@ def _fused_score(model: Any, recipe: GRPORecipe, step: _Step) -> Callable[..., A
     return score
 
 
+def _settings(recipe: PolicyRecipe) -> Mapping[str, Any]:
+    return recipe.grpo if isinstance(recipe, GRPORecipe) else getattr(recipe, "trainer", {})
+
+
 def _states(recipe: PolicyRecipe) -> int:
     """Bytes of the optimiser's states for a trained parameter."""
-    settings = recipe.grpo if isinstance(recipe, GRPORecipe) else getattr(recipe, "trainer", {})
-    return STATES.get(str(settings.get("optim", "adamw")), ADAM)
+    return STATES.get(str(_settings(recipe).get("optim", "adamw")), ADAM)
 
 
 def _put_runtime(need: Need, device: int | None) -> None:
@@ -403,19 +463,20 @@ def trained_rows(parts: Parameters, launch: Launch, half: bool, states: int) -> 
             "optimiser": (states * trained, "AdamW's moments" if states == ADAM else "of the one that is named"),
         }
         return rows | ({"buffers": (4 * trained, "gradients on their way (DDP)")} if launch.way == "ddp" else {})
+    here = 0 if launch.offload else 1
     if launch.way == "fsdp":
         return {
-            "weights": (weights / shards, f"1/{shards} of all, float32"),
-            "gradients": (4 * trained / shards, f"1/{shards}"),
-            "optimiser": (states * trained / shards, f"1/{shards}"),
+            "weights": (here * weights / shards, f"1/{shards} of all, float32"),
+            "gradients": (here * 4 * trained / shards, f"1/{shards}"),
+            "optimiser": (here * states * trained / shards, f"1/{shards}"),
             "buffers": (2 * size * parts.layer, "two layers, gathered"),
         }
-    whole, here = launch.way == "zero2", 0 if launch.offload else 1
+    whole, kept = launch.way == "zero2", 0 if launch.offload or launch.optimiser_offload else 1
     bucket, gathered = min(launch.bucket, trained) * size, 0 if whole else min(weights, LIVE_PARAMETERS * size)
     return {
         "weights": (weights if whole else here * weights / shards, "all" if whole else f"1/{shards} of all"),
         "gradients": (size * trained / shards, f"1/{shards}"),
-        "optimiser": (here * (4 + states) * trained / shards, f"1/{shards}, with weights in float32"),
+        "optimiser": (kept * (4 + states) * trained / shards, f"1/{shards}, with weights in float32"),
         "buffers": (2 * bucket + gathered, "of DeepSpeed: buckets" + ("" if whole else ", gathered weights")),
     }
 
@@ -523,7 +584,7 @@ def problems(need: Need, launch: Launch, room: Room) -> list[str]:
             "The engine's share does not hold its weights and one sequence: raise engine.gpu_memory_utilization."
         )
     if device is not None and need.total > device:
-        found.append(f"A process needs {need.total / GIB:.2f} of {device / GIB:.2f} GiB: {_cure(need, device)}.")
+        found.append(f"A process needs {need.total / GIB:.2f} of {device / GIB:.2f} GiB: {cure_of(need, device)}.")
     if room.device is not None and room.memory is not None and own * processes > room.memory:
         found.append(
             f"{processes} processes read the model into {own * processes / GIB:.1f} GiB of host memory, "
@@ -538,7 +599,7 @@ def problems(need: Need, launch: Launch, room: Room) -> list[str]:
     return found
 
 
-def _cure(need: Need, device: int) -> str:
+def cure_of(need: Need, device: int) -> str:
     """What to change where a process needs more than `device` bytes."""
     activations, (key, rows) = need.rows.get("activations", 0), need.batch
     rest = device - (need.total - activations)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -233,6 +234,29 @@ def test_shards_need_less_and_more_processes_less_still(way):
     assert sum(size for size, _ in two.values()) < sum(
         size for size, _ in fit.trained_rows(parts, fit.Launch(), False, 8).values()
     )
+
+
+@pytest.mark.parametrize(
+    ("launch", "device", "train"),
+    [
+        (fit.Launch(), None, "lora"),
+        (fit.Launch(4, "zero3", bucket=10), 8 * fit.GIB, "full"),
+        (fit.Launch(2, "fsdp"), None, "full"),
+    ],
+    ids=["one", "zero3", "fsdp"],
+)
+def test_the_least_is_part_of_the_whole_sum(checkpoint, launch, device, train):
+    tree = {"output": "runs/none", "model": {"path": str(checkpoint())}, "data": {"train": ["runs/none"]}}
+    recipes: list[Any] = [
+        config.build(SFTRecipe, tree | dict(train={"language_model": train})),
+        config.build(GRPORecipe, tree | dict(train={"language_model": train}, grpo={"beta": 0.1})),
+    ]
+    for recipe in recipes:
+        least, whole = fit.least_need(recipe, launch, device), fit.policy_need(recipe, launch, device, fit.Rows())
+        assert set(least.rows) <= set(whole.rows) - {"activations", "runtime", "buffers"}
+        assert all(size == whole.rows[item] for item, size in least.rows.items())
+        assert {"weights", "gradients", "optimiser"} <= set(least.rows)
+        assert ("reference" in least.rows) == (recipe.verb == "grpo" and train == "full")
 
 
 @pytest.mark.parametrize(
