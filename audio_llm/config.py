@@ -47,7 +47,7 @@ _SIGNS = (
     ("train", {"task"}),
     ("prep", {"kind", "subsets", "splits"}),
     ("grpo", {"rewards", "engine", "grpo", "group_size", "prompts_per_step"}),
-    ("sft", {"batch_size", "gradient_accumulation", "eval_steps"}),
+    ("sft", {"batch_size", "gradient_accumulation"}),
 )
 
 

@@ -1,7 +1,8 @@
-"""YAML as recipes are written in it: no key twice, and ``1e-3`` is a number wherever it stands."""
+"""YAML as recipes are written in it: no key twice, ``1e-3`` is a number wherever it stands, ``~/`` the home folder."""
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cache
 from typing import Any
@@ -44,6 +45,11 @@ def _loader() -> type:
                 seen |= {key.value} - {"<<"} if isinstance(key, yaml.ScalarNode) else set()
             return super().construct_mapping(node, deep)
 
+        def construct_text(self, node: Any) -> str:
+            text = str(self.construct_scalar(node))
+            return os.path.expanduser(text) if text.startswith("~/") else text
+
+    Loader.add_constructor("tag:yaml.org,2002:str", Loader.construct_text)
     Loader.add_implicit_resolver(*_FLOATS)
     return Loader
 

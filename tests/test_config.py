@@ -64,6 +64,14 @@ def test_every_way_to_write_a_small_number(text: str) -> None:
     assert load(Optimizer, None, [f"learning_rate={text}"]).learning_rate == 0.001
 
 
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a file and behind it, as a shell reads it in front of a slash; nowhere else."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tree = read(recipe(tmp_path, "output: ~/runs\nnames: [~/a, 'b~/c', ~]\n"), ["encoder={path: ~/e, name: ~x}"])
+    assert tree["output"] == f"{tmp_path}/runs" and tree["names"] == [f"{tmp_path}/a", "b~/c", None]
+    assert tree["encoder"] == {"path": f"{tmp_path}/e", "name": "~x"}
+
+
 def test_small_numbers_are_numbers_where_no_type_is_asked_for(tmp_path: Path) -> None:
     """As in YAML 1.2, and as Python reads them; what only begins like one is text."""
     numbers, words = ["3e-4", "-2E+1", "1.e3", ".5e0", "+1e05", "1.0e-3"], ["1e", "e3", "1e3x", "1e-", "-e1", "1e3.5"]
@@ -233,6 +241,7 @@ def test_a_recipe_names_its_verb(tmp_path: Path) -> None:
         ("subsets: {}", "prep"),
         ("rewards: {}", "grpo"),
         ("batch_size: 2", "sft"),
+        ("eval_steps: 2", None),  # GRPO has it too
         ("checks: []", "report"),
         ("output: x", None),
     ],

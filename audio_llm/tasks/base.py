@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from audio_llm import config
 from audio_llm.audio import Hearing
 from audio_llm.errors import ConfigError, describe
+from audio_llm.ranges import check_numbers
 from audio_llm.registry import Registry
 from audio_llm.training.trackers import Tracker
 
@@ -209,9 +210,4 @@ class TaskRecipe:
             raise ConfigError(describe("augment.roll_seconds, speed, mixup", "labels of whole clips", found))
         if self.steps is None and self.seconds is None:
             raise ConfigError(describe("recipe", "'steps', 'seconds' or both (the smaller counts)", "neither"))
-        for name in ("steps", "seconds", "batch_size", "learning_rate", "eval_batch_size", "log_steps"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(describe(name, "a positive number", repr(value)))
-        if not 0 <= self.warmup_share < 1:
-            raise ConfigError(describe("warmup_share", "a share of the run in [0, 1)", repr(self.warmup_share)))
+        check_numbers(self)

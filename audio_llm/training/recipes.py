@@ -22,6 +22,7 @@ from audio_llm.model.validate import (
     expect_files,
     read_facts,
 )
+from audio_llm.ranges import check_numbers
 from audio_llm.shards.index import ShardIndex, shard_paths
 from audio_llm.shards.tags import FILE as TAGS_FILE
 from audio_llm.shards.tags import Tags, check_where, choose, tags_folder
@@ -324,6 +325,7 @@ class PolicyRecipe(RunRecipe):
     def check(self) -> None:
         """:class:`ConfigError` for values that do not fit each other."""
         for stage in self.stage_recipes():
+            check_numbers(stage)
             stage.train.check()
             for part, rate in vars(stage.learning_rates).items():
                 if rate is not None and (rate <= 0 or vars(stage.train)[part] == "frozen"):
@@ -332,11 +334,8 @@ class PolicyRecipe(RunRecipe):
                     raise ConfigError(
                         describe(f"learning_rates.{part}", "a rate above 0 of a part that learns", found, cure)
                     )
-        for key, value in (("eval_steps", self.eval_steps), ("data.validation_samples", self.data.validation_samples)):
-            if value is not None and value < 1:
-                raise ConfigError(describe(key, "at least 1, or null", f"{value}"))
-        if self.encoder_cache_gib is not None and self.encoder_cache_gib <= 0:
-            raise ConfigError(describe("encoder_cache_gib", "a size above 0, or null", f"{self.encoder_cache_gib:g}"))
+        if self.eval_steps == 0:
+            raise ConfigError(describe("eval_steps", "at least 1, or null", "0"))
         self.trained().check()
         self.model.check()
         if self.model.adapter and self.trained().language_model != "lora":

@@ -226,7 +226,7 @@ def build_rewards(recipe: dict[str, Any] | None) -> tuple[list[RewardFunction], 
     """
     functions: list[RewardFunction] = []
     weights: list[float] = []
-    for name, value in (recipe or DEFAULT_WEIGHTS).items():
+    for name, value in (DEFAULT_WEIGHTS if recipe is None else recipe).items():
         function = find("reward", name, REWARDS, needs="__call__")
         options = dict(value) if isinstance(value, dict) else {"weight": value}
         weight = options.pop("weight", 1.0)
@@ -242,8 +242,8 @@ def build_rewards(recipe: dict[str, Any] | None) -> tuple[list[RewardFunction], 
                 raise ConfigError(f"rewards: {name}: {option}: expected a number above 0, found {setting!r}.")
         functions.append(_bind(function, options))
         weights.append(float(weight))
-    if not functions:
-        raise ConfigError("rewards: expected at least one reward, found none.")
+    if not any(weights):
+        raise ConfigError("rewards: expected at least one of a weight other than 0, found none.")
     return functions, weights
 
 

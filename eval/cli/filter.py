@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from audio_llm.errors import ConfigError
     from audio_llm.files import only_writer
+    from audio_llm.shards.index import shard_paths
     from audio_llm.shards.remote import address
     from audio_llm.shards.tags import FOLDER
 
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--temperature: expected above 0 and at most 2, or 0 with --tries 1, found {found}.")
     if address(args.shards):
         raise ConfigError(f"shards {args.shards}: expected a folder of this machine, found an address. Copy them here.")
+    shard_paths(Path(args.shards))  # now: the folder of the tags would be made in one that is misspelt
     out = Path(args.out) if args.out else Path(args.shards) / FOLDER
     with only_writer(out):
         return _run(args, out)

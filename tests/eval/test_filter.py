@@ -117,6 +117,14 @@ def test_a_model_is_called_by_what_tells_it_from_others(tmp_path):
     assert short_names(["org/model"]) == ["model"]
 
 
+def test_shards_that_are_not_there_leave_no_folder_behind(tmp_path, capsys):
+    (tmp_path / "file.tar").write_bytes(b"")
+    for name, found in (("nope", "found no such folder"), ("file.tar", "file.tar: expected")):
+        assert main(["filter", "model", str(tmp_path / name)]) == 2
+        assert found in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file.tar"]
+
+
 def test_orders_are_of_all_and_ties_are_drawn():
     ids = [f"s{number}" for number in range(10)]
     found = {"m": {key: (1.0, 0.0 if number < 3 else 1.0) for number, key in enumerate(ids[:8])}}

@@ -210,7 +210,7 @@ def test_no_steps_and_a_spoilt_summary_are_one_sentence(corpus, tmp_path, capsys
     tree = {"task": "classification", "train": [str(corpus)], "train_folds": [1], "output": str(tmp_path / "run")}
     path.write_text(yaml.safe_dump(tree | {"encoder": ENCODER, "steps": 1, "report_to": []}))
     assert main(["train", str(path), "steps=0"]) == 2
-    assert "steps: expected a positive number, found 0" in capsys.readouterr().err
+    assert "steps: expected a number of 1 or more, found 0" in capsys.readouterr().err
     assert main(["train", str(path)]) == 0
     (tmp_path / "run" / "summary.json").write_text("{")
     capsys.readouterr()

@@ -8,6 +8,7 @@ from string import ascii_uppercase as LETTERS
 from typing import Any, ClassVar, Literal
 
 from audio_llm.errors import ConfigError, describe
+from audio_llm.ranges import check_numbers
 from audio_llm.training.recipes import Precision, RunRecipe
 
 
@@ -85,9 +86,6 @@ class EchoTwinRecipe(RunRecipe):
         self.model.check()
         if self.steps is None and self.epochs is None:
             raise ConfigError(describe("recipe", "'steps', 'epochs' or both (the smaller counts)", "neither"))
-        for name in ("steps", "epochs", "batch_size", "learning_rate", "log_steps"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(describe(name, "a positive number", repr(value)))
+        check_numbers(self)
         if self.unfreeze and self.cache:
             raise ConfigError(describe("cache", "a frozen audio tower (unfreeze: 0)", f"unfreeze: {self.unfreeze}"))

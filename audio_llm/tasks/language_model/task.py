@@ -21,6 +21,7 @@ from audio_llm.identity import write as write_identity
 from audio_llm.language.prompts import AUDIO_TOKEN, STYLES, chat_template, question_text, target_text
 from audio_llm.language.templates import ALPACA
 from audio_llm.model.build import PROMPTS, check_reloaded
+from audio_llm.ranges import check_numbers
 
 # How Qwen2 splits text into words before merging bytes: single digits, letters with one leading mark or space.
 QWEN2_WORDS = (
@@ -63,6 +64,7 @@ class LanguageModelRecipe:
 
     def check(self) -> None:
         """:class:`ConfigError` for values that cannot be trained with."""
+        check_numbers(self)
         if self.style not in STYLES:
             raise ConfigError(f"style: expected one of {', '.join(STYLES)}, found '{self.style}'.")
         if self.prompt not in PROMPTS:
