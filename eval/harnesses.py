@@ -193,14 +193,14 @@ def _swift(records: Sequence[Record]) -> Iterable[Answered]:
     """Results of ``swift infer``: the conversation, the reply under ``response``, the right one under ``labels``."""
     for number, record in enumerate(records):
         values = record.values
+        turns = values.get("messages")
         asked = [
             turn.get("content", "")
-            for turn in values["messages"]
+            for turn in (turns if isinstance(turns, list) else [])
             if isinstance(turn, Mapping) and turn.get("role") == "user"
         ]
-        yield Answered(
-            str(values.get("id", number)), _text(asked), _choices(values), str(_first(values, GOLD)), values["response"]
-        )
+        name, said = str(values.get("id", number)), values.get("response")
+        yield Answered(name, _text(asked), _choices(values), str(_first(values, GOLD)), said)
 
 
 def _is_swift(records: Sequence[Record]) -> bool:
@@ -228,10 +228,10 @@ def _ultraeval(records: Sequence[Record]) -> Iterable[Answered]:
         data = record.values.get("data")
         steps.setdefault(str(record.values.get("id")), {})[str(record.values.get("type"))] = data
     for item, found in steps.items():
-        prompt, said, judged = (found.get(name) or {} for name in ("prompt", "inference", "eval"))
-        if "inference" not in found:
-            said = {"content": None}
-        gold = str(_first(judged, ("ref", "label", "answer"))) if isinstance(judged, Mapping) else ""
+        prompt, said, judged = (
+            data if isinstance(data := found.get(name), Mapping) else {} for name in ("prompt", "inference", "eval")
+        )
+        gold = str(_first(judged, ("ref", "label", "answer")))
         yield Answered(item, _text(prompt.get("content", "")), (), gold, said.get("content"))
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import random
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from audio_llm.cli import main
+from audio_llm.errors import AudioLLMError
+from eval.figures.claims import rules_of, scored_by_rules, shapes_of
 from eval.harnesses import lettered_lines, option_of, read
 
 CHOICES = ["A dog barking", "Rain", "A car horn", "Wind"]
@@ -163,3 +170,43 @@ def test_options_are_read_from_the_last_list_of_a_prompt() -> None:
     assert option_of("(b)", CHOICES, CHOICES) == 1 and option_of("E", CHOICES, CHOICES) is None
     assert option_of("A", ["C", "A", "G"], ["C", "A", "G"]) == 1  # a chord, not a letter
     assert option_of("B. Wind", CHOICES, CHOICES) is None
+
+
+ODD: list[Any] = [None, "", 0, 1.5, True, [], {}, "\ud800", ["a"], [["a"]], {"content": 5}, [{"role": 3}], "A", ["B"]]
+ODD += [[None], {"a": None}, -1, "9" * 400, {"A": "x", "B": "y"}, "x" * 3000]
+
+
+def test_broken_files_end_in_figures_or_in_a_sentence(tmp_path: Path) -> None:
+    """One to four values of a file are others or gone: what is left is scored, or one sentence says what is wrong."""
+    draw, ended = random.Random(5), Counter[bool]()
+    for _ in range(150):
+        write, suffix = draw.choice(list(FILES.values()))
+        path = write(tmp_path / f"file{suffix}")
+        text = path.read_text()
+        rows = json.loads(text) if suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+        for _ in range(draw.randrange(1, 5)):
+            holder, key = draw.choice(list(places(rows)))
+            if isinstance(holder, dict) and draw.random() < 0.25:
+                del holder[key]
+            else:
+                holder[key] = copy.deepcopy(draw.choice(ODD))
+        path.write_text(json.dumps(rows) if suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows))
+        try:
+            _, found = read(path)
+        except AudioLLMError as error:
+            assert "expected" in str(error)
+            ended[False] += 1
+            continue
+        asked = [row for row in found if not row.error]
+        assert asked and all(row.gold in row.choices for row in asked)
+        rules = rules_of(scored_by_rules(asked), len(asked))
+        assert all(0 <= rule.accuracy.value <= 1 for rule in rules) and shapes_of(scored_by_rules(asked), asked)
+        ended[True] += 1
+    assert ended[True] > 50 and ended[False] > 20
+
+
+def places(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """Every container in a tree with each of its keys."""
+    for key in list(tree) if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ():
+        yield tree, key
+        yield from places(tree[key])
