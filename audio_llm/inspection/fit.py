@@ -264,6 +264,11 @@ def policy_need(recipe: PolicyRecipe, launch: Launch, device: int | None, longes
     """What a run of SFT or GRPO needs on devices of `device` bytes (None: a CPU)."""
     if isinstance(recipe, GRPORecipe):
         require("trl", "a sum for GRPO", "train")
+        import torch
+
+        from audio_llm.training.scoring import size_tiles
+
+        size_tiles(torch.device("cpu" if device is None else "cuda"))
     half, dtype = _precision(recipe, launch, device)
     whole = model_config(recipe.model)
     if isinstance(recipe, GRPORecipe):

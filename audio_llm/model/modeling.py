@@ -137,19 +137,21 @@ class AudioLLMModel(AudioLLMPreTrainedModel):
         audio_tokens: tuple[Tensor, Tensor] | None = None,
         audio_index: Tensor | None = None,
         shared_prompt: SharedPrompt | None = None,
+        kept_positions: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """input_ids or inputs_embeds, and the audio of all rows in prompt order (see :meth:`embed`).
 
         With `shared_prompt` the audio is that of the distinct prompts alone, and the hidden states (batch, n - length
-        + 1, hidden) begin with the prompt's last token: see :class:`SharedPrompt`.
+        + 1, hidden) begin with the prompt's last token: see :class:`SharedPrompt`. Of `kept_positions` (their batch and
+        width, bool) they are (1, m, hidden), row after row.
         """
         if shared_prompt is not None:
             if input_ids is None or attention_mask is None:
                 raise ValueError("a shared prompt needs input_ids and attention_mask")
             audio = (input_audio, audio_lengths, audio_embeddings, audio_tokens, audio_index)
-            return self._forward_shared(input_ids, attention_mask, shared_prompt, audio, **kwargs)
+            return self._forward_shared(input_ids, attention_mask, shared_prompt, audio, kept_positions, **kwargs)
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("expected input_ids or inputs_embeds, found neither")
@@ -166,15 +168,22 @@ class AudioLLMModel(AudioLLMPreTrainedModel):
             use_cache=use_cache,
             **kwargs,
         )
+        hidden = output.last_hidden_state
         return BaseModelOutputWithPast(
-            last_hidden_state=output.last_hidden_state,
+            last_hidden_state=hidden if kept_positions is None else hidden[kept_positions][None],
             past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
 
     def _forward_shared(
-        self, input_ids: Tensor, attention_mask: Tensor, prompt: SharedPrompt, audio: tuple[Any, ...], **kwargs: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        prompt: SharedPrompt,
+        audio: tuple[Any, ...],
+        kept: Any,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         first, index = prompt.rows.unique(return_inverse=True)
         head = self.embed(input_ids[first, : prompt.length], *audio)
@@ -191,7 +200,8 @@ class AudioLLMModel(AudioLLMPreTrainedModel):
         output = self.language_model(
             inputs_embeds=tail, attention_mask=attention_mask, past_key_values=cache, **kwargs | {"use_cache": True}
         )
-        return BaseModelOutputWithPast(last_hidden_state=output.last_hidden_state)
+        hidden = output.last_hidden_state
+        return BaseModelOutputWithPast(last_hidden_state=hidden if kept is None else hidden[kept][None])
 
 
 class AudioLLMForConditionalGeneration(AudioLLMPreTrainedModel, GenerationMixin):

@@ -39,7 +39,6 @@ from audio_llm import files
 from audio_llm.errors import TrainingError, describe
 from audio_llm.language.parts import completion_text
 from audio_llm.model.encoder import AudioEncoder
-from audio_llm.model.modeling import SharedPrompt
 from audio_llm.training.callbacks import COMPLETE
 from audio_llm.training.encoder_cache import EncoderCache, join_tokens
 from audio_llm.training.examples import Example, Examples, join_audio
@@ -59,6 +58,7 @@ from audio_llm.training.rollouts import (
     timed,
 )
 from audio_llm.training.schedule import ScheduledTrainer
+from audio_llm.training.scoring import score_replies, shared_prompt, size_tiles
 from audio_llm.training.validation import ValidatedTrainer
 
 TIMES = ("load", "rollout", "reward", "logprob", "sync")  # what is measured; `update` is the rest of a step
@@ -151,6 +151,7 @@ class AudioGRPOTrainer(ValidatedTrainer, ResamplingTrainer, ScheduledTrainer, GR
         forbid_tokens(self.policy.base, self.policy.base.config.forbidden_token_ids)
         if self.ref_model is not None:
             forbid_tokens(self.accelerator.unwrap_model(self.ref_model), self.policy.base.config.forbidden_token_ids)
+        size_tiles(self.accelerator.device)
         # Set after construction: TRL builds no engine of its own, yet corrects for the engine's log-probabilities.
         self.use_vllm = True
 
@@ -236,33 +237,23 @@ class AudioGRPOTrainer(ValidatedTrainer, ResamplingTrainer, ScheduledTrainer, GR
         rows = self._current(len(input_ids))
         step = batch_size or len(input_ids)
         self._declare_head_bias()
-        outputs = []
+        scores = []
         with timed(self._seconds if not torch.is_grad_enabled() else {}, "logprob"):
             for start in range(0, len(input_ids), step):
                 part = slice(start, start + step)
-                mask = attention_mask[part]
-                labels = input_ids[part].masked_fill(mask == 0, -100)
-                labels[:, :-logits_to_keep] = -100
                 arguments: dict[str, Any] = {"output_router_logits": True} if compute_aux_loss else {}
+                prompt, with_audio = None, rows[part]
                 if self._shares_prompts and not compute_aux_loss:
-                    shared = _shared_prompt(rows[part], input_ids.shape[1] - logits_to_keep, input_ids.device)
-                    labels = labels[:, shared.length - 1 :]
-                    arguments |= {"shared_prompt": shared, **self._audio(list(dict.fromkeys(rows[part])))}
-                else:
-                    arguments |= self._audio(rows[part])
+                    prompt = shared_prompt(rows[part], input_ids.shape[1] - logits_to_keep, input_ids.device)
+                    with_audio = list(dict.fromkeys(rows[part]))
+                arguments |= self._audio(with_audio)
                 with self.accelerator.autocast():
-                    outputs.append(
-                        model(
-                            input_ids=input_ids[part],
-                            attention_mask=mask,
-                            labels=labels,
-                            fused_lm_head=True,
-                            **arguments,
-                        )
+                    scores.append(
+                        score_replies(model, input_ids[part], attention_mask[part], logits_to_keep, prompt, **arguments)
                     )
-        logps = torch.cat([output.log_probs[:, -logits_to_keep:] for output in outputs])
-        entropies = torch.cat([output.entropy[:, -logits_to_keep:] for output in outputs]) if compute_entropy else None
-        aux_loss = torch.stack([output.aux_loss for output in outputs]).mean() if compute_aux_loss else None
+        logps = torch.cat([score.log_probs for score in scores])
+        entropies = torch.cat([score.entropy for score in scores]) if compute_entropy else None
+        aux_loss = torch.stack([score.aux_loss for score in scores]).mean() if compute_aux_loss else None
         self._scored = logps.detach()
         return logps, entropies, aux_loss
 
@@ -475,9 +466,3 @@ class AudioGRPOTrainer(ValidatedTrainer, ResamplingTrainer, ScheduledTrainer, GR
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: ``recipe.yaml`` beside the checkpoints says what a card would."""
-
-
-def _shared_prompt(rows: Sequence[Example], length: int, device: torch.device) -> SharedPrompt:
-    first: dict[Example, int] = {}
-    numbers = [first.setdefault(prompt, row) for row, prompt in enumerate(rows)]
-    return SharedPrompt(torch.tensor(numbers, device=device), length)

@@ -28,7 +28,7 @@ from audio_llm import config, files  # noqa: E402
 from audio_llm.errors import ConfigError, TrainingError  # noqa: E402
 from audio_llm.model.build import load_model  # noqa: E402
 from audio_llm.training import grpo, parity, settings  # noqa: E402
-from audio_llm.training.examples import Example  # noqa: E402
+from audio_llm.training.examples import Example, join_audio  # noqa: E402
 from audio_llm.training.grpo_trainer import AudioGRPOTrainer, GroupSampler  # noqa: E402
 from audio_llm.training.micro_batches import gather_groups  # noqa: E402
 from audio_llm.training.recipes import EngineRecipe  # noqa: E402
@@ -327,6 +327,43 @@ def test_rows_that_share_a_prompt_score_and_learn_as_if_each_had_its_own(trainer
     for ours, theirs in zip(*results, strict=True):
         assert theirs.abs().max() > 0
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_head_sees_the_tokens_of_replies_alone(trainer, shared):
+    """Replies of 0 to 3 tokens in columns for more: scores and entropies of the model's own logits, zero elsewhere."""
+    rows = [trainer.prompts[i] for i in (0, 1, 0, 2)]
+    ids, mask, keep = scored(trainer, rows)
+    lengths = torch.tensor([3, 1, 0, 2])
+    said = torch.arange(keep) < lengths[:, None]
+    mask[:, -keep:] = said
+    seen = []
+    handle = trainer.policy.base.model.register_forward_hook(
+        lambda module, args, output: seen.append(output.last_hidden_state.shape[:2])
+    )
+    trainer.__dict__["_shares_prompts"], trainer._prompts = shared, rows
+    try:
+        ours, entropy, _ = trainer._get_per_token_logps_and_entropies(
+            trainer.model, ids, mask, keep, compute_entropy=True
+        )
+        none, _, _ = trainer._get_per_token_logps_and_entropies(
+            trainer.model, ids, mask.clone().index_fill_(1, torch.arange(ids.shape[1] - keep, ids.shape[1]), 0), keep
+        )
+    finally:
+        handle.remove()
+        trainer._prompts = None
+        del trainer.__dict__["_shares_prompts"]
+    assert seen == [(1, int(lengths.sum())), (1, 0)] and ours.shape == entropy.shape == none.shape == said.shape
+    with torch.no_grad():
+        audio = join_audio(rows)
+        logits = trainer.model(input_ids=ids, attention_mask=mask, **audio).logits[:, -keep - 1 : -1]
+    expected = logits.log_softmax(-1)
+    of_tokens = expected.gather(-1, ids[:, -keep:, None])[..., 0]
+    torch.testing.assert_close(ours.detach(), of_tokens * said, rtol=0, atol=1e-4)
+    torch.testing.assert_close(entropy.detach(), -(expected.exp() * expected).sum(-1) * said, rtol=0, atol=1e-3)
+    none.sum().backward()  # a pass of cut replies, all of them masked, is a zero that can be learnt from
+    assert not none.any()
+    trainer.model.zero_grad()
 
 
 def test_groups_stay_together_in_micro_batches(trainer):
