@@ -220,11 +220,6 @@ def test_a_run_that_is_killed_goes_on(tmp_path: Path) -> None:
     kill_and_resume(tmp_path, "local", 30, 0.02, 2)
 
 
-@pytest.mark.slow
-def test_a_run_that_is_killed_twenty_times_goes_on(tmp_path: Path) -> None:
-    kill_and_resume(tmp_path, "local", 300, 0.05, 20)
-
-
 # ------------------------------------------------------------------------------------------------ recipes
 
 
@@ -314,26 +309,3 @@ def test_a_damaged_line_is_told(tmp_path: Path) -> None:
     path.write_bytes(data[:-8] + b"#######\n")
     with Ledger(path) as ledger, pytest.raises(DataError, match="the whole line of key"):
         ledger.find(key)
-
-
-# ------------------------------------------------------------------------------------------------ Ray
-
-
-@pytest.mark.slow
-def test_ray_gives_the_same_bytes_and_bears_the_same_failures(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    texts = ["a", "raise", "b", "hang", "c", "die", "d", "unwanted", *(f"text {number}" for number in range(12))]
-    rows(tmp_path, texts)
-    note = {"timeout": 5, "batch": 2}
-    made(tmp_path, note=note, engine={"name": "local", "workers": 2})
-    made(tmp_path, "ray", note=note | {"cpus": 0.5}, engine={"name": "ray", "workers": 2})
-    first, second = outcome(tmp_path), outcome(tmp_path, "ray")
-    assert first == second and b"worker_died" in first["rejects.jsonl"]
-    with pytest.raises(ConfigError, match="stages.note: expected at most 0 GPU"):
-        made(tmp_path, "gpu", note=note | {"gpus": 0.5}, engine={"name": "ray"})
-
-
-@pytest.mark.slow
-def test_a_run_on_ray_that_is_killed_goes_on(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    kill_and_resume(tmp_path, "ray", 40, 0.05, 3)
