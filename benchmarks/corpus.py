@@ -1,7 +1,7 @@
 """Speed of ``kind: corpus``: stages of code on one core, the ledger of a million lines, and engines beside each other.
 
     python benchmarks/corpus.py ledger [--lines 1000000]
-    python benchmarks/corpus.py stages FOLDER          # items a second and core of cut, fingerprint and deduplicate
+    python benchmarks/corpus.py stages FOLDER          # items a second and core; FOLDER: the recordings of ESC-10
     python benchmarks/corpus.py engines                # ray beside local, two workers, items of 50 ms
 
 Prints JSON lines. Seconds are of the processor where one process works alone, else by the clock.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -27,6 +28,8 @@ from data_prep.corpus.ledger import Ledger, hashed, key_of, line_of
 from data_prep.corpus.sources.recordings import Recordings
 from data_prep.corpus.stage import Item, Reject, Step
 from data_prep.corpus.stages import STAGES
+
+CAPTIONS = Path(__file__).parents[1] / "recipes" / "corpus" / "tiny_captions.csv"
 
 
 @dataclass
@@ -81,21 +84,52 @@ def open_ledger(path: Path) -> None:
     )
 
 
+# The stages of code in the order of a recipe, and whether they decode sounds: those cost by their seconds.
+STAGES_OF_CODE: tuple[tuple[str, bool, dict[str, Any]], ...] = (
+    ("classify", False, {"threshold": 0.45}),
+    ("cut", True, {}),
+    ("fingerprint", True, {}),
+    ("deduplicate", False, {"near": "join"}),
+    ("describe", True, {"labels": ["label"]}),
+    ("generate", False, {"count": 3, "forms": {"choice": 4, "open": 1, "caption": 1}}),
+    ("verify", False, {"thinking_words": (5, 120)}),
+    ("pack", True, {"splits": {"sft": 0.8, "test": 0.2}}),
+)
+
+
 def stages(folder: Path) -> None:
-    """Each stage on all items of a folder, in this process."""
-    items: list[Any] = [item for item in Recordings(path=folder, corpus="b").items() if isinstance(item, Item)]
+    """Each stage of code on the captions of the tiny recipe, of recordings in `folder`; opening does not count."""
+    columns = {"audio": "filename", "id": "filename", "text": "caption", "label": "label", "group": "recording"}
+    start = spent()
+    source = Recordings(path=CAPTIONS, corpus="b", format="csv", root=folder, columns=columns)
+    items: list[Any] = [item for item in source.items() if isinstance(item, Item)]
+    tell("recordings", False, len(items), spent() - start, 0.0)
     with tempfile.TemporaryDirectory() as out:
-        for name in ("cut", "fingerprint", "deduplicate"):
-            stage = STAGES.find(name)()
-            start = time.process_time()
+        for name, decodes, keys in STAGES_OF_CODE:
+            stage = STAGES.find(name)(**keys)
             holder = Holder(stage, Path(out))
+            start = spent()
             jobs = [Job(key_of(item, stage.needs, name), item) for item in items]
             calls = [jobs] if stage.whole else [[job] for job in jobs]
+            (Path(out) / "items").mkdir(exist_ok=True)
             lines = [json.loads(line) for call in calls for line in holder.call(call)]
-            seconds = time.process_time() - start
-            say(what="stage", stage=name, items=len(items), cpu_seconds=seconds, per_second=len(items) / seconds)
-            both = zip(items, lines, strict=True)
-            items = [item.adding(**line["fields"]) for item, line in both if "fields" in line]
+            seconds = spent() - start
+            stage.close()
+            both = list(zip(items, lines, strict=True))
+            kept = [item.adding(**line["fields"]) for item, line in both if "fields" in line]
+            sound = sum(item.fields.get("seconds", 0.0) for item in (kept if name == "cut" else items))
+            tell(name, decodes, len(items), seconds, sound)
+            items = kept
+
+
+def tell(name: str, decodes: bool, items: int, seconds: float, sound: float) -> None:
+    rate = {"sound_seconds_per_second": sound / seconds} if decodes else {}
+    say(what="stage", stage=name, items=items, cpu_seconds=seconds, per_second=items / seconds, **rate)
+
+
+def spent() -> float:
+    """Processor seconds of this process, and of those that it started and that have ended."""
+    return sum(os.times()[:4])
 
 
 def engines(count: int) -> None:

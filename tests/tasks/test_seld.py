@@ -168,6 +168,7 @@ def test_events_of_consecutive_frames_are_joined():
     assert times == [("a", 0.0, 0.5), ("a", 0.2, 0.4), ("b", 0.3, 0.4), ("a", 0.7, 0.9)]
     assert [event["azimuth"] for event in events] == [12.0, -80.0, 0.0, 14.0]
     assert [event["distance"] for event in events] == [1.0, 3.0, 0.5, 1.0]
+    assert all(event["activity"] == pytest.approx(1, abs=1e-3) for event in events)  # labels are unit vectors
 
 
 def test_rows_of_events_are_what_two_channels_tell():

@@ -239,7 +239,8 @@ def _similar(vector: np.ndarray, active: np.ndarray, unify: float) -> np.ndarray
 
 
 def join_events(found: Detections, labels: Sequence[str], join_degrees: float = 30.0) -> list[dict[str, Any]]:
-    """Detections of consecutive frames as events: label, onset and offset in seconds, median azimuth, … , distance.
+    """Detections of consecutive frames as events: label, onset and offset in seconds, median azimuth, … , distance, and
+    mean activity (0 to 1).
 
     A detection continues the nearest event of its class that was there one frame before, within `join_degrees`.
     """
@@ -289,7 +290,8 @@ def _as_event(
         event["elevation"] = round(float(np.median(elevation[members])), 1)
     if not np.isnan(found.distance[members]).any():
         event["distance"] = round(float(np.median(found.distance[members])), 2)
-    return event
+    activity = np.linalg.norm(found.vector[members], axis=1).mean()
+    return event | {"activity": round(min(1.0, float(activity)), 4)}
 
 
 # ----------------------------------------------------------------------------------------------------------- inference

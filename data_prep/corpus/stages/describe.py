@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from audio_llm.audio import MAX_SECONDS, Waveform
+from audio_llm.audio import MAX_SECONDS, Hearing, Waveform, audible
 from audio_llm.errors import AudioError, ConfigError, describe
 from audio_llm.files import content_hash
 from audio_llm.language.prompts import prompt_hash
@@ -29,6 +29,7 @@ class Describe(Step):
     The whole sound of an item is heard: put the stage ``cut`` before where items are stretches."""
 
     name: ClassVar[str] = "describe"
+    version: ClassVar[int] = 2
     gives: ClassVar[tuple[str, ...]] = ("facts",)
     retryable = ("unreadable", *endpoint.REASONS)
     reasons = ("silent", *retryable)
@@ -40,9 +41,12 @@ class Describe(Step):
     acoustic: bool = True  # whether length, level, onsets, tempo, pitch and spectrum are measured
     taggers: list[Path] = field(default_factory=list)  # folders of classes, or published files, as 'predict' takes them
     locators: list[Path] = field(default_factory=list)  # folders of events in time, or published files
+    gap_seconds: float = 0.3  # events of one class with less than this between them are one event
     top: int = 3  # classes of a tagger that become facts
     least: float = 0.1  # probability that a tagger's class needs
-    hearing: str = "mean"  # what taggers hear of sound in another layout
+    hearing: Hearing = "mean"  # what taggers hear of sound in another layout
+    # What locators hear of it: they have two channels or four, and this is the same in both.
+    locator_hearing: Hearing = "duplicate"
     url: str = ""  # of a server with an audio model that writes a caption; none is asked where it is empty
     model: str = ""  # its name there
     max_tokens: int = 96  # tokens of its caption
@@ -60,6 +64,8 @@ class Describe(Step):
         if self.top < 1 or not 0 <= self.least <= 1 or not 0 <= self.confidence <= 1:
             found = f"top {self.top}, least {self.least:g}, confidence {self.confidence:g}"
             raise ConfigError(describe("describe", "top from 1 on, shares from 0 to 1", found))
+        if not self.gap_seconds >= 0:
+            raise ConfigError(describe("describe.gap_seconds", "seconds from 0 on", f"{self.gap_seconds:g}"))
         if self.url:
             self._asking.check("describe")
 
@@ -77,7 +83,7 @@ class Describe(Step):
         if self.acoustic:
             librosa()  # compiled here, for a result has a limit of time
         self._taggers = [(path.name, _tagger(path, self.hearing)) for path in self.taggers]
-        self._locators = [(path.name, _locator(path, self.hearing)) for path in self.locators]
+        self._locators = [(path.name, _locator(path, self.locator_hearing)) for path in self.locators]
         self._model = Model(self._asking, folder, "describe") if self.url else None
 
     def close(self) -> None:
@@ -119,7 +125,7 @@ class Describe(Step):
                         yield Fact("", kind, value, source=name)
 
     def _heard(self, waveform: Waveform, name: str) -> Iterator[Fact]:
-        """Classes of the whole sound; events with their times, the strength of each as its confidence."""
+        """Classes of the whole sound; events with their times, the mean activity of each as its confidence."""
         for source, tagger in self._taggers:
             said = tagger.predict(waveform, name=name)
             for place in (-said.probabilities).argsort(kind="stable")[: self.top]:
@@ -129,9 +135,10 @@ class Describe(Step):
         for source, locator in self._locators:
             from audio_llm.tasks.seld.tracks import join_events
 
-            for event in join_events(locator.locate(waveform, name), locator.labels):
-                start, end = (round(float(event[key]), 3) for key in ("onset", "offset"))
-                yield Fact("", "event", label_words(event["label"]), "", source, 1.0, start, end)
+            for label, start, end, sure in _joined(
+                join_events(locator.locate(waveform, name), locator.labels), self.gap_seconds
+            ):
+                yield Fact("", "event", label_words(label), "", source, round(sure, 4), start, end)
 
     def _caption(self, item: Item, waveform: Waveform) -> Fact | Reject:
         from audio_llm.answering.server import audio_part
@@ -151,6 +158,25 @@ def _words(said: Said) -> str | Unusable:
     return words
 
 
+def _joined(events: Sequence[Mapping[str, Any]], gap: float) -> list[tuple[str, float, float, float]]:
+    """Label, onset, offset and mean activity of events: where they lie does not matter here, and networks lose a sound
+    for a frame or two."""
+    found: list[tuple[str, float, float, float]] = []
+    last: dict[str, int] = {}
+    for event in sorted(events, key=lambda event: event["onset"]):
+        label, start, end, sure = (event[key] for key in ("label", "onset", "offset", "activity"))
+        place = last.get(label)
+        if place is None or start - found[place][2] > gap + 1e-6:
+            last[label] = len(found)
+            found.append((label, start, end, sure))
+        else:
+            _, first, until, before = found[place]
+            weights = until - first, end - start
+            mean = (before * weights[0] + sure * weights[1]) / sum(weights)
+            found[place] = label, first, max(until, end), mean
+    return found
+
+
 def _tagger(path: Path, hearing: str) -> Any:
     from audio_llm.tasks.classification.predict import load
 
@@ -160,7 +186,12 @@ def _tagger(path: Path, hearing: str) -> Any:
 def _locator(path: Path, hearing: str) -> Any:
     from audio_llm.tasks.seld.predict import load
 
-    return load(path, hearing=hearing)
+    locator = load(path, hearing=hearing)
+    try:
+        audible(locator.network.encoder.layouts, hearing)
+    except ConfigError as error:
+        raise ConfigError(f"describe.locator_hearing, {path}: {error}") from error
+    return locator
 
 
 STAGE = Describe
