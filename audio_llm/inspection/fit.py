@@ -278,7 +278,7 @@ def policy_need(recipe: PolicyRecipe, launch: Launch, device: int | None, longes
         step = _sft_step(recipe, whole, longest)
     need = Need(step.title, batch=step.batch)
 
-    parts = Parameters.of(build(whole, recipe, dtype))
+    parts = _parameters(recipe, whole, dtype)
     kept = _peak(recipe, whole, dtype, step, half)
 
     _put_runtime(need, device)
@@ -307,12 +307,20 @@ def least_need(recipe: PolicyRecipe, launch: Launch, device: int | None) -> Need
     half, dtype = _precision(recipe, launch, device)
     whole = model_config(recipe.model)
     need = Need("GRPO" if isinstance(recipe, GRPORecipe) else "SFT")
-    _put_states(need, recipe, whole, launch, device, Parameters.of(build(whole, recipe, dtype)), half, 1)
+    _put_states(need, recipe, whole, launch, device, _parameters(recipe, whole, dtype), half, 1)
     for item in ("buffers", "rollout"):
         need.rows.pop(item, None)
     if str(_settings(recipe).get("optim")).startswith("paged"):  # its states may lie in host memory
         need.rows["optimiser"] = 0
     return need
+
+
+def _parameters(recipe: PolicyRecipe, whole: Any, dtype: Any) -> Parameters:
+    from audio_llm.model.quantization import bytes_saved
+
+    model = build(whole, recipe, dtype)
+    found, kind = Parameters.of(model), recipe.model.quantization
+    return dataclasses.replace(found, weights=found.weights - bytes_saved(model, kind)) if kind else found
 
 
 def _precision(recipe: PolicyRecipe, launch: Launch, device: int | None) -> tuple[bool, Any]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from audio_llm.errors import CheckpointError, describe
 from audio_llm.files import atomic_folder, write_json
+from audio_llm.model.quantization import is_quantised, plain_state, plain_weight
 from audio_llm.model.validate import BASE_DIGEST, check_adapter, lora_targets, weights_digest
 
 FORMS = ("merged", "adapter")
@@ -105,10 +106,13 @@ def language_model_weights(model: Any, untie: bool = False) -> Iterator[tuple[st
 
     adapted: dict[str, Any] = {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
     tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+    quantised = {f"{name}.weight": module for name, module in model.named_modules() if is_quantised(module)}
     for name, parameter in model.named_parameters():
         weight, layer = parameter.detach(), adapted.get(name.removesuffix(".base_layer.weight"))
         if ".lora_" in name or not (name.startswith(LANGUAGE_MODEL) or (name == "lm_head.weight" and not tied)):
             continue
+        if name in quantised:
+            weight = plain_weight(quantised[name], model.dtype)
         if layer is not None and not layer.disable_adapters:
             for adapter in (adapter for adapter in layer.active_adapters if adapter in layer.lora_A):
                 a, b = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
@@ -289,6 +293,7 @@ def export_trained(trainer: Any, processor: Any, output: str | Path, forms: Sequ
     folders: dict[str, Path] = {}
     if accelerator.is_main_process and forms:
         model = accelerator.unwrap_model(trainer.model)
+        state = plain_state(model, state, model.dtype)
         state = {name.removeprefix("module."): tensor.detach().cpu() for name, tensor in state.items()}
         with unpartitioned():  # only this process builds a model here: a collective would wait for the others
             folders = export_weights(model, state, processor, output, forms)

@@ -13,6 +13,7 @@ from torch import nn
 from audio_llm.errors import ConfigError, describe
 from audio_llm.model.export import unpartitioned
 from audio_llm.model.native import started
+from audio_llm.model.quantization import loading, numbers_of, unmark
 from audio_llm.model.validate import lora_targets, named
 from audio_llm.training.recipes import LoRARecipe, ModelRecipe, Precision, TrainedParts
 
@@ -38,11 +39,14 @@ def starting_folder(recipe: ModelRecipe, output: Path) -> Path:
 
 
 def load_model(folder: Path, recipe: ModelRecipe, dtype: torch.dtype = torch.float32) -> Any:
-    """The model in `folder`, with the attention the recipe asks for."""
+    """The model in `folder`, with the attention and the quantisation that the recipe asks for."""
+    from accelerate import PartialState
+
     from audio_llm.model import build
 
+    how = loading(recipe.quantization, dtype, PartialState().device) if recipe.quantization else {}
     with unpartitioned():
-        return build.load_model(folder, dtype=dtype, attn_implementation=recipe.attention)
+        return build.load_model(folder, dtype=dtype, attn_implementation=recipe.attention, **how)
 
 
 def assemble(recipe: ModelRecipe, folder: Path) -> Path:
@@ -130,7 +134,8 @@ def make_trainable(model: Any, train: TrainedParts | None = None, lora: LoRAReci
     if "lora" in (train.encoder, train.language_model):
         from peft import get_peft_model
 
-        model = get_peft_model(model, lora_config(model, train, lora or LoRARecipe()))
+        plain, model = model, get_peft_model(model, lora_config(model, train, lora or LoRARecipe()))
+        unmark(plain)
     for parameter in model.parameters():
         if parameter.requires_grad and not hasattr(parameter, "ds_id"):  # DeepSpeed keeps its own float32 copies
             parameter.data = parameter.data.float()
@@ -150,8 +155,7 @@ def trainable_map(model: nn.Module) -> dict[str, Any]:
     for name, parameter in model.named_parameters():
         if ".original_module." in name:  # PEFT's untouched copy of a module that is trained in full
             continue
-        # Under ZeRO-3 a parameter is an empty local stub; DeepSpeed keeps its true size in ds_numel.
-        count = getattr(parameter, "ds_numel", parameter.numel())
+        count = numbers_of(parameter)
         part = next(
             (p for p in (ENCODER, PROJECTOR, LANGUAGE_MODEL) if p in name), "lm_head" if "lm_head" in name else "other"
         )

@@ -62,6 +62,7 @@ class ModelRecipe:
     projector: dict[str, Any] | None = None  # fields of its configuration, for instance {num_query_tokens: 16}
     prompt: Literal["chat", "alpaca"] = "chat"  # of parts put together: how they are asked; alpaca: as BAT was
     attention: str = "sdpa"  # of the language model: what Transformers calls attn_implementation
+    quantization: Literal["4bit", "8bit"] | None = None  # of the frozen language model, on a GPU (NF4, or int8)
 
     def check(self) -> None:
         """:class:`ConfigError` where neither a checkpoint nor all parts are named."""
@@ -338,6 +339,9 @@ class PolicyRecipe(RunRecipe):
             raise ConfigError(describe("eval_steps", "at least 1, or null", "0"))
         self.trained().check()
         self.model.check()
+        if self.model.quantization and self.trained().language_model != "lora":
+            found = self.trained().language_model
+            raise ConfigError(describe("model.quantization", "train.language_model: lora, for adapters learn", found))
         if self.model.adapter and self.trained().language_model != "lora":
             found = self.trained().language_model
             raise ConfigError(describe("model.adapter", "train.language_model: lora, which goes on with it", found))
@@ -623,6 +627,10 @@ class GRPORecipe(PolicyRecipe):
         if self.model.adapter:
             cure = "Merge it first: audio-llm convert merge BASE ADAPTER OUT."
             raise ConfigError(describe("model.adapter", "one model, which is GRPO's reference as well", "two", cure))
+        if self.model.quantization == "8bit":
+            raise ConfigError(
+                describe("model.quantization", "4bit, for int8 rounds activations: engines do not", "8bit")
+            )
         build_rewards(self.rewards)
         self.check_gym()
         self.engine.check()

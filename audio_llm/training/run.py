@@ -57,6 +57,7 @@ from audio_llm.training.policy import (
 from audio_llm.training.recipes import PolicyRecipe, RunRecipe
 from audio_llm.training.rejects import Rejects
 from audio_llm.training.schedule import JoinedOrders, Stages, TimeBudget, planned_steps
+from audio_llm.training.settings import check_quantization
 from audio_llm.training.trackers import CURVES, Trackers
 
 # What a run leaves in its folder, by name. What it made is worth keeping: another run is refused there. `resume=never`
@@ -201,6 +202,7 @@ class PolicyRun(Run):
 
     def _open(self, samples_per_step: int, position: Mapping[str, Any]) -> None:
         recipe, arguments = self.recipe, self.arguments
+        check_quantization(recipe.model.quantization, arguments)
         stages, self.samples_per_step = recipe.stage_recipes(), samples_per_step
         self.settle(*policy_identity(recipe))
         self.start = starting_folder(recipe.model, recipe.output)

@@ -239,6 +239,18 @@ def _check_optimiser(found: Any, group: str) -> None:
     Trainer.get_optimizer_cls_and_kwargs(found)
 
 
+def check_quantization(kind: str | None, arguments: Any) -> None:
+    """:class:`ConfigError` for a quantised language model (`kind`) that cannot be trained where `arguments` say."""
+    if kind is None:
+        return
+    check_bitsandbytes(f"model.quantization: {kind}")
+    zero3 = arguments.deepspeed_plugin is not None and arguments.deepspeed_plugin.zero_stage == 3
+    if arguments.fsdp or zero3:
+        cure = "Use recipes/accelerate/multi_gpu.yaml or zero2.yaml: each process holds the quantised model whole."
+        found = "FSDP" if arguments.fsdp else "ZeRO-3"
+        raise ConfigError(describe(f"model.quantization: {kind}", "weights that are not shared out", found, cure))
+
+
 def check_bitsandbytes(item: str) -> None:
     """:class:`ConfigError` without a CUDA device, :class:`PrerequisiteError` without the package; both say that `item`
     wants it."""
