@@ -9,6 +9,7 @@ threshold: strong where at least two models answer wrongly in silence (:attr:`Ru
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -135,6 +136,8 @@ def _refuse_unusable(run: Run, answers: str) -> None:
         raise PredictionsError(describe(name, f"the {rows} answers of its run.json", f"{len(run.rows)}", again))
     if answers not in run.passes:
         raise PredictionsError(describe(name, f"answers '{answers}'", f"only {', '.join(run.passes)}"))
+    if run.passes[answers][0].control:
+        raise PredictionsError(describe("--answers", "answers to the sound, greedy or sampled", f"'{answers}'"))
     if missing := [control for control in _WITHOUT if control not in run.passes]:
         cure = "Ask again, into another --out, with --controls silence,text_only."
         found = f"{', '.join(run.passes)} without {' and '.join(missing)}"
@@ -232,6 +235,10 @@ def table(found: Dependency) -> str:
                 f"silence {percent(part.silence.accuracy.value)}, text only {percent(part.text_only.accuracy.value)}; "
                 f"the sound adds {adds.difference} (p {adds.p_value:.2g})"
             )
-        lines.append(f"  of its right answers {model.right_and_dependent} % are to audio-dependent questions")
+        part = model.right_and_dependent
+        right = math.isfinite(part.value)
+        lines.append(
+            f"  of its right answers {part} % are to audio-dependent questions" if right else "  none is right"
+        )
         lines += [f"  warning: {model.warning}"] if model.warning else []
     return "\n".join(lines)

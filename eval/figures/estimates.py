@@ -39,6 +39,8 @@ class Estimate:
     clusters: int = 0
 
     def __str__(self) -> str:
+        if not math.isfinite(self.value):
+            return "–"
         bounds = f"{100 * self.low:.1f}, {100 * self.high:.1f}" if math.isfinite(self.low) else "–"
         return f"{100 * self.value:.1f} [{bounds}]" + self.few
 

@@ -233,6 +233,8 @@ def split_name(argument: str) -> tuple[str, str]:
     """``NAME=FOLDER`` → both; a bare folder gives its own name."""
     name, separator, path = argument.partition("=")
     if separator and not Path(argument).exists():
+        if not (name and path):
+            raise ConfigError(describe("run", "NAME=FOLDER, or a folder", f"'{argument}'"))
         return name, path
     return Path(argument).resolve().name, argument
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audio_llm.cli import main
-from eval.figures.dependency import Part, Rules, audio_dependency
+from eval.figures.dependency import Part, Rules, audio_dependency, table
 from eval.figures.runs import Run, scorers_for
 from eval.predictions import Prediction, PredictionWriter
 
@@ -114,6 +114,13 @@ def test_several_replies_errors_and_clusters() -> None:
 
 def _fields(row: Prediction) -> dict[str, object]:
     return {name: getattr(row, name) for name in Prediction.__dataclass_fields__}
+
+
+def test_a_model_that_is_never_right_has_no_share() -> None:
+    never, some = {f"q{n}": (False,) * 3 for n in range(4)}, {f"q{n}": (n > 1, False, False) for n in range(4)}
+    found = audio_dependency(runs({"never": never, "some": some}))
+    told = table(found)
+    assert told.count("none is right") == 1 and "of its right answers 100.0 [" in told and "nan" not in told
 
 
 def test_a_model_that_does_not_listen_has_nothing_there_by_its_own_filter_and_chance_by_the_others() -> None:
@@ -231,6 +238,8 @@ def test_arguments_that_cannot_be_met(folders: list[Path], capsys: pytest.Captur
         ([*paths, "--audio-dependent", "--wrong-in-silence", "4"], "--wrong-in-silence: expected 1 to 3"),
         ([*paths, "--audio-dependent", "--by", "format"], "--by: not with --audio-dependent"),
         ([*paths, "--audio-dependent", "--answers", "sampled"], "expected answers 'sampled'"),
+        ([*paths, "--audio-dependent", "--answers", "silence"], "--answers: expected answers to the sound"),
+        ([*paths[1:], f"={paths[0]}", "--audio-dependent"], "run: expected NAME=FOLDER, or a folder, found '="),
         (paths, "expected two runs, found 3"),
         ([*paths[:2], "--right-without", "1"], "--right-without: only with --audio-dependent"),
     ):
