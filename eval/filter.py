@@ -50,7 +50,9 @@ class Asked:
     out: Path
     manifest: dict[str, Any]
 
-    def answers(self, engine: Callable[[], Engine], *, overwrite: bool, progress: bool) -> list[Prediction]:
+    def answers(
+        self, engine: Callable[[], Engine], *, overwrite: bool, max_errors: float | None, progress: bool
+    ) -> list[Prediction]:
         """All answers; `engine` is opened where some are missing. Raises what :func:`eval.runner.evaluate` does."""
         if overwrite or not runner.is_complete(self.out, self.manifest):
             if not overwrite:  # now: loading a model takes long
@@ -60,7 +62,15 @@ class Asked:
             try:
                 if overwrite:
                     runner.clean(self.out)
-                runner.evaluate(opened, self.questions, self.settings, self.out, self.manifest, progress=progress)
+                runner.evaluate(
+                    opened,
+                    self.questions,
+                    self.settings,
+                    self.out,
+                    self.manifest,
+                    max_errors=max_errors,
+                    progress=progress,
+                )
             finally:
                 opened.close()
         return predictions.read(self.out)

@@ -51,7 +51,7 @@ def read(path: Path) -> tuple[str, list[Prediction]]:
     records = read_records(path)
     harness = next((one for one in HARNESSES if records and one.knows(records)), None)
     if harness is None:
-        keys = ", ".join(map(str, list(records[0].values)[:12])) if records else "no rows"
+        keys = ", ".join(map(str, list(records[0].values)[:12])) or "no keys" if records else "no rows"
         expected = f"a file of answers ({'; '.join(one.name for one in HARNESSES)})"
         cure = "Give each row a question, choices, answer and model_output."
         raise PredictionsError(describe(str(path), expected, keys, cure))

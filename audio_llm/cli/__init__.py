@@ -116,6 +116,7 @@ def _main(argv: list[str]) -> int:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
             return int(verb.run(args) or 0)
     except KeyboardInterrupt:
+        _close_bars()
         print(f"audio-llm {argv[0]}: interrupted; the same command resumes.", file=sys.stderr)
         return 130
     except BrokenPipeError:
@@ -124,8 +125,16 @@ def _main(argv: list[str]) -> int:
         message = _message(error)
         if message is None:
             raise
+        _close_bars()
         print(f"audio-llm {argv[0]}: error: {one_line(message)}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
+
+
+def _close_bars() -> None:
+    """End the lines of bars that are still drawn: what is printed next would stand behind one."""
+    if "tqdm" in sys.modules:
+        for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
+            bar.close()
 
 
 def _hush(verb: str) -> None:

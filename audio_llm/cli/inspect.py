@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 
+from audio_llm.language import prompts
+
 HELP = "show shards: counts, checks, one sample with its loss mask"
 
 
@@ -18,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sample", metavar="N|KEY", help="the sample to show, by position or id (default: the first)")
     parser.add_argument("--model", metavar="CHECKPOINT", help="show the prompt this model is given, with its loss mask")
     parser.add_argument(
-        "--style", default="think", help="style of the reply in that prompt: answer, think, think_semantics, plain"
+        "--style", default="think", choices=prompts.STYLES, help="style of the reply in that prompt (default: think)"
     )
     parser.add_argument("--html", metavar="OUT", help="write a page with the sample's audio and spectrogram")
     parser.add_argument("--verify", action="store_true", help="compare every shard with its checksum in sizes.json")

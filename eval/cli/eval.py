@@ -7,7 +7,7 @@ import math
 import sys
 
 from audio_llm.cli.hearing import add_hearing
-from eval.cli.options import add_asking, add_scorer_settings, at_least
+from eval.cli.options import add_asking, add_max_errors, add_scorer_settings, at_least, max_errors_of
 
 USUAL, FULL = ("silence,swap,silence_each", 1), ("all", 3)  # controls, orders of the options: unless they are given
 HELP = "answer held-out questions with a model, with controls; every answer is stored and scored"
@@ -59,13 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_scorer_settings(parser)
     add_hearing(parser, "--mono")
     parser.add_argument("--batch-size", type=int, help="sequences decoded together (requests in flight over HTTP)")
-    parser.add_argument(
-        "--max-errors",
-        type=float,
-        metavar="SHARE",
-        help="of questions that may be unaskable, as with audio that is not there, before the run stops (default: 0.1, "
-        "and never at fewer than 21)",
-    )
+    add_max_errors(parser)
     parser.add_argument(
         "--overwrite", action="store_true", help="drop an earlier run in --out instead of continuing it"
     )
@@ -85,7 +79,7 @@ def _run(args: argparse.Namespace) -> int:
     from audio_llm.answering.base import is_address
     from audio_llm.errors import ConfigError, describe
     from audio_llm.model.validate import expect_files
-    from eval.cli.options import key_values, scorer_settings, share
+    from eval.cli.options import key_values, scorer_settings
     from eval.controls import EACH, parse_controls
     from eval.tasks import Options, evaluator
 
@@ -129,7 +123,7 @@ def _run(args: argparse.Namespace) -> int:
         hearing=args.hearing,
         limit=None if args.limit is None else at_least(1, "--limit", args.limit),
     )
-    max_errors = None if args.max_errors is None else share("--max-errors", args.max_errors)
+    max_errors = max_errors_of(args)
     scorers = scorers_for(args.benchmark, None, scorer_settings(args))  # now: a wrong setting costs no answers
     out = Path(args.out)
     source = runner.Source(args.benchmark, tuple(args.data), key_values("--option", args.option))

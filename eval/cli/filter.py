@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from audio_llm.cli.hearing import add_hearing
-from eval.cli.options import add_asking, at_least
+from eval.cli.options import add_asking, add_max_errors, at_least, max_errors_of
 
 HELP = "tag samples by what their sound contributes, pass rate, copies; recipes choose by tags"
 
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_hearing(parser)
     parser.add_argument("--seed", type=int, default=0, help="of sampling, and of the tags rank and draw")
     parser.add_argument("--batch-size", type=int, help="sequences decoded together (requests in flight over HTTP)")
+    add_max_errors(parser)
     parser.add_argument("--no-copies", action="store_true", help="do not look for copies of sounds")
     parser.add_argument("--overwrite", action="store_true", help="ask again what was answered before")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -78,7 +79,7 @@ def _run(args: argparse.Namespace, out: Path) -> int:
         answer_as=args.answer_as,
         hearing=args.hearing,
     )
-    names = short_names(args.models)
+    names, max_errors = short_names(args.models), max_errors_of(args)
     kinds = {model: find_engine(args.engine, model) for model in args.models}  # now: a wrong one costs no answers
     (scorer,) = get_scorers(get_benchmark("scenes").scorers[:1])
     source = runner.Source("scenes", (str(shards),))
@@ -91,7 +92,7 @@ def _run(args: argparse.Namespace, out: Path) -> int:
         manifest = runner.build_manifest(model, None, source, questions, settings, kinds[model].name, command)
         engine = functools.partial(open_engine, args.engine, model, **how)
         asked = tagging.Asked(questions, settings, out / "answers" / name, manifest)
-        rows = asked.answers(engine, overwrite=args.overwrite, progress=not args.quiet)
+        rows = asked.answers(engine, overwrite=args.overwrite, max_errors=max_errors, progress=not args.quiet)
         found[name] = tagging.contributions(rows, scorer)
     tagged = tagging.joined([each.decode() for index in dataset.indexes for each in index.keys], found, args.seed)
     if not args.no_copies:

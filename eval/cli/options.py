@@ -18,6 +18,21 @@ def add_asking(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_max_errors(parser: argparse.ArgumentParser) -> None:
+    """What :func:`max_errors_of` reads."""
+    parser.add_argument(
+        "--max-errors",
+        type=float,
+        metavar="SHARE",
+        help="of questions that may be unaskable, as with audio that is not there, before the run stops (default: 0.1, "
+        "and never at fewer than 21)",
+    )
+
+
+def max_errors_of(args: argparse.Namespace) -> float | None:
+    return None if args.max_errors is None else share("--max-errors", args.max_errors)
+
+
 def add_scorer_settings(parser: argparse.ArgumentParser) -> None:
     """What :func:`scorer_settings` reads."""
     parser.add_argument(

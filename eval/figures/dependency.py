@@ -235,10 +235,8 @@ def table(found: Dependency) -> str:
                 f"silence {percent(part.silence.accuracy.value)}, text only {percent(part.text_only.accuracy.value)}; "
                 f"the sound adds {adds.difference} (p {adds.p_value:.2g})"
             )
-        part = model.right_and_dependent
-        right = math.isfinite(part.value)
-        lines.append(
-            f"  of its right answers {part} % are to audio-dependent questions" if right else "  none is right"
-        )
+        figure = model.right_and_dependent
+        told = f"of its right answers {figure} % are to audio-dependent questions"
+        lines.append(f"  {told if math.isfinite(figure.value) else 'none is right'}")
         lines += [f"  warning: {model.warning}"] if model.warning else []
     return "\n".join(lines)

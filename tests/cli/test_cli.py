@@ -13,8 +13,10 @@ import time
 from importlib.metadata import entry_points
 
 import pytest
+from tqdm import tqdm
 
 from audio_llm.cli import GROUPS, main
+from audio_llm.errors import ConfigError
 from tests.paths import ROOT
 
 SHOWN = [name for group in GROUPS.values() for name in group]
@@ -58,6 +60,20 @@ def test_a_wrong_verb_names_the_nearest() -> None:
     assert reply.returncode == 2
     assert "did you mean 'inspect'" in reply.stderr
     assert "Traceback" not in reply.stderr
+
+
+def test_an_error_does_not_stand_behind_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """A bar is closed when it is collected, which is after the message."""
+    kept = []
+
+    def run(args: argparse.Namespace) -> int:
+        kept.append(tqdm(total=3, desc="steps"))
+        raise ConfigError("all is lost.")
+
+    monkeypatch.setattr(VERBS["keys"].load(), "run", run)
+    assert main(["keys"]) == 2 and kept
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == "audio-llm keys: error: all is lost." and "steps" in lines[-2]
 
 
 def test_the_version_is_the_packages_own() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from audio_llm.cli import main
 from audio_llm.shards.reader import ShardDataset
 from audio_llm.shards.schema import AudioInfo, Sample
 from audio_llm.shards.tags import Tags
-from audio_llm.shards.writer import ShardWriter
+from audio_llm.shards.writer import ShardWriter, pack
 from eval.cli.filter import short_names
 from eval.filter import band, joined
 from tests.conftest import make_shards
@@ -115,6 +116,22 @@ def test_a_model_is_called_by_what_tells_it_from_others(tmp_path):
     found = [str(tmp_path / name) for name in ("a/sft/merged", "b/sft/merged", "b/grpo/merged")]
     assert short_names(found[1:]) == ["sft", "grpo"] and short_names(found) == ["a-sft", "b-sft", "b-grpo"]
     assert short_names(["org/model"]) == ["model"]
+
+
+def test_samples_without_an_answer_are_done_without_where_they_are_allowed(tmp_path, capsys):
+    whole = ShardDataset(make_shards(tmp_path / "whole", count=16))
+    with ShardWriter(tmp_path / "some") as writer:
+        for place in range(16):
+            sample = whole.load_sample(place)
+            sample = replace(sample, answer=None, choices=[]) if place % 4 == 0 else sample
+            writer.add(pack(sample, whole.load_waveforms(place)))
+    with serving(Listener) as address:
+        assert main(command(tmp_path / "some", address)) == 2
+        assert "or repeat it with --max-errors SHARE" in capsys.readouterr().err
+        assert main([*command(tmp_path / "some", address), "--max-errors", "0.3"]) == 0
+    assert "4 samples could not be asked and have no gain" in capsys.readouterr().out
+    rows = Tags.read(tmp_path / "some" / "tags").rows
+    assert sum("gain" in row for row in rows.values()) == 12
 
 
 def test_shards_that_are_not_there_leave_no_folder_behind(tmp_path, capsys):
