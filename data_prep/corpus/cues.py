@@ -31,6 +31,7 @@ _SPEAKER = re.compile(r"(?:^|\n)[ \t]*(?:>>+[ \t]*|-[ \t]*)?((?=[^:]*[A-Z])[A-Z0
 MAX_OBJECT = 2**26  # characters of one object of the dump
 CHUNK = 2**20
 MAX_FILE = 2**28  # bytes of a file of subtitles of one recording
+ENCODING = "cp1252"  # of old files: Windows' Western code page
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,9 @@ _TAG = re.compile(r"</?[A-Za-z][^<>\n]*>|<\d[\d:.,]*>|\{\\[^{}]*\}")
 _VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]+)>")
 
 
-def read_file(path: Path, video: str | None = None) -> Iterator[Cue | Broken]:
-    """The cues of a file by its ending: ``.srt``, ``.vtt``, ``.json3`` or ``.json`` of one recording.
+def read_file(path: Path, video: str | None = None, encoding: str = ENCODING) -> Iterator[Cue | Broken]:
+    """The cues of a file by its ending: ``.srt``, ``.vtt``, ``.json3`` or ``.json`` of one recording. It is UTF-8, or
+    UTF-16 with a byte order mark, or else in `encoding`; in none of them it is one :class:`Broken`.
 
     Raises :class:`DataError` for a file that cannot be read, or of another kind.
     """
@@ -151,12 +153,23 @@ def read_file(path: Path, video: str | None = None) -> Iterator[Cue | Broken]:
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(describe(f"subtitles {path}", "a file", error.strerror or str(error))) from error
-    # Old files are in Windows' Western code page; every byte means something there.
+    video = video or video_of(path)
     try:
-        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        text = _decoded(raw, encoding)
+    except UnicodeDecodeError as error:
+        detail = f"expected text in UTF-8 or {encoding} (source.encoding), found {raw[error.start : error.start + 8]!r}"
+        yield Broken(video, 0, "broken", f"{detail} at byte {error.start}")
+        return
+    yield from reader(text, video)
+
+
+def _decoded(raw: bytes, encoding: str) -> str:
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return raw.decode("utf-16")
+    try:
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
-        text = raw.decode("cp1252", errors="replace")
-    yield from reader(text, video or video_of(path))
+        return raw.decode(encoding)
 
 
 def video_of(path: Path) -> str:

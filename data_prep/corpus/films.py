@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from audio_llm.errors import AudioError, PrerequisiteError, describe
 # later than this was delayed on purpose.
 _DELAY = 0.05  # seconds
 _TORN = 0.5  # seconds that may lack of what the container promises
+_GAP = 0.1  # seconds between two frames by their times, beyond which some were lost: all that follows would be shifted
 
 
 def installed() -> bool:
@@ -67,6 +69,9 @@ def _promised(container: object, stream: object) -> float | None:
     duration, base = getattr(stream, "duration", None), getattr(stream, "time_base", None)
     if duration and base:
         return float(duration * base)
+    told = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", getattr(stream, "metadata", {}).get("DURATION", ""))
+    if told:  # Matroska has a tag for each stream
+        return 3600 * int(told[1]) + 60 * int(told[2]) + float(told[3])
     whole = getattr(container, "duration", None)
     others = getattr(container, "streams", None)
     alone = others is not None and len(others) == 1  # a film may be longer than its sound
@@ -78,7 +83,7 @@ def _samples(av: object, container: object, stream: object, name: str, most: int
     resampler = av.AudioResampler(format="fltp")  # type: ignore[attr-defined]
     blocks: list[np.ndarray] = []
     found, begun = 0, False
-    form = None
+    form = until = None
     for frame in container.decode(stream):  # type: ignore[attr-defined]
         if not begun:
             begun = True
@@ -90,6 +95,11 @@ def _samples(av: object, container: object, stream: object, name: str, most: int
             told = f"{frame.sample_rate} Hz with {frame.layout.nb_channels} channel(s) in the middle"
             raise AudioError(describe(name, "one rate and number of channels", told, "Cut the file where they change."))
         form = (frame.sample_rate, frame.layout.nb_channels)
+        if frame.time is not None:
+            if until is not None and frame.time > until + _GAP:
+                told = f"a gap of {frame.time - until:.2f} s after {found / form[0]:.2f} s: the file is damaged"
+                raise AudioError(describe(name, "sound without a gap", told), "cut")
+            until = frame.time + frame.samples / frame.sample_rate
         for part in resampler.resample(frame):
             blocks.append(part.to_ndarray())
             found += blocks[-1].shape[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ class Subtitles:
     corpus: str = ""  # begins every id; the recipe's own
     format: Literal["files", "dump"] = "files"  # files by their ending, or concatenated JSON of many videos
     language: str = "en"  # of the dump's tracks that are read
+    encoding: str = cues.ENCODING  # of files that are no UTF-8 and have no byte order mark
     min_seconds: float = 1.0  # a shorter cue is a reject
     max_seconds: float = 10.0  # a longer cue is a reject
     # Which marks describe a sound; every kind is recorded.
@@ -52,6 +54,11 @@ class Subtitles:
         if not 0 <= self.min_seconds <= self.max_seconds:
             found = f"{self.min_seconds:g} and {self.max_seconds:g}"
             raise ConfigError(describe("source", "0 ≤ min_seconds ≤ max_seconds", found))
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError as error:
+            expected = "an encoding that Python knows, such as cp1251"
+            raise ConfigError(describe("source.encoding", expected, f"'{self.encoding}'")) from error
         for kind in self.kinds:
             if kind not in cues.KINDS:
                 found = f"'{kind}'{nearest(str(kind), cues.KINDS)}"
@@ -114,7 +121,14 @@ class Subtitles:
         files = sorted(self.path.rglob("*")) if self.path.is_dir() else [self.path]
         for file in files:
             if file.suffix.lower() in SUFFIXES and file.is_file():
-                yield from cues.overlapping(cues.read_file(file))
+                yield from cues.overlapping(self._read(file))
+
+    def _read(self, file: Path) -> Iterator[Cue | Broken]:
+        """One file that cannot be read costs no other."""
+        try:
+            yield from cues.read_file(file, encoding=self.encoding)
+        except DataError as error:
+            yield Broken(cues.video_of(file), 0, "broken", str(error))
 
     def _recordings(self) -> dict[str, Path]:
         """The files under `media` by their names without ending; of several of one name, the first by its path."""

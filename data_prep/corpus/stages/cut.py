@@ -35,6 +35,7 @@ class Cut(Step):
     """
 
     name: ClassVar[str] = "cut"
+    version: ClassVar[int] = 2
     reasons: ClassVar[tuple[str, ...]] = (*sorted({reason.name.lower() for reason in _REASONS}), NO_DECODER)
     retryable: ClassVar[tuple[str, ...]] = (Reason.NOT_AUDIO.name.lower(), NO_DECODER)  # a decoder may be there by then
     needs: ClassVar[tuple[str, ...]] = ("audio", "mark", "start", "end")

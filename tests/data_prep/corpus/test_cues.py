@@ -144,7 +144,8 @@ def test_memory_holds_one_object_of_the_dump(monkeypatch: pytest.MonkeyPatch) ->
         ("a.json", b"[]", ["broken"]),
         ("a.srt", "1\n00:00:01,000 --> 00:00:03,000\n[caf\xe9 noise]".encode("cp1252"), ["[café noise]"]),
         ("a.srt", "1\n00:00:01,000 --> 00:00:03,000\n[rain]".encode("utf-16"), ["[rain]"]),
-        ("a.srt", b"\xff\xfe\x00", None),
+        ("a.srt", b"\xff\xfe\x00", ["broken"]),
+        ("a.srt", "1\n00:00:01,000 --> 00:00:03,000\n[\u72ac\u306e\u9cf4\u304d\u58f0]".encode("shift_jis"), ["broken"]),
         ("a.json3", json.dumps({"events": [{"tStartMs": 0, "dDurationMs": 9, "segs": [{"utf8": "\ud800"}]}]}), None),
     ],
 )
@@ -152,6 +153,14 @@ def test_files_that_are_no_subtitles_are_counted(name: str, data: Any, expected:
     (tmp_path / name).write_bytes(data.encode() if isinstance(data, str) else data)
     found = [cue.reason if isinstance(cue, Broken) else cue.text for cue in read_file(tmp_path / name)]
     assert expected is None or found == expected
+
+
+@pytest.mark.parametrize("encoding", ["cp1251", "shift_jis", "utf-16-le"])
+def test_the_encoding_of_old_files_can_be_said(encoding: str, tmp_path: Path) -> None:
+    words = {"cp1251": "[\u043b\u0430\u0439]", "shift_jis": "[\u72ac]", "utf-16-le": "[caf\xe9]"}[encoding]
+    (tmp_path / "a.srt").write_bytes(f"1\n00:00:01,000 --> 00:00:03,000\n{words}\n".encode(encoding))
+    (cue,) = read_file(tmp_path / "a.srt", encoding=encoding)
+    assert isinstance(cue, Cue) and cue.text == words
 
 
 def test_a_file_of_another_kind_is_one_sentence(tmp_path: Path) -> None:

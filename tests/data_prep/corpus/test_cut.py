@@ -119,6 +119,27 @@ def test_sound_that_begins_after_its_film_is_where_the_film_has_it(tmp_path: Pat
     assert np.array_equal(clip(tmp_path, item), sound()[RATE // 4 : 3 * RATE // 4])
 
 
+@pytest.mark.parametrize("lost", ["packets in the middle", "the end"])
+def test_a_film_of_which_sound_was_lost_is_torn_and_not_shorter(lost: str, tmp_path: Path) -> None:
+    """All that follows a gap would be shifted, and a film's own length says nothing about its sound's."""
+    av = pytest.importorskip("av")
+    whole, path = film(tmp_path / "whole.mkv", sound(), "flac"), tmp_path / "x.mkv"
+    if lost == "the end":
+        path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    else:
+        with av.open(str(whole)) as source, av.open(str(path), "w") as container:
+            streams = {stream.index: container.add_stream_from_template(stream) for stream in source.streams}
+            for packet in source.demux():
+                sounds = packet.stream.type == "audio" and packet.pts is not None
+                if packet.dts is not None and not (sounds and 0.5 < packet.pts * packet.time_base < 1.0):
+                    packet.stream = streams[packet.stream.index]
+                    container.mux(packet)
+    reject = result(tmp_path, path)
+    assert isinstance(reject, Reject) and reject.reason == "torn", reject
+    assert ("a gap of" if lost != "the end" else "cut short") in reject.detail
+    assert isinstance(result(tmp_path, whole), Item)
+
+
 def test_equal_sounds_are_one_file_and_levels_are_kept(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", sound(1)[:2000], RATE)
     soundfile.write(tmp_path / "b.flac", sound(1)[:2000], RATE)

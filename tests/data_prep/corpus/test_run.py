@@ -240,6 +240,10 @@ def test_a_run_that_is_killed_goes_on(tmp_path: Path) -> None:
         ({"engine": {"name": "local", "workers": 0}}, "engine.workers: expected 1 or more"),
         ({"source": {"path": "x"}}, "source: expected a key 'name'"),
         ({"source": {"name": "recordings", "path": "x", "columns": {"texts": "a"}}}, "did you mean 'text'?"),
+        (
+            {"source": {"name": "subtitles", "path": "x", "media": "y", "encoding": "cp99"}},
+            "source.encoding: expected an",
+        ),
         ({"corpus": "a b"}, "corpus: expected a name of letters"),
         ({"stages": {"json": {"name": "json:loads"}}}, "expected one of"),
     ],
