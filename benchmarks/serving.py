@@ -1,7 +1,7 @@
 """What a served model does when many people talk to it at once: throughput, waiting, errors, memory.
 
     python -m benchmarks.serving MODEL [--clients 1,4,16,64,256] [--rate 1,4] [--seconds 30] [--json FILE]
-    python -m benchmarks.serving MODEL --clients 16 --seconds 1800 --rows memory          # is memory flat?
+    python -m benchmarks.serving MODEL --clients 16 --seconds 1800 --rows memory --draw memory.html   # is it flat?
     python -m benchmarks.serving http://HOST:8000 --channels 2 ...                         # a server that runs
 
 A checkpoint folder is served by ``audio-llm serve`` for the time of the measurement. *Closed* loops are N clients, each
@@ -10,8 +10,8 @@ as many a second as stated, whether or not the server keeps up. Sounds are noise
 ten is bad in one of the ways of ``BAD`` and has to be refused. *same* sends one sound and one question again and again.
 
 Exit code 1 where something happened that must not: an answer 5xx other than 503, none within `--patience` seconds, a
-bad request that was answered, a good one that was refused, a 429 or 503 without ``Retry-After``, or (with memory over
-more than ten minutes) growth beyond 5 %.
+bad request that was answered, a good one that was refused, a 429 or 503 without ``Retry-After``, or (where `memory` is
+watched for four minutes or more, the first of which is left out) growth beyond 5 %.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ BAD = ("not audio", "cut short", "other channels", "no such key", "no such model
 QUESTIONS = ("What do you hear?", "On which side is the sound?", "How far away is it, and is anything else heard?")
 ALLOWED_GROWTH = 0.05
 WARM_UP_SECONDS = 60.0  # after which memory is expected to stay
+WATCHED_SECONDS = 240.0  # for which it has to be looked at before anything is said about it
 
 
 @dataclass
@@ -301,6 +302,35 @@ def growth(memory: Sequence[tuple[float, float]]) -> float:
     return statistics.median(later[-fifth:]) / statistics.median(later[:fifth]) - 1 if len(later) >= 10 else 0.0
 
 
+def ended(pid: int) -> bool:
+    """Whether a child has ended that nobody has waited for. Its command line would not tell: it is empty for a moment
+    where a program becomes another one, as ``audio-llm serve`` becomes vLLM."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
+
+
+def slope(memory: Sequence[tuple[float, float]]) -> float:
+    """MiB an hour by which memory grew after the warm-up: the line of least squares; NaN of fewer than three points."""
+    seconds, sizes = np.array([pair for pair in memory if pair[0] > WARM_UP_SECONDS]).reshape(-1, 2).T
+    return float(np.polyfit(seconds / 3600, sizes, 1)[0]) if len(seconds) > 2 else float("nan")
+
+
+def draw(memory: Sequence[tuple[float, float]], path: Path) -> None:
+    """The curve of memory as a page of its own, with the line that it may not cross."""
+    from eval.figures.charts import lines
+
+    style = (Path(__file__).parents[1] / "eval" / "report" / "report.css").read_text()
+    begin = next((size for second, size in memory if second > WARM_UP_SECONDS), memory[0][1])
+    seconds, sizes = zip(*memory, strict=True)
+    title = "Memory of the server, MiB"
+    drawn = lines(title, seconds, sizes, limit=begin * (1 + ALLOWED_GROWTH), unit="second", width=660, height=300)
+    path.write_text(
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{style}</style>{drawn}'
+    )
+
+
 async def wait_for(session: Any, address: str, pid: int, patience: float = 600.0) -> str:
     """The name of the first model, once the server answers."""
     end = time.monotonic() + patience
@@ -309,8 +339,7 @@ async def wait_for(session: Any, address: str, pid: int, patience: float = 600.0
             async with session.get(f"{address}/v1/models") as reply:
                 return str(json.loads(await reply.read())["data"][0]["id"])
         except OSError as error:
-            gone = pid and not Path(f"/proc/{pid}/cmdline").read_bytes()  # empty: ended, and not yet waited for
-            if gone or time.monotonic() > end:
+            if pid and ended(pid) or time.monotonic() > end:
                 raise SystemExit(f"{address}: no server") from error
             await asyncio.sleep(0.5)
 
@@ -344,10 +373,12 @@ async def measure(args: argparse.Namespace, address: str, pid: int) -> tuple[lis
                 answers = await load(session, url, prepared, size, args)
                 took = time.perf_counter() - begin
             rows.append(row(name, answers, took, memory))
-            if "memory" in args.rows and args.seconds > 600 and (grew := growth(memory)) > ALLOWED_GROWTH:
+            if "memory" in args.rows and args.seconds >= WATCHED_SECONDS and (grew := growth(memory)) > ALLOWED_GROWTH:
                 rows[-1].wrong.append(f"memory grew by {grew:.1%}")
             curve = memory
             print(line(rows[-1]), flush=True)
+            if "memory" in args.rows and args.seconds >= WATCHED_SECONDS:
+                print(f"  after the first minute: {growth(memory):+.2%}, {slope(memory):+.1f} MiB an hour")
     return rows, curve
 
 
@@ -383,6 +414,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pid", type=int, default=0, help="process whose memory is looked at, of a running server")
     parser.add_argument("--json", type=Path, metavar="FILE", help="rows and the curve of memory as JSON")
+    parser.add_argument("--draw", type=Path, metavar="FILE", help="the curve of memory as an HTML page")
     parser.add_argument("--serve", default="", metavar="OPTIONS", help="options of audio-llm serve, in one word")
     args = parser.parse_args()
     args.rows = args.rows.split(",")
@@ -392,8 +424,11 @@ def main() -> int:
     with served(args.model, args.serve.split()) as (address, pid):
         rows, curve = asyncio.run(measure(args, address, pid or args.pid))
     if args.json:
-        told = {"rows": [asdict(one) for one in rows], "memory": curve}
+        told = {"rows": [asdict(one) for one in rows], "memory": curve, "growth": growth(curve)}
+        told |= {"slope": slope(curve) if len(curve) and curve[-1][0] > WATCHED_SECONDS else None}
         args.json.write_text(json.dumps(told, indent=1))
+    if args.draw and curve:
+        draw(curve, args.draw)
     return int(any(one.wrong for one in rows))
 
 

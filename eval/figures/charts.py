@@ -93,11 +93,13 @@ def lines(
     series: int = 0,
     log: bool = False,
     limit: float | None = None,
+    unit: str = "step",
     width: int = 330,
     height: int = 190,
 ) -> str:
-    """A curve over steps: the values as measured, faint, and a running mean, strong, in the colour of `series`; with
-    `log` on an axis of powers of ten (values of 0 and less are left out), with `limit` and its line."""
+    """A curve over steps (or another `unit`): the values as measured, faint, and a running mean, strong, in the colour
+    of `series`; with `log` on an axis of powers of ten (values of 0 and less are left out), with `limit` and its line.
+    """
     xs, ys = _finite(xs, ys, positive=log)
     if not xs:
         return ""
@@ -122,7 +124,7 @@ def lines(
         _, y = place(x_low, value)
         parts += [across("grid", y), _text(left - 6, y + 4, f"{value:g}", "axis", "end")]
     parts.append(_text(left, height - 8, f"{x_low:g}", "axis", "start"))
-    parts.append(_text(width - right, height - 8, f"step {x_high:g}", "axis", "end"))
+    parts.append(_text(width - right, height - 8, f"{unit} {x_high:g}", "axis", "end"))
     if limit:
         _, y = place(x_low, limit)
         parts += [across("limit", y), _text(width - right, y + 13, f"limit {limit:g}", "axis", "end")]

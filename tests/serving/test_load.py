@@ -87,7 +87,17 @@ def run(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str
 ) -> tuple[int, list[dict[str, Any]]]:
     file = tmp_path / "load.json"
-    words = ["serving", address, "--seconds", "2", "--bodies", "40", "--json", str(file), *options]
+    words = [
+        "serving",
+        address,
+        "--seconds",
+        "2",
+        "--bodies",
+        "40",
+        "--json",
+        str(file),
+        *options,
+    ]  # the last of a kind counts
     monkeypatch.setattr("sys.argv", words)
     code = load.main()
     return code, json.loads(file.read_text())["rows"]
@@ -126,10 +136,26 @@ def test_a_server_that_hangs_is_told(tmp_path: Path, monkeypatch) -> None:
     assert code == 1 and "no answer" in rows[0]["wrong"][0]
 
 
+def test_memory_stays_while_a_real_server_is_asked(checkpoint, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Five minutes; ``AUDIO_LLM_LOAD_SECONDS=1800`` for half an hour. One request in ten is bad."""
+    seconds = os.environ.get("AUDIO_LLM_LOAD_SECONDS", "300")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    options = ["--rows", "memory", "--clients", "8", "--seconds", seconds, "--draw", str(tmp_path / "memory.html")]
+    code, (row,) = run(str(checkpoint()), tmp_path, monkeypatch, *options)
+    assert code == 0 and not row["wrong"], row
+    assert row["answered"] > 100 and any(int(status) >= 400 for status in row["statuses"])
+    tree = json.loads((tmp_path / "load.json").read_text())
+    assert len(tree["memory"]) > 100 and tree["growth"] <= load.ALLOWED_GROWTH and tree["slope"] == tree["slope"]
+    assert "<polyline" in (tmp_path / "memory.html").read_text()
+    print(capsys.readouterr().out)
+
+
 def test_growth_is_of_what_comes_after_the_warm_up() -> None:
     flat = [(float(second), 1000.0 + (500 if second > 30 else 0)) for second in range(0, 1800, 10)]
     assert load.growth(flat) == 0
     rising = [(second, 1000.0 + second) for second, _ in flat]
     assert load.growth(rising) > load.ALLOWED_GROWTH
+    assert abs(load.slope(flat)) < 1e-6 and load.slope(rising) == pytest.approx(3600)
+    assert load.slope(flat[:3]) != load.slope(flat[:3])
     own = load.resident(os.getpid())
     assert 20 < own < 20_000
