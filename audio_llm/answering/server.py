@@ -153,7 +153,7 @@ class HttpEngine(Engine):
         self._endpoint = Endpoint(options.address)
         self.name = self._endpoint.base
         adapter = options.adapter
-        self._model = self._endpoint.find(options.model) if adapter is None else self._endpoint.find(adapter, "adapter")
+        self.model = self._endpoint.find(options.model) if adapter is None else self._endpoint.find(adapter, "adapter")
         self._concurrency, self._hearing = options.batch_size or 16, options.hearing
 
     def prepare(self, sound: Waveform | Path, name: str) -> Waveform | Path:
@@ -180,7 +180,7 @@ class HttpEngine(Engine):
         user = messages[-1]
         user["content"] = [next(sounds) if part["type"] == "audio" else part for part in user["content"]]
         body: dict[str, Any] = {
-            "model": self._model,
+            "model": self.model,
             "messages": messages,
             "temperature": request.temperature,
             "max_tokens": request.max_tokens,

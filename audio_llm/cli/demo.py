@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from audio_llm.answering.base import check_style, is_address
     from audio_llm.answering.engines import open_engine
-    from audio_llm.answering.page.app import PageOptions, check_page, serve_page
+    from audio_llm.answering.page.app import PageOptions, check_page, serve_page, shown_name
     from audio_llm.answering.page.trial import Asker
 
     check_page()
@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
     engine = open_engine(kind, model, args.adapter, max_audios=1, hearing=args.hearing)
     try:
         asker = Asker(engine, style=args.style, max_tokens=args.max_tokens, remote=remote)
-        serve_page(asker, PageOptions(args.model, args.host, args.port, args.examples, args.max_body_mb, remote))
+        title = shown_name(str(getattr(engine, "model", "the model")) if remote else args.model)
+        serve_page(asker, PageOptions(title, args.host, args.port, args.examples, args.max_body_mb, remote))
     finally:
         engine.close()
     return 0

@@ -26,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audio_llm.answering.base import Options
-from audio_llm.answering.page.app import Page
+from audio_llm.answering.page.app import Page, shown_name
 from audio_llm.answering.page.cards import Scene, error_card, sound_card, trials_html
 from audio_llm.answering.page.drawing import FFT, dial, draw_channels, envelope, spectrogram, timeline
 from audio_llm.answering.page.examples import read_examples
@@ -180,25 +180,29 @@ def test_strangers_texts_stay_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sound", "question", "first", "second", "says"),
+    ("sound", "question", "first", "second", "says", "listens"),
     [
-        ("in silence", "Which side?", "left", "left", "The same answer"),
-        ("in silence", "Which side?", "left", "right", "Another answer"),
-        ("mirrored", "Which side?", "left", "right", "changed sides with the sound"),
-        ("mirrored", "Which side?", "left", "left", "does not follow"),
-        ("mirrored", "Which side?", "left", "front", "not to the other side"),
-        ("mirrored", "What is it?", "a bell", "a bell", "as it should"),
-        ("mirrored", "What is it?", "a bell", "a dog", "not a steady one"),
-        ("mirrored", "Is the bell on the left?", "yes", "no", "either answer can be right"),
-        ("mirrored", "Which side?", "channel 1", "channel 2", "cannot be turned"),
-        ("mirrored", "Which side?", "", "left", "nothing can be compared"),
+        ("in silence", "Which side?", "left", "left", "The same answer", False),
+        ("in silence", "Which side?", "left", "right", "Another answer", True),
+        ("mirrored", "Which side?", "left", "right", "changed sides with the sound", True),
+        ("mirrored", "Which side?", "left", "left", "does not follow", False),
+        ("mirrored", "Which side?", "left", "front", "not to the other side", False),
+        ("mirrored", "What is it?", "a bell", "a bell", "as it should", None),
+        ("mirrored", "What is it?", "a bell", "a dog", "not a steady one", False),
+        ("mirrored", "Is the bell on the left?", "yes", "no", "either answer can be right", None),
+        ("mirrored", "Which side?", "channel 1", "channel 2", "cannot be turned", None),
+        ("mirrored", "Which side?", "", "left", "nothing can be compared", None),
     ],
 )
-def test_a_verdict_claims_what_the_pair_shows(sound: str, question: str, first: str, second: str, says: str) -> None:
+def test_a_verdict_claims_what_the_pair_shows(
+    sound: str, question: str, first: str, second: str, says: str, listens: bool | None
+) -> None:
     pair = [
         trial(one, f"<answer>{said}</answer>", (), question) for one, said in (("as it is", first), (sound, second))
     ]
-    assert says in verdict(*pair)
+    found = verdict(*pair)
+    assert says in found.words and found.listens is listens
+    assert (f'class="verdict {"for" if listens else "against"}"' in trials_html(pair, 1.0)) is (listens is not None)
 
 
 def test_what_is_heard_is_the_sound_silence_or_its_mirror(left: Path) -> None:
@@ -263,7 +267,26 @@ def test_rounds_are_kept_and_a_trial_is_asked_anew(left: Path) -> None:
         assert [one.sound for one in rounds[-1].trials] == ["as it is", "mirrored"] and len(rounds) == 1
         assert "changed sides with the sound" in newest and earlier == ""
         rounds, newest, earlier = page.ask("as it is", str(left), "And now?", "", rounds)
-    assert len(rounds) == 2 and "And now?" in newest and "Which side?" in earlier
+        assert len(rounds) == 2 and "And now?" in newest and "Which side?" in earlier
+        answer, before = page.put_aside("another.wav", rounds)  # no answer that is not about it
+        assert answer == "" and before.index("And now?") < before.index("Which side?")
+        assert page.put_aside(str(left), rounds) == (newest, earlier)
+        for file, question in ((None, "Which side?"), (str(left), " ")):
+            kept, newest, _ = page.ask("as it is", file, question, "", rounds)
+            assert kept == rounds and "expected" in newest and "trial" not in newest
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("/srv/runs/quickstart/grpo/merged", "quickstart/grpo/merged"),
+        ("models/Qwen2-Audio-7B", "Qwen2-Audio-7B"),
+        ("/srv/somebody/x/", "x"),
+        ("merged", "merged"),
+    ],
+)
+def test_a_visitor_is_not_told_where_the_model_lies(model: str, name: str) -> None:
+    assert shown_name(model) == name
 
 
 def test_examples_are_the_samples_of_any_shards(shards, tmp_path: Path) -> None:
@@ -378,6 +401,7 @@ def test_a_visitor_sees_asks_and_finds_out_whether_the_model_listens(left: Path,
         tab.type("#choices textarea", "right\nleft")
         tab.click("#ask")
         assert tab.wait("(document.querySelector('#answer .answer') || {}).innerText") == "left"
+        assert tab.run("document.querySelector('#head h1').innerText") == "Ask listener what it hears"
         assert "${1+1} {{value}} <img src=x" in tab.run("document.querySelector('#answer').innerText")
         assert tab.run("document.querySelector('#answer .thinking').innerText") == "noise"
         for button, cards in (("#silence", 2), ("#mirrored", 3)):
@@ -388,6 +412,9 @@ def test_a_visitor_sees_asks_and_finds_out_whether_the_model_listens(left: Path,
         assert "changed sides with the sound" in tab.run("document.querySelector('#answer').innerText")
 
         assert "4 channels" in give(tab, foa)
+        tab.wait("document.querySelector('#answer').innerText.trim() == ''")  # the answer was about the other sound
+        tab.click("button.label-wrap")
+        tab.wait("(document.querySelector('#earlier') || {innerText: ''}).innerText.includes('Which side?')")
         assert "1 channel," in give(tab, hostile)
         tab.run("document.querySelector('#sound button[aria-label=Clear]').click()")
         tab.run("document.querySelector('#sound button[aria-label=\"Record audio\"]').click()")

@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from audio_llm.answering.page.cards import STYLE, error_card, sound_card, trials_html
+from audio_llm.answering.page.drawing import words
 from audio_llm.answering.page.examples import Example, read_examples
 from audio_llm.answering.page.trial import Asker, Trial
 from audio_llm.audio import decode, read_header
 from audio_llm.errors import AudioLLMError, PrerequisiteError, describe, one_line, require
 
 PAST = 20  # rounds that a visitor's page keeps
+SAY_LITTLE = ("merged", "base", "adapter", "start", "audio-llm", "sft", "grpo")  # names of a run's folders
 WAITING = 64  # visitors' questions that wait; further ones are told so
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -91,16 +93,29 @@ class Page:
     def ask(
         self, sound: str, file: str | None, question: str, choices: str, past: list[Round]
     ) -> tuple[list[Round], str, str]:
-        """The visitor's rounds with one trial more, the newest one as HTML, and the ones before it."""
+        """The visitor's rounds with one trial more, the newest one as HTML, and the ones before it. What lacks a sound
+        or a question is told so, and not kept."""
         offered = tuple(line.strip() for line in (choices or "").splitlines() if line.strip())
         now = Round(file or "", (question or "").strip(), offered)
         if past and replace(past[-1], trials=()) == now:
             *past, now = past
         trial = self._asker.ask(Path(file) if file else None, now.question, offered, sound)
+        if not now.file or not now.question:
+            return past, error_card(trial.error), self.earlier(past)
         kept = tuple(one for one in now.trials if one.sound != sound and not one.error)
         now = replace(now, trials=_ordered((*kept, trial)))
         rounds = [*past, now][-PAST:]
-        return rounds, self._show(now), "<hr>".join(self._show(one) for one in reversed(rounds[:-1]))
+        return rounds, self._show(now), self.earlier(rounds[:-1])
+
+    def put_aside(self, file: str | None, past: list[Round]) -> tuple[str, str]:
+        """Where another sound is given: no answer, for the last one was about the sound before, and all rounds among
+        the earlier ones."""
+        if past and past[-1].file == file:
+            return self._show(past[-1]), self.earlier(past[:-1])
+        return "", self.earlier(past)
+
+    def earlier(self, rounds: Sequence[Round]) -> str:
+        return "<hr>".join(self._show(one) for one in reversed(rounds))
 
     def _show(self, one: Round) -> str:
         seconds, scene = 0.0, None
@@ -112,6 +127,16 @@ class Page:
         """File, question and choices of an example."""
         example = self.examples[place]
         return str(example.file), example.question, "\n".join(example.choices)
+
+
+def shown_name(model: str) -> str:
+    """What a page calls the model of a folder: the folder's name, with those above it where it alone says little; not
+    where it lies."""
+    parts = Path(model).parts
+    first = len(parts) - 1
+    while first > 0 and parts[first] in SAY_LITTLE and parts[first - 1] != "/":
+        first -= 1
+    return "/".join(parts[first:])
 
 
 def _ordered(trials: Sequence[Trial]) -> tuple[Trial, ...]:
@@ -139,19 +164,21 @@ def build(page: Page, options: PageOptions) -> Any:
                 picture = gr.HTML(elem_id="picture")
             with gr.Column(scale=3, min_width=320):
                 with gr.Row():
-                    question = gr.Textbox(label="Question", lines=3, elem_id="question", max_length=4000, scale=3)
+                    question = gr.Textbox(
+                        label="Question", lines=3, elem_id="question", max_length=4000, scale=3, min_width=200
+                    )  # fmt: skip
                     choices = gr.Textbox(
                         label="Choices, one a line", placeholder="none: an open question", lines=3, elem_id="choices",
-                        max_length=8000, scale=2,
+                        max_length=8000, scale=2, min_width=160,
                     )  # fmt: skip
                 with gr.Row():
-                    ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=100)
-                    silent = gr.Button("Ask in silence", elem_id="silence", min_width=120)
-                    mirrored = gr.Button("Ask mirrored", elem_id="mirrored", min_width=120)
+                    ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=70)
+                    silent = gr.Button("Ask in silence", elem_id="silence", min_width=100)
+                    mirrored = gr.Button("Ask mirrored", elem_id="mirrored", min_width=100)
                 answer = gr.HTML(elem_id="answer")
         if page.examples:
-            shown = [[one.question, ", ".join(one.choices)] for one in page.examples]
-            columns = [gr.Textbox(visible=False), gr.Textbox(visible=False)]
+            shown = [[words(one.question), words(", ".join(one.choices))] for one in page.examples]
+            columns = [gr.HTML(visible=False), gr.HTML(visible=False)]  # a text box's row ends after 60 characters
             offered = gr.Dataset(
                 components=columns, headers=["question", "choices"], samples=shown, type="index", samples_per_page=8,
                 label="Examples", elem_id="examples",
@@ -160,6 +187,7 @@ def build(page: Page, options: PageOptions) -> Any:
             earlier = gr.HTML(elem_id="earlier")
         at_once = 16 if options.remote else 1
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+        audio.change(page.put_aside, [audio, past], [answer, earlier], concurrency_limit=2, **private)
         audio.change(page.look, [audio], [picture], concurrency_limit=2, **private)
         for button, sound in ((ask, "as it is"), (silent, "in silence"), (mirrored, "mirrored")):
             button.click(

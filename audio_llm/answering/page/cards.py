@@ -27,7 +27,11 @@ STYLE = """
 .question { white-space: pre-wrap; margin: 0 0 8px; overflow-wrap: anywhere; }
 .trials { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 215px), 1fr)); gap: 12px; }
 .error { border-left: 4px solid #d55e00; padding: 8px 12px; overflow-wrap: anywhere; }
-.verdict { border-left: 4px solid #009e73; padding: 6px 12px; margin: 0 0 12px; }
+.verdict { border-left: 4px solid #7d8590; padding: 6px 12px; margin: 0 0 12px; }
+.verdict.for { border-color: #009e73; } .verdict.against { border-color: #e69f00; }
+#head h1 { font-size: clamp(1.3em, 5vw, 2em); overflow-wrap: anywhere; }
+#earlier hr { margin: 16px 0; }
+#examples td { text-align: left; white-space: normal; }
 .channels { width: 100%; max-width: 730px; height: auto; display: block; }
 .dial { width: 100%; max-width: 210px; display: block; margin: 4px auto; }
 .times { width: 100%; display: block; }
@@ -70,15 +74,16 @@ def trials_html(trials: Sequence[Trial], seconds: float, scene: Scene | None = N
     cards = "".join(_card(one, seconds, scene if one.sound == "as it is" else None) for one in trials)
     heard = next((one for one in trials if one.sound == "as it is" and one.reply), None)
     verdicts = [
-        f'<p class="verdict"><b>{words(_HEADS[one.sound])}.</b> {words(verdict(heard, one))}</p>'
+        f'<p class="verdict {_KINDS[found.listens]}"><b>{words(_HEADS[one.sound])}.</b> {words(found.words)}</p>'
         for one in trials
-        if heard and one.sound != "as it is" and one.reply
+        if heard and one.sound != "as it is" and one.reply and (found := verdict(heard, one))
     ]
     offered = " ".join(lettered(trials[0].choices)) if any(one.reply for one in trials) else ""
     asked = f'<p class="question"><b>{words(trials[0].question)}</b> {words(offered)}</p>'
     return f'{asked}{"".join(verdicts)}<div class="trials">{cards}</div>'
 
 
+_KINDS = {True: "for", False: "against", None: "neither"}
 _HEADS = {"as it is": "The sound as it is", "in silence": "In silence", "mirrored": "Left and right exchanged"}
 
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from audio_llm.answering.ask import Words
 from audio_llm.answering.base import Engine, Request
@@ -83,36 +84,37 @@ class Asker:
         return Trial(question, choices, sound, read_reply(answer.raw, choices), answer.seconds)
 
 
-def verdict(heard: Trial, other: Trial) -> str:
+class Verdict(NamedTuple):
+    """A sentence, and whether it speaks for a model that listens; None where it speaks neither for nor against."""
+
+    words: str
+    listens: bool | None = None
+
+
+def verdict(heard: Trial, other: Trial) -> Verdict:
     """What the answer to the sound as it is, beside that to silence or to the mirrored sound, says about listening.
 
     One sentence; one pair proves little, and the sentences claim no more than the pair shows.
     """
     first, second = heard.said, other.said
     if not first or not second:
-        return "One of the two says no answer: nothing can be compared."
+        return Verdict("One of the two says no answer: nothing can be compared.")
     same = normalise(first) == normalise(second)
     if other.sound == "in silence":
-        return (
-            "The same answer without any sound: this one may be a guess."
-            if same
-            else "Another answer without the sound: the words alone do not lead the model to this one."
-        )
+        if same:
+            return Verdict("The same answer without any sound: this one may be a guess.", False)
+        return Verdict("Another answer without the sound: the words alone do not lead the model to this one.", True)
     expected = mirror_text(first)
     if expected is None:
-        return "The answer cannot be turned: its words do not tell whether they mean a side."
+        return Verdict("The answer cannot be turned: its words do not tell whether they mean a side.")
     if normalise(expected) != normalise(first):
         if normalise(expected) == normalise(second):
-            return "The answer changed sides with the sound, as it does where a model listens."
-        return (
-            "The sound changed sides and the answer stayed: it does not follow the sound."
-            if same
-            else "The sound changed sides; the answer changed, but not to the other side."
-        )
+            return Verdict("The answer changed sides with the sound, as it does where a model listens.", True)
+        if same:
+            return Verdict("The sound changed sides and the answer stayed: it does not follow the sound.", False)
+        return Verdict("The sound changed sides; the answer changed, but not to the other side.", False)
     if mirror_text(heard.question) != heard.question:
-        return "The question names a side, so that either answer can be right of the mirrored sound."
-    return (
-        "The answer names no side and stayed, as it should."
-        if same
-        else "The answer names no side, and changed all the same: it is not a steady one."
-    )
+        return Verdict("The question names a side, so that either answer can be right of the mirrored sound.")
+    if same:
+        return Verdict("The answer names no side and stayed, as it should.")
+    return Verdict("The answer names no side, and changed all the same: it is not a steady one.", False)
