@@ -86,11 +86,15 @@ class Unusable(NamedTuple):
 
 
 class Model:
-    """A model behind an address, for one stage (`label`) of the corpus in `folder`."""
+    """A model behind an address, for one stage (`label`) of the corpus in `folder`.
+
+    Raises :class:`EngineError` where nobody answers there, or the model is not served: else every item would be lost.
+    """
 
     def __init__(self, asking: Asking, folder: Path | None = None, label: str = "") -> None:
         self.asking, self.label = asking, label
         self._endpoint = Endpoint(asking.url)
+        self._served = self._endpoint.find(asking.model)
         self._costs = folder / COSTS if folder is not None and folder.is_dir() else None
         self._cache = _Cache(folder / "replies" / f"{label}.sqlite") if self._costs and folder else None
 
@@ -114,7 +118,7 @@ class Model:
             return replace(self._read(kept), kept=True)
         started = time.monotonic()
         try:
-            reply = self._endpoint.complete(body, asking.retries)
+            reply = self._endpoint.complete(body | {"model": self._served}, asking.retries)
         except RefusedRequest as error:
             self._cost(item, key, started, {}, "refused")
             return Said(reason="refused", detail=str(error))

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from audio_llm.answering.server import EngineError
 from audio_llm.errors import ConfigError
 from data_prep.corpus import endpoint
 from data_prep.corpus.endpoint import COSTS, Asking, Model, Unusable, misfit, read_object, spent, together
@@ -91,6 +92,18 @@ def test_every_fault_is_bounded_and_has_its_reason(fault: str, reason: str, requ
 def test_a_good_reply_is_taken_at_whatever_try_it_comes(fault: str, question: str) -> None:
     with serving(Bad) as url:
         assert asked(url, fault) == ({"question": question}, "", "")
+
+
+def test_a_server_that_is_not_there_or_serves_another_model_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with serving(Bad) as url:
+        with pytest.raises(
+            EngineError, match="model: expected one of listener, found 'listner' \\(did you mean 'listener'"
+        ):
+            Model(Asking(url, "listner"))
+        assert Model(Asking(url, "somebody/listener")).tree(ASK, SCHEMA, seed=1) == {"question": "Which 1?"}
+    with pytest.raises(EngineError, match="Connection refused"):
+        Model(Asking(url, "listener"))
 
 
 def test_a_busy_server_is_asked_again(tmp_path: Path) -> None:
