@@ -7,6 +7,7 @@ killed process left half written is cut off when the next one opens the file to 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -76,7 +77,9 @@ class Ledger:
 
     def add(self, key: str, line: bytes) -> None:
         """Append what :func:`line_of` made, in one write; of two lines with one key, the last one counts."""
-        self._file.write(line)
+        if self._file.write(line) != len(line):  # as much as the disk took
+            self._file.truncate(self._end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         self._new[_short(key)] = self._end
         self._end += len(line)
 

@@ -7,6 +7,7 @@ alone, and is a reject then. Answers come in any order; the ledger and the sourc
 
 from __future__ import annotations
 
+import errno
 import time
 import traceback
 from collections import deque
@@ -22,6 +23,8 @@ from data_prep.corpus.stage import DIED, RAISED, TIMEOUT, Item, Reject, Stage
 
 AHEAD = 2  # calls that a worker has at a time: one that runs, and one so that it need not wait
 _DETAIL = 500  # characters of what a call raised
+# What the disk says of every item alike: it is no fault of one, and the run goes on later.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -115,11 +118,20 @@ def told(error: BaseException) -> str:
 
 class Answer(NamedTuple):
     """What a worker says. `kind`: "ready" (it has opened the stage), "lines" (of its first call), "raised" (its first
-    call did: `value` in words), "failed" (it could not open the stage: `value` is the error), "died"; "late" is said of
-    one that says nothing."""
+    call did: `value` in words), "stopped" (no call can be done: `value` is the error), "failed" (it could not open the
+    stage: `value` is the error), "died"; "late" is said of one that says nothing."""
 
     kind: str
     value: Any = None
+
+
+def raised(error: Exception) -> Answer:
+    """What a worker says of a call that raised `error`."""
+    if isinstance(error, OSError) and error.errno in _DISK:
+        cure = "Make room, and run the same command again: it goes on where it was."
+        where = error.filename or "the corpus folder"
+        return Answer("stopped", AudioLLMError(describe(str(where), "a disk to write on", str(error.strerror), cure)))
+    return Answer("raised", told(error))
 
 
 class Worker(Protocol):
@@ -230,6 +242,8 @@ class _Dispatch:
             hand.ready = True
         elif not hand.ready:
             raise self._unopened(answer)
+        elif answer.kind == "stopped":
+            raise answer.value
         elif answer.kind in ("lines", "raised"):
             call = hand.calls.popleft()
             hand.since = time.monotonic()

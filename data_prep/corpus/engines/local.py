@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from typing import Any, ClassVar
 
 from audio_llm.errors import AudioLLMError, ConfigError, describe
-from data_prep.corpus.engines.base import Answer, Done, Holder, Job, Running, spread, told
+from data_prep.corpus.engines.base import Answer, Done, Holder, Job, Running, raised, spread, told
 from data_prep.corpus.stage import Stage
 from data_prep.scenes.pool import die_with_parent
 
@@ -40,7 +40,7 @@ def _work(pipe: Connection, folder: Path) -> None:
                 try:
                     answer = Answer("lines", holder.call(message))
                 except Exception as error:
-                    answer = Answer("raised", told(error))
+                    answer = raised(error)
                 pipe.send(answer)
             elif message is not None:
                 try:

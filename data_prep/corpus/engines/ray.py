@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from audio_llm.errors import AudioLLMError, ConfigError, describe, require
-from data_prep.corpus.engines.base import Answer, Done, Holder, Job, Running, spread, told
+from data_prep.corpus.engines.base import Answer, Done, Holder, Job, Running, raised, spread, told
 from data_prep.corpus.stage import Stage
 
 
@@ -37,7 +37,7 @@ class _Actor:
         try:
             return Answer("lines", self.holder.call(jobs))
         except Exception as error:
-            return Answer("raised", told(error))
+            return raised(error)
 
 
 class _Handle:

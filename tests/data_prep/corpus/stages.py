@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ class Note(Step):
             time.sleep(self.seconds)
             if text == "raise":
                 raise KeyError("nothing there")
+            if text == "full":
+                raise OSError(errno.ENOSPC, "No space left on device", "clips/a.flac")
             if text == "hang":
                 time.sleep(1000)
             if text == "die":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -108,6 +109,33 @@ def test_what_failed_is_tried_again_only_where_that_is_asked_for(tmp_path: Path)
     assert called(tmp_path) == calls
     made(tmp_path, retry=True)
     assert called(tmp_path) - calls == Counter({"mine-001": 2})
+
+
+def test_a_full_disk_stops_the_run_and_is_no_fault_of_an_item(tmp_path: Path) -> None:
+    rows(tmp_path, ["a", "full", "b"])
+    with pytest.raises(
+        AudioLLMError, match=r"clips/a.flac: expected a disk to write on, found No space left on device"
+    ):
+        made(tmp_path)
+    rows(tmp_path, ["a", "room", "b"])
+    assert made(tmp_path)["funnel"][1]["out"] == 3 and called(tmp_path)["mine-000"] == 1
+
+
+def test_a_line_that_the_disk_does_not_take_whole_is_none(tmp_path: Path) -> None:
+    key = hashed(1)
+    with Ledger(tmp_path / "x.jsonl") as ledger:
+        ledger.add(key, line_of(key, Item("a", {"b": 1}), ("b",)))
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "x.jsonl").stat().st_size + 10, limits[1]))
+        try:
+            with pytest.raises(OSError, match="No space left"):
+                ledger.add(hashed(2), line_of(hashed(2), Item("b", {"b": 2}), ("b",)))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        ledger.add(hashed(3), line_of(hashed(3), Item("c", {"b": 3}), ("b",)))
+    with Ledger(tmp_path / "x.jsonl") as ledger:
+        found = ledger.find(hashed(3))
+        assert len(ledger) == 2 and found is not None and found["fields"] == {"b": 3} and hashed(2) not in ledger
 
 
 @pytest.mark.parametrize("how", ["fewer", "other", "reason"])
