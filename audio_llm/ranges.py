@@ -30,6 +30,10 @@ SHARE = Range("a share from 0 to 1", 0, 1)
 PART = Range("a share from 0 to below 1", 0, 1, (1,))  # something has to be left
 SHARE_ABOVE = Range("a share above 0, at most 1", 0, 1, (0,))
 
+PORT = Range("1 to 65535", 1, 65535)
+SEED = Range("0 to 9223372036854775807", 0, 2**63 - 1)  # of a request, what vLLM takes
+TEMPERATURE = Range("0 to 2", 0, 2)  # what vLLM takes
+
 _KEYS = {
     COUNT: """steps batch_size eval_batch_size gradient_accumulation log_steps keep_checkpoints processes rank
         max_length validation_samples contribution_steps prompts_per_step micro_batch_size max_completion_length
@@ -49,13 +53,17 @@ _KEYS = {
 RANGES = {key: allowed for allowed, keys in _KEYS.items() for key in keys.split()}
 
 
+def check(name: str, value: float, allowed: Range) -> None:
+    """Raise :class:`ConfigError` for a `value` of `name` out of its range."""
+    if value not in allowed:
+        raise ConfigError(describe(name, allowed.text, f"{value}"))
+
+
 def check_numbers(recipe: Any, group: str = "") -> None:
     """Raise :class:`ConfigError` for a number of a recipe, or of a group of keys in it, that is out of its range."""
     for field in dataclasses.fields(recipe):
         value, name = getattr(recipe, field.name), f"{group}{field.name}"
         if dataclasses.is_dataclass(value):
             check_numbers(value, f"{name}.")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            allowed = RANGES.get(field.name)
-            if allowed is not None and value not in allowed:
-                raise ConfigError(describe(name, allowed.text, f"{value}"))
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and field.name in RANGES:
+            check(name, value, RANGES[field.name])

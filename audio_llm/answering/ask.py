@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from audio_llm.answering.base import Request, check_beams, check_style
+from audio_llm.answering.base import Request, check_beams, check_choices, check_sampling, check_style
 from audio_llm.answering.engines import find_engine, open_engine
 from audio_llm.audio import Waveform
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, describe
@@ -46,6 +46,8 @@ def ask(
     :class:`Request`. Raises children of ``AudioLLMError``, also for what the model refuses.
     """
     check_style(style)
+    check_sampling(max_tokens, temperature, seed)
+    check_choices(choices)
     check_beams(beams, [temperature], constrain)
     if constrain and not choices:
         raise ConfigError("--constrain: expected --choices to constrain the answer to, found none.")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from audio_llm import ranges
 from audio_llm.audio import Waveform, decode
 from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.files import read_json
 from audio_llm.language import prompts
+from audio_llm.language.replies import normalise
 from audio_llm.language.templates import rendered
 from audio_llm.serving.beams import MAX_BEAMS
+from audio_llm.shards.schema import MOST_CHOICES
 
 
 class Item(prompts.Question, Protocol):
@@ -160,6 +163,24 @@ def check_beams(beams: int, temperatures: Iterable[float], constrain: bool = Fal
     if beams > 1 and (any(temperatures) or constrain):
         found = "constrained replies" if constrain else "sampling at a temperature above 0"
         raise ConfigError(describe(f"beams: {beams}", "temperature 0 and free replies", found))
+
+
+def check_sampling(max_tokens: int, temperature: float = 0.0, seed: int = 0) -> None:
+    """Raise :class:`ConfigError` for what no engine samples by."""
+    for name, value, allowed in (
+        ("max_tokens", max_tokens, ranges.COUNT),
+        ("temperature", temperature, ranges.TEMPERATURE),
+        ("seed", seed, ranges.SEED),
+    ):
+        ranges.check(name, value, allowed)
+
+
+def check_choices(choices: Sequence[str]) -> None:
+    """Raise :class:`ConfigError` for choices of which none, or none but one, could be meant."""
+    plain = [normalise(choice) for choice in choices]
+    if choices and (len(set(plain)) < max(2, len(plain)) or not all(plain) or len(plain) > MOST_CHOICES):
+        expected = f"2 to {MOST_CHOICES} that differ, each with words"
+        raise ConfigError(describe("choices", expected, ", ".join(f"'{choice}'" for choice in choices[:30])))
 
 
 def check_style(style: str | None) -> None:

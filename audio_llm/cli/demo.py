@@ -26,13 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from audio_llm.answering.base import check_style, is_address
+    from audio_llm import ranges
+    from audio_llm.answering.base import check_sampling, check_style, is_address
     from audio_llm.answering.engines import open_engine
     from audio_llm.answering.page.app import PageOptions, check_page, serve_page, shown_name
     from audio_llm.answering.page.trial import Asker
 
     check_page()
     check_style(args.style)
+    check_sampling(args.max_tokens)
+    ranges.check("--port", args.port, ranges.PORT)
     remote = is_address(args.model)
     kind, model = (args.model, "") if remote else (args.engine, args.model)
     engine = open_engine(kind, model, args.adapter, max_audios=1, hearing=args.hearing)

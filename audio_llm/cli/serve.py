@@ -49,8 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from audio_llm import ranges
     from audio_llm.serving.launcher import ServeOptions, serve
 
+    ranges.check("--port", args.port, ranges.PORT)
     serve(
         ServeOptions(
             model=args.model,

@@ -29,6 +29,8 @@ ARCHITECTURE = "AudioLLMForConditionalGeneration"
 KEY_GROUPS = ("model.audio_encoder.", "model.projector.", "model.language_model.")
 CONFIG, WEIGHTS = "config.json", "encoder.safetensors"  # of an encoder folder
 ENCODER_VERSION = 1
+# One of them holds a tokenizer's words: without any Transformers makes one that knows none, and says nothing.
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", "*.model", "*.tiktoken")
 CHECKPOINT_FILES = ("config.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja")
 DIGEST_FILE = ".weights.json"  # remembers the digest of the weights beside it
 BASE_DIGEST = "base_sha256"  # in the metadata of an adapter's weights: the digest of the base it was trained on
@@ -95,6 +97,8 @@ def check_checkpoint(folder: str | Path) -> dict[str, Any]:
         )
     cure = "Save the processor beside the model: processor.save_pretrained(folder)."
     expect_files(f"checkpoint {folder}", folder, CHECKPOINT_FILES, cure)
+    if not any(path.is_file() for name in VOCABULARIES for path in folder.glob(name)):
+        raise CheckpointError(describe(f"checkpoint {folder}", "the tokenizer's words (tokenizer.json)", "none", cure))
     _check_audio_token(folder, config)
     _check_ties_and_keys(folder, config)
     return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,13 @@ def test_a_request_says_what_is_heard(clip: Path) -> None:
         (["what?", "--model", "nowhere"], "config.json"),
         (["what?", "--model", "{model}", "--adapter", "nowhere"], "adapter_config.json"),
         (["what?", "--model", "{model}", "--constrain"], "--choices"),
-        (["what?", "--model", "{model}", "--constrain", "--choices", "a"], "--engine vllm"),
+        (["what?", "--model", "{model}", "--constrain", "--choices", "a", "b"], "--engine vllm"),
+        (["what?", "--model", "{model}", "--choices", "left"], "choices: expected 2 to 26 that differ"),
+        (["what?", "--model", "{model}", "--choices", "left", "Left"], "choices: expected 2 to 26 that differ"),
+        (["what?", "--model", "{model}", "--max-tokens", "0"], "max_tokens: expected a number of 1 or more, found 0"),
+        (["what?", "--model", "{model}", "--temperature", "-1"], "temperature: expected 0 to 2, found -1.0"),
+        (["what?", "--model", "{model}", "--temperature", "nan"], "temperature: expected 0 to 2, found nan"),
+        (["what?", "--model", "{model}", "--seed", "-1"], "seed: expected 0 to"),
         (["{mono}", "what?", "--model", "{model}"], "--hearing duplicate"),
     ],
 )
@@ -81,6 +88,21 @@ def test_says_what_is_wrong(
     mono.write_bytes(encode(Waveform(np.zeros((1, 16000), np.float32), 16000, "mono"), "wav"))
     assert cli.main(["ask", *(word.format(model=checkpoint(), mono=mono) for word in words)]) == 2
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["serve", "demo"])
+def test_a_port_is_one(verb: str, checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([verb, str(checkpoint()), "--port", "99999"]) == 2
+    assert "--port: expected 1 to 65535, found 99999" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_its_words_is_none(
+    checkpoint, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Transformers makes a tokenizer that knows no word of it, and every reply is empty."""
+    shutil.copytree(checkpoint(), tmp_path / "model", ignore=shutil.ignore_patterns("tokenizer.json"))
+    assert cli.main(["ask", str(clip), "What?", "--model", str(tmp_path / "model")]) == 2
+    assert "expected the tokenizer's words (tokenizer.json), found none" in capsys.readouterr().err
 
 
 def test_grammar_admits_exactly_the_replies_of_a_style() -> None:
