@@ -314,7 +314,7 @@ def test_vllm_server_follows_the_policy(checkpoint, tmp_path, lora, sync, tie):
             assert [c.token_ids for g in groups for c in g] == [c.token_ids for g in again for c in g]
         if sync == "adapter":  # another run at a step that this one has been at, and this one goes on
             (tmp_path / "token").write_text(engine._server.token)
-            recipe = EngineRecipe(sync=sync, url=engine.url, token=tmp_path / "token", shared_folder=tmp_path)
+            recipe = EngineRecipe(sync=sync, url=engine.urls, token=tmp_path / "token", shared_folder=tmp_path)
             second = HTTPRollouts(policy, recipe, tokenizer=tokenizer)
             move(policy.model, 30)
             second.sync(policy, 1)
