@@ -141,6 +141,7 @@ def test_memory_stays_while_a_real_server_is_asked(checkpoint, tmp_path: Path, m
     seconds = os.environ.get("AUDIO_LLM_LOAD_SECONDS", "300")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     options = ["--rows", "memory", "--clients", "8", "--seconds", seconds, "--draw", str(tmp_path / "memory.html")]
+    options += ["--lengths", "0.5,1"]  # all that the small model hears
     code, (row,) = run(str(checkpoint()), tmp_path, monkeypatch, *options)
     assert code == 0 and not row["wrong"], row
     assert row["answered"] > 100 and any(int(status) >= 400 for status in row["statuses"])
