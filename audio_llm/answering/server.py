@@ -21,6 +21,7 @@ from audio_llm.audio import Waveform, encode_level, hear
 from audio_llm.errors import AudioLLMError, ConfigError, describe, nearest
 from audio_llm.files import parse_json
 from audio_llm.language import prompts
+from audio_llm.serving.health import broken_off
 
 RETRIES = 5  # 1 + 2 + 4 + 8 + 16 s: outlives a restarting server, not a dead one
 MAX_REPLY_BYTES = 2**26
@@ -96,7 +97,8 @@ class Endpoint:
         return reply
 
     def call(self, path: str, body: dict[str, Any] | None = None, retries: int | None = None) -> dict[str, Any]:
-        """POST `body` (GET without one). What may pass by itself is tried again with growing pauses.
+        """POST `body` (GET without one). What may pass by itself is tried again with growing pauses, also a reply that
+        a server broke off as it was stopped: read as an answer it would be an empty one.
 
         Raises :class:`RefusedRequest` for what is this request's fault, :class:`EngineError` for everything else.
         """
@@ -111,9 +113,10 @@ class Endpoint:
                 call = urllib.request.Request(self.base + path, data=data, headers=headers)
                 with _OPENER.open(call, timeout=TIMEOUT_SECONDS) as response:
                     said = _read(response)
-                if (reply := _object(said)) is not None:
+                reply = _object(said)
+                if reply is not None and not (broken := broken_off(reply)):
                     return reply
-                reason = repr(said[:200].decode(errors="replace"))
+                reason = repr(said[:200].decode(errors="replace")) if reply is None else f"one broken off ({broken})"
             except urllib.error.HTTPError as error:
                 reason = f"HTTP {error.code}: {_body(error)}"
                 if error.code in REFUSED and body is not None:

@@ -1,4 +1,5 @@
-"""``python -m audio_llm.serving.health [URL]``: exit code 0 where a server, or a page, answers; for containers.
+"""``python -m audio_llm.serving.health [URL]``: exit code 0 where a server, or a page, answers; for containers. And
+whether what a server replied is whole.
 
 The key of ``OPENAI_API_KEY`` is sent where there is one. Nothing but the standard library is imported.
 """
@@ -9,8 +10,10 @@ import http.client
 import os
 import sys
 import urllib.request
+from typing import Any
 
 URL = "http://127.0.0.1:8000/health"
+BROKEN_OFF = ("abort", "error")  # vLLM's finish reasons of a reply that nobody ended: its engine was stopped, or died
 
 
 def healthy(url: str = URL) -> bool:
@@ -22,6 +25,14 @@ def healthy(url: str = URL) -> bool:
             return 200 <= reply.status < 300
     except (OSError, http.client.HTTPException, ValueError):
         return False
+
+
+def broken_off(reply: Any) -> str:
+    """Why a completion in OpenAI's form, sent with status 200, is no whole reply: the finish reason of the first of its
+    choices that was broken off, "" where none was."""
+    choices = reply.get("choices") if isinstance(reply, dict) else None
+    reasons = [choice.get("finish_reason") for choice in choices or () if isinstance(choice, dict)]
+    return next((str(reason) for reason in reasons if reason in BROKEN_OFF), "")
 
 
 if __name__ == "__main__":

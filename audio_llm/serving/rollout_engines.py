@@ -37,6 +37,7 @@ from audio_llm.errors import ConfigError, PrerequisiteError, TrainingError, desc
 from audio_llm.files import atomic_file
 from audio_llm.model.export import write_adapter, write_language_model
 from audio_llm.serving.guard import TOKEN, TOKEN_FILE
+from audio_llm.serving.health import broken_off
 from audio_llm.serving.launcher import LORA_RANKS, cpu_build, server_environment
 from audio_llm.serving.plugin import hide_llvmlite_attributes
 from audio_llm.serving.scratch import private_folder
@@ -264,6 +265,7 @@ def _completion(choice: Any) -> Completion:
 
 LONGEST_ANSWER = 3600  # seconds that one request may take
 HEALTH_INTERVAL = 5.0  # seconds of waiting after which a server is asked whether it lives
+COMPLETIONS = "/v1/completions"
 LONGEST_SILENCE = 45.0  # seconds without a word from a server, after which it is given up
 
 
@@ -310,6 +312,8 @@ class _Remote:
         if response.status_code != 200:
             kind = ServerGone if response.status_code >= 500 else TrainingError
             raise kind(describe(item, "status 200", f"{response.status_code} {response.text[:300]}"))
+        if path == COMPLETIONS and (reason := broken_off(response.json())):  # learnt from, it would be a short reply
+            raise ServerGone(describe(item, "whole replies", f"one broken off ({reason})"))
         return response
 
     def _await(self, waiting: Future[Any], item: str) -> Any:
@@ -497,7 +501,7 @@ class HTTPRollouts:
             "stop_token_ids": list(sampling.stop_token_ids),
             "logit_bias": {str(token): FORBIDDEN_BIAS for token in sampling.forbidden_token_ids} or None,
         }
-        answer = self._ask("/v1/completions", body, number)
+        answer = self._ask(COMPLETIONS, body, number)
         choices = sorted(answer.json()["choices"], key=lambda choice: choice["index"])
         return [Completion(choice["token_ids"], choice["logprobs"]["token_logprobs"]) for choice in choices]
 

@@ -13,6 +13,7 @@ import pytest
 
 from audio_llm.answering.base import Request
 from audio_llm.answering.engines import open_engine
+from audio_llm.answering.server import EngineError
 from audio_llm.audio import Waveform
 from audio_llm.cli import main
 from eval.controls import Item
@@ -37,6 +38,31 @@ def test_an_endpoint_hears_levels_above_full_scale() -> None:
         requests = [Request(item, (engine.prepare(wave, "a"),)) for wave in waves]
         found = [answer.raw.split("<answer>")[1].split("<")[0] for answer in engine.generate(requests)]
     assert found == ["0.5000", "1.0000", "3.0000"]
+
+
+class Stopping(Listener):
+    """Is stopped while it answers for the first time, as vLLM is: status 200, half a reply and a reason for its end."""
+
+    def chat(self, body: dict[str, Any]) -> None:
+        if self.calls > 1:
+            return super().chat(body)
+        choice = {"index": 0, "message": {"role": "assistant", "content": "<think>no"}, "finish_reason": "abort"}
+        return self.reply(200, {"choices": [choice], "usage": {}})
+
+
+def test_a_reply_that_was_broken_off_is_asked_for_again(monkeypatch) -> None:
+    from audio_llm.answering import server as server_module
+
+    request = Request(
+        Item("a", "Which side?", [], "x", "side", "t", "c"),
+        (Waveform(np.ones((2, 20), np.float32), 16_000, "binaural"),),
+    )
+    with serving(Stopping) as address:
+        (answer,) = open_engine(address, "listener").generate([request])
+    assert answer.raw.endswith("<answer>left</answer>") and answer.finish_reason == "stop"
+    monkeypatch.setattr(server_module, "RETRIES", 0)
+    with serving(Stopping, calls=0) as address, pytest.raises(EngineError, match=r"found one broken off \(abort\)"):
+        list(open_engine(address, "listener").generate([request]))
 
 
 class Parts(Hearing):

@@ -382,6 +382,26 @@ def test_a_server_that_hangs_is_given_up_and_one_that_computes_is_waited_for(mon
             server.shutdown()
 
 
+@pytest.mark.parametrize(("reason", "whole"), [("stop", True), ("length", True), ("abort", False), ("error", False)])
+def test_a_reply_of_a_server_that_is_stopped_is_not_learnt_from(reason: str, whole: bool) -> None:
+    """vLLM ends open requests with status 200 and the tokens that there are, which may be none."""
+    from audio_llm.serving import rollout_engines
+    from tests.servers import ChatServer, serving
+
+    class Stopped(ChatServer):
+        def chat(self, body: dict[str, Any]) -> None:
+            ended = {"index": 0, "token_ids": [5], "finish_reason": "stop"}
+            self.reply(200, {"choices": [ended, {"index": 1, "token_ids": [], "finish_reason": reason}]})
+
+    with serving(Stopped) as address:
+        remote = rollout_engines._Remote(address, "", 4)
+        if whole:
+            assert len(remote.post("/v1/completions", {}).json()["choices"]) == 2
+        else:
+            with pytest.raises(rollout_engines.ServerGone, match=rf"expected whole replies, found one .*\({reason}\)"):
+                remote.post("/v1/completions", {})
+
+
 @needs_vllm
 @pytest.mark.slow
 @pytest.mark.vllm
