@@ -168,7 +168,7 @@ def test_a_trained_encoder_and_an_unwritable_folder_are_refused(checkpoint, shar
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match="can be written"):
         EncoderCache(tmp_path / "file", model.model)(*windows())
-    with pytest.raises(ConfigError, match="encoder_cache_gib: expected a size above 0"):
+    with pytest.raises(ConfigError, match="encoder_cache_gib: expected a finite number above 0, found 0"):
         recipe_of(tmp_path / "run", checkpoint(), shards(), encoder_cache_gib=0, steps=1).check()
 
 

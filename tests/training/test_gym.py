@@ -223,7 +223,7 @@ def test_recordings_that_are_validated_on_are_not_drawn(checkpoint, scenes, tmp_
         ({"train": ["a"]}, "data: expected train or gym, whose scenes are all new, found both"),
         ({"weights": []}, "data.weights: expected none beside data.gym"),
         ({"gym": {"floor": 0}}, "data.gym.floor: expected a share above 0"),
-        ({"gym": {"workers": -1}}, "data.gym.workers: expected at least 0"),
+        ({"gym": {"workers": -1}}, "data.gym.workers: expected a number of 0 or more, found -1"),
         ({"gym": {"span": 0}}, "data.gym.span: expected at least 1"),
         ({"gym": {"shape": 0}}, "data: gym: unknown key 'shape'"),
         ({"epochs": 1.0}, "data.gym, which has no end: expected steps, and no epochs, found epochs: 1"),
