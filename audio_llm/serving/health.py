@@ -31,7 +31,8 @@ def broken_off(reply: Any) -> str:
     """Why a completion in OpenAI's form, sent with status 200, is no whole reply: the finish reason of the first of its
     choices that was broken off, "" where none was."""
     choices = reply.get("choices") if isinstance(reply, dict) else None
-    reasons = [choice.get("finish_reason") for choice in choices or () if isinstance(choice, dict)]
+    entries = choices if isinstance(choices, list) else []
+    reasons = [choice.get("finish_reason") for choice in entries if isinstance(choice, dict)]
     return next((str(reason) for reason in reasons if reason in BROKEN_OFF), "")
 
 

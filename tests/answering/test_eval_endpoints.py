@@ -147,6 +147,8 @@ def refusal(code: int) -> Callable[[Hearing], None]:
         (raw_reply(b"[]"), r"expected a reply in JSON, found '\[\]'"),
         (raw_reply(b'{"id": 1}'), 'expected an OpenAI chat completion, found {"id": 1}'),
         (raw_reply(said(5)), "expected an OpenAI chat completion"),
+        (raw_reply(b'{"choices": 5}'), "expected an OpenAI chat completion"),
+        (raw_reply(b'{"choices": [5]}'), "expected an OpenAI chat completion"),
         (lambda self: self.wfile.write(b"no http\r\n\r\n"), "expected a reply in JSON, found no http"),
         (refusal(401), "HTTP 401.*Mend the address, the model's name or OPENAI_API_KEY"),
         (refusal(402), "HTTP 402"),
