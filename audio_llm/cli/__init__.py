@@ -141,16 +141,24 @@ def _hush(verb: str) -> None:
     """Leave out what libraries say of themselves and nobody can act on, before any of them is loaded."""
     if os.environ.get("HF_HUB_OFFLINE") == "1":  # no downloads: only bars of files that are read or written in a moment
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("DeepSpeed").addFilter(_tells_news)
+    for name in _NO_NEWS:
+        logging.getLogger(name).addFilter(_tells_news)
     # DeepSpeed calls collectives by their old names, a warning per step and process; vLLM looks at one of them.
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
     if verb in ("ask", "eval"):  # vLLM on a CPU says where its memory is; in training, torch's C++ has more to say
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
+# By logger, how what is left out begins: on a machine without a GPU that it has none, and what would be there for one.
+_NO_NEWS = {
+    "DeepSpeed": "Setting accelerator to CPU.",
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    "vllm.triton_utils.importing": "Triton is installed, but doesn't include CPU backend.",
+}
+
+
 def _tells_news(record: logging.LogRecord) -> bool:
-    """Not on a machine without a GPU that it has none."""
-    return not record.getMessage().startswith("Setting accelerator to CPU.")
+    return not record.getMessage().startswith(_NO_NEWS[record.name])
 
 
 def _message(error: Exception) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import shlex
@@ -15,7 +16,7 @@ from importlib.metadata import entry_points
 import pytest
 from tqdm import tqdm
 
-from audio_llm.cli import GROUPS, main
+from audio_llm.cli import GROUPS, _hush, main
 from audio_llm.errors import ConfigError
 from tests.paths import ROOT
 
@@ -74,6 +75,16 @@ def test_an_error_does_not_stand_behind_a_bar(monkeypatch: pytest.MonkeyPatch, c
     assert main(["keys"]) == 2 and kept
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == "audio-llm keys: error: all is lost." and "steps" in lines[-2]
+
+
+def test_what_nobody_can_act_on_is_left_out_and_the_rest_is_heard(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _hush("train")
+    log = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    log.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "No module named 'kernels'")
+    log.warning("something is wrong")
+    assert [record.getMessage() for record in caplog.records] == ["something is wrong"]
 
 
 def test_the_version_is_the_packages_own() -> None:
