@@ -21,7 +21,6 @@ from data_prep import procedural
 __all__ = ["Clip", "Library", "audible", "builtin", "find", "load", "parse_folds", "scan", "split", "trimmed"]
 
 SPLITS = ("train", "validation", "test")
-SCAN_RATE = 16_000  # the audible part is looked for at one rate, so that it does not depend on the recipe
 FRAME = 0.02  # seconds, of the frames that are silent or loud
 LOUD_DB = -20.0  # frames above this, re the loudest, are heard as the event itself: it starts and ends with one
 FLOOR_DB = -40.0  # frames this far below the loudest one are silence (ESC-50 pads short clips with digital zeros)

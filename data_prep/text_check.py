@@ -70,6 +70,8 @@ def check(train: Iterable[Sample], test: Iterable[Sample], *, smallest: int = 50
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as text for a terminal."""
+    if not rows:
+        return "answered by words alone: not measured, fewer than 50 of a kind"
     lines = [f"{'type':<28} {'text only':<12} {'items':>6} {'chance':>7} {'accuracy':>9}  interval"]
     for row in rows:
         flag = "  ABOVE CHANCE" if row.biased else ""

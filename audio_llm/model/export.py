@@ -55,7 +55,7 @@ class Parts:
     lora: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
-def split_state(state: Mapping[str, Tensor], adapter: str = "default") -> Parts:
+def split_state(state: Mapping[str, Tensor]) -> Parts:
     """Take a PEFT state dictionary apart; modules trained in full replace the originals.
 
     Raises :class:`CheckpointError` for adapter tensors other than LoRA's A and B.
@@ -69,11 +69,11 @@ def split_state(state: Mapping[str, Tensor], adapter: str = "default") -> Parts:
         module, found, rest = plain.partition(".lora_")
         if found:
             kind, _, which = rest.partition(".")
-            if kind not in ("A", "B") or which != f"{adapter}.weight":
-                raise CheckpointError(describe(name, f"lora_A or lora_B of adapter '{adapter}'", f"lora_{rest}"))
+            if kind not in ("A", "B") or which != "default.weight":
+                raise CheckpointError(describe(name, "lora_A or lora_B of adapter 'default'", f"lora_{rest}"))
             halves[kind][module] = tensor
         else:
-            plain = plain.replace(f".modules_to_save.{adapter}.", ".").replace(".base_layer.", ".")
+            plain = plain.replace(".modules_to_save.default.", ".").replace(".base_layer.", ".")
             parts.base[plain] = tensor
     parts.lora = {module: (a, halves["B"][module]) for module, a in halves["A"].items()}
     return parts

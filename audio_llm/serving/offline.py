@@ -53,7 +53,6 @@ class OfflineCompletion:
     logprobs: tuple[float, ...] = ()
     finish_reason: str = ""
     prompt_tokens: int = 0
-    cached_tokens: int = 0
     likeliest: tuple[tuple[int, float], ...] = ()  # of a request with `top`: ids and log-probabilities of its token
     error: str = ""
 
@@ -71,8 +70,6 @@ class OfflineEngine:
         model: str | Path,
         adapter: str | Path | None = None,
         *,
-        dtype: str = "auto",
-        max_model_len: int | None = None,
         max_num_seqs: int = 64,
         max_audios: int = 4,
         seed: int = 0,
@@ -98,8 +95,8 @@ class OfflineEngine:
         try:
             self._llm = LLM(
                 served,
-                dtype="float32" if dtype == "auto" and on_cpu else dtype,  # type: ignore[arg-type]
-                max_model_len=max_model_len or _default_length(config),
+                dtype="float32" if on_cpu else "auto",
+                max_model_len=_default_length(config),
                 max_num_seqs=max_num_seqs,
                 limit_mm_per_prompt={"audio": max_audios},
                 seed=seed,
@@ -270,7 +267,6 @@ def _completion(output: Any, tokenizer: Any) -> OfflineCompletion:
         logprobs=tuple(float(row[token].logprob) for row, token in zip(choice.logprobs or (), ids, strict=False)),
         finish_reason=str(choice.finish_reason or ""),
         prompt_tokens=len(output.prompt_token_ids or ()),
-        cached_tokens=int(output.num_cached_tokens or 0),
         likeliest=_likeliest(choice.logprobs[0]) if choice.logprobs else (),
     )
 

@@ -53,6 +53,9 @@ from audio_llm.training.rollouts import (
 )
 from audio_llm.training.transformers_rollouts import TransformersRollouts
 
+CONNECTIONS = 32  # requests in flight to each server
+PORT = 8000  # of a server that a user starts
+
 
 def build_engine(recipe: EngineRecipe, policy: PolicyWeights, tokenizer: Any, seed: int = 0) -> RolloutEngine:
     """The engine that `recipe` names. Build it after ``torch.distributed`` is up and before the trainer."""
@@ -147,7 +150,6 @@ class VLLMRollouts:
         self._folder = self._closing.enter_context(private_folder())
         atexit.register(self.close)
         self._adapter: Any = None
-        self._prefixes = 0
         if self.mode == "adapter":
             _write_unadapted(policy, self._folder / "model")
         else:
@@ -276,14 +278,14 @@ class ServerGone(TrainingError):
 class _Remote:
     """A rollout server as its clients see it; ``model`` is what it calls the weights that it was started with."""
 
-    def __init__(self, url: str, token: str, connections: int) -> None:
+    def __init__(self, url: str, token: str) -> None:
         import requests
 
         self.url = url.rstrip("/")
         self._requests, self._session = requests, requests.Session()
         if token:
             self._session.headers["Authorization"] = f"Bearer {token}"
-        self._session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=connections))
+        self._session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=CONNECTIONS))
         try:
             self.model = str(self._session.get(f"{self.url}/v1/models", timeout=30).json()["data"][0]["id"])
         except (OSError, ValueError, LookupError) as error:
@@ -358,7 +360,6 @@ class HTTPRollouts:
         seed: int = 0,
         *,
         tokenizer: Any = None,
-        connections: int = 32,
     ) -> None:
         self.recipe = recipe or EngineRecipe()
         self.mode = resolve_sync(self.recipe.sync, policy)
@@ -374,10 +375,10 @@ class HTTPRollouts:
         if not urls:
             self._server = self._start(policy, tokenizer, seed)
             urls = [self._server.url]
-        self._pool = ThreadPoolExecutor(connections * len(urls))
+        self._pool = ThreadPoolExecutor(CONNECTIONS * len(urls))
         self._remotes: list[_Remote] = []
         for url in urls:
-            self._remotes.append(_Remote(url, self._token(), connections))
+            self._remotes.append(_Remote(url, self._token()))
         self._run = _same_everywhere(secrets.token_hex(4))  # another run's adapters may still be there
 
     @property
@@ -571,7 +572,7 @@ def server_command(
     return [*command, "--gpu-memory-utilization", str(recipe.gpu_memory_utilization)]
 
 
-def prepare_server(model: Path, output: Path, recipe: EngineRecipe, lora: Any, seed: int, port: int = 8000) -> str:
+def prepare_server(model: Path, output: Path, recipe: EngineRecipe, lora: Any, seed: int) -> str:
     """Write the language model of checkpoint folder `model` and return the shell command that serves it for rollouts.
 
     `lora` is the recipe's (None without): a server that swaps adapters must be built for their rank. The server asks
@@ -584,7 +585,7 @@ def prepare_server(model: Path, output: Path, recipe: EngineRecipe, lora: Any, s
     _write_unadapted(policy, output, load_processor(model).tokenizer, _unties("adapter" if swaps else "merged"))
     rank = _fitting_rank(lora.rank) if lora is not None and swaps else None
     dtype = str(policy.base.dtype).removeprefix("torch.")
-    command = server_command(output, dtype, recipe, _model_length(policy, recipe), rank, seed, port)
+    command = server_command(output, dtype, recipe, _model_length(policy, recipe), rank, seed, PORT)
     token = output.resolve().with_name(f"{output.name}.token")
     token.unlink(missing_ok=True)
     with open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:

@@ -7,7 +7,6 @@ not say, how sure a figure is, is added here: a tempo of noise is no tempo.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -110,8 +109,3 @@ def _pitch(samples: np.ndarray, loud: np.ndarray) -> tuple[float, float]:
 
 def _decibels(amplitude: float) -> float:
     return 20 * float(np.log10(max(amplitude, 1e-10)))
-
-
-def facts_of(waveform: Waveform) -> list[dict[str, Any]]:
-    """:func:`measured`, as the field of an item."""
-    return [fact.plain() for fact in measured(waveform)]

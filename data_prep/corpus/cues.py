@@ -137,7 +137,7 @@ _TAG = re.compile(r"</?[A-Za-z][^<>\n]*>|<\d[\d:.,]*>|\{\\[^{}]*\}")
 _VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]+)>")
 
 
-def read_file(path: Path, video: str | None = None, encoding: str = ENCODING) -> Iterator[Cue | Broken]:
+def read_file(path: Path, encoding: str = ENCODING) -> Iterator[Cue | Broken]:
     """The cues of a file by its ending: ``.srt``, ``.vtt``, ``.json3`` or ``.json`` of one recording. It is UTF-8, or
     UTF-16 with a byte order mark, or else in `encoding`; in none of them it is one :class:`Broken`.
 
@@ -153,7 +153,7 @@ def read_file(path: Path, video: str | None = None, encoding: str = ENCODING) ->
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(describe(f"subtitles {path}", "a file", error.strerror or str(error))) from error
-    video = video or video_of(path)
+    video = video_of(path)
     try:
         text = _decoded(raw, encoding)
     except UnicodeDecodeError as error:

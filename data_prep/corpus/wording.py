@@ -18,7 +18,6 @@ from data_prep.corpus.facts import Fact
 from data_prep.corpus.slots import Plan
 
 SLOTS_LOST = "slots_lost"
-LOST = "the wording lost or changed what code had decided"
 
 SYSTEM = (
     "You write questions about sound recordings for people who can only listen. Speak of sounds alone, as someone who "

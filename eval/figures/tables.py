@@ -14,7 +14,6 @@ from eval.figures.runs import Run
 from eval.figures.scores import Cell, by
 from eval.scorers.base import Bounding
 
-SOUNDED = ("greedy", "sampled")  # passes with the true sound
 SCORES_NAME, SCORE_LINES_NAME = "scores.json", "scores.jsonl"
 
 

@@ -39,7 +39,7 @@ class Interval(NamedTuple):
 
 
 def jackknife(
-    sums: np.ndarray, groups: Sequence[str] | None = None, average: Average = "macro", confidence: float = 0.95
+    sums: np.ndarray, groups: Sequence[str] | None = None, average: Average = "macro"
 ) -> tuple[Interval, Interval]:
     """Intervals of the five scores and of the classwise ones from the sums of files ``(files, 9, classes)``.
 
@@ -57,8 +57,8 @@ def jackknife(
     total = sums.sum(axis=0)
     whole, without = scores_of(total, average), scores_of(total - sums, average)
     return (
-        jackknife_interval(whole.values, without.values, confidence),
-        jackknife_interval(whole.classwise, without.classwise, confidence),
+        jackknife_interval(whole.values, without.values),
+        jackknife_interval(whole.classwise, without.classwise),
     )
 
 

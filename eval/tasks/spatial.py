@@ -198,7 +198,7 @@ def _drop_torn_line(path: Path) -> None:
 
 
 def score(
-    predictions: Predictions, labels: Sequence[str], *, empty_classes: Literal["skip", "zero"] = "skip", seed: int = 0
+    predictions: Predictions, labels: Sequence[str], *, empty_classes: Literal["skip", "zero"] = "skip"
 ) -> dict[str, Any]:
     """The scores with their 95 % intervals, each an :class:`Estimate`, and the number of clips with an error.
 
@@ -223,7 +223,7 @@ def score(
     classes = np.array([distance_class(line["distance"]) - distance_class(line["place"][2]) for line in placed])
     metres = np.array([abs(line["distance"] - line["place"][2]) for line in placed])
     return {
-        "mean_ap": mean_average_precision(sound, targets, empty_classes=empty_classes, seed=seed),
+        "mean_ap": mean_average_precision(sound, targets, empty_classes=empty_classes),
         "er20": proportion(angles > ER_DEGREES),
         "direction_mae": average(angles, highest=180.0),
         "der": proportion(np.abs(classes) > 1),

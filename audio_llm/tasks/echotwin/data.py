@@ -63,7 +63,7 @@ class Listener:
             kind = "columns" if self.model.config.columns else "tokens"
             self._encode = EncoderCache(self.cache / kind, self.model)
 
-    def listen(self, questions: Iterable[Question], quiet: bool = False) -> None:
+    def listen(self, questions: Iterable[Question]) -> None:
         """Hear every recording that was not heard yet; for a tower that learns, or is not listened to, check it."""
         from tqdm import tqdm
 
@@ -71,7 +71,7 @@ class Listener:
         wanted = {question.audio: question for question in questions if question.audio not in known}
         waiting: dict[Any, list[np.ndarray]] = {}
         check_only = self.learning or not self.model.config.listen
-        for clip, question in tqdm(wanted.items(), desc="listen", unit="clip", disable=quiet, leave=False):
+        for clip, question in tqdm(wanted.items(), desc="listen", unit="clip", leave=False):
             try:
                 windows = self.windows(question.waveform())
             except AudioLLMError as error:
@@ -137,8 +137,8 @@ class QuestionDataset(Dataset):
     `rejects` has (id, reason) of the others; the rule is the same for training, validation and scoring.
     """
 
-    def __init__(self, questions: Sequence[Question], listener: Listener, tokenizer: Any, quiet: bool = False) -> None:
-        listener.listen(questions, quiet)
+    def __init__(self, questions: Sequence[Question], listener: Listener, tokenizer: Any) -> None:
+        listener.listen(questions)
         self.listener = listener
         self.questions: list[Question] = []
         self.rejects: list[tuple[str, str]] = []
