@@ -28,6 +28,7 @@ from audio_llm.answering.base import Answer, Engine, folder_config
 from audio_llm.audio import decode
 from audio_llm.datasets import open_source
 from audio_llm.model.encoder import AudioEncoder, build_encoder
+from audio_llm.model.projector import Projector
 from audio_llm.shards.schema import AudioInfo, Event, Sample
 from audio_llm.tasks.base import Task
 from eval.benchmarks.base import Collection, Item
@@ -56,6 +57,26 @@ class Energies(AudioEncoder):
         spectrum = torch.fft.rfft(frames).abs()[..., : 50 * self.config.bands]
         tokens = torch.log1p(spectrum.unflatten(-1, (self.config.bands, 50)).mean(-1)) * self.scale
         return tokens, torch.arange(10) * 800 < lengths[:, None]
+
+
+@dataclasses.dataclass
+class HeardConfig:
+    def count(self, samples, tokens):
+        return 1
+
+
+class Heard(Projector):
+    """A window's mean token, as one embedding."""
+
+    config_class = HeardConfig
+
+    def __init__(self, config, encoder_size, output_size):
+        super().__init__()
+        self.linear, self.norm = torch.nn.Linear(encoder_size, output_size), torch.nn.LayerNorm(output_size)
+
+    def forward(self, tokens, mask):
+        mean = (tokens * mask[..., None]).sum(1, keepdim=True) / mask.sum(1)[:, None, None]
+        return self.norm(self.linear(mean)), mask[:, :1]
 
 
 class Quiz:
@@ -283,6 +304,19 @@ print(encoder_config(encoder), *tokens.shape, *mask.sum(1).tolist())
 """
     printed = guest(code)
     assert printed.split("}") == ["{'name': 'energies', 'hearing': 'each', 'bands': 4", " 2 10 8 10 5\n"]
+
+
+def test_a_projector_comes_in_by_its_address(guest: Guest) -> None:
+    code = """
+import torch
+from audio_llm.model.configuration import AudioLLMConfig
+from audio_llm.model.projector import build_projector
+parts = {"encoder": {"name": "energies"}, "projector": {"name": "guests:Heard"}}
+config = AudioLLMConfig.from_dict(AudioLLMConfig(**parts, text_config={"model_type": "qwen3"}).to_dict())
+embeddings, valid = build_projector(config.projector, 8, 32)(torch.randn(2, 10, 8), torch.ones(2, 10, dtype=bool))
+print(config.window_tokens(8000), *embeddings.shape, *valid.shape)
+"""
+    assert guest(code) == "1 2 1 32 2 1\n"
 
 
 def test_a_task_trains_a_guest_encoder_on_a_guest_data_set(guest: Guest, sounds: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from audio_llm.model.native import checkpoint_of, native_kind
 from audio_llm.model.validate import MODEL_TYPE, check_adapter, check_checkpoint
 from audio_llm.registry import Registry
 
-ENGINES = Registry("engines", "engine (besides auto and an address http://HOST:PORT/v1)")
+ENGINES = Registry("engines", "engine (besides auto and an address http://HOST:PORT/v1)", needs="recognises")
 
 
 def find_engine(kind: str, model: str) -> type[Engine]:

@@ -19,7 +19,7 @@ from audio_llm.registry import Registry
 
 repair_convolutions()  # whoever has an encoder has imported this module
 
-ENCODERS = Registry("encoders", "encoder")
+ENCODERS = Registry("encoders", "encoder", needs="config_class")
 
 # What an encoder may be built to hear, and of which layouts. "each" hears two by the same weights, one after the other,
 # and joins the tokens of an instant, left then right, to one of twice the width: which ear heard what stays in place.

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from audio_llm.config import build
-from audio_llm.errors import ConfigError, describe, nearest
+from audio_llm.errors import ConfigError, describe
+from audio_llm.registry import find
 
 
 @dataclass
@@ -182,16 +183,14 @@ PROJECTORS: dict[str, type[Projector]] = {"qformer": QFormerProjector, "linear":
 
 
 def projector_class(fields: Mapping[str, Any]) -> tuple[type[Projector], Any]:
-    """Class and configuration of ``{"name"?: one of PROJECTORS, ...fields of its configuration}``.
+    """Class and configuration of ``{"name"?: NAME, ...fields of its configuration}``.
 
-    Without a name it is a Q-Former. :class:`ConfigError` for an unknown name or key.
+    The name is one of PROJECTORS or ``package.module:Class``; without one it is a Q-Former. :class:`ConfigError` for an
+    unknown name or key.
     """
     fields = dict(fields)
-    name = str(fields.pop("name", "qformer"))
-    if name not in PROJECTORS:
-        found = f"'{name}'{nearest(name, PROJECTORS)}"
-        raise ConfigError(describe("projector.name", f"one of {', '.join(PROJECTORS)}", found))
-    return PROJECTORS[name], build(PROJECTORS[name].config_class, fields, where="projector")
+    kind: type[Projector] = find("projector.name", fields.pop("name", "qformer"), PROJECTORS, needs="config_class")
+    return kind, build(kind.config_class, fields, where="projector")
 
 
 def build_projector(fields: Mapping[str, Any], encoder_size: int, output_size: int) -> Projector:

@@ -24,7 +24,7 @@ from audio_llm.training.trackers import Tracker
 if TYPE_CHECKING:
     from audio_llm.model.encoder import AudioEncoder
 
-TASKS = Registry("tasks", "task")
+TASKS = Registry("tasks", "task", needs="recognises")
 LONGEST = 24 * 3600.0  # seconds of a file in `audio-llm predict`: it is decoded whole, and a day is what memory holds
 
 

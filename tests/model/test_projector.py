@@ -74,7 +74,8 @@ def test_a_fresh_one_is_as_loud_as_it_is_told(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "fields, match",
     [
-        ({"name": "linaer"}, "projector.name: expected one of qformer, linear, mlp, found 'linaer'"),
+        ({"name": "linaer"}, r"projector.name: expected one of linear, .* found 'linaer' \(did you mean 'linear'"),
+        ({"name": "torch.nn:Linear"}, r"found 'torch.nn:Linear' \(it has no 'config_class'"),
         ({"name": "linear", "num_query_tokens": 4}, "unknown key 'num_query_tokens'"),
         ({"name": "mlp", "group": 0}, "projector.group: expected 1 or more tokens, found 0"),
     ],
