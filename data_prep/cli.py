@@ -11,13 +11,17 @@ import json
 import sys
 from pathlib import Path
 
-HELP = "make shards of questions: of rows of your own, or of simulated scenes"
+HELP = "make shards of questions from simulated scenes, rows of your own, or recordings alone"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE.yaml", help="for instance recipes/quickstart/scenes.yaml")
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        help="YAML file, for instance recipes/quickstart/scenes.yaml; its key 'kind' says what is made",
+    )
     parser.add_argument("out", metavar="OUT", help="folder to make (one shard folder per subset)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override recipe values, for instance seed=1")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="sets a key of the recipe, as in seed=1")
     parser.add_argument(
         "--sounds", metavar="FOLDER", help="labelled sounds: ESC-50 or UrbanSound8K layout, or class/file"
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from audio_llm.cli.hearing import add_hearing
+from audio_llm.cli.options import add_hearing
 from audio_llm.errors import ConfigError, describe
 from audio_llm.language import prompts, replies
 

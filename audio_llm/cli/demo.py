@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from audio_llm.cli.hearing import add_hearing
+from audio_llm.cli.options import add_hearing
 from audio_llm.language import prompts
 
 HELP = "a page to see sounds and ask a model about them"

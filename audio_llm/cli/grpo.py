@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 
+from audio_llm.cli.options import add_launch, add_recipe, checked
+
 HELP = "improve the model by rewarding its answers (GRPO, rollouts by vLLM)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="YAML recipe, for instance recipes/quickstart/grpo.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. grpo.loss_type=cispo")
-    parser.add_argument(
-        "--expect-processes", type=int, metavar="N", help="stop unless N processes train (recipe key: processes)"
-    )
-    parser.add_argument("--ignore-memory", action="store_true", help="start although the machine seems too small")
+    add_recipe(parser, "quickstart/grpo.yaml")
+    add_launch(parser)
     parser.add_argument(
         "--server-command",
         action="store_true",
@@ -30,17 +28,9 @@ def recipes() -> dict[str, type]:
 
 
 def run(args: argparse.Namespace) -> int:
-    from audio_llm import config
-    from audio_llm.errors import require
     from audio_llm.training.recipes import GRPORecipe
 
-    for package in ("trl", "accelerate", "peft"):
-        require(package, "audio-llm grpo", "train")
-    recipe = config.load(GRPORecipe, args.recipe, args.overrides)
-    recipe.check()
-    recipe.check_paths()
-    if args.expect_processes is not None:
-        recipe.processes = args.expect_processes
+    recipe = checked(args, GRPORecipe, "grpo", ("trl", "accelerate", "peft"))
     from audio_llm.inspection.room import check_memory
     from audio_llm.serving import rollout_engines
     from audio_llm.training import grpo, policy

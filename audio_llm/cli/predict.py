@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from audio_llm.cli.hearing import add_hearing
+from audio_llm.cli.options import add_hearing
 
 HELP = "classify sound files of any length, or find the events in them"
 _SUFFIXES = {"csv": ".csv", "json": ".json"}  # of --out; everything else is text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from audio_llm.cli.hearing import add_hearing
+from audio_llm.cli.options import add_hearing
 from audio_llm.errors import ConfigError
 
 HELP = "serve a checkpoint over HTTP (OpenAI chat with input_audio)"

@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 
+from audio_llm.cli.options import add_launch, add_recipe, checked
+
 HELP = "teach the model from questions with answers (supervised fine-tuning)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="YAML recipe, for instance recipes/quickstart/sft.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. data.workers=2")
-    parser.add_argument(
-        "--expect-processes", type=int, metavar="N", help="stop unless N processes train (recipe key: processes)"
-    )
-    parser.add_argument("--ignore-memory", action="store_true", help="start although the machine seems too small")
+    add_recipe(parser, "quickstart/sft.yaml")
+    add_launch(parser)
 
 
 def recipes() -> dict[str, type]:
@@ -25,17 +23,9 @@ def recipes() -> dict[str, type]:
 
 
 def run(args: argparse.Namespace) -> int:
-    from audio_llm import config
-    from audio_llm.errors import require
     from audio_llm.training.recipes import SFTRecipe
 
-    for package in ("accelerate", "peft"):
-        require(package, "audio-llm sft", "train")
-    recipe = config.load(SFTRecipe, args.recipe, args.overrides)
-    recipe.check()
-    recipe.check_paths()
-    if args.expect_processes is not None:
-        recipe.processes = args.expect_processes
+    recipe = checked(args, SFTRecipe, "sft", ("accelerate", "peft"))
     from audio_llm.inspection.room import check_memory
     from audio_llm.training import sft
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from audio_llm.cli.options import add_recipe
+
 HELP = "train an audio encoder, or a small language model, from a recipe"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="YAML file; its key 'task' says what is trained")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a value of the recipe")
+    add_recipe(parser, "quickstart/encoder.yaml", "; its key 'task' says what is trained (audio-llm keys)")
 
 
 def recipes() -> dict[str, type]:

@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 
-from audio_llm.cli.hearing import add_hearing
+from audio_llm.cli.options import add_hearing
 from eval.cli.options import add_asking, add_max_errors, add_scorer_settings, at_least, max_errors_of
 
 USUAL, FULL = ("silence,swap,silence_each", 1), ("all", 3)  # controls, orders of the options: unless they are given

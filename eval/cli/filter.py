@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from audio_llm.cli.hearing import add_hearing
+from audio_llm.cli.options import add_hearing
 from eval.cli.options import add_asking, add_max_errors, at_least, max_errors_of
 
 HELP = "tag samples by what their sound contributes, pass rate, copies; recipes choose by tags"

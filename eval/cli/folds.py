@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from audio_llm.cli.options import add_recipe
+
 HELP = "cross-validate a sound classifier over a corpus's official folds"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="YAML file, for instance recipes/classification/esc10.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a value of the recipe")
+    add_recipe(parser, "classification/esc10.yaml")
 
 
 def recipes() -> dict[str, type]:
