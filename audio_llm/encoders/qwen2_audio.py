@@ -20,62 +20,35 @@ from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncod
 from audio_llm import config as recipes
 from audio_llm.encoders import features
 from audio_llm.encoders.published import configured, read_published, read_transformers, state_dict_of
-from audio_llm.errors import CheckpointError, ConfigError, describe
+from audio_llm.encoders.whisper import FIELDS, SAMPLE_RATE, WhisperConfig
+from audio_llm.errors import CheckpointError, describe
 from audio_llm.model.encoder import AudioEncoder, Published
 from audio_llm.model.folder import load_strictly
 from audio_llm.model.layouts import NativeForm, NativeLayout
 
-SAMPLE_RATE = 16000
 HOP = 160  # samples, of the log-mel
 _LEAST = 8  # frames: all that the first token is made of lies in them
 _BEHIND = 3  # frames of silence after the longest clip: no frame of sound then is mirrored at the end
 
-# Our field -> its name in the audio_config of a published folder.
-FIELDS = {
-    "n_mels": "num_mel_bins",
-    "hidden_size": "d_model",
-    "depth": "encoder_layers",
-    "heads": "encoder_attention_heads",
-    "mlp_size": "encoder_ffn_dim",
-    "activation": "activation_function",
-    "dropout": "dropout",
-    "attention_dropout": "attention_dropout",
-    "activation_dropout": "activation_dropout",
-}
 LINEAR = {"name": "linear", "norm": False}  # the projector: one embedding a token
 
 
 @dataclasses.dataclass
-class Qwen2AudioTowerConfig:
+class Qwen2AudioTowerConfig(WhisperConfig):
     """Sizes. The defaults are those of Qwen2-Audio-7B."""
 
-    window_seconds: float = 30.0
+    token: ClassVar[int] = 4 * HOP  # samples
+
     n_mels: int = 128
     hidden_size: int = 1280
     depth: int = 32
     heads: int = 20
     mlp_size: int = 5120
-    activation: str = "gelu"
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    activation_dropout: float = 0.0
 
     @property
     def frames(self) -> int:
         """Frames of the log-mel of a full window, 100 a second."""
-        return round(self.window_seconds * SAMPLE_RATE) // HOP
-
-    def check(self) -> None:
-        """:class:`ConfigError` for a configuration that cannot be built."""
-        for name in ("n_mels", "hidden_size", "depth", "heads", "mlp_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(describe(name, "1 or more", str(getattr(self, name))))
-        if self.frames < 4 or round(self.window_seconds * SAMPLE_RATE) % (4 * HOP):
-            expected = f"a multiple of {4 * HOP / SAMPLE_RATE:g} s, a token's length"
-            raise ConfigError(describe("window_seconds", expected, f"{self.window_seconds:g}"))
-        if self.hidden_size % self.heads or self.hidden_size % 2:
-            expected = f"an even multiple of heads ({self.heads})"
-            raise ConfigError(describe("hidden_size", expected, str(self.hidden_size)))
+        return self.samples // HOP
 
 
 class Qwen2AudioTower(AudioEncoder):
@@ -113,7 +86,7 @@ class Qwen2AudioTower(AudioEncoder):
 
     def layer(self, number: int) -> nn.Module:
         """The layer of this `number`, from 0 on."""
-        fields = {theirs: getattr(self.config, ours) for ours, theirs in FIELDS.items()}
+        fields = {theirs: getattr(self.config, ours) for ours, (theirs, _) in FIELDS.items()}
         return Qwen2AudioEncoderLayer(Qwen2AudioEncoderConfig(**fields, attn_implementation="sdpa"))
 
     @property
@@ -208,7 +181,7 @@ class Qwen2AudioTower(AudioEncoder):
     @classmethod
     def sizes(cls, audio_config: Any, window_seconds: float) -> dict[str, Any]:
         """Fields of the encoder's configuration from those of a published ``audio_config``."""
-        fields = {ours: getattr(audio_config, theirs) for ours, theirs in FIELDS.items()}
+        fields = {ours: getattr(audio_config, theirs) for ours, (theirs, _) in FIELDS.items()}
         return {"window_seconds": window_seconds, **fields}
 
 

@@ -32,13 +32,28 @@ from audio_llm.model.encoder import AudioEncoder, Published
 from audio_llm.model.folder import load_strictly
 
 SAMPLE_RATE = 16000
-_HOP = 160  # samples, of the log-mel
 _TOKEN = 320  # samples: the second convolution takes every other frame
+
+
+# Our field -> its name in Transformers' config.json and in the original file's `dims` (empty: not there).
+FIELDS: dict[str, tuple[str, str]] = {
+    "n_mels": ("num_mel_bins", "n_mels"),
+    "hidden_size": ("d_model", "n_audio_state"),
+    "depth": ("encoder_layers", "n_audio_layer"),
+    "heads": ("encoder_attention_heads", "n_audio_head"),
+    "mlp_size": ("encoder_ffn_dim", ""),
+    "activation": ("activation_function", ""),
+    "dropout": ("dropout", ""),
+    "attention_dropout": ("attention_dropout", ""),
+    "activation_dropout": ("activation_dropout", ""),
+}
 
 
 @dataclasses.dataclass
 class WhisperConfig:
     """Size. The defaults are the published ``whisper-base`` on its 30 s window."""
+
+    token: ClassVar[int] = _TOKEN  # samples
 
     window_seconds: float = 30.0
     n_mels: int = 80  # 128 from large-v3 on
@@ -52,17 +67,22 @@ class WhisperConfig:
     activation_dropout: float = 0.0
 
     @property
+    def samples(self) -> int:
+        """Of a window."""
+        return round(self.window_seconds * SAMPLE_RATE)
+
+    @property
     def positions(self) -> int:
         """Tokens of a window, 50 a second."""
-        return round(self.window_seconds * SAMPLE_RATE) // _TOKEN
+        return self.samples // self.token
 
     def check(self) -> None:
         """:class:`ConfigError` for a configuration that cannot be built."""
         for name in ("n_mels", "hidden_size", "depth", "heads", "mlp_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(describe(name, "1 or more", str(getattr(self, name))))
-        if self.positions < 1 or round(self.window_seconds * SAMPLE_RATE) % _TOKEN:
-            expected = f"a multiple of {_TOKEN / SAMPLE_RATE:g} s"
+        if self.samples < self.token or self.samples % self.token:
+            expected = f"a multiple of {self.token / SAMPLE_RATE:g} s, a token's length"
             raise ConfigError(describe("window_seconds", expected, f"{self.window_seconds:g}"))
         if self.hidden_size % self.heads or self.hidden_size % 2:
             expected = f"an even multiple of heads ({self.heads})"
@@ -90,20 +110,9 @@ class Whisper(AudioEncoder):
         self.sample_rate, self.window_seconds = SAMPLE_RATE, config.window_seconds
         self.layouts, self.num_channels = ("mono",), 1
         self.hidden_size = config.hidden_size
+        sizes = {theirs: getattr(config, ours) for ours, (theirs, _) in FIELDS.items()}
         self.encoder = WhisperEncoder(
-            TransformersConfig(
-                num_mel_bins=config.n_mels,
-                d_model=config.hidden_size,
-                encoder_layers=config.depth,
-                encoder_attention_heads=config.heads,
-                encoder_ffn_dim=config.mlp_size,
-                max_source_positions=config.positions,
-                activation_function=config.activation,
-                dropout=config.dropout,
-                attention_dropout=config.attention_dropout,
-                activation_dropout=config.activation_dropout,
-                attn_implementation="sdpa",
-            )
+            TransformersConfig(max_source_positions=config.positions, attn_implementation="sdpa", **sizes)
         )
 
     @property
@@ -154,18 +163,6 @@ class Whisper(AudioEncoder):
 
 # ------------------------------------------------------------------------------------------------------ published files
 
-# Our field -> its name in Transformers' config.json and in the original file's `dims` (empty: not there).
-FIELDS: dict[str, tuple[str, str]] = {
-    "n_mels": ("num_mel_bins", "n_mels"),
-    "hidden_size": ("d_model", "n_audio_state"),
-    "depth": ("encoder_layers", "n_audio_layer"),
-    "heads": ("encoder_attention_heads", "n_audio_head"),
-    "mlp_size": ("encoder_ffn_dim", ""),
-    "activation": ("activation_function", ""),
-    "dropout": ("dropout", ""),
-    "attention_dropout": ("attention_dropout", ""),
-    "activation_dropout": ("activation_dropout", ""),
-}
 POSITIONS = ("max_source_positions", "n_audio_ctx")
 TRANSFORMERS_RENAMES: tuple[tuple[str, str | None], ...] = ((r"^(?:model\.)?encoder\.", "encoder."),)
 ORIGINAL_RENAMES: tuple[tuple[str, str | None], ...] = (
