@@ -353,58 +353,30 @@ def test_relative_links_of_the_pages_lead_somewhere() -> None:
     assert not broken, "\n".join(broken)
 
 
-# Which dataclass a recipe fills, by the beginning of its file's name: (module, class).
-RECIPES = {
-    "scenes": ("data_prep.scenes.simulate", "SceneConfig"),
-    "clips": ("data_prep.tasks.seld", "SELDConfig"),
-    "small": ("audio_llm.tasks.seld", "SELDRecipe"),
-    "full": ("audio_llm.tasks.seld", "SELDRecipe"),
-    "questions": ("data_prep.tasks.dcase_aqa", "AudioQuestionsConfig"),
-    "options": ("audio_llm.tasks.echotwin.recipe", "EchoTwinRecipe"),
-    "letters": ("audio_llm.tasks.echotwin.recipe", "EchoTwinRecipe"),
-    "stage": ("audio_llm.training.recipes", "SFTRecipe"),
-    "spatial_sound_qa": ("data_prep.manifest.recipe", "ManifestConfig"),
-    "published": ("audio_llm.tasks.echotwin.recipe", "EchoTwinRecipe"),
-    "audioset": ("data_prep.tasks.audioset_reverb", "ReverbConfig"),
-    "encoder": ("audio_llm.tasks.spatial", "SpatialRecipe"),
-    "language_model": ("audio_llm.tasks.language_model.task", "LanguageModelRecipe"),
-    "digits": ("data_prep.manifest.recipe", "ManifestConfig"),
-    "sounds": ("data_prep.manifest.recipe", "ManifestConfig"),
-    "qwen": ("audio_llm.training.recipes", "SFTRecipe"),
-    "sft": ("audio_llm.training.recipes", "SFTRecipe"),
-    "grpo": ("audio_llm.training.recipes", "GRPORecipe"),
-    "esc": ("eval.tasks.folds_recipe", "FoldsRecipe"),
-    "urbansound": ("eval.tasks.folds_recipe", "FoldsRecipe"),
-    "expect": ("eval.figures.expectations", None),
-    "corpus": ("data_prep.corpus.recipe", "CorpusConfig"),  # by its folder, as the next one
-    "manifest": ("data_prep.manifest.recipe", "ManifestConfig"),  # by its folder: its files are named after formats
-}
-
-
 def recipe_files() -> list[Path]:
     return [path for path in sorted((ROOT / "recipes").glob("*/*.yaml")) if path.parent.name != "accelerate"]
 
 
-def load_recipe(path: Path, kind: str | None = None) -> None:
-    """Load the recipe in `path` and check its values; `kind`: a key of RECIPES, where its name begins with none."""
-    import importlib
+def load_recipe(path: Path) -> None:
+    """Load the recipe in `path` as its verb does, and check its values."""
+    from importlib.metadata import entry_points
 
     from audio_llm import config
+    from audio_llm.tasks import base
+    from eval.figures.expectations import read_expectations
 
-    found = [kind for kind in RECIPES if path.parent.name == kind] or [k for k in RECIPES if path.stem.startswith(k)]
-    kinds = [kind] if kind else found
-    assert kinds, f"{path.name}: name it after what it is for, one of {', '.join(RECIPES)}"
-    module, name = RECIPES[max(kinds, key=len)]
-    if name is None:
-        assert importlib.import_module(module).read_expectations(path)
-        return
-    if config.verb_of(config.read(path)) == "train":  # as `audio-llm train` reads it, also one of an earlier version
-        recipe = importlib.import_module("audio_llm.tasks.base").load_recipe(path)[1]
-        assert isinstance(recipe, getattr(importlib.import_module(module), name))
+    tree = config.read(path)
+    verb = config.verb_of(tree)
+    if verb == "report":
+        assert read_expectations(path)
+    elif verb == "train":
+        base.load_recipe(path)
     else:
-        recipe = config.load(getattr(importlib.import_module(module), name), path)
-    if hasattr(recipe, "check"):
-        recipe.check()
+        (point,) = (point for point in entry_points(group="audio_llm.verbs") if point.name == verb)
+        kind = tree.get("kind", "scenes") if verb == "prep" else ""
+        recipe = config.load(point.load().recipes()[kind], path)
+        if hasattr(recipe, "check"):
+            recipe.check()
 
 
 @pytest.mark.parametrize("path", recipe_files(), ids=lambda path: str(path.relative_to(ROOT / "recipes")))

@@ -17,8 +17,7 @@ from tests.test_house import load_recipe
 
 PREVIOUS = DATA / "previous"
 REPLIES = json.loads((PREVIOUS / "replies.json").read_text())
-RUN_RECIPES = {"seld": "small", "echotwin": "options", "folds": "esc", "encoder": "encoder"}  # folder: kind of recipe
-RUN_RECIPES |= {name: name for name in ("language_model", "sft", "grpo")} | {"sft_stopped": "sft"}
+RUNS = ("seld", "echotwin", "folds", "encoder", "language_model", "sft", "grpo", "sft_stopped")
 NOT_SCORES = ("seconds", "version")  # of numbers that differ from run to run
 TODAYS_RULE = ("low", "high", "mcnemar", "silence_gap")  # intervals and tests are those of today's estimates
 
@@ -145,6 +144,6 @@ def test_recipes_load(path: Path) -> None:
     load_recipe(path)
 
 
-@pytest.mark.parametrize("folder", RUN_RECIPES)
+@pytest.mark.parametrize("folder", RUNS)
 def test_recipes_of_runs_load(folder: str) -> None:
-    load_recipe(PREVIOUS / folder / "recipe.yaml", RUN_RECIPES[folder])
+    load_recipe(PREVIOUS / folder / "recipe.yaml")
