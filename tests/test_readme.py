@@ -1,7 +1,9 @@
-"""The Python of the README, on a small checkpoint."""
+"""The Python of the README, on a small checkpoint; what all pages import and name is there."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -27,3 +29,35 @@ def test_a_few_lines_answer_about_a_file(
     names: dict = {}
     exec(compile(block[1], "README.md", "exec"), names)
     assert isinstance(names["reply"], str) and capsys.readouterr().out.endswith(names["reply"] + "\n")
+
+
+ROOMS = ("audio_llm", "data_prep", "eval")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def test_pages_import_what_there_is() -> None:
+    """What the blocks of Python take from our packages; docs/extending and the README are run as well."""
+    missing = []
+    for page in PAGES:
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in ROOMS:
+                    module = importlib.import_module(str(node.module))
+                    absent = [name.name for name in node.names if not hasattr(module, name.name)]
+                    missing += [f"{page.name}: {node.module}.{name}" for name in absent if not is_module(module, name)]
+    assert not missing
+
+
+def is_module(package: object, name: str) -> bool:
+    try:
+        return bool(importlib.import_module(f"{package.__name__}.{name}"))  # type: ignore[attr-defined]
+    except ImportError:
+        return False
+
+
+def test_pages_name_files_that_there_are() -> None:
+    folders = "audio_llm|eval|data_prep|tests|docs|scripts|recipes|benchmarks"
+    pattern = re.compile(rf"`((?:{folders})/[\w./-]+)`")
+    named = {(page.name, name) for page in PAGES for name in pattern.findall(page.read_text())}
+    made_up = re.compile(r"NAME|/\.")
+    assert not [pair for pair in sorted(named) if not (ROOT / pair[1]).exists() and not made_up.search(pair[1])]
