@@ -1,7 +1,7 @@
 """Speed of ``kind: corpus``: stages of code on one core, the ledger of a million lines, and engines beside each other.
 
     python benchmarks/corpus.py ledger [--lines 1000000]
-    python benchmarks/corpus.py stages FOLDER          # items a second and core; FOLDER: the recordings of ESC-10
+    python benchmarks/corpus.py stages FOLDER [--clips wav]    # items a second and core; FOLDER: ESC-10's recordings
     python benchmarks/corpus.py engines                # ray beside local, two workers, items of 50 ms
 
 Prints JSON lines. Seconds are of the processor where one process works alone, else by the clock.
@@ -97,8 +97,9 @@ STAGES_OF_CODE: tuple[tuple[str, bool, dict[str, Any]], ...] = (
 )
 
 
-def stages(folder: Path) -> None:
-    """Each stage of code on the captions of the tiny recipe, of recordings in `folder`; opening does not count."""
+def stages(folder: Path, clips: str) -> None:
+    """Each stage of code on the captions of the tiny recipe, of recordings in `folder`; opening does not count, but
+    the worker processes of `pack` do."""
     columns = {"audio": "filename", "id": "filename", "text": "caption", "label": "label", "group": "recording"}
     start = spent()
     source = Recordings(path=CAPTIONS, corpus="b", format="csv", root=folder, columns=columns)
@@ -106,7 +107,7 @@ def stages(folder: Path) -> None:
     tell("recordings", False, len(items), spent() - start, 0.0)
     with tempfile.TemporaryDirectory() as out:
         for name, decodes, keys in STAGES_OF_CODE:
-            stage = STAGES.find(name)(**keys)
+            stage = STAGES.find(name)(**keys | ({"format": clips} if name == "cut" else {}))
             holder = Holder(stage, Path(out))
             start = spent()
             jobs = [Job(key_of(item, stage.needs, name), item) for item in items]
@@ -151,6 +152,7 @@ def main() -> None:
     parser.add_argument("what", choices=("ledger", "open", "stages", "engines"))
     parser.add_argument("path", nargs="?", type=Path, help="a folder of recordings, or a ledger")
     parser.add_argument("--lines", type=int, default=1_000_000)
+    parser.add_argument("--clips", choices=("flac", "wav"), default="flac", help="format of the clips that are cut")
     parser.add_argument("--items", type=int, default=200)
     args = parser.parse_args()
     if args.what == "ledger":
@@ -163,7 +165,7 @@ def main() -> None:
     elif args.what == "open":
         open_ledger(args.path)
     else:
-        stages(args.path)
+        stages(args.path, args.clips)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ BITS = 32
 FLOOR = 1e-6  # of the loudest frame's energy: below it nothing sounds
 LEAST = 8  # frames that two sounds must have in common
 THRESHOLD = 4.0  # score of two recordings of one sound: of ESC-10 no other pair reaches 3.4
+_BLOCK = 16  # frames that are transformed at once
 _RUN = 64  # frames with one key beyond which it tells nothing
 _PER_KEY = 1 / 16  # other frames that a frame meets by chance, in each table
 _VOTES = 2  # frames that meet at one lag
@@ -72,21 +73,33 @@ _BANDS, _HANN = _bands(), np.hanning(WINDOW).astype(np.float32)
 
 def fingerprint(waveform: Waveform) -> Fingerprint:
     """Of a sound of any length, rate and layout; of several channels, of their sum, of ambisonics its first."""
-    from scipy.fft import rfft  # NumPy's takes four times as long
-
     samples = waveform.samples
     mixed = samples[:1] if waveform.layout == "foa" else samples.sum(axis=0, keepdims=True) / len(samples)
     mono = resample(Waveform(mixed, waveform.sample_rate, "mono"), RATE).samples[0]
     mono = np.pad(mono, (0, max(0, WINDOW + HOP - len(mono))))
-    frames = np.lib.stride_tricks.sliding_window_view(mono, WINDOW)[::HOP]  # (frames + 1, samples)
-    spectra = rfft(frames * _HANN, axis=1)[:, _USED]
-    energies = (spectra.real**2 + spectra.imag**2) @ _BANDS.T  # (frames + 1, bands)
+    energies = np.concatenate([power @ _BANDS.T for power in spectra(mono, _HANN, HOP, _USED)])  # (frames + 1, bands)
     total = energies.sum(1)
     loud = total > FLOOR * total.max()
     steps = energies[:, :-1] - energies[:, 1:]
     bits = (steps[1:] - steps[:-1]) > 0  # (frames, bits)
     words = (bits.astype(np.uint32) << np.arange(BITS, dtype=np.uint32)).sum(1, dtype=np.uint32)
     return Fingerprint(words, loud[1:] & loud[:-1])
+
+
+def spectra(
+    samples: np.ndarray,
+    window: np.ndarray,
+    hop: int,
+    used: slice = slice(None),  # of the frequencies
+) -> Iterator[np.ndarray]:
+    """Power spectra of the frames of `samples` (time,), one each `hop`: blocks (frames, frequencies) float32, in order,
+    so that an hour of sound takes no more memory than a second. `window`: (samples of a frame,) float32."""
+    from scipy.fft import rfft  # NumPy's takes four times as long
+
+    frames = np.lib.stride_tricks.sliding_window_view(samples, len(window))[::hop]  # (frames, samples)
+    for start in range(0, len(frames), _BLOCK):
+        found = rfft(frames[start : start + _BLOCK] * window, axis=1)[:, used]
+        yield found.real**2 + found.imag**2
 
 
 def score(one: Fingerprint, other: Fingerprint) -> float:

@@ -96,35 +96,44 @@ def _members(key: str, contents: Mapping[str, bytes]) -> tuple[bytes, dict[str, 
     return b"".join(parts), spans
 
 
-def pack(
-    sample: Sample,
-    sound: Waveform | Sequence[Waveform],
-    format: str = "flac",
-    digests: Sequence[str | None] | None = None,
-) -> Packed:
-    """Encode a sample of one or several sounds, in whatever process; its ``audio`` field describes the samples that are
-    stored, of 16 bits. `digests` are the waveforms' own where they are known: a fifth of the time goes into them.
+class Encoded(NamedTuple):
+    """A sound as it is stored: its description and the bytes of its file."""
 
-    The `format` "float" is a WAV of the samples as they are, in 32 bits. Raises :class:`ShardError` for a broken
-    sample, :class:`AudioError` for sound that 16 bits do not hold.
+    info: AudioInfo
+    content: bytes
+
+
+def encode_stored(waveform: Waveform, format: str = "flac", digest: str | None = None) -> Encoded:
+    """Encode a sound for a shard, of 16 bits; the `format` "float" is a WAV of the samples as they are, in 32 bits.
+
+    `digest` is the waveform's own where it is known: a fifth of the time goes into it. Raises :class:`AudioError` for
+    sound that 16 bits do not hold.
     """
+    if format == "float":
+        return Encoded(AudioInfo.of(waveform, digest), encode(waveform, "wav", "FLOAT"))
+    integers = quantise(waveform)
+    stored = integers.astype(np.float32)
+    stored *= np.float32(1 / INT16_SCALE)
+    exact = digest is not None and np.array_equal(stored, waveform.samples)
+    info = AudioInfo.of(replace(waveform, samples=stored), digest if exact else None)
+    return Encoded(info, encode(waveform, format, integers=integers))
+
+
+def assemble(sample: Sample, sounds: Sequence[Encoded], format: str = "flac") -> Packed:
+    """A sample of sounds that :func:`encode_stored` made in `format`; its ``audio`` field describes what is stored.
+    Raises :class:`ShardError` for a broken sample."""
+    check_key(sample.id, f"sample {sample.id!r}")
+    if not sounds:
+        raise ShardError(describe(f"sample '{sample.id}'", "a sound", "none"))
+    infos, contents = [sound.info for sound in sounds], [sound.content for sound in sounds]
+    return Packed.of(replace(sample, audio=infos), "wav" if format == "float" else format, contents)
+
+
+def pack(sample: Sample, sound: Waveform | Sequence[Waveform], format: str = "flac") -> Packed:
+    """:func:`encode_stored` and :func:`assemble` for a sample of one or several sounds, in whatever process."""
     check_key(sample.id, f"sample {sample.id!r}")
     waveforms = [sound] if isinstance(sound, Waveform) else list(sound)
-    if not waveforms:
-        raise ShardError(describe(f"sample '{sample.id}'", "a sound", "none"))
-    infos, audios = [], []
-    for waveform, digest in zip(waveforms, digests or [None] * len(waveforms), strict=True):
-        if format == "float":
-            audios.append(encode(waveform, "wav", "FLOAT"))
-            infos.append(AudioInfo.of(waveform, digest))
-            continue
-        integers = quantise(waveform)
-        audios.append(encode(waveform, format, integers=integers))
-        stored = integers.astype(np.float32)
-        stored *= np.float32(1 / INT16_SCALE)
-        exact = digest is not None and np.array_equal(stored, waveform.samples)
-        infos.append(AudioInfo.of(replace(waveform, samples=stored), digest if exact else None))
-    return Packed.of(replace(sample, audio=infos), "wav" if format == "float" else format, audios)
+    return assemble(sample, [encode_stored(waveform, format) for waveform in waveforms], format)
 
 
 class ShardWriter:

@@ -54,8 +54,10 @@ def _compile(package: Any) -> None:
     """Call what is compiled with the types that it will be called with."""
     clicks = np.zeros(16_000, np.float32)
     clicks[::2000] = 1
-    strength = package.onset.onset_strength(y=clicks, sr=16_000, hop_length=256)
+    levels = package.power_to_db(package.feature.melspectrogram(y=clicks, sr=16_000, hop_length=256))
+    strength = package.onset.onset_strength(S=levels, sr=16_000, hop_length=256)
     package.onset.onset_detect(onset_envelope=strength, sr=16_000, hop_length=256, units="frames", delta=0.1)
-    package.feature.tempo(onset_envelope=strength, sr=16_000, hop_length=256)
-    package.yin(clicks, fmin=65.0, fmax=2000.0, sr=16_000, frame_length=2048, hop_length=256)
-    package.util.frame(clicks, frame_length=2048, hop_length=256)
+    frames = package.util.frame(strength, frame_length=32, hop_length=8)
+    tempogram = package.util.normalize(package.autocorrelate(frames, axis=0), axis=0)
+    package.feature.tempo(tg=tempogram, sr=16_000, hop_length=256)
+    package.yin(clicks, fmin=65.0, fmax=2000.0, sr=16_000, frame_length=2048, hop_length=1024)

@@ -14,7 +14,7 @@ from audio_llm.audio import Waveform
 from audio_llm.errors import AudioError, AudioLLMError, describe
 from audio_llm.shards.rendering import SUFFIX
 from audio_llm.shards.schema import AudioInfo, Sample
-from audio_llm.shards.writer import Packed, pack
+from audio_llm.shards.writer import Encoded, Packed, assemble, encode_stored
 from data_prep.manifest.recipe import CONTENT, AudioConfig
 from data_prep.manifest.rows import CAUSES, Draft, Reason, Reject, RowError
 from data_prep.manifest.sounds import Sound
@@ -39,7 +39,9 @@ class Packer:
 
     def __init__(self, config: AudioConfig) -> None:
         self.config = config
-        self._last: dict[str, _Decoded] = {}  # the sounds of the last row, by their names: many rows ask about one
+        # The sounds of the last row, by their names, and their stretches as they are stored: many rows ask about one.
+        self._last: dict[str, _Decoded] = {}
+        self._stored: dict[tuple[str, float, float | None], Encoded] = {}
 
     def pack(self, job: tuple[Sequence[Draft]]) -> list[Made]:
         """One result a draft, in order."""
@@ -71,12 +73,12 @@ class Packer:
             return self._recipes(draft)
         self._last = {sound.name: self._decoded(sound) for sound in draft.sounds}
         decoded = [self._last[sound.name] for sound in draft.sounds]
-        waveforms = [
-            self._fitted(self._cut(found.waveform, *stretch), sound.name)
-            for found, stretch, sound in zip(decoded, draft.stretches, draft.sounds, strict=True)
-        ]
-        digests = [f.content if f.waveform is wave else None for f, wave in zip(decoded, waveforms, strict=True)]
-        packed = pack(draft.sample, waveforms, self.config.store, digests)
+        places = [(sound.name, *stretch) for sound, stretch in zip(draft.sounds, draft.stretches, strict=True)]
+        self._stored = {
+            place: self._stored.get(place) or self._encoded(found, *place)
+            for place, found in zip(places, decoded, strict=True)
+        }
+        packed = assemble(draft.sample, [self._stored[place] for place in places], self.config.store)
         contents = [found.content for found in decoded]
         if [info.sha256 for info in packed.sample.audio] == contents:
             return packed
@@ -94,6 +96,10 @@ class Packer:
         if waveform.layout == "stereo":
             waveform = replace(waveform, layout=self.config.two_channels)
         return _Decoded(waveform, audio.sha256(waveform))
+
+    def _encoded(self, found: _Decoded, name: str, start: float, end: float | None) -> Encoded:
+        waveform = self._fitted(self._cut(found.waveform, start, end), name)
+        return encode_stored(waveform, self.config.store, found.content if waveform is found.waveform else None)
 
     def _cut(self, waveform: Waveform, start: float, end: float | None) -> Waveform:
         """The stretch from `start` to `end`, to the nearest samples; half a sample beyond the end is the end."""

@@ -23,8 +23,12 @@ from audio_llm.cli import main
 from audio_llm.errors import AudioLLMError, ConfigError, DataError
 from audio_llm.shards.index import CACHE
 from audio_llm.shards.reader import ShardDataset
-from data_prep.manifest.rows import Reason
+from audio_llm.shards.schema import Sample
+from data_prep.manifest.packing import Packer
+from data_prep.manifest.recipe import AudioConfig
+from data_prep.manifest.rows import Draft, Reason
 from data_prep.manifest.sides import draw
+from data_prep.manifest.sounds import File
 from tests.data_prep.manifest_tools import RATE, made, noise, rejected, rejected_in, samples, wav, write_lines
 
 # ------------------------------------------------------------------------------------------------ from a table to a run
@@ -474,3 +478,27 @@ def test_shards_become_a_table_and_shards_again(form: str, tmp_path: Path, shard
             assert getattr(other, name) == expected, name
         assert other.source and one.source and other.source.clip == one.source.clip
         assert other.meta["question_type"] == one.meta["question_type"]
+
+
+@pytest.mark.parametrize("config", [AudioConfig(), AudioConfig(sample_rate=8000), AudioConfig(store="float")])
+def test_what_was_encoded_for_the_row_before_is_what_would_be_encoded_for_this_one(config, tmp_path: Path) -> None:
+    """Rows about one sound, its stretches, and two sounds at once, packed in a row and each by a packer of its own."""
+    sounds = {name: File(wav(tmp_path / f"{name}.wav", seed, 1.0), name) for seed, name in enumerate("ab")}
+    asked = [("a", 0.0, None), ("a", 0.0, None), ("a", 0.25, 0.5), ("a", 0.0, 0.5), ("b", 0.25, 0.5), ("a", 0.25, 0.5)]
+    rows = [[one] for one in asked] + [[asked[2], asked[4]], [asked[4], asked[2]], [asked[0]]]
+    drafts = [
+        Draft(
+            str(number),
+            Sample(id=f"s{number}", task="open", question="What?", answer="noise"),
+            tuple(sounds[name] for name, _, _ in row),
+            (),
+            stretches=tuple((start, end) for _, start, end in row),
+        )
+        for number, row in enumerate(rows)
+    ]
+    together = Packer(config).pack((drafts,))
+    alone = [made for draft in drafts for made in Packer(config).pack(([draft],))]
+    assert [made.packed for made in together] == [made.packed for made in alone] and None not in together
+    stored = [[info.sha256 for info in made.packed.sample.audio] for made in together if made.packed]
+    assert stored[0] == stored[1] == stored[8] and stored[6] == stored[7][::-1] == stored[5] + stored[4]
+    assert len({tuple(found) for found in stored[:5]}) == 4

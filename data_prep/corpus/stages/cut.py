@@ -27,8 +27,8 @@ _HALF = 0.5 / audio.INT16_SCALE  # below it 16 bits hold nothing
 
 @dataclass
 class Cut(Step):
-    """Writes the stretch from ``start`` to ``end`` (seconds; without them the whole recording) into ``clips/`` as FLAC:
-    its own rate, all channels, exact to the sample. A file is named after its samples, so equal sounds are one file.
+    """Writes the stretch from ``start`` to ``end`` (seconds; without them the whole recording) into ``clips/``, as FLAC
+    or WAV: its own rate, all channels, exact to the sample. A file is named after its samples, so equal sounds are one.
 
     Items get ``audio`` (the clip), ``content`` (tells its samples from any other's), ``start`` and ``end`` as they were
     cut, ``seconds``, ``sample_rate`` and ``layout``.
@@ -48,6 +48,7 @@ class Cut(Step):
     max_peak: float = 2.0  # of full scale; a louder sound is a reject, one between full scale and this is turned down
     max_file_seconds: float = 3600.0  # of a recording that a stretch is cut from
     subtype: Literal["PCM_16", "PCM_24"] = "PCM_16"  # bits of a sample in the clip
+    format: Literal["flac", "wav"] = "flac"  # of the clip; WAV takes a tenth of the time, and twice the room
     two_channels: Literal["stereo", "binaural"] = "stereo"  # what two channels of a file are
 
     def check(self) -> None:
@@ -146,12 +147,12 @@ class Cut(Step):
         integers = audio.quantise(waveform, bits)
         stored = integers.astype(np.float32) * np.float32(2.0 ** (1 - bits))
         content = audio.sha256(replace(waveform, samples=stored))
-        path = Path("clips") / content[:2] / f"{content[:40]}.flac"
+        path = Path("clips") / content[:2] / f"{content[:40]}.{self.format}"
         target = self._folder / path
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(target) as temporary:
-                temporary.write_bytes(audio.encode(waveform, "flac", self.subtype, integers=integers))
+                temporary.write_bytes(audio.encode(waveform, self.format, self.subtype, integers=integers))
         return path.as_posix(), content
 
 

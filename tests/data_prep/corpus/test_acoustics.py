@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from audio_llm.audio import Waveform
-from data_prep.corpus.acoustics import RATE, measured
+from data_prep.corpus import acoustics
+from data_prep.corpus.acoustics import FRAME, HOP, RATE, measured
 from data_prep.corpus.facts import Fact
 
 
@@ -70,3 +71,26 @@ def test_silence_is_silence_and_nothing_more(samples: np.ndarray) -> None:
 def test_half_a_silence_is_half() -> None:
     samples = np.concatenate((np.zeros(2 * RATE), np.random.default_rng(0).normal(0, 0.1, 2 * RATE)))
     assert sound(samples)["silence"].value == pytest.approx(0.5, abs=0.03)
+
+
+def test_spectra_that_are_taken_once_give_the_onsets_and_tempo_that_librosa_finds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """librosa gets the sound itself here: it takes its own spectra, and autocorrelations around every frame."""
+    librosa = acoustics.librosa()
+    rng = np.random.default_rng(1)
+    samples = (clicks(np.sort(rng.uniform(0, 5.5, 11)), 6.0) + rng.normal(0, 0.01, 6 * RATE)).astype(np.float32)
+    whole = np.pad(samples, (acoustics.LEAD, 0))
+    strength = librosa.onset.onset_strength(y=whole, sr=RATE, hop_length=HOP, n_fft=FRAME)
+    taken: list[np.ndarray] = []
+    onsets = acoustics._onsets
+    monkeypatch.setattr(acoustics, "_onsets", lambda power: taken.append(onsets(power)[2]) or onsets(power))
+    found = sound(samples)
+    np.testing.assert_allclose(taken[0], strength[acoustics.LEAD // HOP :], atol=1e-3 * strength.max())
+    around = librosa.feature.tempogram(onset_envelope=taken[0], sr=RATE, hop_length=HOP, win_length=acoustics.BEATS)
+    np.testing.assert_allclose(acoustics._tempogram(taken[0]).mean(1), around.mean(1), atol=0.01)
+    tempo = librosa.feature.tempo(onset_envelope=taken[0], sr=RATE, hop_length=HOP)[0]
+    assert found["tempo"].value == pytest.approx(tempo, abs=0.06)
+    assert found["onsets"].value == len(
+        librosa.onset.onset_detect(onset_envelope=strength, hop_length=HOP, sr=RATE, delta=0.1)
+    )

@@ -153,6 +153,10 @@ def test_equal_sounds_are_one_file_and_levels_are_kept(tmp_path: Path) -> None:
     item = result(tmp_path, tmp_path / "deep.wav", Cut(min_seconds=0.01, subtype="PCM_24"))
     assert isinstance(item, Item)
     assert np.array_equal(soundfile.read(tmp_path / item.fields["audio"], dtype="int32", always_2d=True)[0], deep)
+    as_wav = result(tmp_path, tmp_path / "deep.wav", Cut(min_seconds=0.01, subtype="PCM_24", format="wav"))
+    assert isinstance(as_wav, Item) and as_wav.fields["audio"].endswith(".wav")
+    assert as_wav.fields["content"] == item.fields["content"]  # so that nothing behind it is computed again
+    assert np.array_equal(soundfile.read(tmp_path / as_wav.fields["audio"], dtype="int32", always_2d=True)[0], deep)
 
 
 def test_a_margin_goes_as_far_as_the_recording(tmp_path: Path) -> None:
