@@ -17,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from audio_llm import machine
+
 # Package: (without it nothing works, what needs it). The version ranges are pyproject.toml's, read back from the
 # installed metadata: TRL 1.16 supports vLLM 0.22 to 0.31, vLLM 0.31 wants transformers < 5.18, there all parts meet.
 NEEDS: dict[str, tuple[bool, str]] = {
@@ -66,9 +68,11 @@ class Facts:
     environment: dict[str, str] = field(default_factory=dict)
     plugins: list[str] = field(default_factory=list)
     accelerate_config: dict[str, object] = field(default_factory=dict)
-    cpus: int = 1
+    cpus: int = 1  # that the processes of this container may use
+    cores: int = 1  # that they see: as many threads are started unless somebody says otherwise
     load: float = 0.0
     ram_free: int | None = None
+    ram_limit: int | None = None  # of the container
     disk_free: int | None = None
     shm_free: int | None = None
 
@@ -189,6 +193,9 @@ def check_environment(facts: Facts) -> Iterable[Finding]:
     elif threads is not None and int(threads) > facts.cpus:
         text = f"{threads} threads on {facts.cpus} cores: a prefill of 0.05 s can take seconds"
         yield Finding("warn", "OMP_NUM_THREADS", text, f"export OMP_NUM_THREADS={facts.cpus}")
+    elif threads is None and facts.cpus < facts.cores:
+        text = f"unset: {facts.cores} threads would share the {facts.cpus} cores that this container may use"
+        yield Finding("warn", "OMP_NUM_THREADS", text, f"export OMP_NUM_THREADS={facts.cpus}")
     elif threads is None and not facts.gpus and facts.load > facts.cpus / 2:
         text = f"unset on a busy machine (load {facts.load:.1f}): a prefill of 0.05 s can take seconds"
         yield Finding("warn", "OMP_NUM_THREADS", text, "export OMP_NUM_THREADS=1")
@@ -230,18 +237,21 @@ def check_accelerate(facts: Facts) -> Iterable[Finding]:
 
 
 def check_room(facts: Facts) -> Iterable[Finding]:
+    limited = facts.ram_limit is not None
+    room = "close other programs" if not limited else "raise the container's limit (docker run --memory)"
     table = (
-        ("memory", facts.ram_free, RAM_BYTES, "close other programs, or set VLLM_CPU_KVCACHE_SPACE=1"),
+        ("memory", facts.ram_free, RAM_BYTES, f"{room}, or set VLLM_CPU_KVCACHE_SPACE=1"),
         ("disk", facts.disk_free, DISK_BYTES, "free some space, or write runs elsewhere (output=/other/disk)"),
         ("/dev/shm", facts.shm_free, SHM_BYTES, "mount -o remount,size=1G /dev/shm (a container: --shm-size=1g)"),
     )
     for item, free, wanted, cure in table:
+        of = f" of a container's {facts.ram_limit / 2**30:.1f}" if item == "memory" and facts.ram_limit else ""
         if free is None:
             yield Finding("warn", item, "free space cannot be told")
         elif free < wanted:
-            yield Finding("warn", item, f"{free / 2**30:.2f} GiB free; {wanted / 2**30:.2f} GiB are advised", cure)
+            yield Finding("warn", item, f"{free / 2**30:.2f} GiB free{of}; {wanted / 2**30:.2f} GiB are advised", cure)
         else:
-            yield Finding("ok", item, f"{free / 2**30:.1f} GiB free")
+            yield Finding("ok", item, f"{free / 2**30:.1f} GiB free{of}")
 
 
 CHECKS: tuple[Callable[[Facts], Iterable[Finding]], ...] = (
@@ -282,9 +292,11 @@ def collect() -> Facts:
         environment=dict(os.environ),
         plugins=[entry.name for entry in metadata.entry_points(group="vllm.general_plugins")],
         accelerate_config=_accelerate_config(),
-        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cpus=machine.cpus(),
+        cores=machine.cores(),
         load=os.getloadavg()[0],
-        ram_free=free_memory(),
+        ram_free=machine.free_memory(),
+        ram_limit=machine.memory_limit(),
         disk_free=free_bytes(Path.cwd()),
         shm_free=free_bytes(Path("/dev/shm")),
     )
@@ -371,16 +383,6 @@ def _accelerate_config() -> dict[str, object]:
     except (OSError, yaml.YAMLError):
         tree = None
     return {**tree, "path": str(path)} if isinstance(tree, dict) else {}
-
-
-def free_memory() -> int | None:
-    """Bytes that programs can still have; None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    values = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return values[0] if values else None
 
 
 def free_bytes(path: Path) -> int | None:

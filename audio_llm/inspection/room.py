@@ -6,9 +6,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from audio_llm import machine
 from audio_llm.errors import AudioLLMError, ConfigError, describe
 from audio_llm.inspection import fit
-from audio_llm.inspection.doctor import free_bytes, free_memory
+from audio_llm.inspection.doctor import free_bytes
 from audio_llm.inspection.fit import GIB, Launch, Room
 from audio_llm.training.recipes import PolicyRecipe
 
@@ -23,7 +24,7 @@ def room_for(output: Path, gpu_gib: float | None = None) -> Room:
     if device is None and torch.cuda.is_available():
         device = torch.cuda.get_device_properties(0).total_memory
     existing = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.is_dir())
-    return Room(device, free_memory(), free_bytes(existing), free_bytes(Path("/dev/shm")))
+    return Room(device, machine.free_memory(), free_bytes(existing), free_bytes(Path("/dev/shm")))
 
 
 def launch_here(environment: Mapping[str, str]) -> Launch:
@@ -57,7 +58,8 @@ def check_memory(recipe: PolicyRecipe) -> None:
     if limit is None or need.total <= MARGIN * limit:
         return
     parts = ", ".join(f"{item} {size / GIB:.1f}" for item, size in need.rows.items() if size)
-    place = "of its GPU" if room.device is not None else "that are free"
+    free = "that are free" if machine.memory_limit() is None else "that its container's limit leaves"
+    place = "of its GPU" if room.device is not None else free
     raise ConfigError(
         describe(
             f"memory of {recipe.output}",

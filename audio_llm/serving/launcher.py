@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
+from audio_llm import machine
 from audio_llm.errors import AudioLLMError, CheckpointError, ConfigError, PrerequisiteError, describe
 from audio_llm.model.native import checkpoint_of
 from audio_llm.model.validate import AdapterInfo, audio_marks, check_adapter, check_checkpoint
@@ -77,7 +78,7 @@ def cpu_build() -> bool:
 
 def server_environment(cpu: bool) -> dict[str, str]:
     """The environment of vLLM's processes; what the caller has already set wins."""
-    cores = os.cpu_count() or 1
+    cores = machine.cpus()
     values = {
         "VLLM_MEDIA_CONNECTOR": "audio_llm",
         "VLLM_MEDIA_FETCH_MAX_RETRIES": "1",

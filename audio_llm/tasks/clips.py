@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audio_llm import audio
+from audio_llm import audio, machine
 from audio_llm.datasets import open_source
 from audio_llm.errors import AudioLLMError, TrainingError, describe
 from audio_llm.language.mirroring import mirror_events
@@ -206,7 +205,7 @@ class ClipStore:
                 cache[row, :, : piece.shape[1]] = np.rint(piece * (_INT16 / self._scales[row]))
             return None
 
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(machine.cpus()) as pool:
             outcomes = pool.map(decode, rows)
             for sample, reason in zip(rows, tqdm(outcomes, total=len(rows), desc="decode", leave=False), strict=True):
                 if reason is not None:
@@ -373,7 +372,7 @@ class BatchPlan:
         if self.store.cached:
             clips = [self._load(index) for index in self.indices(step)]
         else:
-            with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            with ThreadPoolExecutor(machine.cpus()) as pool:
                 clips = list(pool.map(self._load, self.indices(step)))
         clips = [augment(clip, self.switches, rng, self.store.sample_rate) for clip in clips]
         if self.switches.overlay:

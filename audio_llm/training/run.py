@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import torch
 
-from audio_llm import config
+from audio_llm import config, machine
 from audio_llm.errors import AudioLLMError, ConfigError, describe
 from audio_llm.files import only_writer, write_json
 from audio_llm.identity import Identity, empty, identity_of, settle, start_digest
@@ -296,7 +296,7 @@ def prepare_torch() -> None:
         torch.serialization.register_package(5, lambda _: None, _restore_numbered_cpu)
         torch.serialization._audio_llm_cpu_index = True  # type: ignore[attr-defined]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork of loader workers
-    threads = os.environ.get("OMP_NUM_THREADS")
+    threads = os.environ.get("OMP_NUM_THREADS") or str(min(torch.get_num_threads(), machine.cpus()))
     if threads and threads.isdigit():
         torch.set_num_threads(int(threads))
 

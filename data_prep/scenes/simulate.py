@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import sys
 from collections import Counter
@@ -21,6 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from audio_llm import config as recipes
+from audio_llm import machine
 from audio_llm.audio import Waveform, encode, limit_peak
 from audio_llm.datasets import folders
 from audio_llm.errors import AudioLLMError, ConfigError, describe
@@ -365,7 +365,7 @@ def prepare(
     if ledger.finished and _intact(out, config):
         return ledger.finished
     ledger.begin()
-    workers = workers or os.cpu_count() or 1
+    workers = workers or machine.cpus()
     library, groups, rejects = split_sounds(config, out, library, workers, quiet)
     worlds = build_worlds(config, groups)
     plans = {name: plan_jobs(config, worlds[part.split], name) for name, part in config.parts.items()}

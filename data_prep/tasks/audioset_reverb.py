@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from audio_llm import audio
+from audio_llm import audio, machine
 from audio_llm import config as recipes
 from audio_llm.audio import Waveform
 from audio_llm.datasets.reverberation import (
@@ -353,7 +352,7 @@ def prepare(
     splits = {name: (corpora[name], part.split) for name, part in config.parts.items()}
     limits = {"samples_per_shard": config.samples_per_shard, "max_reject_share": config.max_reject_share}
     counts = {}
-    with pool.open_pool(workers or os.cpu_count() or 1, Renderer, (config.rendering, splits)) as jobs:
+    with pool.open_pool(workers or machine.cpus(), Renderer, (config.rendering, splits)) as jobs:
         for name, items in plans.items():
             write_manifest(out / "manifests" / f"{name}.jsonl", items)
             plan = {item.key: item for item in items}

@@ -7,12 +7,12 @@ the closed list :class:`data_prep.manifest.rows.Reason`; rows read = samples + r
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from audio_llm import machine
 from audio_llm.errors import DataError, describe
 from audio_llm.files import write_json, write_lines
 from audio_llm.identity import identity_of
@@ -63,7 +63,7 @@ def prepare(
     seen: dict[str, str] = {}  # the side of every sound
     samples: dict[str, list[Sample]] = {}
     roots = config.reader.roots(place) if config.audio.store == "recipe" and config.reader.roots else None
-    with counter, pool.open_pool(workers or os.cpu_count() or 1, Packer, (config.audio,)) as jobs:
+    with counter, pool.open_pool(workers or machine.cpus(), Packer, (config.audio,)) as jobs:
         for name, rows in parts.items():
             samples[name] = fill(out / name, name, rows, jobs, seen, config, quiet, counter.add)
             if roots:

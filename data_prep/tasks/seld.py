@@ -7,7 +7,6 @@ two splits.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from audio_llm import audio
+from audio_llm import audio, machine
 from audio_llm.datasets import dcase_seld, seld_tables
 from audio_llm.errors import AudioLLMError, ConfigError, describe
 from audio_llm.files import atomic_file, write_json
@@ -134,7 +133,7 @@ def prepare(
     if (earlier := ledger.finished) and _intact(out, earlier.manifest):
         return earlier
     ledger.begin()
-    workers = workers or os.cpu_count() or 1
+    workers = workers or machine.cpus()
     library, groups, rejects = simulate.split_sounds(config, out, library, workers, quiet)
     worlds = simulate.build_worlds(config, groups)
     facts = simulate.describe_world(library, groups, worlds)

@@ -14,6 +14,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, ClassVar
 
+from audio_llm import machine
 from audio_llm.errors import AudioLLMError, ConfigError, describe
 from data_prep.corpus.engines.base import Answer, Done, Holder, Job, Running, raised, spread, told
 from data_prep.corpus.stage import Stage
@@ -134,7 +135,7 @@ class Local:
             raise ConfigError(describe("engine.workers", "1 or more", f"{self.workers}"))
 
     def pool(self, folder: Path, workers: int | None) -> LocalPool:
-        return LocalPool(folder, workers or self.workers or os.cpu_count() or 1)
+        return LocalPool(folder, workers or self.workers or machine.cpus())
 
 
 ENGINE = Local

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from audio_llm import machine
 from audio_llm.datasets.records import Record
 from audio_llm.errors import AudioError, ConfigError, describe
 from audio_llm.files import read_json, write_json, write_lines
@@ -172,7 +172,7 @@ class Pack(Step):
         seen: dict[str, str] = {}
         samples: dict[str, list[Sample]] = {}
         most = sum(map(len, taken.values())) // _PER_WORKER + 1
-        with pool.open_pool(min(os.cpu_count() or 1, most), Packer, (config.audio,)) as jobs:
+        with pool.open_pool(min(machine.cpus(), most), Packer, (config.audio,)) as jobs:
             for side, drafts in taken.items():
                 if drafts:
                     samples[side] = fill(
