@@ -1,8 +1,8 @@
 """Where every sample lies: one scan of the tar headers, kept beside the shards as ``index.npz``.
 
 A writer leaves the index of what it wrote. The scan reads and validates every JSON member and the place of every audio
-member. What cannot be used (a shard cut
-in the middle, wrong JSON, a duplicate key, a missing member) is counted and listed in ``index-rejects.jsonl``.
+member. What cannot be used (a shard cut in the middle, wrong JSON, a duplicate key, a missing member) is counted and
+listed in ``index-rejects.jsonl``.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from audio_llm.audio import Waveform
 from audio_llm.datasets import dcase_seld, seld_tables
 from audio_llm.datasets.seld_tables import FRAME_SECONDS
 from audio_llm.errors import AudioLLMError, ConfigError, NothingHeardError, describe, nearest
-from audio_llm.files import write_json, write_lines
+from audio_llm.files import content_hash, write_json, write_lines
 from audio_llm.model.folder import CONFIG, WEIGHTS
 from audio_llm.tasks.seld.predict import load, locate_file
 from audio_llm.tasks.seld.predict import recognises as is_model
@@ -182,12 +182,10 @@ def seen_in_training(model: str | Path, clips: dcase_seld.SELDFolder) -> list[st
 
 def begin(model: str | Path, clips: dcase_seld.SELDFolder, out: Path, threshold: Any, seen: Sequence[str] = ()) -> None:
     """Say whose the folder `out` is, or see that it is this run's."""
-    with open(Path(model) / WEIGHTS, "rb") as stream:
-        weights = hashlib.file_digest(stream, "sha256").hexdigest()
     names = "\n".join(f"{clip.name} {clip.path.stat().st_size}" for clip in clips.clips)
     claimed = {
         "model": Path(model).name,
-        "sha256": weights,
+        "sha256": content_hash(Path(model) / WEIGHTS),
         "clips": len(clips),
         "data": hashlib.sha256(names.encode()).hexdigest(),
         "threshold": threshold,

@@ -7,7 +7,6 @@ than one class of 0.5 m off). Places count for clips whose sounds come from one;
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -145,8 +144,7 @@ def evaluate(model: str | Path, data: Sequence[str], out: Path, options: Options
             (out / name).unlink(missing_ok=True)
     for module in (network.encoder, network.heads):
         module.to("cuda" if torch.cuda.is_available() else "cpu")
-    with open(Path(model) / WEIGHTS, "rb") as stream:
-        facts = {"model": Path(model).name, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+    facts = {"model": Path(model).name, "sha256": content_hash(Path(model) / WEIGHTS)}
     scores = answer(network, data, out, facts, batch_size=options.batch_size or 16)
     if not scores["clips"]:
         first = next((line["error"] for line in read_lines(out / PREDICTIONS) if "error" in line), "no clips")
