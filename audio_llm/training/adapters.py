@@ -13,14 +13,12 @@ from audio_llm.model.export import LANGUAGE_MODEL
 from audio_llm.model.validate import weight_files
 
 
-def go_on(model: Any, folder: Path | None) -> Any:
-    """`model` as ``make_trainable`` gives it, with the LoRA weights in `folder` (as PEFT saves them) in its language
-    model; as it is without a folder.
+def load_adapter(model: Any, folder: Path) -> None:
+    """Put the LoRA weights in `folder`, as PEFT saves them, into the language model of `model`, whose adapters
+    ``make_trainable`` has made.
 
     Raises :class:`ConfigError` where the recipe's LoRA is of another rank, scale or place: it would be another adapter.
     """
-    if folder is None:
-        return model
     from safetensors.torch import load_file
 
     known, ours = read_json(folder / "adapter_config.json"), model.peft_config["default"]
@@ -41,4 +39,3 @@ def go_on(model: Any, folder: Path | None) -> Any:
     with torch.no_grad():
         for name, parameter in mine.items():
             parameter.copy_(theirs[name])
-    return model

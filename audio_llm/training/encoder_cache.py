@@ -177,11 +177,9 @@ def window_key(window: Tensor) -> bytes:
     return digest.digest()[:16]
 
 
-def open_cache(recipe: Any, model: Any, bf16: bool) -> EncoderCache | None:
+def open_cache(recipe: Any, model: Any, bf16: bool) -> EncoderCache:
     """The cache of a recipe's ``encoder_cache`` for `model` (bare or wrapped by PEFT), in half precision where training
-    is; None without a folder."""
-    if recipe.encoder_cache is None:
-        return None
+    is."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     dtype = torch.bfloat16 if bf16 else torch.float32
     return EncoderCache(recipe.encoder_cache, base.model, dtype, recipe.encoder_cache_gib)

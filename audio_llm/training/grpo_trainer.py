@@ -42,9 +42,9 @@ from audio_llm.model.encoder import AudioEncoder
 from audio_llm.training.callbacks import COMPLETE
 from audio_llm.training.encoder_cache import EncoderCache, join_tokens
 from audio_llm.training.examples import Example, Examples, join_audio
-from audio_llm.training.micro_batches import gather_groups, trimmed
 from audio_llm.training.order import RunSampler
 from audio_llm.training.parity import ParityGate
+from audio_llm.training.passes import gather_groups, trimmed
 from audio_llm.training.rejects import Rejects
 from audio_llm.training.resampling import ResamplingTrainer, flat_groups
 from audio_llm.training.rollouts import (

@@ -30,7 +30,7 @@ from audio_llm.model.export import export_trained
 from audio_llm.shards.index import data_hash, shards_digest
 from audio_llm.shards.reader import ShardDataset
 from audio_llm.shards.remote import StoreError
-from audio_llm.training.adapters import go_on
+from audio_llm.training.adapters import load_adapter
 from audio_llm.training.callbacks import (
     BEST,
     COMPLETE,
@@ -238,7 +238,9 @@ class PolicyRun(Run):
 
         recipe = self.recipe
         set_seed(recipe.seed)
-        model = go_on(make_trainable(self.load_reference(), recipe.trained(), recipe.lora), recipe.model.adapter)
+        model = make_trainable(self.load_reference(), recipe.trained(), recipe.lora)
+        if recipe.model.adapter:
+            load_adapter(model, recipe.model.adapter)
         if self.main:
             summary = trainable_map(model)
             write_json(recipe.output / "trainable.json", summary)
@@ -268,7 +270,7 @@ class PolicyRun(Run):
             "order": self.order,
             "rejects": self.rejects,
             "rates": rates if divided or len({*rates.values()} - {0.0}) > 1 else None,
-            "cache": open_cache(self.recipe, model, bool(self.arguments.bf16)),
+            "cache": open_cache(self.recipe, model, bool(self.arguments.bf16)) if self.recipe.encoder_cache else None,
             "callbacks": [*self.callbacks(self.samples_per_step, self.epoch_size, logs), *checks, *budget],
         }
 

@@ -30,7 +30,7 @@ from audio_llm.model.build import load_model  # noqa: E402
 from audio_llm.training import grpo, parity, settings  # noqa: E402
 from audio_llm.training.examples import Example, join_audio  # noqa: E402
 from audio_llm.training.grpo_trainer import AudioGRPOTrainer, GroupSampler  # noqa: E402
-from audio_llm.training.micro_batches import gather_groups  # noqa: E402
+from audio_llm.training.passes import gather_groups  # noqa: E402
 from audio_llm.training.recipes import EngineRecipe  # noqa: E402
 from audio_llm.training.rewards import build_rewards  # noqa: E402
 from audio_llm.training.rollouts import PolicyWeights  # noqa: E402

@@ -14,7 +14,7 @@ from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from audio_llm.training import grpo_trainer  # noqa: E402
-from audio_llm.training.micro_batches import gather_groups, trimmed  # noqa: E402
+from audio_llm.training.passes import gather_groups, trimmed  # noqa: E402
 from tests.training.test_grpo import make_recipe, make_trainer, rows_of  # noqa: E402
 
 
