@@ -18,11 +18,11 @@ from typing import Any
 from audio_llm.errors import ConfigError, describe, nearest
 
 
-def find(kind: str, name: Any, known: Mapping[str, Any], needs: str = "") -> Any:
+def find(kind: str, name: Any, known: Mapping[str, Any], needs: str = "", instances: bool = False) -> Any:
     """What `known` has under `name`, or what ``package.module:Name`` stands for.
 
     Raises :class:`ConfigError`, which calls it a `kind`, for a name that is neither, and for something from elsewhere
-    that lacks the attribute `needs`.
+    that lacks the attribute `needs`, or that is a class where `instances` are wanted.
     """
     module, colon, attribute = str(name).partition(":")
     why = ""
@@ -31,9 +31,12 @@ def find(kind: str, name: Any, known: Mapping[str, Any], needs: str = "") -> Any
             return known[str(name)]
         if colon:
             found = getattr(importlib.import_module(module), attribute)
-            if not needs or hasattr(found, needs):
+            if needs and not hasattr(found, needs):
+                why = f" (it has no '{needs}')"
+            elif instances and isinstance(found, type):
+                why = " (it is a class: name an object made of it)"
+            else:
                 return found
-            why = f" (it has no '{needs}')"
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         why = f" ({error})"
     expected = f"one of {', '.join(sorted(known))}, or package.module:Name"
@@ -45,6 +48,8 @@ class Registry(Mapping[str, Any]):
 
     `kind` is what an error calls them, `needs` an attribute that each of them has.
     """
+
+    instances = False
 
     def __init__(self, group: str, kind: str, needs: str = "") -> None:
         self.group, self.kind, self.needs = f"{__package__}.{group}", kind, needs
@@ -67,17 +72,19 @@ class Registry(Mapping[str, Any]):
 
     def find(self, name: Any) -> Any:
         """What is registered under `name`, or ``package.module:Name``; :class:`ConfigError` as of :func:`find`."""
-        return find(self.kind, name, self, self.needs)
+        return find(self.kind, name, self, self.needs, self.instances)
 
 
 class Folder(Registry):
     """What the files of a package offer as `attribute`, one thing or a tuple of them, each known by its ``name``.
 
-    The files are imported when the first name is asked for; ``base`` is the contract and offers nothing.
+    `instances` says that these are no classes. The files are imported when the first name is asked for; ``base`` is the
+    contract and offers nothing.
     """
 
-    def __init__(self, package: str, attribute: str, kind: str, needs: str = "") -> None:
-        self.package, self.attribute, self.kind, self.needs = package, attribute, kind, needs
+    def __init__(self, package: str, attribute: str, kind: str, needs: str, instances: bool = False) -> None:
+        self.package, self.attribute, self.kind = package, attribute, kind
+        self.needs, self.instances = needs, instances
 
     @cached_property
     def files(self) -> list[str]:

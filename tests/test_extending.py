@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
+from audio_llm.errors import AudioLLMError, ConfigError
 from tests.paths import ROOT
 
 PAGES = sorted((ROOT / "docs" / "extending").glob("*.md"))
@@ -56,10 +60,7 @@ def test_the_scorer() -> None:
     assert not score("<answer>thunder</answer>").parsed
 
 
-def test_the_declared_benchmark(tmp_path) -> None:
-    import numpy as np
-    import soundfile
-
+def test_the_declared_benchmark(tmp_path: Path) -> None:
     from eval.benchmarks import get_benchmark, open_benchmark
 
     page = (ROOT / "docs" / "extending" / "choices.md").read_text()
@@ -85,3 +86,53 @@ def test_the_reward() -> None:
     reward = code("reward")["names_a_side"]
     said = ["<think>On the left.</think><answer>a</answer>", "<think>Somewhere.</think><answer>a</answer>", ""]
     assert reward([None] * 3, said, events=[[{}], [{}], []], bonus=0.5) == [0.5, 0.0, None]
+
+
+def sound(path: Path, level: float = 0.1) -> Path:
+    soundfile.write(path, np.random.default_rng(0).uniform(-level, level, 1600), 16000)
+    return path
+
+
+def test_the_benchmark_in_code(tmp_path: Path) -> None:
+    benchmark = code("benchmark")["BENCHMARK"]
+    sound(tmp_path / "a.wav")
+    table = tmp_path / "quiz.csv"
+    table.write_text("clip,question,options,answer\na.wav,Which?,dog|cat,dog\nb.wav,Which?,dog|cat,cat\n")
+    opened = benchmark.open(table)
+    assert [item.gold for item in opened.items] == ["dog", "cat"] and list(opened.errors) == [opened.items[1].id]
+    assert opened.load(0).sample_rate == 16000
+    table.write_text("clip,question,options,answer\na.wav,Which?,dog|cat,\n")
+    with pytest.raises(AudioLLMError, match="row 2: expected a value for 'answer', found none"):
+        benchmark.open(table)
+
+
+def test_the_kind_of_data_to_prepare(tmp_path: Path) -> None:
+    names = code("prep")
+    made = [names["KIND"].prepare(names["CopyConfig"]("here", count), tmp_path / "out") for count in (3, 3)]
+    assert [summary.fresh for summary in made] == [True, False]
+    assert made[1].manifest["subsets"] == {"train": {"samples": 3}}
+    with pytest.raises(ConfigError, match="count is 4 here and 3 there"):
+        names["KIND"].prepare(names["CopyConfig"]("here", 4), tmp_path / "out")
+
+
+def test_the_format_of_rows(tmp_path: Path) -> None:
+    from data_prep.manifest.formats.base import Place
+
+    rows = tmp_path / "rows.txt"
+    rows.write_text("a.wav: dog\nnothing\n")
+    row, reject = code("format")["FORMAT"].rows(Place(rows, tmp_path, {}))
+    assert row.values == {"audio": "a.wav", "answer": "dog"} and reject.item == "rows.txt: line 2"
+
+
+def test_the_stage_of_a_corpus(tmp_path: Path) -> None:
+    from data_prep.corpus.stage import Item, Stage
+
+    stage = code("stage")["Peaks"](least=0.01)
+    assert isinstance(stage, Stage)
+    stage.open(tmp_path)
+    files = {"loud": sound(tmp_path / "loud.wav"), "soft": sound(tmp_path / "soft.wav", 0.001)}
+    (tmp_path / "none.wav").write_bytes(b"no sound")
+    items = [Item(name, {"audio": str(path)}) for name, path in files.items()]
+    loud, soft, none = stage.run([*items, Item("none", {"audio": str(tmp_path / "none.wav")})])
+    assert loud.fields["peak"] == pytest.approx(0.1, rel=0.05)
+    assert [soft.reason, none.reason] == ["soft", "unreadable"]

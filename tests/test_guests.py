@@ -424,6 +424,7 @@ def test_a_benchmark_and_a_scorer_score_stored_answers(guest: Guest, sounds: Pat
     [
         (["--scorers", "guests:NOTHING"], "scorer: expected one of"),
         (["--scorers", "guests:QUIZ"], "it has no 'score'"),
+        (["--scorers", "guests:Brevity"], "it is a class: name an object made of it"),
         (["--scorers", "nowhere:X"], "No module named 'nowhere'"),
         (["--benchmark", "guests:BREVITY"], "it has no 'open'"),
         (["--benchmark", "mmua"], "did you mean 'mmau'"),

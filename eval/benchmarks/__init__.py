@@ -11,7 +11,7 @@ from audio_llm.registry import Folder
 if TYPE_CHECKING:
     from eval.benchmarks.base import Benchmark, Collection
 
-BENCHMARKS = Folder(__name__, "BENCHMARK", "benchmark", needs="open")
+BENCHMARKS = Folder(__name__, "BENCHMARK", "benchmark", needs="open", instances=True)
 
 
 def names() -> list[str]:

@@ -10,7 +10,7 @@ from eval.scorers.base import Configurable, Score, Scorer
 
 __all__ = ["SCORERS", "Score", "Scorer", "get_scorers"]
 
-SCORERS = Folder(__name__, "SCORERS", "scorer", needs="score")
+SCORERS = Folder(__name__, "SCORERS", "scorer", needs="score", instances=True)
 
 
 def get_scorers(names: Sequence[str], settings: Mapping[str, Mapping[str, str]] | None = None) -> list[Scorer]:
