@@ -134,6 +134,32 @@ GRPO_NO_USE = {
     "router_aux_loss_coef": "the routers of a mixture of experts are not heard through the audio model",
 }
 
+_ROWS = (
+    "each sample has a row of its own, told from its padding by a mask, which every kind of attention takes; the "
+    "samples of a step are dealt out to its passes by length, so that little is padding"
+)
+_WORDS = "prompts are written by the checkpoint, with its own tokenizer and template"
+_TURN = "the loss is over the assistant's turn alone"
+# What the SFT of TRL has beside Transformers' settings: its users look for these names. The first are said otherwise.
+SFT_WORDS = {
+    "max_length": "data.max_length",
+    "truncation_mode": "data.max_length (a longer sample is a reject, never cut)",
+    "activation_offloading": "gradient_checkpointing",
+}
+SFT_NO_USE = {
+    **dict.fromkeys(("packing", "packing_strategy", "eval_packing", "padding_free", "pad_to_multiple_of"), _ROWS),
+    **dict.fromkeys(("chat_template_path", "eos_token", "pad_token"), _WORDS),
+    **dict.fromkeys(
+        ("dataset_text_field", "dataset_kwargs", "dataset_num_proc"), "samples are read from shards (data:)"
+    ),
+    **dict.fromkeys(("completion_only_loss", "assistant_only_loss"), _TURN),
+    **dict.fromkeys(("model_init_kwargs", "trust_remote_code"), GRPO_NO_USE["model_init_kwargs"]),
+    "router_aux_loss_coef": GRPO_NO_USE["router_aux_loss_coef"],
+    "shuffle_dataset": _ORDER,
+    "loss_type": _LOSS,
+}
+_PACKED = dict.fromkeys(("packing", "padding_free"), _ROWS)
+
 # What TRL looks at only when a batch is scored: the values that it knows.
 VALUES: dict[str, tuple[Any, ...]] = {
     "loss_type": ("dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
@@ -263,10 +289,10 @@ def check_bitsandbytes(item: str) -> None:
 
 def check_settings(known: type, group: str, settings: Mapping[str, Any]) -> None:
     """Refuse by name what :func:`arguments` does."""
-    own, no_use = OWN_WORDS, NO_USE
+    own, no_use = OWN_WORDS | SFT_WORDS, NO_USE | SFT_NO_USE
     if group == "grpo":
-        own, no_use = OWN_WORDS | GRPO_WORDS, NO_USE | GRPO_NO_USE
-    names = {field.name for field in dataclasses.fields(known)}
+        own, no_use = OWN_WORDS | GRPO_WORDS, NO_USE | GRPO_NO_USE | _PACKED
+    names = {field.name for field in dataclasses.fields(known)} | set(own) | set(no_use)
     for name in settings:
         if name not in names:
             raise ConfigError(

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import TrainingArguments
 from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS
 from transformers.utils import logging as transformers_logging
-from trl import GRPOConfig
+from trl import GRPOConfig, SFTConfig
 
 from audio_llm import files
 from audio_llm.cli import main
@@ -125,6 +125,20 @@ def test_every_key_has_a_class(group):
     assert not set(settings.OWN_WORDS) & set(settings.NO_USE)
     assert set(settings.VALUES) | set(parity.RESTRICTIONS) <= set(TAKEN_BY_TRL)
     assert set(settings.BESIDE) <= set(TAKEN) | set(TAKEN_BY_TRL)
+
+
+def test_what_the_sft_of_trl_has_beside_is_answered_by_name():
+    """All of it, as installed: what is said in other words, and why the rest is not there."""
+    theirs = {field.name for field in dataclasses.fields(SFTConfig)} - names("trainer")
+    assert {"packing", "padding_free"} <= theirs == set(settings.SFT_WORDS) | set(settings.SFT_NO_USE)
+    for group in KINDS:
+        for name in theirs if group == "trainer" else ("packing", "padding_free"):
+            with pytest.raises(ConfigError) as error:
+                settings.check_settings(KINDS[group][0], group, {name: True})
+            reason = settings.SFT_NO_USE.get(name) or f"own key {settings.SFT_WORDS[name]}"
+            assert name in str(error.value) and reason in str(error.value)
+    with pytest.raises(ConfigError, match=r"unknown setting 'paddingfree' .did you mean 'padding_free'"):
+        settings.check_settings(TrainingArguments, "trainer", {"paddingfree": True})
 
 
 def test_the_optimisers_of_bitsandbytes_are_those_that_transformers_makes_with_it():
