@@ -6,7 +6,7 @@ Each line is a process of its own, so that its peak memory is its own; what prep
 that it starts are. The exponent is the slope of log seconds over log size between the two largest (1: cost in
 proportion). Exit code 1 where one passes ``LIMIT``. Lines of `prep` are about a tenth or a fiftieth of the size; beside
 them stands how many times as much two workers do in a second of the clock as one, where the machine has nothing else to
-do.
+do, and how much of the processor time of more work is the driver's, whatever else the machine does.
 """
 
 from __future__ import annotations
@@ -224,12 +224,12 @@ def _processor_seconds() -> float:
 
 def measure(part: str, folder: Path, size: int) -> None:
     """In this process: print processor seconds, those of the clock and the peak of memory."""
-    begin, clock = _processor_seconds(), time.perf_counter()
+    begin, own, clock = _processor_seconds(), time.process_time(), time.perf_counter()
     PARTS[part][1](folder, size)
-    seconds, clock = _processor_seconds() - begin, time.perf_counter() - clock
+    seconds, own, clock = _processor_seconds() - begin, time.process_time() - own, time.perf_counter() - clock
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    found = {"size": size, "cpu_seconds": round(seconds, 3), "seconds": round(clock, 3), "peak_mb": round(peak)}
-    print(json.dumps(found))
+    rounded = {"cpu_seconds": seconds, "own_cpu_seconds": own, "seconds": clock}
+    print(json.dumps({"size": size, "peak_mb": round(peak)} | {key: round(value, 3) for key, value in rounded.items()}))
 
 
 def exponent(found: list[dict[str, Any]]) -> float:
@@ -238,6 +238,14 @@ def exponent(found: list[dict[str, Any]]) -> float:
     if first["cpu_seconds"] < SMALLEST:
         return math.nan
     return math.log(last["cpu_seconds"] / first["cpu_seconds"]) / math.log(last["size"] / first["size"])
+
+
+def driver_share(found: list[dict[str, Any]]) -> float:
+    """Of the processor time that more work takes, between the two largest sizes, the share of the process that hands it
+    out: its inverse is how many processors can be kept busy. NaN where the difference is too small to be told."""
+    first, last = found[-2:]
+    more = last["cpu_seconds"] - first["cpu_seconds"]
+    return (last["own_cpu_seconds"] - first["own_cpu_seconds"]) / more if more >= SMALLEST else math.nan
 
 
 def main() -> int:
@@ -279,6 +287,10 @@ def main() -> int:
     for name in [name for name in table if name.endswith("workers 1") and f"{name[:-1]}2" in table]:
         one, two = (table[key]["sizes"][-1]["seconds"] for key in (name, f"{name[:-1]}2"))
         print(f"{name.removesuffix(', workers 1')}: {one / two:.2f} times as much a second with two workers")
+    for name in [name for name in table if name.endswith("workers 2")]:
+        if not math.isnan(share := driver_share(table[name]["sizes"])):
+            table[name]["driver_share"] = round(share, 3)
+            print(f"{name}: {share:.1%} of what more work takes is the driver's")
     if args.out:
         args.out.write_text(json.dumps({"limit": LIMIT, "parts": table}, indent=2) + "\n")
     return 1 if any((entry["exponent"] or 0) > LIMIT for entry in table.values()) else 0
