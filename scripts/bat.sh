@@ -16,27 +16,10 @@ usage: bash scripts/bat.sh [options]
 TEXT
 }
 
+. "$(dirname "$0")/options.sh"
 SOUNDS="" FOLDS=() OUT=runs/bat-small SEED=0 FRESH="" TINY=""
-while [ $# -gt 0 ]; do
-    case "$1" in
-        --sounds | --out | --seed)
-            [ $# -ge 2 ] || { echo "bat: $1 needs a value" >&2; exit 2; }
-            case "$1" in --sounds) SOUNDS="$2" ;; --out) OUT="$2" ;; --seed) SEED="$2" ;; esac
-            shift 2
-            ;;
-        --folds)
-            shift
-            while [[ "${1:-}" == *=* ]]; do FOLDS+=("$1"); shift; done
-            [ ${#FOLDS[@]} -gt 0 ] || { echo "bat: --folds needs values such as train=1,2,3 test=4" >&2; exit 2; }
-            ;;
-        --tiny) TINY=1; shift ;;
-        --fresh) FRESH=1; shift ;;
-        -h | --help) usage; exit 0 ;;
-        *) echo "bat: unknown option '$1'" >&2; usage >&2; exit 2 ;;
-    esac
-done
-[ -z "$SOUNDS" ] || [ -d "$SOUNDS" ] || { echo "bat: --sounds $SOUNDS: no such folder" >&2; exit 2; }
-[[ "$SEED" =~ ^[0-9]+$ ]] || { echo "bat: --seed expects a whole number, found '$SEED'" >&2; exit 2; }
+read_options "sounds folds out seed tiny fresh" "$@"
+[ -z "$SOUNDS" ] || [ -d "$SOUNDS" ] || wrong "--sounds $SOUNDS: no such folder"
 [ -z "$SOUNDS" ] || SOUNDS="$(cd "$SOUNDS" && pwd)"
 cd "$(dirname "$0")/.."
 mkdir -p "$OUT"

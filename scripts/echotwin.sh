@@ -2,20 +2,11 @@
 # Does EchoTwin-QA listen? A set of questions, both heads, the text alone, and a table. See docs/echotwin.md.
 set -euo pipefail
 
+usage() { echo "usage: bash scripts/echotwin.sh [--out DIR] [--seed N] [--fresh]"; }
+
+. "$(dirname "$0")/options.sh"
 OUT=runs/echotwin SEED=0 FRESH=""
-while [ $# -gt 0 ]; do
-    case "$1" in
-        --out | --seed)
-            [ $# -ge 2 ] || { echo "echotwin: $1 needs a value" >&2; exit 2; }
-            case "$1" in --out) OUT="$2" ;; --seed) SEED="$2" ;; esac
-            shift 2
-            ;;
-        --fresh) FRESH=1; shift ;;
-        -h | --help) echo "usage: bash scripts/echotwin.sh [--out DIR] [--seed N] [--fresh]"; exit 0 ;;
-        *) echo "echotwin: unknown option '$1'; see --help" >&2; exit 2 ;;
-    esac
-done
-[[ "$SEED" =~ ^[0-9]+$ ]] || { echo "echotwin: --seed expects a whole number, found '$SEED'" >&2; exit 2; }
+read_options "out seed fresh" "$@"
 cd "$(dirname "$0")/.."
 mkdir -p "$OUT"
 . scripts/setup.sh

@@ -21,29 +21,10 @@ An ID is that of a model in the hub's local cache; HF_HUB_OFFLINE=0 fetches it. 
 TEXT
 }
 
-wrong() { echo "pretrained: $1" >&2; exit 2; }
-
+. "$(dirname "$0")/options.sh"
 ROOT="$(cd "$(dirname "$0")/.." && pwd)"
 ENCODER="" LANGUAGE_MODEL="" SOUNDS="$ROOT/data/ESC-10" DIGITS="$ROOT/data/FSDD" MINUTES=20 OUT="runs/pretrained" SEED=0 FRESH=""
-while [ $# -gt 0 ]; do
-    case "$1" in
-        --fresh) FRESH=1; shift; continue ;;
-        -h | --help) usage; exit 0 ;;
-        --encoder | --language-model | --sounds | --digits | --minutes | --out | --seed) ;;
-        *) wrong "unknown option '$1'; --help shows those there are" ;;
-    esac
-    [ $# -ge 2 ] && [ -n "$2" ] || wrong "$1 needs a value"
-    case "$1" in
-        --encoder) ENCODER="$2" ;;
-        --language-model) LANGUAGE_MODEL="$2" ;;
-        --sounds) SOUNDS="$2" ;;
-        --digits) DIGITS="$2" ;;
-        --minutes) MINUTES="$2" ;;
-        --out) OUT="$2" ;;
-        --seed) SEED="$2" ;;
-    esac
-    shift 2
-done
+read_options "encoder language-model sounds digits minutes out seed fresh" "$@"
 
 # check_model OPTION VALUE: a folder that holds a model, or an id, which is looked up once Python is there.
 check_model() {
@@ -63,7 +44,6 @@ check_model --language-model "$LANGUAGE_MODEL" HuggingFaceTB/SmolLM2-135M-Instru
 [ -n "$(find -L "$DIGITS" -maxdepth 1 -name '[0-9]_*_*.wav' -print -quit 2>/dev/null)" ] ||
     wrong "--digits $DIGITS: expected a folder with files such as 7_jackson_32.wav; docs/data.md says where they are from"
 [[ "$MINUTES" =~ ^(20|60)$ ]] || wrong "--minutes expects 20 or 60, found '$MINUTES'"
-[[ "$SEED" =~ ^[0-9]{1,9}$ ]] || wrong "--seed expects a whole number, found '$SEED'"
 for name in ENCODER LANGUAGE_MODEL SOUNDS DIGITS; do # what follows is done in the project's folder
     [ ! -d "${!name}" ] || printf -v "$name" '%s' "$(cd "${!name}" && pwd)"
 done

@@ -20,39 +20,16 @@ usage: bash scripts/quickstart.sh [options]
 TEXT
 }
 
+. "$(dirname "$0")/options.sh"
 SOUNDS="" FOLDS=() LANGUAGE_MODEL="" OUT="" SEED=0 FRESH=""
-while [ $# -gt 0 ]; do
-    case "$1" in
-        --sounds | --language-model | --out | --seed)
-            [ $# -ge 2 ] || { echo "quickstart: $1 needs a value" >&2; exit 2; }
-            case "$1" in
-                --sounds) SOUNDS="$2" ;;
-                --language-model) LANGUAGE_MODEL="$2" ;;
-                --out) OUT="$2" ;;
-                --seed) SEED="$2" ;;
-            esac
-            shift 2
-            ;;
-        --folds)
-            shift
-            while [[ "${1:-}" == *=* ]]; do FOLDS+=("$1"); shift; done
-            [ ${#FOLDS[@]} -gt 0 ] || { echo "quickstart: --folds needs values such as train=1,2,3 test=4" >&2; exit 2; }
-            ;;
-        --fresh) FRESH=1; shift ;;
-        -h | --help) usage; exit 0 ;;
-        *) echo "quickstart: unknown option '$1'" >&2; usage >&2; exit 2 ;;
-    esac
-done
-[ -z "$SOUNDS" ] || [ -d "$SOUNDS" ] || { echo "quickstart: --sounds $SOUNDS: no such folder" >&2; exit 2; }
-[[ "$SEED" =~ ^[0-9]+$ ]] || { echo "quickstart: --seed expects a whole number, found '$SEED'" >&2; exit 2; }
+read_options "sounds folds language-model out seed fresh" "$@"
+[ -z "$SOUNDS" ] || [ -d "$SOUNDS" ] || wrong "--sounds $SOUNDS: no such folder"
 [ -z "$SOUNDS" ] || SOUNDS="$(cd "$SOUNDS" && pwd)"
 case "$LANGUAGE_MODEL" in
     "" | smollm2) ;;
     *)
-        [ -f "$LANGUAGE_MODEL/config.json" ] || [[ -f "$LANGUAGE_MODEL" && "$LANGUAGE_MODEL" == *.gguf ]] || {
-            echo "quickstart: --language-model $LANGUAGE_MODEL: expected smollm2, a folder with config.json or a .gguf file" >&2
-            exit 2
-        }
+        [ -f "$LANGUAGE_MODEL/config.json" ] || [[ -f "$LANGUAGE_MODEL" && "$LANGUAGE_MODEL" == *.gguf ]] ||
+            wrong "--language-model $LANGUAGE_MODEL: expected smollm2, a folder with config.json or a .gguf file"
         LANGUAGE_MODEL="$(realpath "$LANGUAGE_MODEL")"
         ;;
 esac

@@ -34,6 +34,13 @@ def test_scripts_parse(script: Path) -> None:
     assert subprocess.run([str(BASH), "-n", str(script)]).returncode == 0
 
 
+def test_options_set_variables() -> None:
+    given = "--folds train=1,2 test=3 --language-model 'a b' --tiny --seed 7"
+    code = f"SEED=0 FOLDS=() TINY=; . {SCRIPTS / 'options.sh'}; read_options 'folds language-model tiny seed' {given}; "
+    reply = bash(code + 'echo "$LANGUAGE_MODEL|${FOLDS[*]}|$TINY|$SEED"')
+    assert reply.stdout == "a b|train=1,2 test=3|1|7\n"
+
+
 def test_quickstart_explains_itself() -> None:
     reply = bash(f"bash {SCRIPTS / 'quickstart.sh'} --help")
     assert reply.returncode == 0
