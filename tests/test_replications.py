@@ -41,7 +41,7 @@ def test_the_command_of_a_page_is_one_that_runs(page: str, tmp_path: Path, monke
     benchmark = get_benchmark(args.benchmark)
     (data,) = args.data
     with pytest.raises(AudioLLMError) as error:  # the data is not here, and that is all that is wrong
-        benchmark.open(Path(data), **key_values("--option", args.option))
+        benchmark.open(Path(data), **key_values(args.option))
     assert not isinstance(error.value, ConfigError), error.value
     named = re.match(r"`([\w-]+)`", rows_of(page)["scorer"])
     assert named is not None and named[1] in benchmark.scorers

@@ -7,25 +7,17 @@ import math
 import sys
 
 from audio_llm.cli.options import add_hearing
-from eval.cli.options import add_asking, add_max_errors, add_scorer_settings, at_least, max_errors_of
+from eval.cli.options import add_asking, add_benchmark, add_max_errors, add_scorer_settings, at_least, max_errors_of
 
 USUAL, FULL = ("silence,swap,silence_each", 1), ("all", 3)  # controls, orders of the options: unless they are given
 HELP = "answer held-out questions with a model, with controls; every answer is stored and scored"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from eval.benchmarks import names as benchmarks
-
     parser.add_argument(
         "model", help="checkpoint folder, the model's name behind an address, an encoder folder, or one of SELD tables"
     )
-    parser.add_argument("data", nargs="+", help="the benchmark's data: folders of held-out shards, or what it reads")
-    names = ", ".join(benchmarks())
-    names += " (default: scenes), FILE.yaml, or package.module:NAME: docs/benchmarks.md"
-    parser.add_argument("--benchmark", default="scenes", help=names)
-    parser.add_argument(
-        "--option", action="append", default=[], metavar="KEY=VALUE", help="of the benchmark, for instance audio=FOLDER"
-    )
+    add_benchmark(parser)
     parser.add_argument("--out", required=True, help="run folder: predictions.jsonl, run.json, scores")
     parser.add_argument(
         "--engine", default="auto", help="auto, vllm, transformers, …, or an OpenAI address http://HOST:PORT/v1"
@@ -95,7 +87,7 @@ def _run(args: argparse.Namespace) -> int:
     if Path(args.model).is_dir() and (evaluate := evaluator(args.model)):
         if args.full:
             raise ConfigError("--full: expected a model that answers questions, found a folder of another task.")
-        pairs = key_values("--option", args.option) | ({"labels": args.labels} if args.labels else {})
+        pairs = key_values(args.option) | ({"labels": args.labels} if args.labels else {})
         options = Options(pairs, args.batch_size, args.overwrite, args.quiet)
         print(evaluate(args.model, args.data, Path(args.out), options))
         return 0
@@ -126,7 +118,7 @@ def _run(args: argparse.Namespace) -> int:
     max_errors = max_errors_of(args)
     scorers = scorers_for(args.benchmark, None, scorer_settings(args))  # now: a wrong setting costs no answers
     out = Path(args.out)
-    source = runner.Source(args.benchmark, tuple(args.data), key_values("--option", args.option))
+    source = runner.Source(args.benchmark, tuple(args.data), key_values(args.option))
     questions = source.open(settings)
     for reason, count in questions.counts.items():
         print(f"{count} x {reason}")

@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from eval.cli.options import add_asking, at_least
+from eval.cli.options import add_asking, add_benchmark, at_least
 
 HELP = "write a benchmark's questions as an lmms-eval task folder: sound, prompts, our scorer"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", nargs="+", help="the benchmark's data, as for audio-llm eval")
-    parser.add_argument("--benchmark", default="scenes", help="scenes (shard folders), mmau, …: docs/benchmarks.md")
-    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the benchmark")
+    add_benchmark(parser)
     parser.add_argument("--out", required=True, help="folder of tasks: --include_path of lmms-eval")
     parser.add_argument("--task", metavar="NAME", help="the task's name (default: audio_llm_BENCHMARK)")
     parser.add_argument("--scorer", help="whose values are the metric (default: the benchmark's first)")
@@ -32,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     limit = None if args.limit is None else at_least(1, "--limit", args.limit)
     seed = at_least(0, "--seed", args.seed)
     benchmark = get_benchmark(args.benchmark)
-    opened = open_benchmark(args.benchmark, args.data, **key_values("--option", args.option))
+    opened = open_benchmark(args.benchmark, args.data, **key_values(args.option))
     exported = export_task(
         choose(opened, limit, seed).asked(args.instruction, args.answer_as),
         args.task or f"audio_llm_{benchmark.name}",

@@ -8,6 +8,18 @@ from collections.abc import Sequence
 from audio_llm.errors import ConfigError
 
 
+def add_benchmark(parser: argparse.ArgumentParser) -> None:
+    """The data to ask about, ``--benchmark`` and the ``--option`` that :func:`key_values` reads."""
+    from eval.benchmarks import names
+
+    parser.add_argument("data", nargs="+", help="the benchmark's data: folders of held-out shards, or what it reads")
+    known = f"{', '.join(names())} (default: scenes), FILE.yaml, or package.module:NAME: docs/benchmarks.md"
+    parser.add_argument("--benchmark", default="scenes", help=known)
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="of the benchmark, for instance audio=FOLDER"
+    )
+
+
 def add_asking(parser: argparse.ArgumentParser) -> None:
     """What ``Collection.asked`` takes."""
     parser.add_argument("--instruction", metavar="TEXT", help="words to put after every question")
@@ -57,15 +69,15 @@ def scorer_settings(args: argparse.Namespace) -> dict[str, dict[str, str]]:
     return settings
 
 
-def key_values(flag: str, pairs: Sequence[str]) -> dict[str, str]:
-    """``["a=1", "b=2"]`` → a mapping. Raises :class:`ConfigError` naming `flag` for anything else."""
+def key_values(pairs: Sequence[str]) -> dict[str, str]:
+    """``["a=1", "b=2"]`` of ``--option`` → a mapping. Raises :class:`ConfigError` for anything else."""
     values: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise ConfigError(f"{flag}: expected KEY=VALUE, found '{pair}'.")
+            raise ConfigError(f"--option: expected KEY=VALUE, found '{pair}'.")
         if key in values:
-            raise ConfigError(f"{flag}: expected {key} once, found it twice.")
+            raise ConfigError(f"--option: expected {key} once, found it twice.")
         values[key] = value
     return values
 

@@ -62,7 +62,7 @@ def _rescore(path: str, args: argparse.Namespace) -> int:
     from eval.figures.tables import print_run, print_spectrum, write_scores
     from eval.predictions import PredictionsError, questions_asked
 
-    options = key_values("--option", args.option)
+    options = key_values(args.option)
     foreign = Path(path).suffix == ".json"
     if args.incomplete and not args.submission:
         raise ConfigError("--incomplete: expected --submission FOLDER, which it is about; found none.")
