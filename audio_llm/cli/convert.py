@@ -38,11 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--seed", type=int, default=0, help="seed of the projector's first weights (default: 0)")
 
     merge = kinds.add_parser("merge", help="checkpoint + LoRA adapter -> one plain checkpoint")
-    merge.add_argument("base", type=Path, help="the checkpoint folder that the adapter was trained on")
-    merge.add_argument("adapter", type=Path, help="the adapter folder, as PEFT saves it")
+    merge.add_argument("base", metavar="BASE", type=Path, help="the checkpoint folder that the adapter was trained on")
+    merge.add_argument("adapter", metavar="ADAPTER", type=Path, help="the adapter folder, as PEFT saves it")
 
     language_model = kinds.add_parser("lm", help="checkpoint -> its language model alone, for text or embeddings")
-    language_model.add_argument("model", type=Path, help="a checkpoint folder")
+    language_model.add_argument("model", metavar="MODEL", type=Path, help="a checkpoint folder")
 
     shards = kinds.add_parser("shards", help="shards -> a table of questions with their sounds, for other programs")
     shards.add_argument("folders", type=Path, nargs="+", metavar="SHARDS", help="folders of shards, all into one table")
@@ -51,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     native = kinds.add_parser("native", help="native audio model -> checkpoint, and back under the published names")
-    native.add_argument("model", type=Path, help="a native model's folder, or a checkpoint that began as one")
+    native.add_argument(
+        "model", metavar="MODEL", type=Path, help="a native model's folder, or a checkpoint that began as one"
+    )
     native.add_argument("--source", type=Path, metavar="DIR", help="where the native model is now (default: as it was)")
     native.add_argument("--form", help="of the folder written, where there are several: omni (default) or thinker")
 
@@ -69,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     for kind in (encoder, build, merge, language_model, shards, native, bat):
-        kind.add_argument("out", type=Path, help="the folder to write; it appears whole or not at all")
+        kind.add_argument("out", metavar="OUT", type=Path, help="the folder to write; it appears whole or not at all")
         kind.add_argument("--force", action="store_true", help="replace an existing folder")
 
 

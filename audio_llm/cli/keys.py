@@ -24,8 +24,10 @@ _NAMES = {int: "whole number", float: "number", str: "text", bool: "true or fals
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("verb", nargs="?", help="prep, train, folds, sft or grpo; without it, they are listed")
-    parser.add_argument("kind", nargs="?", help="of train: the task; of prep: the kind of data set")
+    parser.add_argument(
+        "verb", metavar="VERB", nargs="?", help="prep, train, folds, sft or grpo; without it, they are listed"
+    )
+    parser.add_argument("kind", metavar="KIND", nargs="?", help="of train: the task; of prep: the kind of data set")
     parser.epilog = "Set a key in the recipe, or behind it on the command line: key=value, group.key=value."
 
 

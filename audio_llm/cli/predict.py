@@ -16,7 +16,7 @@ _SUFFIXES = {"csv": ".csv", "json": ".json"}  # of --out; everything else is tex
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = "folder of 'train' or of 'folds' (or of model_fold_N_best files), or a published .pt or .safetensors"
-    parser.add_argument("model", help=kinds)
+    parser.add_argument("model", metavar="MODEL", help=kinds)
     parser.add_argument("files", nargs="+", metavar="FILE", help="wav, flac, ogg, mp3 or opus")
     parser.add_argument(
         "--format",

@@ -10,7 +10,9 @@ HELP = "do what a recipe is for: prep, train, sft, grpo or folds, as its key 've
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file, for instance recipes/quickstart/sft.yaml")
-    parser.add_argument("rest", nargs="*", help="what its verb takes: OUT, key=value; options come after a bare --")
+    parser.add_argument(
+        "rest", metavar="ARGUMENT", nargs="*", help="what its verb takes: OUT, key=value; options come after a bare --"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

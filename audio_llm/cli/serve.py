@@ -14,7 +14,7 @@ PASSES_ON = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "audio-llm serve MODEL [options] [-- VLLM_OPTION ...]"
-    parser.add_argument("model", type=Path, help="checkpoint folder")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="checkpoint folder")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen at (default: 8000)")
     parser.add_argument("--name", help="model name in requests (default: the folder's name)")

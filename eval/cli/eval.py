@@ -15,7 +15,9 @@ HELP = "answer held-out questions with a model, with controls; every answer is s
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", help="checkpoint folder, the model's name behind an address, an encoder folder, or one of SELD tables"
+        "model",
+        metavar="MODEL",
+        help="checkpoint folder, the model's name behind an address, an encoder folder, or one of SELD tables",
     )
     add_benchmark(parser)
     parser.add_argument("--out", required=True, help="run folder: predictions.jsonl, run.json, scores")

@@ -12,7 +12,9 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     """The data to ask about, ``--benchmark`` and the ``--option`` that :func:`key_values` reads."""
     from eval.benchmarks import names
 
-    parser.add_argument("data", nargs="+", help="the benchmark's data: folders of held-out shards, or what it reads")
+    parser.add_argument(
+        "data", metavar="DATA", nargs="+", help="the benchmark's data: folders of held-out shards, or what it reads"
+    )
     known = f"{', '.join(names())} (default: scenes), FILE.yaml, or package.module:NAME: docs/benchmarks.md"
     parser.add_argument("--benchmark", default="scenes", help=known)
     parser.add_argument(
