@@ -175,6 +175,20 @@ class Levels(Task):
         return encoder(samples, torch.tensor([samples.shape[-1]]))[0].mean().item()
 
 
+class Tones:
+    """A gym: where draws come from while a run trains."""
+
+    kinds, layout, sample_rate, recordings, digest = {"pitch": 1.0}, "mono", 8000, frozenset(), "tones"
+
+    @staticmethod
+    def recognises(path):
+        return Path(path).read_text().startswith("tones:")
+
+    @classmethod
+    def open_source(cls, path, *, subset, folder, seed, workers):
+        return cls()
+
+
 class Parrot(Engine):
     """Says yes where there is a sound, whatever it is."""
 
@@ -225,6 +239,9 @@ levels = guests:LEVELS
 
 [audio_llm.engines]
 parrot = guests:Parrot
+
+[audio_llm.gyms]
+tones = guests:Tones
 """
 
 
@@ -388,6 +405,17 @@ def test_a_declared_benchmark_comes_in_by_its_address_and_by_its_file(
         guest(["rescore", str(out), "--submission", str(out / "files"), "--incomplete"])
         assert (out / "files" / "loud.out.csv").read_text().splitlines()[1] == f"{lines[0]['id']},A"
     assert json.loads((tmp_path / "file" / "run.json").read_text())["benchmark"] == str(site.parent / "mine.yaml")
+
+
+def test_a_gym_comes_in_where_it_knows_the_recipe(guest: Guest, tmp_path: Path) -> None:
+    (tmp_path / "tones.yaml").write_text("tones: [440]\n")
+    code = f"""
+from pathlib import Path
+from audio_llm.training.gym import open_source
+from audio_llm.training.recipes import GymRecipe
+print(open_source(GymRecipe(recipe=Path({str(tmp_path / "tones.yaml")!r})), Path(), 0).kinds)
+"""
+    assert guest(code) == "{'pitch': 1.0}\n"
 
 
 def test_a_reward_comes_in_by_its_address(guest: Guest) -> None:
