@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
     if args.verb is None:
         for name, recipes in known.items():
             kinds = [kind for kind in recipes() if kind]
-            print(f"audio-llm keys {name}" + (f" [{' | '.join(kinds)}]" if kinds else ""))
+            line = f"audio-llm keys {name}" + (f" [{' | '.join(kinds)}]" if kinds else "")
+            print(textwrap.fill(line, 110, subsequent_indent=" " * 8, break_on_hyphens=False))
         return 0
     if args.verb not in known:
         found = f"'{args.verb}'{nearest(args.verb, known)}"
