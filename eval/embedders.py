@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from audio_llm.errors import ConfigError, describe
 from audio_llm.files import read_json
 from audio_llm.language.replies import normalise
+from audio_llm.model.loading import reading, whole_model
 
 
 class TextEmbedder(Protocol):
@@ -54,8 +55,11 @@ class LocalEncoder:
         if not (Path(folder) / "config.json").is_file():
             raise ConfigError(describe("embedder", "'characters' or a folder with config.json", f"'{folder}'"))
         self.name = Path(folder).name
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self._model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+        item, expected = f"embedder {folder}", "a text encoder that Transformers can load"
+        how: dict[str, Any] = {"local_files_only": True}
+        with reading(item, expected):
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, **how)
+        self._model = whole_model(AutoModel, folder, item, expected, dtype=torch.float32, **how).eval()
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """(texts, hidden) float64, of unit length; a batch has texts of like length, and gives what one text gives."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from audio_llm.answering.base import Answer, Engine, Options, Request, decoded, folder_config, is_address
 from audio_llm.audio import Waveform, audible, hear, resample
-from audio_llm.errors import ConfigError, describe
+from audio_llm.errors import ConfigError, DataError, describe
 from audio_llm.language import prompts
 from audio_llm.model.native import checkpoint_of, native_kind
 from audio_llm.model.validate import MODEL_TYPE, check_adapter, check_checkpoint
@@ -81,6 +81,14 @@ def fit(sound: Waveform | Path, extractor: Any, name: str, hearing: str) -> Wave
     return ready
 
 
+def written(request: Request, tokenizer: Any) -> tuple[str, str]:
+    """The prompt of `request`, and why it must not be asked: "" where it may."""
+    try:
+        return request.render(tokenizer), ""
+    except DataError as error:
+        return "", str(error)
+
+
 class VllmEngine(Engine):
     """The whole model through vLLM's plugin, in this process."""
 
@@ -117,10 +125,11 @@ class VllmEngine(Engine):
 
         def prepared() -> Iterator[OfflineRequest]:
             for request in requests:
-                text = request.render(self._engine.tokenizer)
+                text, refusal = written(request, self._engine.tokenizer)
                 waiting.append((text, request.opening, time.monotonic()))
                 yield OfflineRequest(
                     prompt=text,
+                    refusal=refusal,
                     audios=request.audios,
                     temperature=request.temperature,
                     max_tokens=request.max_tokens,
@@ -194,9 +203,6 @@ class TransformersEngine(Engine):
             for _, group in itertools.groupby(batch, lambda request: request.beams):
                 yield from self._answer(list(group))
 
-    def _render(self, request: Request) -> str:
-        return request.render(self._tokenizer)
-
     def _encode(self, texts: list[str], batch: list[Request]) -> Any:
         """Left-padded ids and mask (batch, n), and the audio of those requests that have some, in order."""
         audio = [waveform.samples for request in batch for waveform in request.audios]
@@ -211,7 +217,11 @@ class TransformersEngine(Engine):
         if any(request.constrain for request in batch):
             raise ConfigError(describe("constrained replies", "an engine that gives them (vllm)", self.name))
         started = time.monotonic()
-        texts = [self._render(request) for request in batch]
+        texts, refusals = map(list, zip(*(written(request, self._tokenizer) for request in batch), strict=True))
+        if any(refusals):
+            fitting = [request for request, refusal in zip(batch, refusals, strict=True) if not refusal]
+            answers = iter(self._answer(fitting) if fitting else ())
+            return [Answer(error=refusal) if refusal else next(answers) for refusal in refusals]
         inputs = self._encode(texts, batch).to(self._device)
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         if max(lengths) >= self._positions:

@@ -9,6 +9,7 @@ and safetensors headers, so they cost milliseconds; the digest of a base reads i
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -99,9 +100,99 @@ def check_checkpoint(folder: str | Path) -> dict[str, Any]:
     expect_files(f"checkpoint {folder}", folder, CHECKPOINT_FILES, cure)
     if not any(path.is_file() for name in VOCABULARIES for path in folder.glob(name)):
         raise CheckpointError(describe(f"checkpoint {folder}", "the tokenizer's words (tokenizer.json)", "none", cure))
+    _check_sizes(folder, config)
+    _check_lists(folder, config)
+    _check_ends(folder, config)
     _check_audio_token(folder, config)
     _check_ties_and_keys(folder, config)
     return config
+
+
+_IN_LAYER = re.compile(r"model\.language_model\.layers\.(\d+)\.")
+
+
+def _check_sizes(folder: Path, config: dict[str, Any]) -> None:
+    """The vocabulary, width and layers that the configuration says are those of the weights, and the tokenizer has no
+    id beyond them: an engine would index beside its table, or leave layers out."""
+    item, text = f"checkpoint {folder}", config.get("text_config")
+    if not isinstance(text, dict):
+        raise CheckpointError(describe(f"{item}: text_config in config.json", "a mapping", repr(text)[:60]))
+    cure = "Copy the folder again: its files are not of one model."
+    shapes = _tensor_shapes(folder, "model")
+    said = [text.get("vocab_size"), text.get("hidden_size")]
+    for key in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
+        if key in shapes and None not in said and shapes[key] != said:
+            raise CheckpointError(describe(item, f"{key} of {said}, as config.json says", f"{shapes[key]}", cure))
+    layers = {int(match[1]) for match in map(_IN_LAYER.match, shapes) if match}
+    count = text.get("num_hidden_layers")
+    if layers and isinstance(count, int) and layers != set(range(count)):
+        expected = f"{count} layers of the language model, as config.json says"
+        raise CheckpointError(describe(item, expected, f"{len(layers)}", cure))
+    if isinstance(said[0], int) and (highest := _highest_id(folder)) >= said[0]:
+        expected = f"a tokenizer with ids below {said[0]}, the rows of its table"
+        raise CheckpointError(describe(item, expected, f"one with the id {highest}", cure))
+
+
+def _check_lists(folder: Path, config: dict[str, Any]) -> None:
+    for name, kind, called in (("audio_marks", int, "ids"), ("orders", str, "names")):
+        if config.get(name) is not None and not _all_are(config[name], kind):
+            item = f"checkpoint {folder}: {name} in config.json"
+            raise CheckpointError(describe(item, f"a list of {called}", repr(config[name])[:60]))
+
+
+def _check_ends(folder: Path, config: dict[str, Any]) -> None:
+    """The tokens that end a reply are tokens: with others no reply would end before its limit."""
+    if not (folder / "generation_config.json").is_file():
+        return
+    found = _read_json(folder, "generation_config.json", "a model's folder").get("eos_token_id")
+    size = config["text_config"].get("vocab_size")
+    for token in found if isinstance(found, list) else [found]:
+        fits = isinstance(token, int) and not isinstance(token, bool) and 0 <= token < (size or token + 1)
+        if token is not None and not fits:
+            item = f"checkpoint {folder}: eos_token_id in generation_config.json"
+            raise CheckpointError(describe(item, f"ids inside the vocabulary of {size}", repr(token)[:60]))
+
+
+def end_ids(folder: str | Path) -> tuple[int, ...]:
+    """The ids that end a reply of the checkpoint in `folder`."""
+    files = [name for name in ("generation_config.json", CONFIG) if (Path(folder) / name).is_file()]
+    said = (_read_json(Path(folder), name, "a model's folder").get("eos_token_id") for name in files)
+    found = next((one for one in said if one is not None), ())
+    return tuple(found) if isinstance(found, (list, tuple)) else (found,)
+
+
+def _highest_id(folder: Path) -> int:
+    """Of a fast tokenizer; -1 for any other, and for one that its own library will refuse."""
+    tree = _fast_tokenizer(folder)
+    model = tree.get("model")
+    words = model.get("vocab") if isinstance(model, dict) else None
+    ids = list(words.values()) if isinstance(words, dict) else [len(words) - 1] if isinstance(words, list) else []
+    ids += [entry.get("id") for entry in _added(folder)]
+    return max((one for one in ids if isinstance(one, int)), default=-1)
+
+
+def _fast_tokenizer(folder: Path) -> dict[str, Any]:
+    """``tokenizer.json``; empty where there is none."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return {}
+    facts = path.stat()
+    return _parsed(folder, facts.st_mtime_ns, facts.st_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _parsed(folder: Path, changed: int, size: int) -> dict[str, Any]:
+    """Large ones take a second to read, and several checks ask."""
+    return _read_json(folder, "tokenizer.json", "a fast tokenizer")
+
+
+def _added(folder: Path) -> list[dict[str, Any]]:
+    """The tokens that a fast tokenizer finds before it splits words."""
+    added = _fast_tokenizer(folder).get("added_tokens") or []
+    if not isinstance(added, list) or not all(isinstance(entry, dict) for entry in added):
+        item = f"checkpoint {folder}: tokenizer.json"
+        raise CheckpointError(describe(item, "added_tokens as a list of mappings", "something else"))
+    return added
 
 
 def expect_files(item: str, folder: Path, names: Sequence[str], cure: str | None = None) -> None:
@@ -378,7 +469,7 @@ def audio_marks(folder: str | Path, config: dict[str, Any]) -> list[str]:
     """
     if not (Path(folder) / "tokenizer.json").is_file():
         return []
-    added = _read_json(Path(folder), "tokenizer.json", "a fast tokenizer").get("added_tokens") or []
+    added = _added(Path(folder))
     known = {entry.get("id"): str(entry.get("content")) for entry in added if entry.get("special")}
     ids = [config["audio_token_id"], *(config.get("audio_marks") or [])]
     for token in ids:
@@ -386,6 +477,19 @@ def audio_marks(folder: str | Path, config: dict[str, Any]) -> list[str]:
             expected = f"a special token of the id {token}, which marks audio"
             raise CheckpointError(describe(f"checkpoint {folder}: tokenizer.json", expected, "none"))
     return [known[token] for token in ids]
+
+
+def special_words(folder: str | Path) -> list[str]:
+    """The special tokens of a checkpoint's tokenizer, from its files alone; each is one token wherever it stands."""
+    folder = Path(folder)
+    if (folder / "tokenizer.json").is_file():
+        added = _added(folder)
+    elif (folder / "tokenizer_config.json").is_file():
+        known = _read_json(folder, "tokenizer_config.json", "a tokenizer").get("added_tokens_decoder") or {}
+        added = list(known.values())
+    else:
+        added = []
+    return [str(entry["content"]) for entry in added if entry.get("special") and entry.get("content")]
 
 
 def _check_ties_and_keys(folder: Path, config: dict[str, Any]) -> None:

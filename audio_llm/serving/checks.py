@@ -16,6 +16,7 @@ from typing import Any
 
 from audio_llm.errors import AudioLLMError, describe, nearest
 from audio_llm.files import parse_json
+from audio_llm.language.templates import refuse_marks
 from audio_llm.model.validate import check_adapter, is_checkpoint
 
 # Keys of OpenAI's that change no answer; its clients send them and vLLM has none of them.
@@ -58,6 +59,8 @@ def check_chat(request: dict[str, Any], facts: dict[str, Any]) -> None:
         parts = message.get("content")
         if isinstance(parts, list) and len(parts) > MAX_PARTS:
             raise AudioLLMError(describe(f"messages[{number}].content", f"at most {MAX_PARTS} parts", str(len(parts))))
+    written = [request[key] for key in ("tools", "functions", "documents", "chat_template_kwargs") if key in request]
+    refuse_marks([*messages, *written], facts["special_words"])
     _check_replies(request)
     _check_grammar(request)
 

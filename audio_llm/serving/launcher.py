@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from audio_llm import machine
 from audio_llm.errors import AudioLLMError, CheckpointError, ConfigError, PrerequisiteError, describe
 from audio_llm.model.native import checkpoint_of
-from audio_llm.model.validate import AdapterInfo, audio_marks, check_adapter, check_checkpoint
+from audio_llm.model.validate import AdapterInfo, audio_marks, check_adapter, check_checkpoint, special_words
 
 SUPPORTED = "0.31"
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can allocate for
@@ -189,6 +189,7 @@ def guard_facts(
         "checkpoint": str(options.model.resolve()),
         "max_lora_rank": lora_rank(options, adapters),
         "audio_marks": audio_marks(options.model, config),
+        "special_words": special_words(options.model),
         "audio_mark_ids": [config["audio_token_id"], *(config.get("audio_marks") or [])],
         "keys": [hashlib.sha256(key.encode()).hexdigest() for key in keys],
         "origins": options.allow_origins,

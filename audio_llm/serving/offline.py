@@ -18,8 +18,7 @@ from typing import Any
 
 from audio_llm.audio import Waveform
 from audio_llm.errors import CheckpointError, describe
-from audio_llm.files import read_json
-from audio_llm.model.validate import check_adapter, check_checkpoint
+from audio_llm.model.validate import check_adapter, check_checkpoint, end_ids
 from audio_llm.serving.beams import MAX_BEAMS, Search, keep
 from audio_llm.serving.launcher import LORA_RANKS, cpu_build, server_environment
 from audio_llm.serving.plugin import hide_llvmlite_attributes, present_cpu_build_as_vllm
@@ -41,6 +40,7 @@ class OfflineRequest:
     beams: int = 1
     begun: tuple[int, ...] = ()  # ids of the reply that stand already
     top: int = 0  # log-probabilities of so many of the likeliest tokens, of a reply of one token
+    refusal: str = ""  # why it must not be asked; it is not
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,7 @@ class OfflineEngine:
             self._closing.close()
             raise CheckpointError(f"model {model}: vLLM cannot load it ({_first_line(error)}).") from error
         self._lora = _lora_request(adapter)
-        ends = read_json(Path(model) / "generation_config.json").get("eos_token_id")
-        self._ends = tuple(ends) if isinstance(ends, list) else (ends,)
+        self._ends = end_ids(model)
         self._tokenizer = self._llm.get_tokenizer()
         self._in_flight = 2 * max_num_seqs  # a full waiting queue keeps every decoding slot taken
 
@@ -202,6 +201,8 @@ class OfflineEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
+        if request.refusal:
+            return None, request.refusal
         ids = self._tokenizer.encode(request.prompt, add_special_tokens=False)
         prompt: dict[str, Any] = {"prompt_token_ids": [*ids, *request.begun]}
         if request.audios:

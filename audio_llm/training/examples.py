@@ -108,7 +108,8 @@ def encode(
             raise TrainingError(describe("chat template", expected, f"{prompt!r} against {whole!r}"))
         target = reply_ids(processor, prompt, whole)
         example.ids, example.labels = torch.cat([ids, target]), torch.cat([example.labels, target])
-        example.words = torch.LongTensor(processor.tokenizer(words_for(sample), add_special_tokens=False)["input_ids"])
+        said = processor.tokenizer(words_for(sample), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        example.words = torch.LongTensor(said)
     if max_length is not None and len(example.ids) > max_length:
         cure = "Raise data.max_length; nothing is cut."
         raise ShardError(describe(name, f"at most {max_length} tokens", f"{len(example.ids)}", cure))

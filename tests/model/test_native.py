@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from audio_llm.cli import main
-from audio_llm.errors import AudioError, CheckpointError, ConfigError
+from audio_llm.errors import AudioError, CheckpointError, ConfigError, DataError
 from audio_llm.language import prompts, tekken
 from audio_llm.model.build import load_model, load_processor
 from audio_llm.model.encoder import build_encoder
@@ -263,7 +263,10 @@ def test_its_template_and_marks_are_kept(kind, native, absorbed):
     assert rendered == plain and MARKS[kind][0] in rendered
     words = f"{MARKS[kind][0]}a{MARKS[kind][-1]}b"
     for content in (words, [{"type": "text", "text": words}]):
-        typed = processor.render([{"role": "user", "content": content}])
+        turn = [{"role": "user", "content": content}]
+        with pytest.raises(DataError, match="no special token of the model"):
+            processor.render(turn)
+        typed = processor.tokenizer.apply_chat_template(turn, tokenize=False)  # as a client of another program's would
         assert f"ab{'[/INST]' if kind == 'voxtral' else ENDS[kind]}" in typed and MARKS[kind][0] not in typed
     config = check_checkpoint(folder)
     words = processor.tokenizer.convert_ids_to_tokens([config["audio_token_id"], *config["audio_marks"]])

@@ -68,6 +68,9 @@ class Inside:
         await send({"type": "http.response.body", "body": b"{}"})
 
 
+FACTS: dict[str, Any] = {"special_words": ["<|im_end|>"]}  # what a check of a chat asks of the server
+
+
 def guarded(
     monkeypatch: pytest.MonkeyPatch, checkpoint: Path | None = None, **options: Any
 ) -> tuple[TestClient, Inside]:
@@ -348,7 +351,7 @@ def test_keys_that_clients_send_pass(monkeypatch) -> None:
 )
 def test_constraints_that_take_for_ever_are_refused(wanted: dict[str, Any]) -> None:
     with pytest.raises(AudioLLMError, match="structured_outputs"):
-        checks.check_chat(chat(structured_outputs=wanted), {})
+        checks.check_chat(chat(structured_outputs=wanted), FACTS)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +377,7 @@ def test_constraints_that_take_for_ever_are_refused(wanted: dict[str, Any]) -> N
     ],
 )
 def test_ordinary_constraints_pass(wanted: dict[str, Any]) -> None:
-    checks.check_chat(chat(structured_outputs=wanted), {})
+    checks.check_chat(chat(structured_outputs=wanted), FACTS)
 
 
 # What xgrammar reads over with no more than a line in the server's log: replies would not be held to it.
@@ -422,7 +425,7 @@ def test_schemas_that_replies_are_not_held_to_are_refused(case: str, way: str) -
     schema, reason = UNKEPT[case]
     for place in PLACES.values():
         with pytest.raises(AudioLLMError) as refused:
-            checks.check_chat(chat(**WAYS[way](place(schema))), {})
+            checks.check_chat(chat(**WAYS[way](place(schema))), FACTS)
         assert reason in str(refused.value)
 
 
@@ -451,12 +454,12 @@ def test_schemas_that_are_kept_pass(way: str) -> None:
         "anyOf": [{"$ref": "#"}, {"allOf": [{"type": "null"}]}],
         "uniqueItems": False,
     }
-    checks.check_chat(chat(**WAYS[way](schema)), {})
+    checks.check_chat(chat(**WAYS[way](schema)), FACTS)
 
 
 def test_a_tool_that_may_not_be_called_is_words_alone() -> None:
     tools = WAYS["tools"](UNKEPT["not"][0]) | {"tool_choice": "none"}
-    checks.check_chat(chat(**tools), {})
+    checks.check_chat(chat(**tools), FACTS)
 
 
 @pytest.mark.parametrize(
@@ -465,9 +468,9 @@ def test_a_tool_that_may_not_be_called_is_words_alone() -> None:
 @pytest.mark.parametrize("key", ["json", "structural_tag"])
 def test_schemas_in_a_text_are_read_as_bodies_are(key: str, text: str) -> None:
     with pytest.raises(AudioLLMError, match=f"structured_outputs.{key}: expected JSON"):
-        checks.check_chat(chat(structured_outputs={key: text}), {})
+        checks.check_chat(chat(structured_outputs={key: text}), FACTS)
     with pytest.raises(AudioLLMError, match="repetitions"):
-        checks.check_chat(chat(structured_outputs={"json": json.dumps({"type": "array", "minItems": 10**7})}), {})
+        checks.check_chat(chat(structured_outputs={"json": json.dumps({"type": "array", "minItems": 10**7})}), FACTS)
 
 
 class Failing:

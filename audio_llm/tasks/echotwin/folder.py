@@ -17,6 +17,7 @@ from audio_llm.errors import CheckpointError, ConfigError, describe
 from audio_llm.files import atomic_file, write_json
 from audio_llm.model.encoder import build_encoder, encoder_config
 from audio_llm.model.folder import load_strictly, part_of
+from audio_llm.model.loading import reading, whole_model
 from audio_llm.tasks.echotwin.model import EchoTwin, EchoTwinConfig, config_of
 
 CONFIG, WEIGHTS, TEXT = "config.json", "model.safetensors", "text"
@@ -35,15 +36,13 @@ def open_text(folder: str | Path, weights: bool = True) -> tuple[Any, Any]:
 
     if not (Path(folder) / "config.json").is_file():
         raise CheckpointError(describe(f"text tower {folder}", "a Transformers folder", "no config.json in it"))
-    try:
+    item, expected = f"text tower {folder}", "a Transformers encoder"
+    with reading(item, expected):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        if weights:
-            model = AutoModel.from_pretrained(folder, local_files_only=True)
-        else:
+        if not weights:
             model = AutoModel.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(describe(f"text tower {folder}", "a Transformers encoder", reason)) from error
+    if weights:
+        model = whole_model(AutoModel, folder, item, expected, local_files_only=True)
     if tokenizer.pad_token_id is None:
         raise CheckpointError(describe(f"text tower {folder}", "a tokenizer that pads", "no padding token"))
     return model.float().eval(), tokenizer

@@ -44,18 +44,19 @@ def read_text(tokenizer: Any, question: str, choices: Sequence[str], config: Ech
 
     Raises :class:`ConfigError` when the options alone are longer than ``max_text``.
     """
+    words = {"split_special_tokens": True}  # "[SEP]" that somebody typed is no end of the question
     if config.conventions == "original":
         text = f"{question} {' '.join(lettered(choices))}"
-        return [dict(tokenizer(text, truncation=True, max_length=config.max_text))]
+        return [dict(tokenizer(text, truncation=True, max_length=config.max_text, **words))]
     texts = [" ".join(lettered(choices))] if config.head == "letters" else list(choices)
     specials = tokenizer.num_special_tokens_to_add(pair=True)
     rows = []
     for text in texts:
-        length = len(tokenizer(text, add_special_tokens=False)["input_ids"]) + specials
+        length = len(tokenizer(text, add_special_tokens=False, **words)["input_ids"]) + specials
         if length >= config.max_text:
             cure = "Raise max_text; options are never cut."
             raise ConfigError(describe(f"options '{text[:40]}…'", f"under {config.max_text} tokens", str(length), cure))
-        rows.append(dict(tokenizer(question, text, truncation="only_first", max_length=config.max_text)))
+        rows.append(dict(tokenizer(question, text, truncation="only_first", max_length=config.max_text, **words)))
     return rows
 
 

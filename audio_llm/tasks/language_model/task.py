@@ -19,7 +19,7 @@ from audio_llm.files import atomic_folder, content_hash, only_writer, write_line
 from audio_llm.identity import identity_of, settle
 from audio_llm.identity import write as write_identity
 from audio_llm.language.prompts import AUDIO_TOKEN, STYLES, chat_template, question_text, target_text
-from audio_llm.language.templates import ALPACA
+from audio_llm.language.templates import ALPACA, refuse_marks
 from audio_llm.model.build import PROMPTS, check_reloaded
 from audio_llm.ranges import check_numbers
 
@@ -71,6 +71,9 @@ class LanguageModelRecipe:
             raise ConfigError(f"prompt: expected one of {', '.join(PROMPTS)}, found '{self.prompt}'.")
 
 
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", AUDIO_TOKEN)  # of the tokenizer
+
+
 def train_tokenizer(corpus: Iterable[str], vocabulary: int = 1024) -> Any:
     """A byte-level BPE tokenizer with ChatML markers; the reply's tags are single tokens that decoding keeps."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -78,7 +81,6 @@ def train_tokenizer(corpus: Iterable[str], vocabulary: int = 1024) -> Any:
 
     from audio_llm.language.prompts import TAGS
 
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", AUDIO_TOKEN]
     core = Tokenizer(models.BPE())
     # Qwen2's own splitting: a folder with a Qwen2 configuration is loaded with it, whatever the file says, and a model
     # that learnt " 2" as one token would be fed two.
@@ -94,7 +96,7 @@ def train_tokenizer(corpus: Iterable[str], vocabulary: int = 1024) -> Any:
         corpus,
         trainers.BpeTrainer(
             vocab_size=vocabulary,
-            special_tokens=special,
+            special_tokens=list(SPECIAL),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
@@ -125,7 +127,9 @@ def read_text(path: Path) -> list[Any]:
 def described(sample: Any, style: str, prompt: str = "chat") -> tuple[str, str]:
     """(prompt, reply) for text-only training: the scene in words (``meta["caption"]``) where the audio will stand."""
     scene = sample.meta.get("caption") or sample.thinking or ""
-    question, reply = question_text(sample.question, sample.choices or ()), target_text(sample, style) + "<|im_end|>"
+    question, reply = question_text(sample.question, sample.choices or ()), target_text(sample, style)
+    refuse_marks([scene, question, reply], SPECIAL, f"sample '{sample.id}'")
+    reply += "<|im_end|>"
     if prompt == "alpaca":
         return f"{scene}{question.join(ALPACA)}", reply
     return f"<|im_start|>user\n{scene}\n{question}<|im_end|>\n<|im_start|>assistant\n", reply
