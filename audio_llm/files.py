@@ -273,6 +273,17 @@ def parse_json(text: str | bytes, *, once: bool = False) -> Any:
     return tree
 
 
+def halved(raw: bytes) -> str:
+    """``utf-16-le`` or ``utf-16-be`` for a text of two bytes a character without the mark that says so; "" for others.
+
+    Line ends, digits and Latin letters have a byte of zero in it, always the same one; UTF-8 reads them as characters.
+    """
+    zeros = raw[1::2].count(0), raw[::2].count(0)
+    if 10 * sum(zeros) < len(raw) or max(zeros) < 10 * min(zeros) or len(raw) % 2:
+        return ""
+    return "utf-16-le" if zeros[0] > zeros[1] else "utf-16-be"
+
+
 def not_finite(value: Any, place: str = "") -> tuple[str, float] | None:
     """The first NaN or infinity in a tree of JSON, and where it stands: JSON has none, though Python reads them."""
     if isinstance(value, float):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from audio_llm.errors import ConfigError, describe
@@ -67,3 +69,29 @@ def check_numbers(recipe: Any, group: str = "") -> None:
             check_numbers(value, f"{name}.")
         elif isinstance(value, (int, float)) and not isinstance(value, bool) and field.name in RANGES:
             check(name, value, RANGES[field.name])
+
+
+LAYERS = Range("0 to 1000 layers", 0, 1000)
+SIZE = Range("a number up to 16777216", -(2**24), 2**24)
+_DEEP = frozenset({"depth", "depths", "layers", "num_hidden_layers", "convolutions"})
+_ABOVE_NONE = frozenset(
+    """sample_rate n_fft win_length hop n_mels window_seconds patch_size heads hidden_size mlp_size image_size
+    num_attention_heads num_query_tokens intermediate_size group target_frames chunk_frames""".split()
+)
+
+
+@contextlib.contextmanager
+def building(item: str, fields: Mapping[str, Any]) -> Iterator[None]:
+    """While a network of `fields` is built: :class:`ConfigError` for numbers by which there is none, or none that is
+    ever finished. Files of others say them as well as recipes do."""
+    for key, value in fields.items():
+        allowed = (LAYERS if key in _DEEP else SIZE, *((AMOUNT,) if key in _ABOVE_NONE else ()))
+        for number in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(number, (int, float)) and not isinstance(number, bool):
+                for one in allowed:
+                    check(f"{item}: {key}", number, one)
+    try:
+        yield
+    except (ArithmeticError, RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(describe(item, "numbers that a network can be built by", reason)) from error

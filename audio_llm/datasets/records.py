@@ -172,11 +172,14 @@ def _lines(path: Path) -> Iterator[Record | NoRecord]:
 def read_text(path: Path) -> str:
     """The whole of a text file. Raises :class:`DataError` for one that is not UTF-8 or cannot be read."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(describe(str(path), "UTF-8 text", f"other bytes at {error.start}")) from error
     except OSError as error:
         raise DataError(describe(str(path), "a readable file", error.strerror or str(error))) from error
+    if "\0" in text:  # as UTF-16 without its mark reads, for one
+        raise DataError(describe(str(path), "UTF-8 text", f"a byte of zero at character {text.index(chr(0))}"))
+    return text
 
 
 def _parse(text: str, where: str) -> Any:
@@ -219,7 +222,7 @@ def _parquet(path: Path) -> Iterator[Record | NoRecord]:
         raise DataError(describe(str(path), f"at most {MAX_TABLE_BYTES} bytes of texts and numbers, unpacked", found))
     try:
         rows = file.read(columns=light).to_pylist() if light else [{} for _ in range(file.metadata.num_rows)]
-    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:  # also dates beyond Python's
         raise _unreadable(path, error) from error
     names = class_names(schema.metadata)
     for number, row in enumerate(rows):

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from audio_llm import config
 from audio_llm.errors import ConfigError, describe, require
+from audio_llm.model.loading import reading
 from audio_llm.training.recipes import GRPORecipe, ModelRecipe, PolicyRecipe, SFTRecipe
 
 GIB = 2**30
@@ -148,7 +149,8 @@ def model_config(recipe: ModelRecipe) -> Any:
         )
         expect_files(f"model {recipe.path}", recipe.path, ("config.json",), cure)
         if read_facts(recipe.path).get("model_type") == MODEL_TYPE:
-            return AudioLLMConfig.from_pretrained(recipe.path)
+            with reading(f"model {recipe.path}: config.json", "a configuration that can be built"):
+                return AudioLLMConfig.from_pretrained(recipe.path)
         kind = native_kind(recipe.path)
         if kind is None:
             raise ConfigError(describe(f"model {recipe.path}", "a checkpoint, or a native audio model", "another"))
@@ -161,12 +163,9 @@ def model_config(recipe: ModelRecipe) -> Any:
         raise ConfigError(describe("model", "a path, or language_model.path and encoder", "neither"))
     path = recipe.language_model["path"]
     gguf = check_language_model(path)
-    try:
+    with reading(f"model.language_model.path {path}", "a configuration"):
         where, more = (gguf.parent, {"gguf_file": gguf.name}) if gguf else (path, {})
         text = AutoConfig.from_pretrained(where, **more)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(describe(f"model.language_model.path {path}", "a configuration", reason)) from error
     return AudioLLMConfig(
         text_config=text.get_text_config().to_dict(),
         encoder=_encoder_config(recipe.encoder or {}),
@@ -204,7 +203,8 @@ def build(whole: Any, recipe: PolicyRecipe, dtype: Any) -> Any:
     from audio_llm.training.policy import make_trainable
 
     with torch.device("meta"):
-        model: Any = AudioLLMForConditionalGeneration(whole)
+        with reading(f"model {recipe.model.path or recipe.output / 'start'}", "a configuration that can be built"):
+            model: Any = AudioLLMForConditionalGeneration(whole)
         model.set_attn_implementation(recipe.model.attention)
         model = make_trainable(model.to(dtype), recipe.trained(), recipe.lora).train()
     if recipe.gradient_checkpointing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from audio_llm.errors import CheckpointError, describe
 from audio_llm.files import atomic_folder
 from audio_llm.language.prompts import AUDIO_TOKEN, TAGS, TURN_MARKERS, chat_template
 from audio_llm.language.templates import ALPACA, alpaca_template
+from audio_llm.model.loading import reading, whole_model
 from audio_llm.model.validate import (
     check_language_model,
     check_template,
@@ -33,7 +33,8 @@ def load_model(folder: str | Path, **kwargs: Any) -> Any:
     expect_files(f"model {folder}", Path(folder), ("config.json",))
     audio_llm.register()
     refuse_adapter_in(folder)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=kwargs.pop("dtype", torch.float32), **kwargs).eval()
+    item, how = f"checkpoint {folder}", {"dtype": torch.float32} | kwargs
+    return whole_model(AutoModelForCausalLM, folder, item, "a model that can be loaded", strict=True, **how).eval()
 
 
 def load_processor(folder: str | Path) -> Any:
@@ -44,7 +45,19 @@ def load_processor(folder: str | Path) -> Any:
     expect_files(f"model {folder}", Path(folder), ("processor_config.json",))
     check_template(folder)
     audio_llm.register()
-    return AudioLLMProcessor.from_pretrained(folder)
+    with reading(f"checkpoint {folder}", "a processor that can be loaded (tokenizer, processor_config.json)"):
+        processor = AudioLLMProcessor.from_pretrained(folder)
+    extractor, encoder = processor.feature_extractor, processor.config.on_paper
+    for name, said, heard in (
+        ("sampling_rate", extractor.sampling_rate, encoder.sample_rate),
+        ("num_channels", extractor.num_channels, encoder.num_channels),
+        ("layouts", list(extractor.layouts), list(encoder.layouts)),
+        ("window_seconds", extractor.window_seconds, encoder.window_seconds),
+    ):
+        if said != heard:
+            item, expected = f"checkpoint {folder}: {name} in processor_config.json", f"{heard}, as its encoder hears"
+            raise CheckpointError(describe(item, expected, f"{said}", "Save the processor beside its own model."))
+    return processor
 
 
 def load_language_model(path: str | Path, item: str = "model.language_model.path") -> tuple[Any, Any]:
@@ -52,26 +65,24 @@ def load_language_model(path: str | Path, item: str = "model.language_model.path
 
     Raises :class:`CheckpointError`, which calls it `item`, for what cannot be loaded.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     gguf = check_language_model(path, item)
-    where, more = (gguf.parent, {"gguf_file": gguf.name}) if gguf else (path, {})
-    try:
-        model, tokenizer = (
-            AutoModelForCausalLM.from_pretrained(where, **more),
-            AutoTokenizer.from_pretrained(where, **more),
-        )
-    except (OSError, ValueError, LookupError, ImportError, struct.error, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the machine's own: no space, no permission
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        cure = None if Path(path).exists() else download_cure(path)
-        expected = "a language model that Transformers can load"
-        raise CheckpointError(describe(item, expected, f"'{path}': {reason}", cure)) from error
-    if gguf:  # what Transformers has read is dequantised, and still called quantised
+    cure = None if Path(path).exists() else download_cure(path)
+    called, expected = f"{item} {path}", "a language model that Transformers can load"
+    with reading(called, expected, cure):
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent if gguf else path, gguf_file=gguf and gguf.name)
+    if gguf is None:
+        model = whole_model(AutoModelForCausalLM, path, called, expected, cure)
+    else:  # what Transformers has read is dequantised, and still called quantised
+        with reading(called, expected, cure):
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model.is_quantized, model.hf_quantizer, model.quantization_method = False, None, None
         del model.config.quantization_config
+    rows = model.get_input_embeddings().num_embeddings
+    if (highest := max(tokenizer.get_vocab().values(), default=-1)) >= rows:
+        found = f"a tokenizer with the id {highest}"
+        raise CheckpointError(describe(called, f"a tokenizer of its own, with ids below {rows}", found))
     return model, tokenizer
 
 

@@ -61,9 +61,13 @@ class AudioLLMConfig(PreTrainedConfig):
 
     def window_tokens(self, samples: int) -> int:
         """Embeddings of a window with `samples` samples of sound, and so its placeholders in a prompt."""
-        encoder = json.dumps(self.encoder, sort_keys=True)
         _, projector = projector_class(self.projector or {})
-        return int(projector.count(samples, lambda n: _on_paper(encoder).count_tokens(n)))
+        return int(projector.count(samples, lambda n: self.on_paper.count_tokens(n)))
+
+    @property
+    def on_paper(self) -> AudioEncoder:
+        """Its encoder, without weights."""
+        return _on_paper(json.dumps(self.encoder, sort_keys=True))
 
 
 @functools.lru_cache(maxsize=8)

@@ -15,6 +15,7 @@ from audio_llm import config as recipes
 from audio_llm.audio import LAYOUT_CHANNELS, TWO_CHANNELS, channels_cure, take_channels
 from audio_llm.errors import AudioError, ConfigError, describe, nearest
 from audio_llm.model.convolutions import repair_convolutions
+from audio_llm.ranges import building
 from audio_llm.registry import Registry
 
 repair_convolutions()  # whoever has an encoder has imported this module
@@ -210,7 +211,8 @@ def _build(fields: dict[str, Any]) -> AudioEncoder:
             hint = nearest(str(preset), kind.presets)
             raise ConfigError(f"encoder {name}: no preset '{preset}'{hint}. Known: {known}.")
         fields = {**kind.presets[preset], **fields}
-    return kind(recipes.build(kind.config_class, fields, where=f"encoder {name}"))
+    with building(f"encoder {name}", fields):
+        return kind(recipes.build(kind.config_class, fields, where=f"encoder {name}"))
 
 
 def encoder_config(encoder: AudioEncoder) -> dict[str, Any]:

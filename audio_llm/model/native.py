@@ -20,6 +20,7 @@ from audio_llm.errors import CheckpointError, ConfigError, describe
 from audio_llm.files import atomic_folder, read_json, write_json
 from audio_llm.language import tekken
 from audio_llm.language.templates import bracketed_template, guarded_template
+from audio_llm.model.loading import reading
 from audio_llm.model.validate import MODEL_TYPE, check_checkpoint, read_facts, weight_files, weights_digest
 
 if TYPE_CHECKING:  # whether a folder is a native one is asked before torch is needed
@@ -278,7 +279,8 @@ def _extractor(folder: Path, encoder: AudioEncoder, layout: NativeLayout) -> Any
 def _max_windows(folder: Path, encoder: AudioEncoder, layout: NativeLayout) -> int:
     """Windows of the longest clip: by the folder's own processor where it says, else by the layout."""
     path = folder / "processor_config.json"
-    longest = read_json(path).get("max_audio_len") if layout.max_windows > 1 and path.is_file() else None
+    with reading(f"model {folder}: processor_config.json", "a JSON object"):
+        longest = read_json(path).get("max_audio_len") if layout.max_windows > 1 and path.is_file() else None
     if longest is None:
         return layout.max_windows
     if not isinstance(longest, (int, float)) or longest < encoder.window_seconds:
@@ -293,7 +295,8 @@ def _tokenizer(folder: Path) -> Any:
 
     if (folder / tekken.FILE).is_file():
         return tekken.read_tekken(folder)
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    with reading(f"model {folder}", "a tokenizer that Transformers can load"):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def _template(folder: Path, tokenizer: Any) -> str:
@@ -301,7 +304,8 @@ def _template(folder: Path, tokenizer: Any) -> str:
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     if (folder / "chat_template.json").is_file():
-        return str(read_json(folder / "chat_template.json")["chat_template"])
+        with reading(f"model {folder}: chat_template.json", "JSON with a chat_template"):
+            return str(read_json(folder / "chat_template.json")["chat_template"])
     if tokenizer.chat_template:
         return str(tokenizer.chat_template)
     raise CheckpointError(describe(f"model {folder}", "a chat template (chat_template.jinja)", "none"))

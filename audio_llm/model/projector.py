@@ -21,6 +21,7 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from audio_llm.config import build
 from audio_llm.errors import ConfigError, describe
+from audio_llm.ranges import building
 from audio_llm.registry import find
 
 
@@ -195,5 +196,6 @@ def projector_class(fields: Mapping[str, Any]) -> tuple[type[Projector], Any]:
 
 def build_projector(fields: Mapping[str, Any], encoder_size: int, output_size: int) -> Projector:
     """The projector of `fields` from encoder tokens of `encoder_size` to embeddings of `output_size`."""
-    kind, config = projector_class(fields)
-    return kind(config, encoder_size, output_size)
+    with building("projector", fields):
+        kind, config = projector_class(fields)
+        return kind(config, encoder_size, output_size)

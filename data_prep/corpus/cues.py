@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from audio_llm.errors import DataError, describe
-from audio_llm.files import parse_json
+from audio_llm.files import halved, parse_json
 
 Kind = Literal["square", "round", "curly", "notes", "stars", "speaker"]
 KINDS: tuple[Kind, ...] = ("square", "round", "curly", "notes", "stars", "speaker")
@@ -139,7 +139,7 @@ _VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]+)>")
 
 def read_file(path: Path, encoding: str = ENCODING) -> Iterator[Cue | Broken]:
     """The cues of a file by its ending: ``.srt``, ``.vtt``, ``.json3`` or ``.json`` of one recording. It is UTF-8, or
-    UTF-16 with a byte order mark, or else in `encoding`; in none of them it is one :class:`Broken`.
+    UTF-16, or else in `encoding`; in none of them it is one :class:`Broken`.
 
     Raises :class:`DataError` for a file that cannot be read, or of another kind.
     """
@@ -166,6 +166,8 @@ def read_file(path: Path, encoding: str = ENCODING) -> Iterator[Cue | Broken]:
 def _decoded(raw: bytes, encoding: str) -> str:
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return raw.decode("utf-16")
+    if half := halved(raw):
+        return raw.decode(half)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -17,6 +17,7 @@ import numpy as np
 from audio_llm import audio
 from audio_llm.audio import Waveform
 from audio_llm.errors import CheckpointError, ConfigError, describe
+from audio_llm.model.loading import reading, whole_model
 
 _CLAP_SECONDS = 10.0  # what its feature extractor takes; of more it would draw a piece
 _CLAP_WORDS = 77  # tokens of a text, at most
@@ -87,13 +88,11 @@ class _Clap:
         from transformers import AutoFeatureExtractor, AutoTokenizer, ClapModel
 
         self.torch = torch
-        try:
-            self.model = ClapModel.from_pretrained(str(folder)).eval()
+        item, expected = f"embed.model {folder}", "a whole CLAP model"
+        with reading(item, expected):
             self.extractor = AutoFeatureExtractor.from_pretrained(str(folder))
             self.tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        except (OSError, ValueError) as error:
-            found = str(error).splitlines()[0]
-            raise CheckpointError(describe(f"embed.model {folder}", "a whole CLAP model", found)) from error
+        self.model = whole_model(ClapModel, folder, item, expected).eval()
         self.sample_rate = int(self.extractor.sampling_rate)
 
     def sounds(self, windows: Sequence[np.ndarray]) -> np.ndarray:

@@ -127,13 +127,11 @@ def _names(runs: Sequence[Run]) -> str:
 
 
 def _refuse_unusable(run: Run, answers: str) -> None:
-    """Raises where the run has not ended, has lost rows since, or lacks a pass."""
-    name, rows = f"run {run.name}", run.manifest.get("rows")
+    """Raises where the run has not ended, or lacks a pass."""
+    name = f"run {run.name}"
     again = f"Repeat its own command ({run.manifest.get('command', 'audio-llm eval …')})."
     if run.manifest and not run.manifest.get("finished"):
         raise PredictionsError(describe(name, "a run that has finished", f"{len(run.rows)} answers of one", again))
-    if rows is not None and rows != len(run.rows):
-        raise PredictionsError(describe(name, f"the {rows} answers of its run.json", f"{len(run.rows)}", again))
     if answers not in run.passes:
         raise PredictionsError(describe(name, f"answers '{answers}'", f"only {', '.join(run.passes)}"))
     if run.passes[answers][0].control:

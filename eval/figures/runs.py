@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -202,6 +203,7 @@ def load(
     if path.is_dir() or path.suffix != ".json":
         rows, manifest = read(path), read_manifest(path if path.is_dir() else path.parent)
         benchmark, name = benchmark or str(manifest.get("benchmark", "")), name or path.resolve().name
+        _refuse_lost_rows(name, rows, manifest)
         return Run(name, rows, scorers_for(benchmark, scorers, settings), benchmark, manifest)
     if not path.is_file():
         raise PredictionsError(describe(str(path), "a run folder or a file of predictions", "nothing there"))
@@ -211,6 +213,20 @@ def load(
         raise ConfigError(f"benchmark '{benchmark}': has no file of answers of its own; rescore the run's folder.")
     rows = reader(path, **(options or {}))
     return Run(name or path.stem, rows, scorers_for(benchmark, scorers, settings), benchmark)
+
+
+def _refuse_lost_rows(name: str, rows: Sequence[Prediction], manifest: Mapping[str, Any]) -> None:
+    """Raise where a run has other rows than it ended with; say so where it has not ended, for its figures are of the
+    first questions alone."""
+    stated, command = manifest.get("rows"), manifest.get("command", "audio-llm eval …")
+    if manifest.get("finished") and isinstance(stated, int) and stated != len(rows):
+        cure = (
+            f"Repeat its own command ({command}), which asks what is missing; or name predictions without a run.json."
+        )
+        expected = f"the {stated} answers of its {MANIFEST_NAME}"
+        raise PredictionsError(describe(f"run {name}", expected, f"{len(rows)}", cure))
+    if manifest and not manifest.get("finished"):
+        print(f"run {name}: has not finished; its figures are of the {len(rows)} answers so far", file=sys.stderr)
 
 
 def load_named(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audio_llm.datasets.records import Cell, Record, read_records
+from audio_llm.datasets.records import Cell, Record, each_line, read_records
 from audio_llm.errors import DataError
 
 JSON = st.recursive(
@@ -77,6 +77,25 @@ def test_half_of_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
         DataError, match=r"x\.json: expected valid JSON, found Half of a surrogate pair at line 1, column 22"
     ):
         read_records(tmp_path / "x.json")
+
+
+def test_a_text_of_two_bytes_a_character_is_named(tmp_path: Path) -> None:
+    """Without its mark it is valid UTF-8, whose columns would be called a\\0u\\0d\\0i\\0o."""
+    path = tmp_path / "rows.csv"
+    path.write_bytes("audio,question\na.wav,?\n".encode("utf-16-le"))
+    with pytest.raises(DataError, match=r"rows.csv: expected UTF-8 text, found a byte of zero at character 1"):
+        list(each_line(path))
+
+
+def test_dates_beyond_pythons_are_one_sentence(tmp_path: Path) -> None:
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    path = tmp_path / "rows.parquet"
+    column = arrow.array([2**62], arrow.int64()).cast(arrow.timestamp("us"))
+    parquet.write_table(arrow.table({"question": ["?"], "when": column}), path)
+    with pytest.raises(DataError, match=r"rows\.parquet"):
+        read_records(path)
 
 
 def test_getters_name_row_and_key() -> None:

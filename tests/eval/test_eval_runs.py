@@ -191,6 +191,27 @@ def test_a_submission_is_what_the_official_rule_reads(finished, tmp_path: Path) 
     assert main(["rescore", str(out), "--submission", str(tmp_path), "--option", "form=rw"]) == 2
 
 
+@pytest.mark.parametrize("verb", ["rescore", "report", "compare"])
+def test_figures_are_of_whole_runs_or_say_so(tmp_path: Path, capsys, verb: str) -> None:
+    """Rows that were cut from a finished run are asked for; of one that goes on, the answers so far are counted."""
+    run = tmp_path / "run"
+    with predictions.PredictionWriter(run / "predictions.jsonl") as writer:
+        writer.write([Prediction(f"{n}", "x", "choice", "?", ["a", "b"], "b", "B") for n in range(4)])
+    arguments = {
+        "rescore": ["rescore", str(run)],
+        "report": ["report", str(run), "--out", str(tmp_path / "page.html")],
+        "compare": ["compare", str(run), str(run)],
+    }[verb]
+    manifest = {"finished": True, "rows": 6, "command": "audio-llm eval M D --out R"}
+    (run / "run.json").write_text(json.dumps(manifest))
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert "the 6 answers of its run.json, found 4. Repeat its own command (audio-llm eval M D --out R)" in told
+    (run / "run.json").write_text(json.dumps(manifest | {"finished": False}))
+    assert main(arguments) == 0
+    assert "has not finished; its figures are of the 4 answers so far" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

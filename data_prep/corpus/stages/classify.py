@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from audio_llm.errors import CheckpointError, ConfigError, describe, nearest
+from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.files import content_hash
 from audio_llm.language.prompts import prompt_hash
+from audio_llm.model.loading import reading, whole_model
 from data_prep.corpus import endpoint
 from data_prep.corpus.endpoint import Asking, Model, Said, Unusable, together
 from data_prep.corpus.stage import Item, Reject, Step
@@ -154,12 +155,11 @@ class _Folder:
     def __init__(self, folder: Path, positive: str) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        try:
+        item, expected = f"classify.folder {folder}", "a sequence-classification checkpoint with its tokenizer"
+        with reading(item, expected):
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            self._model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True).eval()
-        except (OSError, ValueError, KeyError) as error:
-            expected = "a sequence-classification checkpoint with its tokenizer"
-            raise CheckpointError(describe(f"classify.folder {folder}", expected, str(error)[:200])) from error
+        kind: Any = AutoModelForSequenceClassification
+        self._model = whole_model(kind, folder, item, expected, local_files_only=True).eval()
         labels = {str(name): int(place) for place, name in self._model.config.id2label.items()}
         if positive and positive not in labels:
             found = f"'{positive}'{nearest(positive, labels)}"

@@ -163,6 +163,19 @@ def test_the_encoding_of_old_files_can_be_said(encoding: str, tmp_path: Path) ->
     assert isinstance(cue, Cue) and cue.text == words
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("words", ["[rain]", "[\u72ac\u304c\u5420\u3048\u308b]"])
+def test_two_bytes_a_character_are_known_without_their_mark(encoding: str, words: str, tmp_path: Path) -> None:
+    """Latin letters of UTF-16 are valid UTF-8 with a zero behind each, in which no line of times is found."""
+    (tmp_path / "a.srt").write_bytes(f"1\n00:00:01,000 --> 00:00:03,000\n{words}\n".encode(encoding))
+    assert [(cue.start, cue.text) for cue in read_file(tmp_path / "a.srt") if isinstance(cue, Cue)] == [(1.0, words)]
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40))
+def test_utf8_is_never_taken_for_it(text: str) -> None:
+    assert cues.halved(text.encode()) == ""
+
+
 def test_a_file_of_another_kind_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected one of \.srt, \.vtt"):
         list(read_file(tmp_path / "a.txt"))
