@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from audio_llm.errors import AudioLLMError, DataError, describe
+from audio_llm.errors import AudioLLMError, ConfigError, DataError, describe
 
 LOCK = ".lock"  # of a folder that is written
 MAX_DEPTH = 100  # brackets around a value of JSON; ours have eight
@@ -279,7 +279,7 @@ def halved(raw: bytes) -> str:
     Line ends, digits and Latin letters have a byte of zero in it, always the same one; UTF-8 reads them as characters.
     """
     zeros = raw[1::2].count(0), raw[::2].count(0)
-    if 10 * sum(zeros) < len(raw) or max(zeros) < 10 * min(zeros) or len(raw) % 2:
+    if not raw or 10 * sum(zeros) < len(raw) or max(zeros) < 10 * min(zeros) or len(raw) % 2:
         return ""
     return "utf-16-le" if zeros[0] > zeros[1] else "utf-16-be"
 
@@ -332,6 +332,18 @@ def read_json(path: str | Path) -> Any:
         if facts.st_size > MAX_JSON_BYTES:
             raise ValueError(f"{facts.st_size} bytes, where at most {MAX_JSON_BYTES} are read")
         return parse_json(stream.read())
+
+
+def read_own(path: Path, cure: str) -> dict[str, Any]:
+    """The object of JSON that a run of ours left in `path`. Raises :class:`ConfigError`, which says the `cure`, for one
+    that was damaged since: by a disk, a copy that was cut off, or by hand."""
+    try:
+        tree = read_json(path)
+    except ValueError as error:
+        raise ConfigError(describe(str(path), "what a run wrote there", f"no JSON ({error})", cure)) from error
+    if not isinstance(tree, dict):
+        raise ConfigError(describe(str(path), "what a run wrote there", type(tree).__name__, cure))
+    return tree
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:

@@ -84,7 +84,7 @@ def differences(folder: Path, identity: Identity, read: Callable[[Path], Any]) -
     """
     if (folder / FILE).is_file():
         try:
-            tree = json.loads((folder / FILE).read_text())
+            tree = json.loads((folder / FILE).read_text(encoding="utf-8"))
         except ValueError:
             tree = None
         return compare(Identity.read(tree, str(folder / FILE), CURE), identity)

@@ -76,7 +76,7 @@ SIZE = Range("a number up to 16777216", -(2**24), 2**24)
 _DEEP = frozenset({"depth", "depths", "layers", "num_hidden_layers", "convolutions"})
 _ABOVE_NONE = frozenset(
     """sample_rate n_fft win_length hop n_mels window_seconds patch_size heads hidden_size mlp_size image_size
-    num_attention_heads num_query_tokens intermediate_size group target_frames chunk_frames""".split()
+    num_attention_heads target_frames chunk_frames""".split()
 )
 
 

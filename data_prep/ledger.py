@@ -101,7 +101,7 @@ def _earlier(out: Path) -> dict[str, Any] | None:
             )
         return None
     try:
-        tree: dict[str, Any] = json.loads(path.read_text())
+        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         tree["identity" if "identity" in tree else "config_hash"]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not a manifest of audio-llm prep; delete it, or choose another folder.") from error
@@ -134,7 +134,7 @@ def _clear(out: Path, manifest: dict[str, Any]) -> None:
 def sizes(folder: Path) -> dict[str, Any]:
     """``sizes.json`` of a shard folder; nothing where there is none."""
     try:
-        tree: dict[str, Any] = json.loads((folder / "sizes.json").read_text())
+        tree: dict[str, Any] = json.loads((folder / "sizes.json").read_text(encoding="utf-8"))
         return tree
     except (OSError, ValueError):
         return {}

@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 
 from audio_llm import files
-from audio_llm.answering.server import Endpoint, EngineError
+from audio_llm.answering.server import KEY_VARIABLE, Endpoint, EngineError, sent_key
 from audio_llm.cli import main
-from audio_llm.errors import DataError, ShardError, one_line, visible
+from audio_llm.errors import ConfigError, DataError, ShardError, one_line, visible
 from audio_llm.shards.index import CACHE, ShardIndex
 from audio_llm.shards.reader import ShardDataset
 from tests.paths import ROOT
@@ -387,6 +387,17 @@ def test_a_key_follows_no_redirect(monkeypatch) -> None:
     ):
         Endpoint(address).call("/models", retries=0)
     assert not seen
+
+
+@pytest.mark.parametrize(("key", "sent"), [("KEY-1\n", "KEY-1"), ("", ""), ("a b", None), ("sch\u00fcssel", None)])
+def test_a_key_that_no_request_can_hold_is_named(monkeypatch, key: str, sent: str | None) -> None:
+    """A file that it was read from may end with a line break, in which `http.client` raises what nobody understands."""
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    if sent is None:
+        with pytest.raises(ConfigError, match=r"environment variable OPENAI_API_KEY: expected printable ASCII"):
+            sent_key()
+    else:
+        assert sent_key() == sent
 
 
 def test_a_reply_without_an_end_is_none() -> None:

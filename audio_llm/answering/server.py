@@ -104,7 +104,7 @@ class Endpoint:
         """
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY_VARIABLE):
+        if key := sent_key():
             headers["Authorization"] = f"Bearer {key}"
         reason, cure = "", "Start it again (audio-llm serve MODEL) and repeat the command."
         retries = RETRIES if retries is None else retries
@@ -129,6 +129,14 @@ class Endpoint:
             if attempt < retries:
                 time.sleep(2**attempt)
         raise EngineError(describe(f"{self.base}{path}", "a reply in JSON", reason, cure))
+
+
+def sent_key() -> str:
+    """The key of the environment, as the head of a request can hold it; "" without one. Raises :class:`ConfigError`."""
+    key = os.environ.get(KEY_VARIABLE, "").strip()  # a file that it is read from may end with a line break
+    if not key.isascii() or not (key or "x").isprintable() or " " in key:
+        raise ConfigError(describe(f"environment variable {KEY_VARIABLE}", "printable ASCII, no spaces", "other text"))
+    return key
 
 
 def audio_part(sound: Waveform | Path) -> dict[str, Any]:

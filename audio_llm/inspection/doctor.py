@@ -341,7 +341,7 @@ def _torch_build() -> str:
     if spec is None or spec.origin is None:
         return ""
     try:
-        text = Path(spec.origin).with_name("version.py").read_text()
+        text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
     except OSError:
         return ""
     match = re.search(r"^cuda\b[^=]*=\s*['\"]([\d.]+)['\"]", text, re.MULTILINE)
@@ -379,7 +379,7 @@ def _accelerate_config() -> dict[str, object]:
     import yaml
 
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         tree = None
     return {**tree, "path": str(path)} if isinstance(tree, dict) else {}

@@ -107,7 +107,7 @@ def launch_of(path: Path | None, processes: int | None) -> Launch:
 def read_zero(file: str, where: str) -> dict[str, Any]:
     """What DeepSpeed's configuration in `file` says of ZeRO. Raises :class:`ConfigError`, which begins with `where`."""
     try:
-        return dict(json.loads(Path(file).read_text())["zero_optimization"])
+        return dict(json.loads(Path(file).read_text(encoding="utf-8"))["zero_optimization"])
     except (OSError, ValueError, LookupError) as error:
         cure = "Its path is relative to the folder that you are in."
         raise ConfigError(describe(f"{where}: {file}", "a configuration of ZeRO", str(error), cure)) from error
@@ -535,7 +535,10 @@ def _put_engine(
     else:
         import os
 
-        cache = float(os.environ.get("VLLM_CPU_KVCACHE_SPACE") or 1) * GIB
+        said = os.environ.get("VLLM_CPU_KVCACHE_SPACE") or "1"
+        if not said.isdecimal():
+            raise ConfigError(describe("environment variable VLLM_CPU_KVCACHE_SPACE", "a number of GiB", f"'{said}'"))
+        cache = int(said) * GIB
         need.put("engine", text + cache + ENGINE_RUNTIME, f"vLLM: weights, {cache / GIB:g} GiB of cache, itself")
     if engine.sync == "adapter" or (engine.sync == "auto" and device is not None):
         need.shm = text * (launch.processes if backend == "vllm" else 1)  # what engines read their base from
@@ -580,7 +583,7 @@ def task_need(recipe: Any, launch: Launch, device: int | None) -> Need:
 def resident() -> int:
     """Bytes of this process's memory, that of libraries included; what a training process has before its model."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return GIB
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))

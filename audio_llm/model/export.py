@@ -280,7 +280,7 @@ def write_adapter(
         "target_modules": targets or sorted(_last_names(tensors)),
         "inference_mode": True,
     }
-    write_json(path, json.loads(path.read_text()) | fields)
+    write_json(path, json.loads(path.read_text(encoding="utf-8")) | fields)
 
 
 def export_trained(trainer: Any, processor: Any, output: str | Path, forms: Sequence[str] = FORMS) -> dict[str, Path]:

@@ -106,6 +106,7 @@ def started(path: Path, folder: Path) -> Path:
     """The checkpoint that training from `path` begins with: that one, or what is made of a native model in `folder`,
     once and by the first process alone."""
     if read_facts(path).get("model_type") == MODEL_TYPE:
+        check_checkpoint(path)
         return path
     from accelerate import PartialState
 

@@ -18,7 +18,7 @@ BROKEN_OFF = ("abort", "error")  # vLLM's finish reasons of a reply that nobody 
 
 def healthy(url: str = URL) -> bool:
     """Whether `url` answers a GET with 2xx within five seconds."""
-    key = os.environ.get("OPENAI_API_KEY")
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
     try:
         with urllib.request.urlopen(request, timeout=5) as reply:

@@ -29,7 +29,7 @@ import numpy as np
 
 from audio_llm.audio import INT16_SCALE, Waveform, encode, quantise
 from audio_llm.errors import ShardError, describe
-from audio_llm.files import append_line, parse_json, write_json, write_lines
+from audio_llm.files import append_line, parse_json, read_lines, write_json, write_lines
 from audio_llm.shards.index import (
     AUDIO_SUFFIXES,
     MAX_AUDIO_BYTES,
@@ -302,8 +302,7 @@ class ShardWriter:
             self._indexes.append(index)
             self._finished |= {key.decode() for key in index.keys.tolist()}
         if (self.folder / REJECTS).exists():
-            lines = (self.folder / REJECTS).read_text().splitlines()
-            self.rejects = {item["key"]: item["reason"] for item in map(json.loads, lines)}
+            self.rejects = {item["key"]: item["reason"] for item in read_lines(self.folder / REJECTS)}
 
     def _described(self, sizes: Mapping[str, dict[str, Any]]) -> dict[str, tuple[dict[str, Any], ShardIndex]]:
         """Entry and rows of the shards that are as they were left: by the index of a finished folder, or by the lines

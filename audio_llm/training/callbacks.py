@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +12,8 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
-from audio_llm.errors import TrainingError, describe
-from audio_llm.files import append_line, read_lines, write_json, write_lines
+from audio_llm.errors import ConfigError, TrainingError, describe
+from audio_llm.files import append_line, read_lines, read_own, write_json, write_lines
 from audio_llm.training.trackers import Trackers
 
 BEST = "best.json"  # of a run folder: the step of the best validation, whose checkpoint is spared
@@ -114,9 +113,10 @@ class Checkpoints(TrainerCallback):
         if not state.is_world_process_zero:
             return
         newest = self.folder / f"checkpoint-{state.global_step}"
-        write_json(newest / COMPLETE, {"step": state.global_step, "pickles": pickles(newest), **self.position})
+        facts = {"pickles": pickles(newest), "files": written(newest)}
+        write_json(newest / COMPLETE, {"step": state.global_step, **facts, **self.position})
         best = self.folder / BEST
-        spared = f"checkpoint-{json.loads(best.read_text())['step']}" if best.is_file() else ""
+        spared = f"checkpoint-{read_own(best, 'Delete it.').get('step')}" if best.is_file() else ""
         for old in complete_checkpoints(self.folder)[: -self.keep or None]:
             if old.name == spared:
                 continue
@@ -131,9 +131,28 @@ def pickles(checkpoint: Path) -> dict[str, list[int]]:
     return {str(path.relative_to(checkpoint)): [(facts := path.stat()).st_ino, facts.st_ctime_ns] for path in found}
 
 
+def written(checkpoint: Path) -> dict[str, int]:
+    """The files of a checkpoint and their bytes."""
+    found = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != COMPLETE)
+    return {str(path.relative_to(checkpoint)): path.stat().st_size for path in found}
+
+
+def saved_whole(checkpoint: Path) -> dict[str, Any]:
+    """What the last file of a checkpoint says. Raises :class:`ConfigError` where another one is gone or of another
+    size than it was saved with: Transformers would go on with a fresh optimiser, and say nothing."""
+    cure = f"Delete {checkpoint} to go on from the one before, or set resume=never to start over."
+    saved = read_own(checkpoint / COMPLETE, cure)
+    there = written(checkpoint)
+    for name, size in (saved.get("files") or {}).items():  # checkpoints of version 0.2 do not list them
+        if there.get(name) != size:
+            found = f"one of {there[name]}" if name in there else "none"
+            raise ConfigError(describe(f"resume from {checkpoint}", f"its {name} of {size} bytes", found, cure))
+    return saved
+
+
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints that were written to the end, oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
+    """Checkpoints that were written to the end, oldest first; not the copies that somebody made of them."""
+    found = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file() and path.name[11:].isdecimal()]
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import json
 import math
 import time
 from collections import Counter
@@ -39,7 +38,7 @@ from audio_llm import files
 from audio_llm.errors import TrainingError, describe
 from audio_llm.language.parts import completion_text
 from audio_llm.model.encoder import AudioEncoder
-from audio_llm.training.callbacks import COMPLETE
+from audio_llm.training.callbacks import saved_whole
 from audio_llm.training.encoder_cache import EncoderCache, join_tokens
 from audio_llm.training.examples import Example, Examples, join_audio
 from audio_llm.training.order import RunSampler
@@ -168,7 +167,7 @@ class AudioGRPOTrainer(ValidatedTrainer, ResamplingTrainer, ScheduledTrainer, GR
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """TRL's, which counts micro-steps from zero after a resume."""
         if resume_from_checkpoint:
-            updates = json.loads((Path(resume_from_checkpoint) / COMPLETE).read_text())["step"]
+            updates = saved_whole(Path(resume_from_checkpoint))["step"]
             self._step = updates * self.args.gradient_accumulation_steps
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 

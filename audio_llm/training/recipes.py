@@ -17,7 +17,6 @@ from audio_llm.files import content_hash
 from audio_llm.model.validate import (
     MODEL_TYPE,
     check_adapter,
-    check_checkpoint,
     check_encoder,
     check_language_model,
     expect_files,
@@ -82,7 +81,7 @@ class ModelRecipe:
         if self.path:
             expect_files(f"model {self.path}", self.path, ("config.json",))
             if read_facts(self.path).get("model_type") == MODEL_TYPE:  # any other is read as a native audio model
-                check_checkpoint(self.path)
+                expect_files(f"model {self.path}", self.path, ("processor_config.json",))
         if self.path and self.adapter:
             check_adapter(self.adapter, self.path)
         if self.path or (assembled / "config.json").is_file():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ import torch
 
 from audio_llm import config, machine
 from audio_llm.errors import AudioLLMError, ConfigError, describe
-from audio_llm.files import only_writer, write_json
+from audio_llm.files import only_writer, read_own, write_json
 from audio_llm.identity import Identity, empty, identity_of, settle, start_digest
 from audio_llm.identity import write as write_identity
 from audio_llm.language.templates import instruct
@@ -41,6 +40,7 @@ from audio_llm.training.callbacks import (
     complete_checkpoints,
     pickles,
     quiet,
+    saved_whole,
 )
 from audio_llm.training.encoder_cache import open_cache
 from audio_llm.training.examples import open_shards
@@ -371,7 +371,7 @@ def finished(recipe: RunRecipe, position: Mapping[str, Any]) -> dict[str, Any] |
     result = recipe.output / "result.json"
     if not result.is_file():
         return None
-    found = json.loads(result.read_text())
+    found = read_own(result, "Delete it: the run then goes on from its last checkpoint.")
     same = all(found.get("position", {}).get(key) == value for key, value in position.items())
     return found if same and all(Path(path).is_dir() for path in found.get("exported", {}).values()) else None
 
@@ -394,7 +394,7 @@ def find_resume(folder: Path, resume: str, position: Mapping[str, Any]) -> Path 
             raise ConfigError(
                 describe(f"resume {checkpoint}", "a complete checkpoint", "none", "Use auto, never or a path.")
             )
-    saved = json.loads((checkpoint / COMPLETE).read_text())
+    saved = saved_whole(checkpoint)
     if resume == "auto" and (here := pickles(checkpoint)) and here != saved.get("pickles"):
         cure = f"Loading them runs code: if you trust who wrote them, say resume={checkpoint}, else resume=never."
         raise ConfigError(describe(f"resume from {checkpoint}", "DeepSpeed's files as they were saved", "others", cure))

@@ -42,7 +42,7 @@ def open_embedder(folder: Path) -> Embedder:
     """Of a folder that holds one of our encoders, or a ``ClapModel`` as Transformers writes it. Raises
     :class:`CheckpointError` for any other."""
     try:
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         found = "no config.json" if isinstance(error, OSError) else "a config.json that is none"
         raise CheckpointError(describe(f"embed.model {folder}", "an encoder folder or a CLAP model", found)) from error

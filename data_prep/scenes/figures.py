@@ -25,7 +25,7 @@ def draw(out: Path) -> list[Path]:
     folder = out / "figures"
     folder.mkdir(exist_ok=True)
     made = []
-    for name in json.loads((out / "dataset.json").read_text())["subsets"]:
+    for name in json.loads((out / "dataset.json").read_text(encoding="utf-8"))["subsets"]:
         dataset = ShardDataset(out / name)
         made.append(_draw_map(dataset, folder / f"map_{name}.png", name))
         made.append(_draw_scenes(dataset, folder / f"scenes_{name}.png"))

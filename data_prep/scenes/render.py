@@ -100,7 +100,7 @@ def write_bank_index(folder: Path, layout: str, split: str, names: Sequence[str]
     """``<split>_reverberation.json`` beside the layout's folder: the rows of all rooms of a split."""
     entries = []
     for name in names:
-        entries += json.loads((folder / layout / name / f"{name}.json").read_text())["data"]
+        entries += json.loads((folder / layout / name / f"{name}.json").read_text(encoding="utf-8"))["data"]
     write_json(folder / f"{split}_reverberation.json", {"data": entries})
 
 

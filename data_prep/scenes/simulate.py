@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import re
 import sys
 from collections import Counter
@@ -24,7 +23,7 @@ from audio_llm import machine
 from audio_llm.audio import Waveform, encode, limit_peak
 from audio_llm.datasets import folders
 from audio_llm.errors import AudioLLMError, ConfigError, describe
-from audio_llm.files import atomic_file, content_hash, glance, write_json, write_lines
+from audio_llm.files import atomic_file, content_hash, glance, read_own, write_json, write_lines
 from audio_llm.identity import Identity, identity_of
 from audio_llm.shards.schema import Sample, Source
 from audio_llm.shards.writer import pack
@@ -408,7 +407,7 @@ def scan_sounds(config: SceneConfig, out: Path, library: sounds.Library, workers
         return library
     cache = out / "sounds.json"
     key = [library.fingerprint, config.sounds.shortest]
-    if cache.is_file() and (tree := json.loads(cache.read_text()))["key"] == key:
+    if cache.is_file() and (tree := read_own(cache, "Delete it: sounds are scanned again.")).get("key") == key:
         places = {clip.name: clip.path for clip in library.clips}  # where they lie now
         clips = [sounds.Clip(**item | {"path": places[item["name"]]}) for item in tree["clips"]]
         return dataclasses.replace(library, clips=clips, rejects=tree["rejects"])

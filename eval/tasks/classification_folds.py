@@ -18,7 +18,7 @@ from audio_llm.datasets import folders, sounds
 from audio_llm.encoders.heads import UrbanSoundHead
 from audio_llm.encoders.urbansound_cnn import CLASSES, UrbanSoundCNN, UrbanSoundCNNConfig
 from audio_llm.errors import AudioLLMError, ConfigError, NothingHeardError, describe
-from audio_llm.files import atomic_file, only_writer, read_lines, write_atomically, write_json, write_lines
+from audio_llm.files import atomic_file, only_writer, read_lines, read_own, write_atomically, write_json, write_lines
 from audio_llm.identity import identity_of, settle
 from audio_llm.identity import write as write_identity
 from audio_llm.tasks.classification import ClassificationRecipe, predict
@@ -86,8 +86,13 @@ class CrossValidation:
         return scores
 
     def _chosen(self) -> dict[str, str]:
-        places = {f"{seed}/{fold}": self.folder(fold, seed) for seed in self.recipe.seeds for fold in self.tested}
-        return {name: json.loads((folder / DONE).read_text())["chosen"] for name, folder in places.items()}
+        found = {}
+        for seed in self.recipe.seeds:
+            for fold in self.tested:
+                folder = self.folder(fold, seed)
+                cure = f"Delete {folder}: that fold is trained again."
+                found[f"{seed}/{fold}"] = str(read_own(folder / DONE, cure)["chosen"])
+        return found
 
     def folder(self, fold: str, seed: int) -> Path:
         """Where one test fold's models and predictions lie."""
