@@ -169,6 +169,8 @@ def _message(error: Exception) -> str | None:
     full = ("No space left on device", "PytorchStreamWriter failed writing", ". unexpected pos ")
     if any(reason in str(error) for reason in full):
         return "No space left on device. Finished work is kept; free some space and give the same command again."
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from"):  # of `Path.resolve`
+        return f"{str(error).partition(' from ')[2]}: Too many levels of symbolic links."
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror or error}."
     return None

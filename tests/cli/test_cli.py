@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 from tqdm import tqdm
@@ -48,6 +49,13 @@ def test_a_reader_that_has_gone_is_no_error(arguments: list[str], buffered: str)
         environment = os.environ | {"PYTHONUNBUFFERED": buffered}
         done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment, timeout=60)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_link_to_itself_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Python's paths call it a RuntimeError, which every other one of is a defect."""
+    (tmp_path / "run").symlink_to(tmp_path / "run")
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 2
+    assert "run': Too many levels of symbolic links." in capsys.readouterr().err
 
 
 def test_no_verb_is_an_error_that_shows_the_help() -> None:
