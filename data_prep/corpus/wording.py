@@ -46,12 +46,20 @@ _WHAT = {
     "caption": '"question", which asks for a description of the audio, and "answer", the description in less than 50 '
     "words",
 }
-TEXT = {"type": "string", "minLength": 1, "maxLength": 4000}
+# Characters of what a model writes. A small one goes round in circles: a reply ends here, not where its tokens do.
+LONGEST = {"question": 400, "choices": 200, "answer": 500, "semantic_elements": 80}
+_PER_WORD = 10  # characters of thinking for each word that is asked for
 
 
 def digest() -> str:
-    """Changes with every word of the prompts."""
-    return prompt_hash("\0".join((SYSTEM, _WORD, _CAPTION, _FREE, *_WHAT.values())))
+    """Changes with every word of the prompts, and with the limits."""
+    return prompt_hash("\0".join((SYSTEM, _WORD, _CAPTION, _FREE, *_WHAT.values(), json.dumps([LONGEST, _PER_WORD]))))
+
+
+def _texts(words: tuple[int, int]) -> dict[str, dict[str, Any]]:
+    """A text of each field, as a schema has it; `words`: of thinking."""
+    longest = LONGEST | {"thinking": _PER_WORD * max(1, words[1])}
+    return {name: {"type": "string", "minLength": 1, "maxLength": most} for name, most in longest.items()}
 
 
 def _object(**properties: Any) -> dict[str, Any]:
@@ -75,8 +83,9 @@ def worded(plan: Plan, asked: Asked, words: tuple[int, int]) -> tuple[list[dict[
         words=f"{words[0]} to {words[1]}",
         caption=caption,
     )
-    schema = _object(question=TEXT, thinking=TEXT, **({"answer": TEXT} if caption else {}))
-    return _messages(text), schema
+    texts = _texts(words)
+    wanted = ("question", "thinking", "answer") if caption else ("question", "thinking")
+    return _messages(text), _object(**{name: texts[name] for name in wanted})
 
 
 def rewritten(asked: Asked, reply: dict[str, Any]) -> Asked:
@@ -119,11 +128,12 @@ def free(
     text = _FREE.format(
         facts=known, what=_WHAT[form].format(options=options), words=f"{words[0]} to {words[1]}", groups=groups
     )
-    listed = {"type": "array", "items": {"type": "string", "maxLength": 200}, "maxItems": 3}
-    parts: dict[str, Any] = {"question": TEXT, "thinking": TEXT}
+    texts = _texts(words)
+    listed = {"type": "array", "items": texts["semantic_elements"] | {"minLength": 0}, "maxItems": 3}
+    parts: dict[str, Any] = {"question": texts["question"], "thinking": texts["thinking"]}
     if form == "choice":
-        parts["choices"] = {"type": "array", "items": TEXT, "minItems": options, "maxItems": options}
-    parts |= {"answer": TEXT, "semantic_elements": _object(**dict.fromkeys(ELEMENT_GROUPS, listed))}
+        parts["choices"] = {"type": "array", "items": texts["choices"], "minItems": options, "maxItems": options}
+    parts |= {"answer": texts["answer"], "semantic_elements": _object(**dict.fromkeys(ELEMENT_GROUPS, listed))}
     return _messages(text), _object(**parts)
 
 

@@ -126,3 +126,18 @@ def test_events_say_what_sounds_and_when() -> None:
     unsure = [Fact("f0", "label", "Gunshot, gunfire", confidence=0.4), Fact("f1", "label", "clock_tick"), about[0]]
     assert slots.events(unsure) == [{"label": "clock tick"}, {"label": "rain"}]  # the surest first
     assert slots.events(unsure, least=0.3)[-1] == {"label": "gunshot"}
+
+
+def test_what_a_model_writes_ends_by_its_schema_before_its_tokens_do() -> None:
+    """Of the standard number of words; at 3.5 characters a token, of which English has more than four."""
+    plan, asked, about = planned(3)
+    for form in ("choice", "open", "caption"):
+        schema = wording.free(about, form, 4, (15, 120))[1]["properties"]
+        longest = sum(schema[name]["maxLength"] for name in ("question", "thinking", "answer"))
+        longest += 4 * schema["choices"]["items"]["maxLength"] if form == "choice" else 0
+        groups = schema["semantic_elements"]["properties"]
+        assert list(groups) == list(ELEMENT_GROUPS)
+        longest += sum(one["items"]["maxLength"] * one["maxItems"] for one in groups.values())
+        assert longest < 3.5 * 1536
+    worded = wording.worded(plan, asked, (15, 120))[1]["properties"]
+    assert sum(one["maxLength"] for one in worded.values()) < 3.5 * 768  # generate.max_tokens
