@@ -117,7 +117,9 @@ _READ = "prompts are read where they are sampled"
 GRPO_NO_USE = {
     **dict.fromkeys(("generation_kwargs", "cache_implementation", "use_transformers_continuous_batching"), _ENGINE),
     **dict.fromkeys(("transformers_continuous_batching_config", "use_transformers_paged"), _ENGINE),
-    **dict.fromkeys(("vllm_tensor_parallel_size", "vllm_enable_sleep_mode", "vllm_model_impl"), _ENGINE),
+    **dict.fromkeys(("vllm_tensor_parallel_size", "vllm_model_impl"), _ENGINE),
+    "vllm_enable_sleep_mode": "the engine keeps its memory while the policy learns: engine.gpu_memory_utilization says "
+    "how much that is, and a server (engine.url) has its own",
     **dict.fromkeys(("vllm_structured_outputs_regex", "vllm_server_timeout", "vllm_group_port"), _ENGINE),
     "ds3_gather_for_generation": _ENGINE,
     **dict.fromkeys(("model_init_kwargs", "trust_remote_code"), "the model is built from the recipe's parts (model:)"),
