@@ -28,11 +28,12 @@ RECIPES=recipes/bat DATA="$OUT/data"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}" TOKENIZERS_PARALLELISM=false
 . scripts/stages.sh
 
-SCENES=() ENCODER=() WORDS=() STAGE=(steps=300) ALL=(steps=900) ASKED=()
+# Relations of two sources are most of the work: stage 3 is longer than both before it.
+SCENES=() ENCODER=(steps=1500) WORDS=() STAGE=(steps=400) LAST=(steps=1400) ALL=(steps=2200) ASKED=()
 if [ -n "$TINY" ]; then
     SCENES=(rooms.train=2 rooms.validation=1 rooms.test=1 rooms.listeners=1 text.count=600)
     for part in encoder single mixed relations validation test; do SCENES+=("subsets.$part.count=36"); done
-    ENCODER=(steps=4 save_steps=4 batch_size=8) WORDS=(steps=10 vocabulary=400) STAGE=(steps=6 save_steps=2 batch_size=4)
+    ENCODER=(steps=4 save_steps=4 batch_size=8) WORDS=(steps=10 vocabulary=400) STAGE=(steps=6 save_steps=2 batch_size=4) LAST=(steps=6 save_steps=2 batch_size=4)
     ALL=(steps=18 save_steps=6 batch_size=4) ASKED=(--max-tokens 12 --limit 18 --engine transformers)
 fi
 
@@ -70,7 +71,7 @@ curriculum() {
     learn stage1 encoder,language_model "[$DATA/single]" "${PARTS[@]}" "${STAGE[@]}"
     learn stage2 stage1 "[$DATA/single,$DATA/mixed]" "${STAGE[@]}" \
         "model.path=$OUT/stage1/base" "model.adapter=$OUT/stage1/adapter"
-    learn stage3 stage2 "[$DATA/single,$DATA/mixed,$DATA/relations]" "${STAGE[@]}" \
+    learn stage3 stage2 "[$DATA/single,$DATA/mixed,$DATA/relations]" "${LAST[@]}" \
         "model.path=$OUT/stage2/base" "model.adapter=$OUT/stage2/adapter"
 }
 one_stage() {
