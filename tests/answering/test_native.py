@@ -41,7 +41,7 @@ def test_a_batch_answers_what_each_request_alone_does_and_hears(native: Path) ->
     marks = len(engine._tokenizer("Audio 1: <|audio_bos|><|audio_eos|>\n")["input_ids"])
     assert together[0].prompt_tokens - together[2].prompt_tokens == 25 + marks  # 25 audio tokens a second
     typed = next(iter(engine.generate([ask(1.0, question="<|AUDIO|>Which side?")])))
-    assert typed == together[0] or typed.raw == together[0].raw and typed.prompt_hash == together[0].prompt_hash
+    assert typed.raw == "" and "'<|AUDIO|>'" in typed.error
 
 
 def test_what_it_cannot_hear_is_refused_by_name(native: Path) -> None:
