@@ -61,5 +61,10 @@ def yaml_of(tree: Any) -> str:
     class Dumper(yaml.SafeDumper):  # with quotes around texts that look like numbers of the loader's
         pass
 
+    def text(dumper: Any, value: str) -> Any:
+        quoted = '"' if set(value) & set("\x85\u2028\u2029") else None  # else written as breaks, and read as blanks
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=quoted)
+
+    Dumper.add_representer(str, text)
     Dumper.add_implicit_resolver(*_FLOATS)
     return str(yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True))

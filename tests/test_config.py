@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from audio_llm.config import ALIASES, build, dump, load, note, read, verb_of
 from audio_llm.errors import ConfigError
 from audio_llm.training.recipes import GRPORecipe
+from audio_llm.yaml_text import read_yaml, yaml_of
 
 
 @dataclass
@@ -167,6 +168,11 @@ recipes = st.builds(
     optimizer=st.builds(Optimizer, finite, st.tuples(finite, finite), st.none() | st.integers()),
     anything=st.none() | st.booleans() | st.integers() | words | st.lists(st.integers() | words, max_size=3),
 )
+
+
+@pytest.mark.parametrize("text", ["\x85", "a\u2028b", "\u2029", "a\nb\x85", "\ufeffa", "1e3", "\t", "é"])
+def test_a_text_is_read_as_it_was_written(text: str) -> None:
+    assert read_yaml(yaml_of({"names": [text]})) == {"names": [text]}
 
 
 @given(recipes)

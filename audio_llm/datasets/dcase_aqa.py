@@ -30,6 +30,7 @@ from audio_llm.datasets.records import SUFFIXES, Cell, Record, read_records
 from audio_llm.errors import DataError, describe
 from audio_llm.files import atomic_file, content_hash, glance, write_atomically
 from audio_llm.language.replies import read_key, strip_letters
+from audio_llm.yaml_text import yaml_of
 
 PARTS = {1: "bioacoustics", 2: "temporal soundscapes", 3: "complex questions"}
 _PART = re.compile(r"part[ _-]?([123])(?!\d)", re.IGNORECASE)
@@ -319,8 +320,6 @@ def write_submission(
 
     Raises :class:`DataError` for a label that is not ``Surname_INST_task5_k`` (at most four systems).
     """
-    import yaml
-
     if not LABEL.fullmatch(label):
         raise DataError(describe("submission label", "Surname_INST_task5_1 to _4", f"'{label}'"))
     folder = Path(out)
@@ -328,7 +327,7 @@ def write_submission(
     tree = _filled(META, {"submission": {"label": label}}, "")
     tree = _filled(tree, meta or {}, "")
     about = folder / f"{label}.meta.yaml"
-    write_atomically(about, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    write_atomically(about, yaml_of(tree))
     package = folder / f"{label}.zip"
     with atomic_file(package) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in (table, about):

@@ -371,7 +371,7 @@ def test_a_server_that_hangs_is_given_up_and_one_that_computes_is_waited_for(mon
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            remote = rollout_engines._Remote(f"http://127.0.0.1:{server.server_port}", "", 4)
+            remote = rollout_engines._Remote(f"http://127.0.0.1:{server.server_port}", "")
             if hangs:
                 with pytest.raises(rollout_engines.ServerGone, match=r"expected an answer, found nothing for \d+ s"):
                     remote.post("/v1/completions")
@@ -394,7 +394,7 @@ def test_a_reply_of_a_server_that_is_stopped_is_not_learnt_from(reason: str, who
             self.reply(200, {"choices": [ended, {"index": 1, "token_ids": [], "finish_reason": reason}]})
 
     with serving(Stopped) as address:
-        remote = rollout_engines._Remote(address, "", 4)
+        remote = rollout_engines._Remote(address, "")
         if whole:
             assert len(remote.post("/v1/completions", {}).json()["choices"]) == 2
         else:
