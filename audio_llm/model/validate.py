@@ -16,12 +16,14 @@ import math
 import mmap
 import re
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from audio_llm import machine
 from audio_llm.errors import CheckpointError, DataError, describe
 from audio_llm.files import read_json, within, write_json
 
@@ -358,6 +360,7 @@ def check_adapter(folder: str | Path, base: str | Path | None = None, max_rank: 
         if match is None or match["linear"] not in LINEARS:
             raise CheckpointError(describe(item, "weights of language-model linears only", key, cure))
         _check_adapter_tensor(item, match, shape, rank, text)
+    check_finite(folder, "adapter_model")
     if base is not None:
         _check_base(item, folder, str(config.get("base_model_name_or_path") or "its base"), base)
     return AdapterInfo(folder, rank)
@@ -402,22 +405,69 @@ def weights_digest(folder: str | Path) -> str:
     tied = read_facts(folder).get("tie_word_embeddings")
     tensors: dict[str, str] = {}
     for name in files:
-        with open(folder / name, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            start = 8 + int.from_bytes(content[:8], "little")
-            header: dict[str, Any] = json.loads(content[8:start])
-            header.pop("__metadata__", None)
-            with memoryview(content) as view:
-                for key, about in header.items():
-                    begin, end = about["data_offsets"]
-                    with view[start + begin : start + end] as values:
-                        described = [key, about["dtype"], about["shape"], hashlib.sha256(values).hexdigest()]
-                    tensors[key] = json.dumps(described)
+        for key, about, values in _tensors(folder / name):
+            tensors[key] = json.dumps([key, about["dtype"], about["shape"], hashlib.sha256(values).hexdigest()])
     if tied:
         tensors.pop("lm_head.weight", None)
     digest = hashlib.sha256("\n".join(tensors[key] for key in sorted(tensors)).encode()).hexdigest()
     with contextlib.suppress(OSError):  # a folder that only others may write
         write_json(folder / DIGEST_FILE, {"files": files, "sha256": digest})
     return digest
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, dict[str, Any], memoryview]]:
+    """Name, dtype and shape, and bytes of all tensors in a safetensors file; the bytes are gone with the next one."""
+    with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = 8 + int.from_bytes(content[:8], "little")
+        header: dict[str, Any] = json.loads(content[8:start])
+        header.pop("__metadata__", None)
+        with memoryview(content) as view:
+            for key, about in header.items():
+                begin, end = about["data_offsets"]
+                with view[start + begin : start + end] as values:
+                    yield key, about, values
+
+
+# Of a dtype: the integer of its size, and the bits of its exponent, which are all set in NaN and infinity.
+_EXPONENTS = {
+    "F64": ("<u8", 0x7FF0000000000000),
+    "F32": ("<u4", 0x7F800000),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+}
+_PIECE = 2**22  # bytes looked at at once: they stay in the processor's cache
+
+
+def check_finite(folder: str | Path, stem: str = "model") -> None:
+    """Raise :class:`CheckpointError` where weights are NaN or infinite: vLLM loads them and answers, with anything.
+
+    Reads all weights once, by as many threads as there are processors, before vLLM reads them from the same memory.
+    """
+    folder = Path(folder)
+    _tensor_shapes(folder, stem)  # says what is damaged
+    with ThreadPoolExecutor(min(8, machine.cpus())) as pool:
+        for name in weight_files(folder, stem):
+            for key, about, values in _tensors(folder / name):
+                pieces = [values[start : start + _PIECE] for start in range(0, len(values), _PIECE)]
+                kinds = [about["dtype"]] * len(pieces)
+                spoilt = any(list(pool.map(_spoilt, kinds, pieces)))
+                for piece in pieces:
+                    piece.release()
+                if spoilt:
+                    kind = "checkpoint" if stem == "model" else "adapter"
+                    found = f"NaN or infinity in {key}"
+                    raise CheckpointError(
+                        describe(f"{kind} {folder}", "finite weights", found, "Its training diverged.")
+                    )
+
+
+def _spoilt(dtype: str, values: memoryview) -> bool:
+    import numpy as np
+
+    if dtype not in _EXPONENTS:  # integers, and the small floats of quantised weights
+        return False
+    kind, exponent = _EXPONENTS[dtype]
+    return bool((np.frombuffer(values, kind) & exponent).max(initial=0) == exponent)
 
 
 _EMPTY: tuple[Any, ...] = (None, False, "none", [], {})

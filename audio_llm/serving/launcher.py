@@ -22,7 +22,14 @@ from typing import Any, NoReturn
 from audio_llm import machine
 from audio_llm.errors import AudioLLMError, CheckpointError, ConfigError, PrerequisiteError, describe
 from audio_llm.model.native import checkpoint_of
-from audio_llm.model.validate import AdapterInfo, audio_marks, check_adapter, check_checkpoint, special_words
+from audio_llm.model.validate import (
+    AdapterInfo,
+    audio_marks,
+    check_adapter,
+    check_checkpoint,
+    check_finite,
+    special_words,
+)
 
 SUPPORTED = "0.31"
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can allocate for
@@ -150,6 +157,7 @@ def serve(options: ServeOptions) -> NoReturn:
         options, model=checkpoint_of(options.model), name=options.name or options.model.resolve().name
     )
     config = check_checkpoint(options.model)
+    check_finite(options.model)
     if options.allow_files is not None and not options.allow_files.is_dir():
         raise AudioLLMError(f"--allow-files {options.allow_files}: expected a folder, found none.")
     adapters = {name: check_adapter(folder, options.model) for name, folder in options.adapters.items()}

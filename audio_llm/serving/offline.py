@@ -18,7 +18,7 @@ from typing import Any
 
 from audio_llm.audio import Waveform
 from audio_llm.errors import CheckpointError, describe
-from audio_llm.model.validate import check_adapter, check_checkpoint, end_ids
+from audio_llm.model.validate import check_adapter, check_checkpoint, check_finite, end_ids
 from audio_llm.serving.beams import MAX_BEAMS, Search, keep
 from audio_llm.serving.launcher import LORA_RANKS, cpu_build, server_environment
 from audio_llm.serving.plugin import hide_llvmlite_attributes, present_cpu_build_as_vllm
@@ -76,6 +76,7 @@ class OfflineEngine:
     ) -> None:
         on_cpu = cpu_build()
         config = check_checkpoint(model)
+        check_finite(model)
         options = _adapter_options(adapter, model)
         _prepare_environment(on_cpu)
         self._closing = contextlib.ExitStack()

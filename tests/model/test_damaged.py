@@ -4,6 +4,7 @@ never an answer by weights that nobody trained."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +14,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from audio_llm.cli import main
 from audio_llm.errors import AudioLLMError, CheckpointError
 from audio_llm.model.build import load_language_model, load_model, load_processor
 from audio_llm.model.loading import reading, whole_model
-from audio_llm.model.validate import check_checkpoint, end_ids
+from audio_llm.model.validate import check_adapter, check_checkpoint, check_finite, end_ids
+from tests.serving.vllm_tools import make_adapter
 
 Damage = Callable[[Path], object]
 
@@ -145,6 +149,60 @@ def test_training_and_converting_say_the_same(checkpoint, shards, tmp_path: Path
         assert main(arguments) == 2
         assert words in capsys.readouterr().err
     assert not (tmp_path / "lm").exists()
+
+
+def spoilt(weight: str, how: float) -> Damage:
+    """One number of a weight is none."""
+
+    def change(state: dict[str, torch.Tensor]) -> None:
+        state[weight].view(-1)[-1] = how
+
+    return weights(change)
+
+
+@pytest.mark.vllm
+def test_vllm_is_given_no_weights_that_are_no_numbers(checkpoint, tmp_path: Path, capsys, monkeypatch) -> None:
+    """It loads them and answers, with anything."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    from audio_llm.serving.offline import OfflineEngine
+
+    folder = Path(shutil.copytree(checkpoint(), tmp_path / "model"))
+    spoilt("model.projector.linear.weight", float("inf"))(folder)
+    words = "expected finite weights, found NaN or infinity in model.projector.linear.weight"
+    with pytest.raises(CheckpointError, match=words):
+        OfflineEngine(folder)
+    monkeypatch.setattr(os, "execve", lambda *command: pytest.fail("it became the server"))
+    assert main(["serve", str(folder)]) == 2
+    assert words in capsys.readouterr().err
+
+
+@given(
+    st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]),
+    st.lists(st.floats(), min_size=1, max_size=9),
+)
+@example(torch.bfloat16, [float("-inf")])
+@example(torch.float16, [65536.0])  # one that this dtype has no number for
+@example(torch.float32, [3.4028235e38, -1e-45, -0.0])
+def test_torch_finds_the_same_weights_finite(tmp_path_factory, dtype: torch.dtype, values: list[float]) -> None:
+    folder = tmp_path_factory.mktemp("weights")
+    held = torch.tensor(values, dtype=torch.float64).to(dtype)
+    save_file({"a": torch.ones(3), "b": held, "ids": torch.full((5,), -1)}, folder / "model.safetensors")
+    if held.isfinite().all():
+        check_finite(folder)
+    else:
+        with pytest.raises(CheckpointError, match="NaN or infinity in b"):
+            check_finite(folder)
+
+
+def test_an_adapter_that_diverged_is_refused(checkpoint, tmp_path: Path) -> None:
+    adapter = make_adapter(checkpoint(), tmp_path / "adapter")
+    check_adapter(adapter, checkpoint())
+    state = load_file(adapter / "adapter_model.safetensors")
+    key = sorted(state)[-1]
+    state[key][0, 0] = float("nan")
+    save_file(state, adapter / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"adapter .*expected finite weights, found NaN or infinity in {key}"):
+        check_adapter(adapter, checkpoint())
 
 
 def test_a_whole_one_is_read_as_transformers_reads_it(checkpoint) -> None:
