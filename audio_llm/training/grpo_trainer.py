@@ -275,7 +275,7 @@ class AudioGRPOTrainer(ValidatedTrainer, ResamplingTrainer, ScheduledTrainer, GR
         if "old_per_token_logps" not in inputs and self.state.global_step == self._generated_at:
             # Without the correction TRL scores only here; before the first update it is still the policy that sampled.
             assert self._scored is not None
-            self._check_parity(self._scored, inputs)
+            self._check_parity(self._scored, inputs, last=self.accelerator.sync_gradients)
         return loss
 
     # --------------------------------------------------------------------------------------------------------- audio
@@ -398,11 +398,11 @@ class AudioGRPOTrainer(ValidatedTrainer, ResamplingTrainer, ScheduledTrainer, GR
         if self.order_log is not None and self.accelerator.is_main_process:
             files.append_line(self.order_log, {"step": self.state.global_step + 1, "ids": self._group[::group_size]})
 
-    def _check_parity(self, ours: Tensor, batch: dict[str, Any]) -> None:
+    def _check_parity(self, ours: Tensor, batch: dict[str, Any], last: bool = True) -> None:
         """Stop when the engine sampled from another distribution than the policy that is updated."""
         sampled, mask = batch["sampling_per_token_logps"], batch["completion_mask"]
         gather, step = self.accelerator.gather, self.state.global_step
-        for name, value in self.parity.compare(step, self.engine.name, ours, sampled, mask, gather).items():
+        for name, value in self.parity.compare(step, self.engine.name, ours, sampled, mask, gather, last).items():
             self._metrics["train"][f"parity/{name}"].append(value)
 
     def _group_size(self, mode: str) -> int:

@@ -7,11 +7,12 @@ them sees every fault:
 - a *probe*, the same short reply drawn anew with the same seed, must not come out to the last digit as before when the
   policy's weights have changed. It needs no bound, and so works at any rate and in any precision;
 - the *log-probabilities* of the sampled tokens are compared with the trainer's: the largest difference with a bound
-  where both compute in float32, else its mean with that of the first step, before which the engine was filled.
+  where both compute in float32, else its mean with that of the first steps, before which the engine was filled.
 
 In bfloat16 both sides round a logit z to 8 bits, which moves the log-probability of a token of probability p by about
 (1 − p) |Δz|. So what is compared is Σ |Δ log p| / Σ (1 − p), the error of a logit, which does not change as a policy
-grows surer or less sure.
+grows surer or less sure. A mean over few doubtful tokens is a matter of chance: the passes of a step are taken
+together, and steps until Σ (1 − p) is enough.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ from audio_llm.training.rollouts import (
 
 FIRST_ERROR = 0.5  # of a logit: rounding was at 0.02 to 0.08 with small models, another model's weights are beyond
 NOISE_FACTOR = 4.0  # times the first step's: what no step of an engine in step came near
-PATIENCE = 2  # steps in a row above it: a batch of few uncertain tokens may lie there once
+PATIENCE = 2  # means in a row above it
+DOUBT = (
+    16.0  # Σ (1 − p) of a mean: over 2 the error of one model in step went from 0.03 to 0.13, over 20 from 0.06 to 0.18
+)
 UNMOVED = 3  # probes in a row without a change, while the policy's weights changed
 PROBE_TOKENS, PROBE_TEMPERATURE = 8, 2.0  # hot, so that many logits have a say in every log-probability
 
@@ -48,11 +52,14 @@ RESTRICTIONS = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1
 @dataclass
 class ParityGate:
     """The checks of one run in one process. `bound` is the largest |Δ log p| that is let pass (None: the mean is
-    compared with the first step's instead). A gate that is not `closed` measures, and stops nothing."""
+    compared with the first one instead). A gate that is not `closed` measures, and stops nothing."""
 
     bound: float | None
     closed: bool = True
-    _first: float | None = None  # error of a logit in the first step
+    _step: Tensor | None = None  # largest |Δ log p|, Σ |Δ log p| and Σ (1 − p) of the step's passes so far: (3,)
+    _error: float = 0.0  # the two sums since the last mean
+    _doubt: float = 0.0
+    _first: float | None = None  # the first mean
     _above: int = 0
     _prompt: Tensor | None = None  # what the probe answers
     _reply: Completion | None = None
@@ -95,23 +102,37 @@ class ParityGate:
             )
 
     def compare(
-        self, step: int, engine: str, ours: Tensor, sampled: Tensor, mask: Tensor, gather: Callable[[Tensor], Tensor]
+        self,
+        step: int,
+        engine: str,
+        ours: Tensor,
+        sampled: Tensor,
+        mask: Tensor,
+        gather: Callable[[Tensor], Tensor],
+        last: bool = True,
     ) -> dict[str, float]:
         """Log-probabilities (rows, tokens) of the trainer and of the engine at the places of `mask`, of all processes.
+        A step may come in several passes, of which one is the `last`.
 
-        Returns ``max_abs_logp_difference`` and ``logit_error``; raises :class:`TrainingError` where the gate is closed
-        and they are too far apart.
+        Returns ``max_abs_logp_difference`` and ``logit_error`` of the step, after its last pass; raises
+        :class:`TrainingError` where the gate is closed and they are too far apart.
         """
         chosen = mask.bool()
         difference = (ours - sampled).abs()[chosen].double()
         doubt = -torch.expm1(ours[chosen].double())  # 1 − p
         largest = difference.max() if difference.numel() else difference.new_zeros(())
-        parts = gather(torch.stack([largest, difference.sum(), doubt.sum()]).float().reshape(1, 3))
-        found, error = float(parts[:, 0].max()), float(parts[:, 1].sum() / parts[:, 2].sum().clamp_min(1e-6))
-        self._judge(f"step {step}, engine '{engine}'", found, error)
-        return {"max_abs_logp_difference": found, "logit_error": error}
+        found = torch.stack([largest, difference.sum(), doubt.sum()])
+        if self._step is not None:
+            found = torch.stack([torch.maximum(found[0], self._step[0]), *(found + self._step)[1:]])  # keeps NaN
+        self._step = None if last else found
+        if not last:
+            return {}
+        parts = gather(found.float().reshape(1, 3))
+        largest_of_all, error, doubts = float(parts[:, 0].max()), float(parts[:, 1].sum()), float(parts[:, 2].sum())
+        self._judge(f"step {step}, engine '{engine}'", largest_of_all, error, doubts)
+        return {"max_abs_logp_difference": largest_of_all, "logit_error": error / max(doubts, 1e-6)}
 
-    def _judge(self, item: str, largest: float, error: float) -> None:
+    def _judge(self, item: str, largest: float, error: float, doubt: float) -> None:
         if not self.closed:
             return
         cure = "The engine is out of step with the policy, or computes in another precision."
@@ -120,18 +141,22 @@ class ParityGate:
                 expected = f"log-probabilities within {self.bound:g} of the trainer's (parity_bound)"
                 raise TrainingError(describe(item, expected, f"a difference of {largest:.3g}", cure))
             return
-        if self._first is None:
-            if not error <= FIRST_ERROR:
-                expected = f"logits within {FIRST_ERROR:g} of the trainer's at first"
-                cure = "The engine was filled with other weights, or is the server of another model."
-                raise TrainingError(describe(item, expected, f"a mean error of {error:.3g}", cure))
-            self._first = error
-        self._above = 0 if error <= NOISE_FACTOR * self._first else self._above + 1
-        if self._above >= PATIENCE or not error < math.inf:
+        self._error, self._doubt = self._error + error, self._doubt + doubt
+        mean = self._error / max(self._doubt, 1e-6)
+        found = f"a mean error of {mean:.3g}"
+        if self._first is None and not mean <= FIRST_ERROR:
+            expected = f"logits within {FIRST_ERROR:g} of the trainer's at first"
+            cure = "The engine was filled with other weights, or is the server of another model."
+            raise TrainingError(describe(item, expected, found, cure))
+        if self._doubt < DOUBT and mean < math.inf:
+            return
+        self._error = self._doubt = 0.0
+        self._first = mean if self._first is None else self._first
+        self._above = 0 if mean <= NOISE_FACTOR * self._first else self._above + 1
+        if self._above >= PATIENCE or not mean < math.inf:
             expected = (
                 f"logits within {NOISE_FACTOR:g} × {self._first:.3g}, the error of the first step, of the trainer's"
             )
-            found = f"a mean error of {error:.3g}"
             raise TrainingError(describe(item, expected, found, cure + " parity_bound: off goes on all the same."))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,33 @@ def test_what_is_logged_and_what_a_bound_and_nan_do() -> None:
     for bound in (None, 0.1):
         with pytest.raises(TrainingError, match="nan"):
             ParityGate(bound).compare(0, "an engine", ours, sampled, torch.ones(1, 3), id_)
+
+
+def compared(gate: ParityGate, step: int, error: float, doubtful: int, last: bool = True) -> dict[str, float]:
+    """A pass of 96 tokens of which `doubtful` have p = 1/2, each `error` · (1 − p) away, and the others p = 1."""
+    ours = torch.zeros(4, 24)
+    ours.view(-1)[:doubtful] = -math.log(2)
+    away = torch.where(ours < 0, error / 2, 0.0)
+    return gate.compare(step, "an engine", ours, ours - away, torch.ones(4, 24), id_, last)
+
+
+def test_a_mean_over_few_doubtful_tokens_stops_nothing_and_one_over_many_does() -> None:
+    gate = ParityGate(None)
+    errors = [0.03, 0.13, 0.14, 0.12]  # of the passes of one step, by 4 doubtful tokens each
+    assert [compared(gate, 0, error, 4, last=False) for error in errors[:3]] == [{}] * 3
+    found = compared(gate, 0, errors[3], 4)
+    assert found == pytest.approx({"max_abs_logp_difference": 0.07, "logit_error": sum(errors) / 4}, rel=1e-5)
+    for step in range(1, 60):  # a step alone is beyond four times the first every eighth time, a mean over more never
+        compared(gate, step, 0.6 if step % 8 == 0 else 0.1, 4)
+    with pytest.raises(TrainingError, match=r"step 1\d\d, .*logits within 4 × 0.103.*mean error of 0.6"):
+        for step in range(100, 120):
+            compared(gate, step, 0.6, 4)
+    for error in (float("nan"), float("inf")):
+        gate = ParityGate(None)
+        compared(gate, 0, 0.1, 64)
+        compared(gate, 1, error, 1, last=False)
+        with pytest.raises(TrainingError, match=f"step 1.*{error}"):
+            compared(gate, 1, 0.1, 4)
 
 
 def losing(says_so: bool) -> Any:
