@@ -22,6 +22,17 @@ MAX_OPEN_SHARDS = 64  # far below the usual limit of 1024 descriptors per proces
 MAX_SECONDS = 600.0  # of a clip whose JSON does not state its length
 
 
+class _Opened:
+    """A file for reading, closed once nobody holds it: threads share it, and one may be reading when it is let go."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
 class ShardDataset:
     """Map-style samples of one or several shard folders, read by ``os.pread`` of their byte ranges; a folder may be an
     address as well (:mod:`audio_llm.shards.remote`), or the index of those of its samples that are meant.
@@ -61,7 +72,7 @@ class ShardDataset:
         self._ranges = np.concatenate([index.ranges for index in self.indexes])
         further = [index.further + [self._starts[n], 0, 0, 0, 0] for n, index in enumerate(self.indexes)]
         self._further = np.concatenate(further)  # of audio members behind the first: sample, offset, size, …
-        self._descriptors: dict[int, int] = {}
+        self._opened: dict[int, _Opened] = {}
         self._compared = np.zeros(len(self), bool)  # with their JSON's checksum, by this process
         self._check_formats()
 
@@ -129,17 +140,11 @@ class ShardDataset:
         raise ShardError(describe(folders, f"a sample '{key}'", f"{len(self)} samples, none with that id"))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_descriptors": {}}
+        return {**self.__dict__, "_opened": {}}
 
     def close(self) -> None:
         """Close the open shards; they open again when needed."""
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors = {}
-
-    def __del__(self) -> None:
-        if getattr(self, "_descriptors", None):
-            self.close()
+        self._opened.clear()
 
     def _position(self, i: int) -> int:
         if not -len(self) <= i < len(self):
@@ -176,12 +181,12 @@ class ShardDataset:
         try:
             if remote := self._remotes[shard]:
                 return remote.read(self._paths[shard], offset, size)
-            descriptor = self._descriptors.get(shard)
-            if descriptor is None:
-                if len(self._descriptors) >= MAX_OPEN_SHARDS:
-                    os.close(self._descriptors.pop(next(iter(self._descriptors))))
-                descriptor = self._descriptors[shard] = os.open(self._paths[shard], os.O_RDONLY)
-            data = os.pread(descriptor, size, offset)
+            opened = self._opened.get(shard)
+            if opened is None:
+                if len(self._opened) >= MAX_OPEN_SHARDS:
+                    self._opened.pop(list(self._opened)[0], None)
+                opened = self._opened.setdefault(shard, _Opened(self._paths[shard]))
+            data = os.pread(opened.descriptor, size, offset)
         except OSError as error:
             raise ShardError(describe(self._paths[shard], "a readable shard", error.strerror or str(error))) from error
         if len(data) != size:

@@ -13,6 +13,7 @@ import sys
 import tarfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from audio_llm import audio
 from audio_llm.audio import Waveform
 from audio_llm.errors import AudioError, ConfigError, ShardError
+from audio_llm.shards import reader
 from audio_llm.shards.index import CACHE, INDEX_REJECTS, ShardIndex
 from audio_llm.shards.reader import ShardDataset
 from audio_llm.shards.schema import AudioInfo, Event, Sample, Source
@@ -517,7 +519,7 @@ def test_several_folders(folder: Path, tmp_path: Path) -> None:
 def test_layout_and_rate_are_checked_when_opened(folder: Path) -> None:
     with pytest.raises(AudioError, match=r"clip-0000: expected layout foa, found binaural"):
         ShardDataset(folder, layouts=("foa",))
-    with pytest.raises(AudioError, match="32000 Hz, found 16000 Hz"):
+    with pytest.raises(AudioError, match="32000 Hz, found 16000 Hz. .*audio.sample_rate=32000"):
         ShardDataset(folder, sample_rate=32000)
     ShardDataset(folder, layouts=("stereo", "binaural"), sample_rate=16000)
 
@@ -545,6 +547,25 @@ def test_dataset_pickles_without_open_files(folder: Path) -> None:
         2
     ) as pool:  # descriptors are shared after a fork; pread has no position
         assert pool.map(dataset.load_sample, range(45)) == [dataset.load_sample(i) for i in range(45)]
+
+
+def test_threads_read_what_they_asked_for_whichever_shards_are_let_go(folder: Path, monkeypatch) -> None:
+    """Of more shards than are kept open, from a disk that takes a moment."""
+    slow = os.pread
+
+    def pread(*arguments: int) -> bytes:
+        time.sleep(0.001)
+        return slow(*arguments)
+
+    monkeypatch.setattr(reader.os, "pread", pread)
+    monkeypatch.setattr(reader, "MAX_OPEN_SHARDS", 2)
+    dataset, before = ShardDataset(folder), len(os.listdir("/proc/self/fd"))
+    places = np.random.default_rng(0).integers(len(dataset), size=400).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        found = [loaded.id for loaded in pool.map(dataset.load_sample, places)]
+    assert found == [f"clip-{place:04d}" for place in places]
+    dataset.close()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_an_undecodable_sample_is_named(tmp_path: Path) -> None:
