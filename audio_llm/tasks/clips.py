@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -86,6 +87,8 @@ class ClipStore:
         self.max_reject_share = max_reject_share
         audio.audible(self.layouts, hearing)
         self.rejects: list[dict[str, str]] = []
+        self._corrupt: set[int] = set()  # samples that turned out so when they were read
+        self._counting = threading.Lock()
         self.left_out: list[dict[str, str]] = list(getattr(self.dataset, "left_out", ()))  # not counted as samples
         self.unusable = [index.told() for index in getattr(self.dataset, "indexes", ())]  # of shards, a line each
         self._index: list[tuple[int, int, list[Event]]] = []  # (sample, window, events)
@@ -131,6 +134,15 @@ class ClipStore:
             stored = self._cache[number, :, : self._lengths[number]]
             return Clip(stored.astype(np.float32) * (self._scales[number] / _INT16), events, sample)
         return Clip(self._decode(sample)[window], events, sample)
+
+    def reject(self, number: int, error: AudioLLMError) -> None:
+        """Count the sample of clip `number`, once, however often and in how many windows its turn comes."""
+        sample = self._index[number][0]
+        with self._counting:
+            if sample not in self._corrupt:
+                self._corrupt.add(sample)
+                self.rejects.append({"sample": str(sample), "reason": str(error)})
+                self._check()
 
     def _add(self, number: int) -> None:
         """Index the windows of sample `number` from its JSON alone."""
@@ -388,8 +400,7 @@ class BatchPlan:
             try:
                 return self.store[(number + attempt) % len(self.store)]
             except AudioLLMError as error:
-                self.store.rejects.append({"sample": str(number + attempt), "reason": str(error)})
-                self.store._check()
+                self.store.reject((number + attempt) % len(self.store), error)
         raise TrainingError(describe(self.store.name, "a readable sample", "none"))
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -344,6 +345,21 @@ def test_every_epoch_holds_every_clip_once_over_all_ranks(scenes):
     alone = clips.BatchPlan(uncached, clips.Augmentation(), batch_size=16, seed=3, rank=0, world=2)
     torch.testing.assert_close(alone.batch(4).waveform, plans[0].batch(4).waveform, atol=2e-5, rtol=0)
     assert alone.batch(4).events == plans[0].batch(4).events
+
+
+def test_a_clip_that_cannot_be_decoded_is_one_reject_however_often_its_turn_comes(tmp_path):
+    folder = write_scenes(tmp_path, 60, seed=4)
+    (shard,) = folder.glob("*.tar")
+    with tarfile.open(shard) as tar:
+        member = next(entry for entry in tar if entry.name == "s7.flac")
+    with open(shard, "r+b") as file:
+        file.seek(member.offset_data + 60)
+        file.write(bytes(member.size - 60))
+    store = clips.ClipStore([folder], trainer.build_encoder(ENCODER), memory_gib=0)  # decoded at every access
+    plan = clips.BatchPlan(store, clips.Augmentation(), batch_size=20, seed=0, rank=0, world=1)
+    for step in range(12):  # four epochs
+        assert len(plan.batch(step).events) == 20
+    assert [reject["sample"] for reject in store.rejects] == ["7"]
 
 
 def test_folders_without_events_or_with_new_labels_are_refused(scenes, tmp_path):
