@@ -475,7 +475,7 @@ def check_format(
         cure = channels_cure(layouts, LAYOUT_CHANNELS[layout])
         raise AudioError(describe(name, f"layout {' or '.join(layouts)}", layout, cure))
     if sample_rate is not None and found_rate != sample_rate:
-        cure = f"Resample it, for instance by `ffmpeg -i IN -ar {sample_rate} OUT.wav`."
+        cure = f"Make the shards anew, at that rate: `audio-llm prep RECIPE OUT audio.sample_rate={sample_rate}`."
         raise AudioError(describe(name, f"a sample rate of {sample_rate} Hz", f"{found_rate} Hz", cure))
 
 
