@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError
 from audio_llm.language import prompts
-from eval.benchmarks import get_benchmark, open_benchmark
+from eval.benchmarks import BENCHMARKS, get_benchmark, names, open_benchmark
 from eval.benchmarks.base import Collection, Item
 from eval.predictions import Prediction
 from eval.scorers import SCORERS
@@ -42,6 +42,10 @@ def answer(item: Item, raw: str) -> Prediction:
 def aggregate(name: str, rows: list[Prediction]) -> dict[str, float]:
     kept = [(row, score) for row in rows if (score := SCORERS[name].score(row)) is not None]
     return SCORERS[name].aggregate([row for row, _ in kept], [score for _, score in kept])  # type: ignore[attr-defined]
+
+
+def test_the_names_that_help_lists_are_those_that_are_found():
+    assert names() == sorted(BENCHMARKS)
 
 
 # ------------------------------------------------------------------------------------------------ DCASE task 5
