@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import yaml
 
 from audio_llm.cli import main
+from audio_llm.model.encoder import build_encoder
 from audio_llm.shards.reader import ShardDataset
 from data_prep.manifest.formats import FORMATS
 from data_prep.manifest.rows import Reason
@@ -342,6 +344,24 @@ def test_the_page_names_every_format_and_every_reason() -> None:
         assert f"| `{reason.name.lower()}` | {reason.value} |" in page
     for name in FORMATS:
         assert f"`{name}`" in page and (ROOT / "recipes" / "manifest" / f"{name}.yaml").is_file()
+
+
+def test_the_shortest_recipe_of_the_page_makes_what_the_quickstart_hears(tmp_path: Path, monkeypatch) -> None:
+    """Recordings of 44.1 kHz and two channels, whose names have blanks, as its encoder is built to hear them."""
+    page = (ROOT / "docs" / "your_data.md").read_text()
+    (tmp_path / "birds.yaml").write_text(page.split("```yaml")[1].split("```")[0])
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    with open("data/birds.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["audio", "question", "answer", "choices"])
+        for number in range(10):
+            soundfile.write(f"data/take {number} (garden).wav", noise(number, 1.0, 2), 44100)
+            table.writerow([f"take {number} (garden).wav", "Which bird?", "wren", "wren|crow"])
+    assert main(["prep", "birds.yaml", "runs/birds", "--quiet"]) == 0
+    encoder = build_encoder(yaml.safe_load((ROOT / "recipes/quickstart/encoder.yaml").read_text())["encoder"])
+    for split in ("train", "validation", "test"):
+        assert len(ShardDataset(f"runs/birds/{split}", layouts=encoder.layouts, sample_rate=encoder.sample_rate))
 
 
 def test_a_format_of_ones_own_is_one_function(tmp_path: Path, monkeypatch) -> None:
