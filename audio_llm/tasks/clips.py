@@ -135,6 +135,16 @@ class ClipStore:
             return Clip(stored.astype(np.float32) * (self._scales[number] / _INT16), events, sample)
         return Clip(self._decode(sample)[window], events, sample)
 
+    def readable(self, numbers: Iterable[int]) -> list[Clip]:
+        """The clips of these `numbers` but for those that turn out corrupt, which are counted."""
+        found = []
+        for number in numbers:
+            try:
+                found.append(self[number])
+            except AudioLLMError as error:
+                self.reject(number, error)
+        return found
+
     def reject(self, number: int, error: AudioLLMError) -> None:
         """Count the sample of clip `number`, once, however often and in how many windows its turn comes."""
         sample = self._index[number][0]

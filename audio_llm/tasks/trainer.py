@@ -322,7 +322,9 @@ class TaskTrainer:
         mine = range(self.accelerator.process_index, len(self.validation), self.accelerator.num_processes)
         parts: list[Any] = []
         for start in range(0, len(mine), self.recipe.eval_batch_size):
-            clips = [self.validation[number] for number in mine[start : start + self.recipe.eval_batch_size]]
+            clips = self.validation.readable(mine[start : start + self.recipe.eval_batch_size])
+            if not clips:
+                continue
             batch = collate(clips, self.validation.channels, self.validation.window)
             inputs = self._on_device(batch)
             with torch.inference_mode(), self.accelerator.autocast():

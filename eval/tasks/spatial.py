@@ -3,6 +3,7 @@
 Scores are those of the published evaluation (Zheng et al. 2024): ``mean_ap`` over classes, ``er20`` (share of
 directions more than 20° off), ``direction_mae`` (mean great-circle error, degrees), ``der`` (share of distances more
 than one class of 0.5 m off). Places count for clips whose sounds come from one; all clips count for ``mean_ap``.
+Intervals are over recordings: one that is heard in many places makes clips that are not independent.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from audio_llm.files import append_line, content_hash, read_json, read_lines, wr
 from audio_llm.model.encoder import AudioEncoder
 from audio_llm.model.folder import WEIGHTS, load_encoder
 from audio_llm.shards.reader import ShardDataset
-from audio_llm.shards.schema import Event
+from audio_llm.shards.schema import Event, Sample
 from audio_llm.shards.writer import SIZES
 from audio_llm.tasks.scores import average_precision, great_circle, unit_vector
 from audio_llm.tasks.spatial.heads import DISTANCE_STEP, azimuth_class, class_azimuth, distance_class, elevation_class
@@ -78,7 +79,7 @@ def predict(network: Network, dataset: ShardDataset, batch_size: int, skip: set[
             if sample.id in skip:
                 continue
             line = {"id": sample.id, "labels": sorted({event.label for event in sample.events})}
-            line["place"] = single_place(sample.events)
+            line |= {"place": single_place(sample.events), "recording": recording_of(sample)}
             samples = _samples(network.encoder, dataset.load_waveform(number), sample.id)
         except AudioLLMError as error:
             yield {**line, "error": str(error)}
@@ -89,6 +90,12 @@ def predict(network: Network, dataset: ShardDataset, batch_size: int, skip: set[
             waiting = []
     if waiting:
         yield from _answer(network, waiting)
+
+
+def recording_of(sample: Sample) -> str:
+    """What its answers are not independent of: the recording of its first sound, as far as it is known."""
+    first, *_ = sample.meta.get("recordings") or [sample.source.clip if sample.source else ""]
+    return str(first or sample.id)
 
 
 def single_place(events: Sequence[Event]) -> list[float] | None:
@@ -198,7 +205,8 @@ def _drop_torn_line(path: Path) -> None:
 def score(
     predictions: Predictions, labels: Sequence[str], *, empty_classes: Literal["skip", "zero"] = "skip"
 ) -> dict[str, Any]:
-    """The scores with their 95 % intervals, each an :class:`Estimate`, and the number of clips with an error.
+    """The scores with their 95 % intervals over recordings, each an :class:`Estimate`, and the number of clips with an
+    error. A line without a ``recording`` is one by itself.
 
     Shares are 0 to 1, angles in degrees, ``distance_mae`` in metres. ``mean_ap`` is over classes that some clip has;
     with ``empty_classes="zero"`` the others count as 0, as they do in the published code. As published, true places are
@@ -220,12 +228,13 @@ def score(
     angles = np.array([direction_error(line) for line in placed])
     classes = np.array([distance_class(line["distance"]) - distance_class(line["place"][2]) for line in placed])
     metres = np.array([abs(line["distance"] - line["place"][2]) for line in placed])
+    every, some = (np.array([line.get("recording") or line["id"] for line in part]) for part in (lines, placed))
     return {
-        "mean_ap": mean_average_precision(sound, targets, empty_classes=empty_classes),
-        "er20": proportion(angles > ER_DEGREES),
-        "direction_mae": average(angles, highest=180.0),
-        "der": proportion(np.abs(classes) > 1),
-        "distance_mae": average(metres),
+        "mean_ap": mean_average_precision(sound, targets, every, empty_classes=empty_classes),
+        "er20": proportion(angles > ER_DEGREES, some),
+        "direction_mae": average(angles, some, highest=180.0),
+        "der": proportion(np.abs(classes) > 1, some),
+        "distance_mae": average(metres, some),
         "clips": len(lines),
         "errors": len(latest) - len(lines),
     }
@@ -240,9 +249,15 @@ def direction_error(line: Mapping[str, Any]) -> float:
 
 
 def mean_average_precision(
-    scores: np.ndarray, targets: np.ndarray, *, empty_classes: Literal["skip", "zero"] = "skip", seed: int = 0
+    scores: np.ndarray,
+    targets: np.ndarray,
+    clusters: np.ndarray | None = None,
+    *,
+    empty_classes: Literal["skip", "zero"] = "skip",
+    seed: int = 0,
 ) -> Estimate:
-    """Macro average precision of `scores` for bool `targets`, both ``(clips, classes)``; bootstrap over clips.
+    """Macro average precision of `scores` for bool `targets`, both ``(clips, classes)``; bootstrap over `clusters` of
+    clips, by default each clip by itself.
 
     The interval is the value ± 1.96 bootstrap standard errors, not percentiles: a positive clip drawn twice stands
     beside itself in the ranking, which lifts the average precision of every resample where classes have few clips.
@@ -253,14 +268,16 @@ def mean_average_precision(
         return Estimate(math.nan, 0.0, 1.0, len(scores))
     value = float(np.mean([average_precision(scores[:, k], targets[:, k]) for k in present]))
     share = present.size / targets.shape[1] if empty_classes == "zero" else 1.0
-    counts = _resampled_counts(len(scores), seed)
+    _, units = np.unique(np.arange(len(scores)) if clusters is None else clusters, return_inverse=True)
+    counts = _resampled_counts(units, seed)
     total, classes = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
     for k in present:
         precision = weighted_average_precision(scores[:, k], targets[:, k], counts)
         classes += np.isfinite(precision)
         total += np.nan_to_num(precision)
-    half = 1.96 * float(np.std(total[classes > 0] / classes[classes > 0]))
-    return Estimate(share * value, share * max(0.0, value - half), share * min(1.0, value + half), len(scores))
+    half = 1.96 * float(np.std(total[classes > 0] / classes[classes > 0])) if units.any() else 1.0  # one: no bound
+    low, high = share * max(0.0, value - half), share * min(1.0, value + half)
+    return Estimate(share * value, low, high, len(scores), int(units.max()) + 1)
 
 
 def weighted_average_precision(scores: np.ndarray, positive: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -277,11 +294,11 @@ def weighted_average_precision(scores: np.ndarray, positive: np.ndarray, counts:
         return (gained * hits / np.maximum(seen, 1.0)).sum(axis=1) / hits[:, -1]
 
 
-def _resampled_counts(clips: int, seed: int) -> np.ndarray:
-    """How often each clip is in each resample, ``(RESAMPLES, clips)``."""
-    generator = np.random.default_rng(seed)
-    drawn = (generator.integers(0, clips, size=clips) for _ in range(RESAMPLES))
-    return np.stack([np.bincount(indices, minlength=clips) for indices in drawn]).astype(np.int16)
+def _resampled_counts(units: np.ndarray, seed: int) -> np.ndarray:
+    """How often each clip is in each resample, ``(RESAMPLES, clips)``; `units` (clips,) numbers what is drawn whole."""
+    generator, count = np.random.default_rng(seed), int(units.max()) + 1
+    drawn = (generator.integers(0, count, size=count) for _ in range(RESAMPLES))
+    return np.stack([np.bincount(indices, minlength=count) for indices in drawn]).astype(np.int16)[:, units]
 
 
 _TABLE = {  # name: what it is, factor, unit
@@ -302,5 +319,5 @@ def table(scores: Mapping[str, Any]) -> str:
             lines.append(f"| {title} | – | – | 0 |")
             continue
         low, value, high = (factor * number for number in (found.low, found.value, found.high))
-        lines.append(f"| {title} | {value:.2f} {unit} | {low:.2f} to {high:.2f} | {found.n} |")
+        lines.append(f"| {title} | {value:.2f} {unit} | {low:.2f} to {high:.2f} | {found.n}{found.few} |")
     return "\n".join(lines)

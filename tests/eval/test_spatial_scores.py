@@ -20,7 +20,7 @@ from audio_llm.errors import ConfigError
 from audio_llm.model.encoder import build_encoder
 from audio_llm.model.folder import save_parts
 from audio_llm.shards.reader import ShardDataset
-from audio_llm.shards.schema import Event, Sample
+from audio_llm.shards.schema import Event, Sample, Source
 from audio_llm.shards.writer import ShardWriter
 from audio_llm.tasks.spatial import heads, task
 from eval.tasks import spatial
@@ -114,6 +114,27 @@ def test_intervals_hold_the_value_and_shrink_with_the_clips() -> None:
     assert widths[2] < widths[1] / 2  # a quarter, by the square root of 16
 
 
+def test_clips_of_one_recording_tell_no_more_than_one() -> None:
+    """Twelve recordings, once each and forty times each: the figures are the same, and so is what is known of them."""
+    rng = np.random.default_rng(0)
+    alone = [
+        line(
+            f"{number:02d}", [LABELS[number % 3]], rng.standard_normal(3).tolist(), guess=(45.0 * (number % 2), 0, 1.5)
+        )
+        for number in range(12)
+    ]
+    copies = [one | {"id": f"{one['id']}-{n}", "recording": one["id"]} for one in alone for n in range(40)]
+    few, many = spatial.score(alone, LABELS), spatial.score(copies, LABELS)
+    assert (many["mean_ap"].low, many["mean_ap"].high) == pytest.approx((few["mean_ap"].low, few["mean_ap"].high))
+    for name in ("mean_ap", "er20", "direction_mae"):
+        assert many[name].value == pytest.approx(few[name].value) and many[name].clusters == 12
+        assert many[name].high - many[name].low > 0.95 * (few[name].high - few[name].low)
+    for one in copies:
+        del one["recording"]
+    widths = [found.high - found.low for found in (spatial.score(copies, LABELS)["er20"], many["er20"])]
+    assert widths[0] < widths[1] / 3  # as if they were 480
+
+
 @pytest.mark.shared("fixtures/bat_ref.npz")
 def test_angles_of_the_reference() -> None:
     reference = np.load(FIXTURES)
@@ -158,7 +179,9 @@ def shards(tmp_path_factory) -> Path:
             if number == 4:
                 events.append(Event("rain", azimuth=-90.0, elevation=0.0, distance=2.0))
             samples = (rng.standard_normal((2, 8000 + 100 * number)) * 0.1).astype(np.float32)
-            writer.write(Sample(f"s-{number}", "localisation", events=events), Waveform(samples, 16_000, "binaural"))
+            known = [{"source": Source("made", clip="b")}, {"meta": {"recordings": ["a", "c"]}}, {}][number % 3]
+            waveform = Waveform(samples, 16_000, "binaural")
+            writer.write(Sample(f"s-{number}", "localisation", events=events, **known), waveform)
     return folder
 
 
@@ -187,6 +210,8 @@ def test_scores_are_those_of_training(network: Path, shards: Path, tmp_path: Pat
     assert found["direction_mae"].value == pytest.approx(expected["direction_mae"], abs=1e-6)
     assert 1 - found["der"].value == pytest.approx(expected["distance_accuracy"])
     assert found["er20"].n == 6 and found["clips"] == 7
+    recordings = [answered["recording"] for answered in spatial.read_lines(tmp_path / "run" / spatial.PREDICTIONS)]
+    assert recordings == ["b", "a", "s-2", "b", "a", "s-5", "b"] and found["mean_ap"].clusters == 4
 
 
 def test_the_command_line_goes_on_where_it_was_stopped(network: Path, shards: Path, tmp_path: Path, capsys) -> None:

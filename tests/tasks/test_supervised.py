@@ -347,19 +347,32 @@ def test_every_epoch_holds_every_clip_once_over_all_ranks(scenes):
     assert alone.batch(4).events == plans[0].batch(4).events
 
 
-def test_a_clip_that_cannot_be_decoded_is_one_reject_however_often_its_turn_comes(tmp_path):
-    folder = write_scenes(tmp_path, 60, seed=4)
+def damaged(folder: Path, count: int) -> Path:
+    """Scenes of which the sound of the eighth is zeros but for its head."""
+    folder = write_scenes(folder, count, seed=4)
     (shard,) = folder.glob("*.tar")
     with tarfile.open(shard) as tar:
         member = next(entry for entry in tar if entry.name == "s7.flac")
     with open(shard, "r+b") as file:
         file.seek(member.offset_data + 60)
         file.write(bytes(member.size - 60))
+    return folder
+
+
+def test_a_clip_that_cannot_be_decoded_is_one_reject_however_often_its_turn_comes(tmp_path):
+    folder = damaged(tmp_path, 60)
     store = clips.ClipStore([folder], trainer.build_encoder(ENCODER), memory_gib=0)  # decoded at every access
     plan = clips.BatchPlan(store, clips.Augmentation(), batch_size=20, seed=0, rank=0, world=1)
     for step in range(12):  # four epochs
         assert len(plan.batch(step).events) == 20
     assert [reject["sample"] for reject in store.rejects] == ["7"]
+    assert len(store.readable(range(60))) == 59 and len(store.rejects) == 1  # as validation reads
+
+
+def test_a_validation_from_disk_does_without_a_clip_that_cannot_be_decoded(scenes, tmp_path) -> None:
+    changes = {"steps": 2, "memory_gib": 0, "max_reject_share": 0.05}
+    done = trainer.TaskTrainer(recipe((scenes[0], damaged(tmp_path / "validation", 40)), tmp_path / "run", **changes))
+    assert done.fit()["score"] > 0 and [reject["sample"] for reject in done.validation.rejects] == ["7"]
 
 
 def test_folders_without_events_or_with_new_labels_are_refused(scenes, tmp_path):
