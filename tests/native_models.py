@@ -79,7 +79,7 @@ PROCESSORS = {  # which cut a clip into windows
 OMNI = ("thinker", "omni")  # whose folders have two forms
 
 
-def make_native(kind: str, folder: Path, fresh: bool = False, tie: bool = False) -> Path:
+def make_native(kind: str, folder: Path, fresh: bool = False, tie: bool = False, positions: int = 2048) -> Path:
     """The folder of a model of `kind` (one of KINDS) with random weights; `fresh`: by the names that Transformers saves
     one under which was not read from a published folder."""
     import transformers
@@ -89,7 +89,7 @@ def make_native(kind: str, folder: Path, fresh: bool = False, tie: bool = False)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = write_tekken(folder) if kind == "voxtral" else tokenizer_of(kind)
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in MARKS[kind]}
-    text = TEXT | {"vocab_size": len(tokenizer), "max_position_embeddings": 2048, "tie_word_embeddings": tie}
+    text = TEXT | {"vocab_size": len(tokenizer), "max_position_embeddings": positions, "tie_word_embeddings": tie}
     if kind == "qwen2_audio":
         config = transformers.Qwen2AudioConfig(
             audio_config=dict(AUDIO), text_config=text, audio_token_index=ids["<|AUDIO|>"], tie_word_embeddings=tie

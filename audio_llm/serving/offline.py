@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import itertools
+import logging.config
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import Any
 
 from audio_llm.audio import Waveform
 from audio_llm.errors import CheckpointError, describe
+from audio_llm.files import read_json
 from audio_llm.model.validate import check_adapter, check_checkpoint, check_finite, end_ids
 from audio_llm.serving.beams import MAX_BEAMS, Search, keep
 from audio_llm.serving.launcher import LORA_RANKS, cpu_build, server_environment
@@ -75,7 +77,7 @@ class OfflineEngine:
         seed: int = 0,
     ) -> None:
         on_cpu = cpu_build()
-        config = check_checkpoint(model)
+        check_checkpoint(model)
         check_finite(model)
         options = _adapter_options(adapter, model)
         _prepare_environment(on_cpu)
@@ -97,7 +99,7 @@ class OfflineEngine:
             self._llm = LLM(
                 served,
                 dtype="float32" if on_cpu else "auto",
-                max_model_len=_default_length(config),
+                max_model_len=-1,  # as long as the model's positions and the cache allow: minutes of sound are long
                 max_num_seqs=max_num_seqs,
                 limit_mm_per_prompt={"audio": max_audios},
                 seed=seed,
@@ -252,12 +254,8 @@ def _prepare_environment(on_cpu: bool) -> None:
     for name, value in (server_environment(on_cpu) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}).items():
         os.environ.setdefault(name, value)
     present_cpu_build_as_vllm()
-
-
-def _default_length(config: dict[str, Any]) -> int | None:
-    """At most 4096 positions: a longer model would ask for a cache that short questions never fill."""
-    positions = (config.get("text_config") or {}).get("max_position_embeddings")
-    return min(int(positions), 4096) if positions else None
+    # vLLM sets its loggers up after it was imported: of kernels for other machines that are not there it would tell.
+    logging.config.dictConfig(read_json(Path(__file__).with_name("logging.json")))
 
 
 def _completion(output: Any, tokenizer: Any) -> OfflineCompletion:
