@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from audio_llm.datasets.mmau import word_set
 from audio_llm.language.groups import ELEMENT_GROUPS, REASONING, group_of
@@ -25,9 +25,10 @@ from data_prep.scenes.rooms import seeded
 FORMS = ("caption", "open", "choice")
 REASONS = {
     "schema": "a field is missing, empty or of another type",
-    "marks": "it holds tags of a reply or marks of turns",
+    "marks": "it holds tags of a reply, marks of turns, or {places} that were to be filled",
     "degenerate": "a word or a mark is repeated again and again",
     "not_a_question": "it asks nothing",
+    "question_long": "the question has more words than allowed",
     "yes_no": "the answer is yes or no",
     "few_options": "there are fewer options than asked for",
     "equal_options": "two options are equal but for case, spaces and punctuation",
@@ -106,6 +107,7 @@ class Rules:
 
     options: int = 2  # at least so many
     stands_out: float = 3.0  # times the words of the longest other option, or of the shortest
+    question_words: int = 60
     answer_words: int = 50
     thinking_words: tuple[int, int] = (0, 400)
     elements: str = "any"  # of the semantic elements: "any", "known" groups alone, or all "nine"
@@ -147,7 +149,16 @@ _ASKING = re.compile(
     r"determine|listen|caption|summari[sz]e|characteri[sz]e|complete|provide)\b",
     re.IGNORECASE,
 )
+_PLACE = re.compile(r"\{\w*\}")
 _REPEATED = re.compile(r"(\S)\1{5,}|\b(\w+)(?:\W+\2\b){3,}|!!!+", re.IGNORECASE)
+
+
+class Fault(NamedTuple):
+    """Something wrong with a question. `field` is where: the name of a field of :class:`Asked`, "" for all of it."""
+
+    reason: str
+    detail: str
+    field: str
 
 
 def fault(tree: Any, rules: Rules, facts: Sequence[Fact] = ()) -> tuple[str, str]:
@@ -155,85 +166,84 @@ def fault(tree: Any, rules: Rules, facts: Sequence[Fact] = ()) -> tuple[str, str
     asked = Asked.read(tree)
     if isinstance(asked, str):
         return "schema", asked
+    found = next(faults(asked, rules, facts), None)
+    return (found.reason, found.detail) if found else ("", "")
+
+
+def faults(asked: Asked, rules: Rules, facts: Sequence[Fact] = ()) -> Iterator[Fault]:
+    """Everything that code finds wrong with a question, in the order of its checks; the first one is its reason."""
     for check in (_form, _options, _words, _thought):
-        found = check(asked, rules, facts)
-        if found[0]:
-            return found
-    return "", ""
+        yield from check(asked, rules, facts)
 
 
-NONE = ("", "")
-
-
-def _form(asked: Asked, rules: Rules, facts: Sequence[Fact]) -> tuple[str, str]:
+def _form(asked: Asked, rules: Rules, facts: Sequence[Fact]) -> Iterator[Fault]:
     for name, text in asked.texts():
-        if match := MARKS.search(text):
-            return "marks", f"{name}: '{match[0]}'"
+        if match := MARKS.search(text) or _PLACE.search(text):
+            yield Fault("marks", f"{name}: '{match[0]}'", name)
         if match := _REPEATED.search(text):
-            return "degenerate", f"{name}: '{match[0][:40]}'"
+            yield Fault("degenerate", f"{name}: '{match[0][:40]}'", name)
         if text.rstrip().endswith("!") and name in ("thinking", "answer") and text.count("!") > 1:
-            return "degenerate", f"{name}: '{text[-40:]}'"
+            yield Fault("degenerate", f"{name}: '{text[-40:]}'", name)
     question = asked.question.strip()
-    if "?" not in question and not _ASKING.match(question):
-        return "not_a_question", f"'{question[:80]}'"
-    if len(word_set(question)) < 2:
-        return "not_a_question", f"'{question[:80]}'"
+    if ("?" not in question and not _ASKING.match(question)) or len(word_set(question)) < 2:
+        yield Fault("not_a_question", f"'{question[:80]}'", "question")
+    if len(question.split()) > rules.question_words:
+        yield Fault("question_long", f"{len(question.split())} words", "question")
     if asked.form != "choice" and normalise(asked.answer) in YES_NO:
-        return "yes_no", f"'{asked.answer}'"
+        yield Fault("yes_no", f"'{asked.answer}'", "answer")
     if asked.form != "choice" and asked.choices:
-        return "schema", f"choices: expected none in the form '{asked.form}', found {len(asked.choices)}"
-    return NONE
+        found = f"choices: expected none in the form '{asked.form}', found {len(asked.choices)}"
+        yield Fault("schema", found, "choices")
 
 
-def _options(asked: Asked, rules: Rules, facts: Sequence[Fact]) -> tuple[str, str]:
+def _options(asked: Asked, rules: Rules, facts: Sequence[Fact]) -> Iterator[Fault]:
     if asked.form != "choice":
-        return NONE
+        return
     options = asked.choices
     if len(options) < rules.options:
-        return "few_options", f"{len(options)} where at least {rules.options} are asked for"
-    if bare_options(options)[0] != tuple(options):
-        return "lettered_options", f"'{options[0]}'"
+        yield Fault("few_options", f"{len(options)} where at least {rules.options} are asked for", "choices")
+    if options and bare_options(options)[0] != tuple(options):
+        yield Fault("lettered_options", f"'{options[0]}'", "choices")
     if match := _LETTERED.search(asked.question):
-        return "lettered_options", f"in the question: '{match[0][:60]}'"
+        yield Fault("lettered_options", f"in the question: '{match[0][:60]}'", "question")
     seen: dict[str, str] = {}
     for option in options:
         if (plain := normalise(option)) in seen:
-            return "equal_options", f"'{seen[plain]}' and '{option}'"
+            yield Fault("equal_options", f"'{seen[plain]}' and '{option}'", "choices")
         seen[plain] = option
     if not normalise(asked.answer) or normalise(asked.answer) not in seen:
         found = read_key(asked.answer, options)[1] or f"'{asked.answer}' is a letter"
-        return "answer_no_option", found
+        yield Fault("answer_no_option", found, "answer")
+        return  # what follows is about the option that is the answer
     words = [word_set(option) for option in options]
     for one, option in enumerate(options):
         for two, other in enumerate(options):
             if one != two and words[one] <= words[two]:
-                return "options_collide", f"'{option}' is in '{other}'"
+                yield Fault("options_collide", f"'{option}' is in '{other}'", "choices")
     answer = seen[normalise(asked.answer)]
     others = [len(option.split()) for option in options if option != answer]
     length = len(answer.split())
-    if length > 2 and (length > rules.stands_out * max(others) or length * rules.stands_out < min(others)):
-        return "answer_stands_out", f"{length} words beside {', '.join(map(str, others))}"
+    if others and length > 2 and (length > rules.stands_out * max(others) or length * rules.stands_out < min(others)):
+        yield Fault("answer_stands_out", f"{length} words beside {', '.join(map(str, others))}", "answer")
     named = [option for option in options if holds(asked.question, option)]
     if named == [answer]:
-        return "question_tells", f"'{answer}' in '{asked.question[:80]}'"
-    return NONE
+        yield Fault("question_tells", f"'{answer}' in '{asked.question[:80]}'", "question")
 
 
-def _words(asked: Asked, rules: Rules, facts: Sequence[Fact]) -> tuple[str, str]:
+def _words(asked: Asked, rules: Rules, facts: Sequence[Fact]) -> Iterator[Fault]:
     if len(asked.answer.split()) > rules.answer_words:
-        return "answer_long", f"{len(asked.answer.split())} words"
+        yield Fault("answer_long", f"{len(asked.answer.split())} words", "answer")
     if asked.form == "open" and len(word_set(asked.answer)) and word_set(asked.answer) <= word_set(asked.question):
-        return "question_tells", f"'{asked.answer}' in '{asked.question[:80]}'"
+        yield Fault("question_tells", f"'{asked.answer}' in '{asked.question[:80]}'", "question")
     heard = frozenset[str]().union(*(word_set(str(fact.value)) for fact in facts if fact.kind != "seen"))
     banned = _phrases(rules.banned)
     for name, text in asked.texts():
         if match := banned.search(text):
-            return "banned_phrase", f"{name}: '{match[0]}'"
+            yield Fault("banned_phrase", f"{name}: '{match[0]}'", name)
         if found := _visual(text.lower(), heard) if rules.visual else "":
-            return "visual", f"{name}: '{found}'"
+            yield Fault("visual", f"{name}: '{found}'", name)
         if match := _CLOCK.search(text) if name != "choices" else None:
-            return "timestamps", f"{name}: '{match[0]}'"
-    return NONE
+            yield Fault("timestamps", f"{name}: '{match[0]}'", name)
 
 
 @lru_cache(maxsize=8)
@@ -249,30 +259,30 @@ def _visual(text: str, heard: frozenset[str]) -> str:
     return found[0] if found else ""
 
 
-def _thought(asked: Asked, rules: Rules, facts: Sequence[Fact]) -> tuple[str, str]:
+def _thought(asked: Asked, rules: Rules, facts: Sequence[Fact]) -> Iterator[Fault]:
     least, most = rules.thinking_words
     count = len(asked.thinking.split())
     if count < least:
-        return "thinking_short", f"{count} words where at least {least} are asked for"
+        yield Fault("thinking_short", f"{count} words where at least {least} are asked for", "thinking")
     if count > most:
-        return "thinking_long", f"{count} words where at most {most} are allowed"
+        yield Fault("thinking_long", f"{count} words where at most {most} are allowed", "thinking")
     if asked.form == "choice" and asked.thinking and not mentions(asked.thinking, asked.answer):
         others = [option for option in asked.choices if mentions(asked.thinking, option)]
         if others:
-            return "thinking_elsewhere", f"'{others[0]}' and not '{asked.answer}'"
+            yield Fault("thinking_elsewhere", f"'{others[0]}' and not '{asked.answer}'", "thinking")
     groups = [group_of(name, loose=True) for name in asked.semantic_elements]
     if rules.elements != "any" and None in groups:
-        return "elements", f"'{list(asked.semantic_elements)[groups.index(None)]}' is none of the groups"
+        found = f"'{list(asked.semantic_elements)[groups.index(None)]}' is none of the groups"
+        yield Fault("elements", found, "semantic_elements")
     missing = [name for name in ELEMENT_GROUPS if name not in groups] if rules.elements == "nine" else []
     if missing and (missing != [ELEMENT_GROUPS[-1]] or REASONING.name not in groups):  # the questions' own ninth
-        return "elements", f"'{missing[0]}' is missing"
+        yield Fault("elements", f"'{missing[0]}' is missing", "semantic_elements")
     if rules.evidence:
         known = {fact.id for fact in facts}
         if not asked.evidence:
-            return "evidence", "none is named"
+            yield Fault("evidence", "none is named", "evidence")
         if strange := [one for one in asked.evidence if one not in known]:
-            return "evidence", f"'{strange[0]}' is no fact of this recording"
-    return NONE
+            yield Fault("evidence", f"'{strange[0]}' is no fact of this recording", "evidence")
 
 
 # ------------------------------------------------------------------------------------------------ all of a corpus

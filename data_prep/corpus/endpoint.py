@@ -36,6 +36,7 @@ REASONS = {
     "no_json": "the reply is no JSON",
     "off_schema": "the reply has another form than asked for",
 }
+Messages = Sequence[Mapping[str, Any]]
 T = TypeVar("T")
 R = TypeVar("R")
 _FENCE = re.compile(r"^\s*(?:<think>.*?</think>)?\s*```(?:json)?\s*\n(.*?)\n?```\s*$", re.DOTALL)
@@ -102,7 +103,7 @@ class Model:
         if self._cache is not None:
             self._cache.close()
 
-    def say(self, messages: Sequence[Mapping[str, Any]], seed: int, item: str = "", **more: Any) -> Said:
+    def say(self, messages: Messages, seed: int, item: str = "", **more: Any) -> Said:
         """One reply. `more` goes into the request: a ``response_format``, ``logprobs``, another ``temperature``."""
         asking = self.asking
         body = {
@@ -149,7 +150,7 @@ class Model:
 
     def asked(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         seed: int,
         item: str,
         read: Callable[[Said], T | Unusable],
@@ -159,8 +160,14 @@ class Model:
 
         Each try has a seed of its own, the same in every run. `more` as of :meth:`say`.
         """
+        return self._tried(lambda: (messages, more), seed, item, read)
+
+    def _tried(
+        self, request: Callable[[], tuple[Messages, dict[str, Any]]], seed: int, item: str, read: Callable[[Said], Any]
+    ) -> Any:
         left = self.asking.tries
         for attempt in count():
+            messages, more = request()
             said = self.say(messages, seed + attempt, item, **more)
             if said.reason in ("no_reply", "refused"):
                 return Unusable(said.reason, said.detail)  # the same request again would fare no better
@@ -172,7 +179,7 @@ class Model:
 
     def tree(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         schema: Mapping[str, Any],
         seed: int,
         item: str = "",
@@ -180,7 +187,24 @@ class Model:
     ) -> dict[str, Any] | Unusable:
         """A reply as an object of `schema`. `check` gives a reason, and what was found, for an object that is of no
         use; then it is asked again as well."""
-        form = {"type": "json_schema", "json_schema": {"name": "reply", "schema": dict(schema), "strict": True}}
+        return self.trees(lambda: (messages, schema), seed, item, check)
+
+    def trees(
+        self,
+        request: Callable[[], tuple[Messages, Mapping[str, Any]]],
+        seed: int,
+        item: str = "",
+        check: Callable[[dict[str, Any]], tuple[str, str]] | None = None,
+    ) -> dict[str, Any] | Unusable:
+        """As :meth:`tree`, with messages and a schema of its own for each try: what an earlier reply was good for need
+        not be asked for again."""
+        schema: Mapping[str, Any] = {}
+
+        def form() -> tuple[Messages, dict[str, Any]]:
+            nonlocal schema
+            messages, schema = request()
+            asked = {"name": "reply", "schema": dict(schema), "strict": True}
+            return messages, {"response_format": {"type": "json_schema", "json_schema": asked}}
 
         def read(said: Said) -> dict[str, Any] | Unusable:
             if said.reason:
@@ -193,7 +217,8 @@ class Model:
             reason, detail = check(found) if check else ("", "")
             return Unusable(reason, detail) if reason else found
 
-        return self.asked(messages, seed, item, read, response_format=form)
+        found: dict[str, Any] | Unusable = self._tried(form, seed, item, read)
+        return found
 
 
 def read_object(text: str) -> dict[str, Any] | None:

@@ -10,9 +10,9 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeVar
 
 from audio_llm import config
-from audio_llm.errors import ConfigError, describe, nearest
+from audio_llm.errors import AudioLLMError, ConfigError, describe, nearest
 from data_prep.corpus.engines import ENGINES
-from data_prep.corpus.engines.base import Engine, Running
+from data_prep.corpus.engines.base import Engine, Running, told
 from data_prep.corpus.ledger import hashed
 from data_prep.corpus.sources import SOURCES
 from data_prep.corpus.stage import FAILED, Source, Stage
@@ -39,7 +39,13 @@ class Entry:
             for item in dataclasses.fields(self.stage)  # type: ignore[arg-type]
             if item.name not in self.stage.free
         }
-        return hashed(self.name, self.stage.version, _plain(kept), dict(self.stage.digests()))
+        try:
+            return hashed(self.name, self.stage.version, _plain(kept), dict(self.stage.digests()))
+        except (AudioLLMError, OSError):
+            raise
+        except Exception as error:  # of a stage of anybody's
+            expected = "a version, and digests that are words by name"
+            raise ConfigError(describe(f"stages.{self.label}", expected, told(error))) from error
 
 
 def _plain(value: Any) -> Any:
@@ -118,6 +124,8 @@ class CorpusConfig:
             running = config.build(Running, {k: v for k, v in tree.items() if k in own}, where)
             name, stage = self._made(STAGES.find, {k: v for k, v in tree.items() if k not in own}, where)
             found.append(Entry(label, stage, running, name))
+        for number, entry in enumerate(found):
+            entry.stage.before([later.stage for later in found[number + 1 :]])
         return found
 
     def _made(self, find: Callable[[Any], Any], tree: Mapping[str, Any], where: str) -> tuple[str, Any]:

@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 # Reasons of the engine, which any stage may have.
 RAISED, TIMEOUT, DIED = "raised", "timeout", "worker_died"
 FAILED = (RAISED, TIMEOUT, DIED)
+# What a run makes in the corpus folder beside its shards.
+FOLDERS = ("items", "ledger", "clips", "vectors", "replies", "figures")
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ class Stage(Protocol):
     def digests(self) -> Mapping[str, str]:
         """SHA-256 or the like of models, prompts and other files that decide the results, by what they are."""
 
+    def before(self, stages: Sequence[Stage]) -> None:
+        """Told, before anything else, which stages follow in the recipe: what they would refuse need not be made. What
+        is taken from them belongs into :meth:`digests`."""
+
     def open(self, folder: Path) -> None:
         """Load what :meth:`run` needs: once, in the worker. `folder` is the corpus folder. What it raises stops the
         run."""
@@ -107,6 +113,9 @@ class Step:
 
     def digests(self) -> Mapping[str, str]:
         return {}
+
+    def before(self, stages: Sequence[Stage]) -> None:
+        pass
 
     def open(self, folder: Path) -> None:
         pass

@@ -13,32 +13,35 @@ from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.shards.schema import MOST_CHOICES
 from data_prep.corpus import endpoint, slots, wording
 from data_prep.corpus import facts as known
-from data_prep.corpus.asked import FORMS, Asked
+from data_prep.corpus.asked import FORMS, REASONS, Asked, Rules
 from data_prep.corpus.endpoint import Asking, Model, Unusable, together
 from data_prep.corpus.facts import Fact
 from data_prep.corpus.slots import LABELS, SKILLS, Wish
-from data_prep.corpus.stage import Item, Reject, Step
+from data_prep.corpus.stage import Item, Reject, Stage, Step
+from data_prep.corpus.wording import Wording
 from data_prep.scenes.rooms import seeded
 
+TEXTS = ("question", "choices", "answer", "thinking", "semantic_elements")  # of a question
 ALL_SKILLS = tuple(dict.fromkeys(name for skills in SKILLS.values() for name in skills))
 
 
 @dataclass
 class Generate(Step):
     """Gives ``questions``: each with its ``form``, ``question``, ``choices``, ``answer``, ``thinking``,
-    ``semantic_elements``, the ``skill`` that it asks for, the ``evidence`` (ids of facts), who wrote it
-    (``written_by``), its ``type`` (form and skill) and the ``events``, what sounds. Where there are fewer than `count`,
-    ``generate_dropped`` counts what could not be made, by reason.
+    ``semantic_elements``, the ``skill`` that it asks for, the ``evidence`` (ids of facts), who wrote each of these
+    texts (``written_by``: ``templates``, or the model's name), its ``type`` (form and skill) and the ``events``, what
+    sounds. Where there are fewer than `count`, ``generate_dropped`` counts what could not be made, by reason.
 
     With `mode` ``slots``, code chooses form, skill, answer, options and evidence, and words them by templates; a model
-    behind `url` may word them again, and what loses a slot is asked for anew. With ``free``, the model writes it all.
+    behind `url` may word them again. A text that loses a slot, or that the ``verify`` which follows would refuse, is
+    asked for anew. With ``free``, the model writes it all.
     """
 
     name: ClassVar[str] = "generate"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     needs: ClassVar[tuple[str, ...]] = ("facts",)
     gives: ClassVar[tuple[str, ...]] = ("questions", "generate_dropped")
-    retryable = ("schema", wording.SLOTS_LOST, *endpoint.REASONS)
+    retryable = (*wording.REASONS, *REASONS, *endpoint.REASONS)
     reasons = ("no_facts", *retryable)
     free: ClassVar[tuple[str, ...]] = ("url", "retries", "retry")
 
@@ -51,7 +54,7 @@ class Generate(Step):
     labels: list[str] = field(default_factory=lambda: list(LABELS))  # what wrong options are drawn from
     least: float = 0.5  # confidence that a fact needs to be asked about
     words: tuple[int, int] = (15, 120)  # words of thinking that a model is asked for
-    fallback: bool = False  # whether our own wording stays where a model's cannot be used
+    fallback: bool = False  # whether our own words stay where a model's cannot be used; `written_by` tells
     url: str = ""  # of the server with the model; in mode slots there need be none
     model: str = ""  # its name there
     temperature: float = 0.7  # of its replies
@@ -60,6 +63,13 @@ class Generate(Step):
     retries: int = 3  # of a request that meets a busy server
     seed: int = 0  # of everything that is drawn
     retry: bool = False  # whether a model is asked with further seeds where its kept replies were of no use
+
+    def __post_init__(self) -> None:
+        self._rules: Rules | None = None  # of the `verify` that follows
+
+    def before(self, stages: Sequence[Stage]) -> None:
+        found = (getattr(stage, "rules", None) for stage in stages)
+        self._rules = next((rules for rules in found if isinstance(rules, Rules)), None)
 
     def check(self) -> None:
         for key, known_names, named in (("forms", FORMS, self.forms), ("skills", ALL_SKILLS, self.skills)):
@@ -83,7 +93,9 @@ class Generate(Step):
             self._asking.check("generate")
 
     def digests(self) -> Mapping[str, str]:
-        return {"prompts": wording.digest()} if self.url else {}
+        if not self.url:
+            return {}
+        return {"prompts": wording.digest()} | ({"rules": repr(self._rules)} if self.mode == "slots" else {})
 
     @property
     def _asking(self) -> Asking:
@@ -114,8 +126,12 @@ class Generate(Step):
                 if made.reason in ("no_facts", "no_reply", "refused"):
                     break
                 continue
-            asked, writer = made
-            about = {"written_by": writer, "type": f"{asked.form}, {asked.skill}", "events": events}
+            asked, by_model = made
+            about = {
+                "written_by": self._written(asked, by_model),
+                "type": f"{asked.form}, {asked.skill}",
+                "events": events,
+            }
             found.setdefault((asked.form, f"{asked.skill} {asked.answer}"), asked.plain() | about)
             if len(found) == self.count:
                 break
@@ -127,7 +143,8 @@ class Generate(Step):
 
     def _slots(
         self, item: Item, facts: Sequence[Fact], number: int, there: Sequence[str]
-    ) -> tuple[Asked, str] | Reject:
+    ) -> tuple[Asked, Sequence[str]] | Reject:
+        """A question, and the names of the texts that a model wrote."""
         plan = slots.plan(facts, self._wish, self.seed, item.id, number)
         if plan is None:
             kinds = ", ".join(dict.fromkeys(fact.kind for fact in facts)) or "none"
@@ -135,17 +152,18 @@ class Generate(Step):
         asked = slots.asked(plan, facts, self.seed, item.id, number)
         # What is there already is not worded again.
         if self._model is None or f"{asked.skill} {asked.answer}" in there:
-            return asked, "templates"
-        messages, schema = wording.worded(plan, asked, self.words)
-        tree = self._model.tree(
-            *(messages, schema, self._seed_of(item, number), item.id),
-            lambda reply: wording.kept(plan, wording.rewritten(asked, reply)),
-        )
-        if not isinstance(tree, Unusable):
-            return wording.rewritten(asked, tree), self.model
-        return (asked, "templates") if self.fallback else Reject(item.id, *tree)
+            return asked, ()
+        made = Wording(plan, asked, facts, self._rules, self.words)
+        if made.hopeless:  # `verify` says why
+            return asked, ()
+        last = self._model.trees(made.request, self._seed_of(item, number), item.id, made.take)
+        if isinstance(last, Unusable) and not self.fallback:
+            return Reject(item.id, *last)
+        return made.asked, made.worded
 
-    def _free(self, item: Item, facts: Sequence[Fact], number: int, there: Sequence[str]) -> tuple[Asked, str] | Reject:
+    def _free(
+        self, item: Item, facts: Sequence[Fact], number: int, there: Sequence[str]
+    ) -> tuple[Asked, Sequence[str]] | Reject:
         assert self._model is not None
         told = [fact for fact in facts if fact.confidence >= self.least and fact.kind != "seen"]
         if not told:
@@ -166,11 +184,15 @@ class Generate(Step):
             return Reject(item.id, *tree)
         made = wording.freely(tree, form, evidence)
         assert isinstance(made, Asked)
-        return made, self.model
+        return made, TEXTS
 
     def _seed_of(self, item: Item, number: int) -> int:
         """A seed of the question's own, far from its neighbours': tries count on from it."""
         return zlib.crc32(f"{self.seed} {item.id} {number}".encode()) % 2**31
+
+    def _written(self, asked: Asked, by_model: Sequence[str]) -> dict[str, str]:
+        """Who wrote which text of a question."""
+        return {name: self.model if name in by_model else "templates" for name in TEXTS if getattr(asked, name)}
 
 
 STAGE = Generate

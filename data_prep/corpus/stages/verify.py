@@ -21,11 +21,13 @@ class Verify(Sifting):
     ``answerable``, ``helps`` and ``judge``."""
 
     name: ClassVar[str] = "verify"
+    version: ClassVar[int] = 2
     needs = ("questions", "facts")
     reasons = (*asking.REASONS, NO_QUESTIONS)
 
     options: int = 2  # the fewest options of a question that has some
     stands_out: float = 3.0  # how many times longer or shorter than all others the answer may not be
+    question_words: int = 60  # the most words of a question
     answer_words: int = 50  # the most words of an answer
     thinking_words: tuple[int, int] = (5, 400)  # the fewest and the most words of thinking
     elements: Literal["any", "known", "nine"] = "known"  # what groups of semantic elements there have to be
@@ -36,23 +38,27 @@ class Verify(Sifting):
     seed: int = 0  # of that order
 
     def check(self) -> None:
-        if self.options < 2 or self.stands_out < 1 or self.answer_words < 1:
-            found = f"{self.options}, {self.stands_out:g} and {self.answer_words}"
-            raise ConfigError(describe("verify", "options from 2, stands_out and answer_words from 1 on", found))
+        for key, least in (("options", 2), ("stands_out", 1), ("question_words", 1), ("answer_words", 1)):
+            if getattr(self, key) < least:
+                raise ConfigError(describe(f"verify.{key}", f"{least} or more", f"{getattr(self, key):g}"))
         if not 0 <= self.thinking_words[0] <= self.thinking_words[1]:
             raise ConfigError(describe("verify.thinking_words", "the fewest and the most", f"{self.thinking_words}"))
         if not all(phrase.strip() for phrase in self.banned):
             raise ConfigError(describe("verify.banned", "phrases", f"{self.banned}"))
 
+    @property
+    def rules(self) -> Rules:
+        """What it asks of a question. A stage before it that has questions worded asks the same of each wording."""
+        return Rules(
+            *(self.options, self.stands_out, self.question_words, self.answer_words, self.thinking_words),
+            *(self.elements, self.evidence, tuple(self.banned), self.visual),
+        )
+
     def sift(self, pairs: Sequence[tuple[Item, Mapping[str, Any]]]) -> list[Mapping[str, Any] | Dropped]:
         return [self._one(item, question) for item, question in pairs]
 
     def _one(self, item: Item, question: Mapping[str, Any]) -> Mapping[str, Any] | Dropped:
-        rules = Rules(
-            *(self.options, self.stands_out, self.answer_words, self.thinking_words, self.elements),
-            *(self.evidence, tuple(self.banned), self.visual),
-        )
-        reason, detail = fault(question, rules, known.read(item.fields.get("facts")))
+        reason, detail = fault(question, self.rules, known.read(item.fields.get("facts")))
         if reason:
             return Dropped(reason, detail)
         asked = Asked.read(question)

@@ -69,8 +69,10 @@ class Moody(ChatServer):
         tree = {
             "question": "Which one of these is to be heard?",
             "thinking": f"A ring of its own: {'it' if bad else answer}",
+            "answer": f"Here, {answer}",
         }
-        return self.answer(json.dumps(tree | ({"answer": f"Here, {answer}"} if "same description" in text else {})))
+        wanted = body["response_format"]["json_schema"]["schema"]["required"]
+        return self.answer(json.dumps({name: tree[name] for name in wanted}))
 
     def yes(self, likely: bool) -> None:
         choice: dict[str, Any] = {"message": {"content": "Yes"}, "finish_reason": "length"}

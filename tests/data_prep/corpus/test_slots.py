@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -48,7 +49,7 @@ def test_every_plan_is_a_good_question_on_facts_that_are_there() -> None:
     for number in range(600):
         plan, asked, about = planned(number)
         assert fault(asked.plain(), RULES, about) == ("", ""), asked
-        assert wording.kept(plan, asked) == ("", "")
+        assert not list(wording.lost(plan, asked))
         assert asked.answer in asked.choices or asked.form != "choice"
         assert set(asked.semantic_elements) <= set(ELEMENT_GROUPS) and asked.semantic_elements
         skills[f"{asked.form} {asked.skill}"] += 1
@@ -100,13 +101,81 @@ def test_order_is_asked_of_events_that_sound_once() -> None:
         ({"thinking": "It is not a dog at all, I am sure."}, True),
         ({"question": "Is it a dog that is heard?"}, True),
         ({"question": "Is it a dog, a cat, a cow or a frog?"}, False),
+        ({"question": "Can you tell what sounds there?"}, False),
+        ({"question": "Is there a sound on the left?"}, True),
     ],
 )
 def test_a_wording_keeps_the_answer_in_the_thinking_and_out_of_the_question(change: dict[str, str], lost: bool) -> None:
     plan = Plan("choice", "source", "Which sound is heard?", "dog", ("f0",), ("It barks.",), ("cat", "cow", "frog"))
     asked = Asked("choice", plan.question, "dog", ["cat", "dog", "cow", "frog"], "It barks, so it is a dog.")
-    reply = {"question": asked.question, "thinking": asked.thinking} | change
-    assert bool(wording.kept(plan, wording.rewritten(asked, reply))[0]) == lost
+    assert bool(list(wording.lost(plan, replace(asked, **change)))) == lost
+
+
+@pytest.mark.parametrize(
+    ("answer", "change", "lost"),
+    [
+        ("yes", {}, False),
+        ("yes", {"question": "Can you hear a dog in it?"}, False),
+        ("yes", {"question": "Listen well, do you hear a dog?"}, False),
+        ("yes", {"question": "How does a dog sound?"}, True),
+        ("yes", {"question": "Is anything to be heard?"}, True),
+        ("yes", {"thinking": "The answer is yes."}, True),
+        ("yes", {"thinking": "I do not hear a dog, so yes."}, True),
+        ("no", {"thinking": "I hear rain, and no dog."}, False),
+        ("no", {"thinking": "A dog? It isn't there."}, False),
+        ("no", {"thinking": "I hear rain, so I say so."}, True),
+        ("no", {"thinking": "I hear rain, and a dog."}, True),
+    ],
+)
+def test_a_wording_about_presence_asks_whether_and_says_so(answer: str, change: dict[str, str], lost: bool) -> None:
+    reason = "I hear a dog." if answer == "yes" else "I hear rain, and nothing of a dog."
+    plan = Plan("choice", "presence", "Is there a dog?", answer, ("f0",), (reason,), ("dog",), ("dog",))
+    asked = Asked("choice", plan.question, answer, ["yes", "no"], reason)
+    assert bool(list(wording.lost(plan, replace(asked, **change)))) == lost
+
+
+def test_what_is_good_of_a_reply_stays_and_the_rest_is_asked_for_again() -> None:
+    """`verify` finds nothing wrong with what is left standing; each text is one of the replies', or our own."""
+    short, seen = "So it is a dog.", "I see a dog in the picture, and it barks loudly at the gate."
+    good, echo = "It barks twice, hoarsely, so it is a dog.", "15 to 120 words of someone who listens and works: a dog."
+    plan = Plan("choice", "source", "Which sound is heard?", "dog", ("f0",), ("It barks.",), ("cat", "cow", "frog"))
+    own = Asked(
+        "choice", plan.question, "dog", ["cat", "dog", "cow", "frog"], "I listen. It is a dog.", evidence=["f0"]
+    )
+    about, rules = [Fact("f0", "label", "dog")], Rules(thinking_words=(8, 80), elements="known", evidence=True)
+    made = wording.Wording(plan, own, about, rules, (15, 120))
+    for said, reason, left in (
+        ({"question": "What is it that barks, {answer}?", "thinking": short}, "marks", ("question", "thinking")),
+        ({"question": "What do you make out?", "thinking": seen}, "visual", ("thinking",)),
+        ({"thinking": echo}, "prompt_echo", ("thinking",)),
+        ({"thinking": "It barks twice, and then once more, and ends."}, wording.SLOTS_LOST, ("thinking",)),
+        ({"thinking": good}, "", ()),
+    ):
+        messages, schema = made.request()
+        assert list(schema["properties"]) == list(said) and ('"question"' in messages[-1]["content"]) == (len(said) > 1)
+        assert set(json.loads(messages[-2]["content"])) == set(said)  # the example has the form that is asked for
+        assert (made.take(said)[0], made.left) == (reason, left)
+    assert (made.asked.question, made.asked.thinking) == ("What do you make out?", good)
+    assert replace(made.asked, question=own.question, thinking=own.thinking) == own and made.worded == made.fields
+    assert fault(made.asked.plain(), rules, about) == ("", "")
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_what_a_model_is_shown_is_a_good_reply_to_a_question_of_the_same_kind(number: int) -> None:
+    plan, asked, about = planned(number)
+    system, shown, said, ask = wording.Wording(plan, asked, about, RULES, (15, 120)).request()[0]
+    assert [one["role"] for one in (system, shown, said, ask)] == ["system", "user", "assistant", "user"]
+    kind = plan.answer if plan.skill == "presence" else plan.form
+    like, _ = wording._EXAMPLES[kind]
+    own = Asked(like.form, like.question, like.answer, sorted((like.answer, *like.options)) if like.options else [])
+    made = wording.Wording(like, own, [], Rules(thinking_words=(15, 120)), (15, 120))
+    assert made.request()[0][-1] == shown and made.take(json.loads(said["content"])) == ("", "")
+
+
+def test_what_verify_drops_however_it_is_worded_is_not_asked_for() -> None:
+    plan, asked, about = planned(3)
+    for rules, hopeless in ((RULES, False), (replace(RULES, elements="nine"), True), (None, False)):
+        assert wording.Wording(plan, asked, about, rules, (15, 120)).hopeless == hopeless
 
 
 @pytest.mark.parametrize(
@@ -139,5 +208,5 @@ def test_what_a_model_writes_ends_by_its_schema_before_its_tokens_do() -> None:
         assert list(groups) == list(ELEMENT_GROUPS)
         longest += sum(one["items"]["maxLength"] * one["maxItems"] for one in groups.values())
         assert longest < 3.5 * 1536
-    worded = wording.worded(plan, asked, (15, 120))[1]["properties"]
+    worded = wording.Wording(plan, asked, about, None, (15, 120)).request()[1]["properties"]
     assert sum(one["maxLength"] for one in worded.values()) < 3.5 * 768  # generate.max_tokens

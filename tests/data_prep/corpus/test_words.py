@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -104,7 +104,7 @@ def test_rows_become_questions_and_everything_else_has_a_reason(tmp_path: Path) 
     assert [len(made.kept[name]) for name in ("source", *SLOTS)] == [10, 6, 5, 5, 5]
     for fields in made.fields("verify"):
         (question,) = fields["questions"]
-        assert question["written_by"] == "templates" and question["question"] and question["thinking"]
+        assert set(question["written_by"].values()) == {"templates"} and question["question"] and question["thinking"]
         assert {fact["kind"] for fact in fields["facts"]} > {"label", "caption", "duration", "loudness", "onsets"}
         assert set(question["evidence"]) <= {fact["id"] for fact in fields["facts"]}
         assert all(fact["source"] for fact in fields["facts"])
@@ -170,6 +170,10 @@ class Writer(ChatServer):
     """A language model: words plans, writes freely, says yes and no, judges, listens. `manner` breaks it."""
 
     manner = "good"
+    asked: ClassVar[list[list[str]]] = []  # the texts of each request for a wording
+
+    def wanted(self, body: dict[str, Any]) -> list[str]:
+        return list(body["response_format"]["json_schema"]["schema"]["required"])
 
     def chat(self, body: dict[str, Any]) -> None:
         content = body["messages"][-1]["content"]
@@ -181,9 +185,12 @@ class Writer(ChatServer):
             options = text.split("Options: ")[1].split("\n")[0] if "Options: " in text else "[]"
             about = "".join(f" {word}" for word in json.loads(options) if self.manner == "tells" and word == answer)
             asked = text.split("Question: ")[1].split("\n")[0]
-            said = "something else" if self.manner == "loses" else answer
-            tree = {"question": f"Listen: {asked}{about}", "thinking": f"It has a certain ring, hence {said}"}
-            return self.answer(json.dumps(tree | ({"answer": f"Here, {answer}"} if "same description" in text else {})))
+            reasons = text.split("What leads to the answer: ")[1].split("\n")[0]
+            said = "I cannot tell what this is." if self.manner == "loses" else f"{reasons} Hence {answer}"
+            said = answer if self.manner == "short" and len(self.wanted(body)) > 1 else said
+            tree = {"question": f"Listen: {asked}{about}", "thinking": said, "answer": f"Here, {answer}"}
+            type(self).asked.append(self.wanted(body))
+            return self.answer(json.dumps({name: tree[name] for name in self.wanted(body)}))
         if text.startswith("What is known of a recording"):
             groups = dict.fromkeys(
                 body["response_format"]["json_schema"]["schema"]["properties"]["semantic_elements"]["required"],
@@ -232,7 +239,31 @@ def test_a_model_words_what_code_decided_and_is_asked_once(tmp_path: Path) -> No
     assert not made.rejects["generate"] and made.fields("verify") == again.fields("verify")
     assert spent(folder / "out")["generate"]["requests"] == 10
     for question in made.questions("generate"):
-        assert question["written_by"] == "listener" and question["question"].startswith("Listen: ")
+        worded = {"question", "thinking", "answer"} if question["form"] == "caption" else {"question", "thinking"}
+        assert {name for name, who in question["written_by"].items() if who == "listener"} == worded
+        assert question["question"].startswith("Listen: ")
+
+
+def test_a_text_that_verify_would_refuse_is_asked_for_again_and_no_other(tmp_path: Path) -> None:
+    """The rules are those of the `verify` that follows: with others, only what these refuse is asked for."""
+    folder, log = sounds(tmp_path / "a", 5), list[list[str]]()
+    how: dict[str, Any] = {"forms": {"choice": 1, "open": 1}, "skills": {"source": 1}}
+    loose, strict = {"thinking_words": [0, 80]}, {"thinking_words": [6, 80]}
+    with serving(Writer, manner="short", asked=log) as url:
+        asked = how | {"url": url, "model": "listener", "retries": 0, "tries": 2}
+        first = run(folder, FACTS | {"generate": asked, "verify": loose})
+        assert log == [["question", "thinking"]] * 5 and not first.rejects["verify"]
+        second = run(folder, FACTS | {"generate": asked, "verify": strict})
+        assert log[5:] == [["thinking"]] * 5 and not second.rejects["generate"] + second.rejects["verify"]
+        for one, other in zip(first.questions("verify"), second.questions("verify"), strict=True):
+            assert one["question"] == other["question"] and one["thinking"] == one["answer"] != other["thinking"]
+        marks = [recipe(folder, FACTS | {"generate": asked, "verify": rules}).entries[1] for rules in (loose, strict)]
+        assert marks[0].fingerprint != marks[1].fingerprint
+        once = asked | {"tries": 1}
+        lost = run(folder, FACTS | {"generate": once, "verify": strict}, out="once")
+        assert lost.rejects["generate"] == {"thinking_short": 5} and not lost.kept["verify"]
+    marks = [recipe(folder, FACTS | {"generate": how, "verify": rules}).entries[1] for rules in (loose, strict)]
+    assert marks[0].fingerprint == marks[1].fingerprint  # nobody is asked
 
 
 @pytest.mark.parametrize("manner", ["loses", "tells"])
@@ -243,7 +274,10 @@ def test_a_wording_that_loses_its_slots_is_a_reject_or_falls_back(manner: str, t
         assert run(folder, FACTS | {"generate": how}).rejects["generate"] == {"slots_lost": 4}
         assert spent(folder / "out")["generate"]["requests"] == 8
         made = run(folder, FACTS | {"generate": how | {"fallback": True}, "verify": {}})
-    assert [question["written_by"] for question in made.questions("verify")] == ["templates"] * 4
+    ours = "thinking" if manner == "loses" else "question"
+    for question in made.questions("verify"):
+        who = {"question": "listener", "thinking": "listener", "answer": "templates", "choices": "templates"}
+        assert question["written_by"] == who | {ours: "templates", "semantic_elements": "templates"}
 
 
 @pytest.mark.parametrize(("manner", "rejects"), [("good", {}), ("equal", {"equal_options": 3})])
@@ -340,7 +374,7 @@ def test_an_audio_model_writes_captions(tmp_path: Path) -> None:
         ("generate", {"skills": {"sauce": 1}}, "did you mean 'source'"),
         ("generate", {"mode": "free"}, "a server for the mode free"),
         ("generate", {"options": 1}, "2 to 26"),
-        ("verify", {"options": 1}, "options from 2"),
+        ("verify", {"options": 1}, "verify.options: expected 2 or more"),
         ("verify", {"thinking_words": [9, 3]}, "the fewest and the most"),
         ("describe", {"top": 0}, "top from 1 on"),
         ("answerable", {}, "url and model of a server, or a folder"),
