@@ -2,7 +2,8 @@
 
 A line begins with its key, 32 hexadecimal digits made of the stage's fingerprint, the item's id and the fields that the
 stage needs. Lines of earlier settings stay, so that a recipe that is set back finds them again. A last line that a
-killed process left half written is cut off when the next one opens the file to write.
+killed process left half written is cut off when the next one opens the file to write; one that a disk damaged is found
+when it is read, and its item computed anew (:meth:`Ledger.sweep`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -21,8 +23,9 @@ import numpy as np
 from audio_llm.errors import DataError, describe
 from data_prep.corpus.stage import Item, Reject
 
-_HEAD = b'{"key": "'
-_START, _DIGITS = len(_HEAD), 32
+_DIGITS = 32
+_LINE = re.compile(rb'\{"key": "([0-9a-f]{16})[0-9a-f]{16}"')
+_GONE = -1  # the offset of a line that is not to be found again
 _BLOCK = 2**24  # bytes that are read at once
 Result = Item | Reject
 
@@ -34,14 +37,29 @@ def hashed(*parts: Any) -> str:
 
 
 def line_of(key: str, result: Result, gives: tuple[str, ...]) -> bytes:
-    """The line of a result: of an item, the fields that the stage gives. Raises ValueError and TypeError for what is
-    no JSON."""
+    """The line of a result: of an item, the fields that the stage gives. Raises TypeError for what is no JSON."""
     tree: dict[str, Any] = {"key": key, "id": result.id}
     if isinstance(result, Reject):
         tree |= {"reason": result.reason, "detail": result.detail}
     else:
         tree["fields"] = {name: result.fields[name] for name in gives if name in result.fields}
-    return (json.dumps(tree, allow_nan=False) + "\n").encode()
+    try:
+        return (json.dumps(tree, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        strange = next((name for name, value in tree.get("fields", {}).items() if not _is_json(value)), "")
+        raise TypeError(f"field '{strange}' holds what JSON cannot say: {error}") from error
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+class TornLine(DataError):
+    """A line of a ledger that was damaged."""
 
 
 class Ledger:
@@ -73,7 +91,8 @@ class Ledger:
 
     def __len__(self) -> int:
         """Different keys."""
-        return len(np.union1d(self._keys, np.fromiter(self._new, np.uint64, len(self._new))))
+        known = set(self._keys.tolist()) | set(self._new)
+        return len(known) - sum(offset == _GONE for offset in self._new.values())
 
     def add(self, key: str, line: bytes) -> None:
         """Append what :func:`line_of` made, in one write; of two lines with one key, the last one counts."""
@@ -84,7 +103,7 @@ class Ledger:
         self._end += len(line)
 
     def find(self, key: str) -> dict[str, Any] | None:
-        """The line of `key`. Raises :class:`DataError` for a line that was damaged."""
+        """The line of `key`. Raises :class:`TornLine` for a line that was damaged."""
         offset = self._offset(key)
         if offset is None:
             return None
@@ -99,7 +118,18 @@ class Ledger:
             pass
         where = f"{self.path}, byte {offset}"
         cure = "Delete that line, and run again: its item is computed anew."
-        raise DataError(describe(where, f"the whole line of key {key}", f"{data[:60]!r}", cure))
+        raise TornLine(describe(where, f"the whole line of key {key}", f"{data[:60]!r}", cure))
+
+    def sweep(self, keys: Iterable[str]) -> int:
+        """Forget the lines of `keys` that were damaged, so that they are made again; how many they were."""
+        torn = 0
+        for key in keys:
+            try:
+                self.find(key)
+            except TornLine:
+                self._new[_short(key)] = _GONE
+                torn += 1
+        return torn
 
     def lost(self, key: str, name: str, reasons: Collection[str]) -> bool:
         """Whether the item of `key` is a reject for one of `reasons`, or lost something for one: its ``NAME_dropped``
@@ -116,7 +146,7 @@ class Ledger:
     def _offset(self, key: str) -> int | None:
         short = _short(key)
         if (new := self._new.get(short)) is not None:
-            return new
+            return None if new == _GONE else new
         place = int(np.searchsorted(self._keys, np.uint64(short), "right")) - 1
         return int(self._offsets[place]) if place >= 0 and int(self._keys[place]) == short else None
 
@@ -130,16 +160,12 @@ class Ledger:
             rest = lines.pop()
             found = []
             for line in lines:
-                if line.startswith(_HEAD) and len(line) > _START + _DIGITS:  # anything else was torn
-                    keys += line[_START : _START + 16]
+                if match := _LINE.match(line):  # anything else was torn
+                    keys += match[1]
                     found.append(end)
                 end += len(line) + 1
             offsets += np.array(found, np.int64).tobytes()
-        try:
-            short = np.frombuffer(bytes.fromhex(keys.decode()), ">u8").astype(np.uint64)
-        except ValueError as error:
-            cure = "Delete the file: its stage is computed anew."
-            raise DataError(describe(str(self.path), "keys of hexadecimal digits", "others", cure)) from error
+        short = np.frombuffer(bytes.fromhex(keys.decode()), ">u8").astype(np.uint64)
         order = np.argsort(short, kind="stable")  # of equal keys the last line is the last
         return short[order], np.frombuffer(offsets, np.int64)[order], end
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,7 +22,7 @@ from audio_llm.errors import AudioLLMError, DataError, ShardError, describe
 from audio_llm.files import TEXT, atomic_file, content_hash
 from audio_llm.shards.schema import check_key
 from data_prep.corpus.engines.base import Holder, Job, Pool, told
-from data_prep.corpus.ledger import Ledger, hashed, key_of
+from data_prep.corpus.ledger import Ledger, TornLine, hashed, key_of
 from data_prep.corpus.recipe import CorpusConfig, Entry
 from data_prep.corpus.stage import FAILED, Item, Reject
 from data_prep.scenes.pool import bar
@@ -109,23 +110,34 @@ class Corpus:
 
     def _each(self, entry: Entry, before: str, row: Row, pool: Pool) -> None:
         """Items one by one, by the engine."""
+        needs, mark = entry.stage.needs, entry.fingerprint
+        with Ledger(self._ledger(entry.label)) as ledger:
+            try:
+                self._found(entry, before, row, pool, ledger)
+            except TornLine:  # looked for only now, for that takes as long as reading all lines once more
+                _sweep(ledger, (key_of(item, needs, mark) for item in self._items(before)))
+                row.taken, row.given = 0, 0
+                row.rejects.clear()
+                self._found(entry, before, row, pool, ledger)
+
+    def _found(self, entry: Entry, before: str, row: Row, pool: Pool, ledger: Ledger) -> None:
+        """Compute what the ledger lacks, and write what came out. Raises :class:`TornLine`."""
         stage, mark = entry.stage, entry.fingerprint
         needs, again = stage.needs, (*FAILED, *stage.retryable)
-        with Ledger(self._ledger(entry.label)) as ledger:
 
-            def todo() -> Iterator[Job]:
-                for item in self._items(before):
-                    key = key_of(item, needs, mark)
-                    if key not in ledger or (self.config.retry and ledger.lost(key, stage.name, again)):
-                        yield Job(key, item)
+        def todo() -> Iterator[Job]:
+            for item in self._items(before):
+                key = key_of(item, needs, mark)
+                if key not in ledger or (self.config.retry and ledger.lost(key, stage.name, again)):
+                    yield Job(key, item)
 
-            number = sum(1 for _ in todo())
-            if number:
-                done = pool.map(entry.label, stage, entry.running, todo())
-                for made in bar(done, number, entry.label, self.quiet):
-                    ledger.add(made.key, made.line)
-                    row.computed += 1
-            self._gather(before, row, ((item, ledger.find(key_of(item, needs, mark))) for item in self._items(before)))
+        number = sum(1 for _ in todo())
+        if number:
+            done = pool.map(entry.label, stage, entry.running, todo())
+            for made in bar(done, number, entry.label, self.quiet):
+                ledger.add(made.key, made.line)
+                row.computed += 1
+        self._gather(before, row, ((item, ledger.find(key_of(item, needs, mark))) for item in self._items(before)))
 
     def _whole(self, entry: Entry, before: str, row: Row, pool: Pool) -> None:
         """All items at once, in this process."""
@@ -139,25 +151,28 @@ class Corpus:
             self._gather(before, row, zip(items, lines, strict=True))
             return
         with Ledger(self._ledger(entry.label)) as ledger:
+            _sweep(ledger, (job.key for job in jobs))
             if not all(job.key in ledger for job in jobs):
                 for job, line in zip(jobs, self._called(entry, jobs, row), strict=True):
                     ledger.add(job.key, line)
             self._gather(before, row, ((job.item, ledger.find(job.key)) for job in jobs))
 
     def _called(self, entry: Entry, jobs: list[Job], row: Row) -> list[bytes]:
-        holder = Holder(entry.stage, self.out)
         try:
-            lines = holder.call(jobs)
+            holder = Holder(entry.stage, self.out)
+            try:
+                lines, facts = holder.call(jobs), dict(entry.stage.facts())
+                hashed(facts)  # raises for what is no JSON
+            finally:
+                entry.stage.close()
         except AudioLLMError:
             raise
         except Exception as error:  # of a stage of anybody's
             found = told(error)
             raise AudioLLMError(describe(f"stage '{entry.label}'", "results of all items", found)) from error
-        finally:
-            entry.stage.close()
         row.computed = len(jobs)
-        if facts := entry.stage.facts():
-            self.facts[entry.label] = dict(facts)
+        if facts:
+            self.facts[entry.label] = facts
         return lines
 
     def _gather(self, before: str, row: Row, found: Iterable[tuple[Item, Mapping[str, Any] | None]]) -> None:
@@ -203,6 +218,11 @@ class Corpus:
                 others.write(json.dumps(vars(reject), ensure_ascii=False) + "\n")
 
             yield keep, drop
+
+
+def _sweep(ledger: Ledger, keys: Iterable[str]) -> None:
+    if torn := ledger.sweep(keys):
+        print(f"note: {ledger.path}: {torn} damaged lines; what they held is computed anew", file=sys.stderr)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

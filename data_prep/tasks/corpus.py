@@ -15,13 +15,12 @@ from audio_llm.identity import identity_of
 from data_prep import text_check
 from data_prep.corpus.ledger import hashed
 from data_prep.corpus.recipe import CorpusConfig
+from data_prep.corpus.stage import FOLDERS
 from data_prep.ledger import Ledger, Summary, finished, plain
 from data_prep.tasks.base import Kind
 
 FUNNEL = "funnel.json"
 FORMAT_VERSION = 1
-# What a run makes beside its shards.
-FOLDERS = ("items", "ledger", "clips", "vectors", "replies")
 
 
 def prepare(

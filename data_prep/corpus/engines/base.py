@@ -103,6 +103,8 @@ class Holder:
                 raise TypeError(f"'{stage.name}' gave {result!r:.80} as the result of item '{job.item.id}'")
             if isinstance(result, Reject) and result.reason not in stage.reasons:
                 raise TypeError(f"'{stage.name}' rejects for '{result.reason}', which is none of its reasons")
+            if isinstance(result, Reject) and not isinstance(result.detail, str):
+                raise TypeError(f"'{stage.name}' gave the detail {result.detail!r:.80}, which is no text")
         return [line_of(job.key, result, gives) for job, result in zip(jobs, results, strict=True)]
 
 

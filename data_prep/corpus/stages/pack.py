@@ -17,7 +17,7 @@ from audio_llm.shards.schema import Sample
 from data_prep import text_check
 from data_prep.corpus.ledger import hashed
 from data_prep.corpus.sounds import sound_of
-from data_prep.corpus.stage import Item, Reject, Step
+from data_prep.corpus.stage import FOLDERS, Item, Reject, Stage, Step
 from data_prep.manifest import checks, sides
 from data_prep.manifest.filling import about, fill
 from data_prep.manifest.packing import Packer
@@ -30,6 +30,7 @@ NO_QUESTIONS, NOT_TAKEN = "no_questions", "not_taken"
 STATE, REJECTS = "pack.json", "questions.rejects.jsonl"
 # What a question says, beside its type.
 _QUESTION = ("question", "choices", "answer", "thinking", "semantic_elements", "events")
+_WRITERS = "written_by"  # who wrote which of its texts: goes into the sample's meta
 _TASKS = {"rl": ["choice"]}
 _PER_WORKER = 64  # questions for which it pays to start a process
 
@@ -37,7 +38,8 @@ _PER_WORKER = 64  # questions for which it pays to start a process
 @dataclass
 class Pack(Step):
     """Makes a sample of each of an item's ``questions``: ``{question, choices?, answer, thinking?, semantic_elements?,
-    type}``. ``OUT/SIDE`` are shards; ``OUT/items/questions.rejects.jsonl`` has the questions that are no sample.
+    type, written_by?}``. ``OUT/SIDE`` are shards; ``OUT/items/questions.rejects.jsonl`` has the questions that are no
+    sample.
 
     Items of one recording lie on one side alone, and so do those that hang together by another field of `group`. An
     item of whose questions none is a sample is a reject, for the reason of its first question.
@@ -70,8 +72,16 @@ class Pack(Step):
                 raise ConfigError(describe("pack.tasks", f"sides among {', '.join(self.splits)}", f"'{side}'"))
             if not tasks or set(tasks) - {"choice", "open"}:
                 raise ConfigError(describe(f"pack.tasks.{side}", "choice, open or both", f"{tasks}"))
+        if taken := sorted(set(self.splits) & set(FOLDERS)):
+            expected = f"names other than the corpus's own folders, {', '.join(FOLDERS)}"
+            raise ConfigError(describe("pack.splits", expected, f"'{taken[0]}'"))
         if not self.group:
             raise ConfigError(describe("pack.group", "at least one field, such as source", "none"))
+
+    def before(self, stages: Sequence[Stage]) -> None:
+        if any(isinstance(stage, Pack) for stage in stages):
+            cure = "Another one would remove its shards: name all sides under the 'splits' of one."
+            raise ConfigError(describe("stages", "one that packs", "two", cure))
 
     def _manifest(self, folder: Path) -> ManifestConfig:
         return ManifestConfig(
@@ -79,7 +89,7 @@ class Pack(Step):
             format="jsonl",
             path=folder / "questions",
             root=folder,
-            keep=["item", *self.keep],
+            keep=["item", _WRITERS, *self.keep],
             licence=self.licence,
             splits=dict(self.splits),
             seed=self.seed,
@@ -129,7 +139,7 @@ class Pack(Step):
                     continue
                 values = {name: question.get(name) for name in _QUESTION} | {"kind": question.get("type")}
                 values |= {"audio": sound, "id": f"{item.id}-q{number}", "group": group, "item": item.id}
-                values |= {name: fields.get(name) for name in self.keep}
+                values |= {name: fields.get(name) for name in self.keep} | {_WRITERS: question.get(_WRITERS)}
                 if "content" not in fields:  # not cut yet
                     values |= {"start": fields.get("start"), "end": fields.get("end")}
                 yield Record(values, where)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from data_prep.corpus.stage import Item, Reject, Step
 
@@ -82,6 +82,7 @@ class Broken(Step):
     name: ClassVar[str] = "broken"
     needs: ClassVar[tuple[str, ...]] = ()
     gives: ClassVar[tuple[str, ...]] = ()
+    reasons: ClassVar[tuple[str, ...]] = ("known",)
     how: str = "fewer"  # what it does
 
     def open(self, folder: Path) -> None:
@@ -93,7 +94,33 @@ class Broken(Step):
             return []
         if self.how == "other":
             return [Item("other", {}) for _ in items]
+        if self.how == "detail":
+            return [Reject(item.id, "known", {"not": "words"}) for item in items]  # type: ignore[arg-type]
         return [Reject(item.id, "no such reason") for item in items]
+
+
+@dataclass
+class Strange(Step):
+    """Sees all items, and says of itself what JSON cannot."""
+
+    name: ClassVar[str] = "strange"
+    whole: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("text",)
+    gives: ClassVar[tuple[str, ...]] = ("told",)
+    how: str = "facts"  # where
+
+    def digests(self) -> Mapping[str, str]:
+        return {"model": float("nan")} if self.how == "digests" else {}  # type: ignore[dict-item]
+
+    def open(self, folder: Path) -> None:
+        if self.how == "open":
+            raise ValueError("no model here")
+
+    def run(self, items: Sequence[Item]) -> list[Item | Reject]:
+        return [item.adding(told={1} if self.how == "field" else 1) for item in items]
+
+    def facts(self) -> Mapping[str, Any]:
+        return {"mean": float("nan")} if self.how == "facts" else {}
 
 
 @dataclass
@@ -111,6 +138,7 @@ class Ask(Step):
         for item in items:
             text = item.fields["text"]
             choice = {"question": "What is it?", "choices": [text, "other"], "answer": text, "type": "class"}
+            choice["written_by"] = {"question": "templates", "thinking": "a model"}
             opened = {"question": "Describe it.", "answer": f"a {text}", "type": "caption"}
             elements = {"agents": ["a bell"], "when": ["at once"]}
             for question in (choice, opened):

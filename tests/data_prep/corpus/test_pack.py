@@ -87,6 +87,8 @@ def test_questions_become_samples_and_a_recording_lies_on_one_side(tmp_path: Pat
     assert not homes["sft"] & homes["rl"] and not homes["sft"] & homes["test"] and not homes["rl"] & homes["test"]
     one = found["test"][0]
     assert one.thinking == "It rings." and one.semantic_elements == {"agents": ["a bell"], "when": ["at once"]}
+    by = {"question": "templates", "thinking": "a model"}
+    assert all(sample.meta.get("written_by") == (by if sample.choices else None) for sample in found["sft"])
     assert one.source is not None and (one.source.split, one.source.licence) == ("test", "CC0")
     assert one.meta["item"] in one.id and one.meta["text"] in ("bell 0", "bell 1") and one.audio[0].seconds == 0.5
     assert main(["prep", str(tmp_path / "recipe.yaml"), str(out), "--quiet"]) == 0
@@ -132,9 +134,14 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ({"tasks": {"rll": ["choice"]}}, "pack.tasks: expected sides among"),
         ({"tasks": {"rl": ["choices"]}}, "pack.tasks.rl: expected choice, open or both"),
         ({"group": []}, "pack.group"),
+        ({"splits": {"items": 1.0}}, "pack.splits: expected names other than the corpus's own folders, .*'items'"),
     ):
         with pytest.raises(ConfigError, match=message):
             recipes.build(CorpusConfig, recipe(tmp_path, rows, **pack)).check()
+    twice = recipe(tmp_path, rows)
+    twice["stages"]["again"] = {"name": "pack", "splits": {"other": 1.0}}
+    with pytest.raises(ConfigError, match="stages: expected one that packs, found two"):
+        recipes.build(CorpusConfig, twice).check()
     with pytest.raises(DataError, match="split 'sft': expected rows, found none"):
         made(tmp_path, recipe(tmp_path, rows))
 

@@ -29,7 +29,9 @@ from data_prep.corpus.stage import Item, Reject
 from data_prep.tasks.corpus import prepare
 from tests.paths import ROOT
 
-NOTE, ORDER, BROKEN = (f"tests.data_prep.corpus.stages:{name}" for name in ("Note", "Order", "Broken"))
+NOTE, ORDER, BROKEN, STRANGE = (
+    f"tests.data_prep.corpus.stages:{name}" for name in ("Note", "Order", "Broken", "Strange")
+)
 
 
 def rows(folder: Path, texts: Sequence[str]) -> Path:
@@ -138,7 +140,7 @@ def test_a_line_that_the_disk_does_not_take_whole_is_none(tmp_path: Path) -> Non
         assert len(ledger) == 2 and found is not None and found["fields"] == {"b": 3} and hashed(2) not in ledger
 
 
-@pytest.mark.parametrize("how", ["fewer", "other", "reason"])
+@pytest.mark.parametrize("how", ["fewer", "other", "reason", "detail"])
 def test_results_that_break_the_contract_are_rejects_that_say_so(tmp_path: Path, how: str) -> None:
     rows(tmp_path, ["a"])
     stages = {"broken": {"name": BROKEN, "how": how}}
@@ -150,6 +152,21 @@ def test_a_stage_that_does_not_open_stops_the_run(tmp_path: Path) -> None:
     rows(tmp_path, ["a"])
     with pytest.raises(AudioLLMError, match="stage 'first': expected a stage that opens, found OSError: no model here"):
         made(tmp_path, stages={"first": {"name": BROKEN, "how": "open"}})
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("digests", "stages.all: expected a version, and digests that are words by name, found ValueError"),
+        ("open", "stage 'all': expected results of all items, found ValueError: no model here"),
+        ("field", "stage 'all': expected results of all items, found TypeError: field 'told' holds what JSON"),
+        ("facts", "stage 'all': expected results of all items, found ValueError: Out of range"),
+    ],
+)
+def test_a_stage_that_says_what_json_cannot_is_told_in_a_sentence(how: str, message: str, tmp_path: Path) -> None:
+    rows(tmp_path, ["a"])
+    with pytest.raises(AudioLLMError, match=message):
+        made(tmp_path, stages={"all": {"name": STRANGE, "how": how}})
 
 
 def test_rows_that_are_no_items_are_in_the_funnel(tmp_path: Path) -> None:
@@ -331,6 +348,31 @@ def test_a_ledger_gives_back_what_it_was_given(tmp_path: Path) -> None:
             file.write(b'{"key": "00000000000000000000000000000000", "id": "a", "fie')
     with Ledger(path, write=False) as ledger:
         assert len(ledger) == len(known) and "0" * 32 not in ledger
+
+
+def test_lines_that_a_disk_damaged_are_computed_anew_and_no_others(tmp_path: Path, capsys) -> None:
+    rows(tmp_path, [*"abcdefgh"])
+    made(tmp_path)
+    whole, path, order = outcome(tmp_path), tmp_path / "out" / "ledger" / "note.jsonl", tmp_path / "out" / "ledger"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1][:60] + lines[2]  # two in one, neither of them whole
+    lines[2] = b""
+    lines[4] = lines[4][:70] + b"\0" * (len(lines[4]) - 71) + b"\n"
+    lines[6] = lines[6].replace(b'{"key": "', b'{"key": "zz')
+    path.write_bytes(b"".join(lines))
+    (order / "order.jsonl").write_bytes((order / "order.jsonl").read_bytes()[:-9] + b"#######\n")
+    (tmp_path / "log").unlink()
+    capsys.readouterr()
+    made(tmp_path, retry=True)
+    assert outcome(tmp_path) == whole
+    assert called(tmp_path) == Counter(f"mine-{number:03}" for number in (1, 2, 4, 6))
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[2] for line in told] == [
+        f"{n} damaged lines; what they held is computed anew" for n in (2, 1)
+    ]
+    (tmp_path / "log").unlink()
+    made(tmp_path, retry=True)  # the new lines stand for the damaged ones
+    assert not called(tmp_path) and not capsys.readouterr().err
 
 
 def test_a_damaged_line_is_told(tmp_path: Path) -> None:
