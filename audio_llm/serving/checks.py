@@ -37,6 +37,12 @@ _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "m
 # Keywords of JSON Schema that bind what they describe, and that xgrammar reads over (a warning on the server's side).
 _UNKEPT = ("not", "if", "dependentRequired", "dependentSchemas", "dependencies", "$dynamicRef", "$recursiveRef")
 _UNKEPT_COUNTS = ("contains", "uniqueItems", "multipleOf")
+# A schema under one of these keys, or values, stands for itself: xgrammar reads over what binds beside it.
+_WHOLE = ("$ref", "anyOf", "oneOf", "allOf", "const", "enum")
+_NOTES = frozenset(
+    "title description default examples deprecated readOnly writeOnly discriminator nullable $comment $schema $id "
+    "$anchor $defs definitions".split()
+)
 _NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions"})  # their keys are names, no keywords
 _DATA = frozenset({"enum", "const", "default", "examples"})
 
@@ -61,8 +67,16 @@ def check_chat(request: dict[str, Any], facts: dict[str, Any]) -> None:
             raise AudioLLMError(describe(f"messages[{number}].content", f"at most {MAX_PARTS} parts", str(len(parts))))
     written = [request[key] for key in ("tools", "functions", "documents", "chat_template_kwargs") if key in request]
     refuse_marks([*messages, *written], facts["special_words"])
+    last = messages[-1].get("content") if messages else None
+    if request.get("echo") and isinstance(last, list) and not all(_is_text(part) for part in last):
+        cure = "Leave echo out: vLLM fails over what is no text."
+        raise AudioLLMError(describe("echo", "a last message of text alone", "one with a sound", cure))
     _check_replies(request)
     _check_grammar(request)
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, str) or (isinstance(part, dict) and part.get("type") == "text")
 
 
 def check_completion(request: dict[str, Any], facts: dict[str, Any]) -> None:
@@ -222,6 +236,12 @@ def _check_schema(schema: Any, where: str) -> None:
         if isinstance(parts, list) and (not parts or (key == "allOf" and len(parts) > 1)):
             expected = "one schema (several are not held to)" if key == "allOf" else "at least one schema"
             raise AudioLLMError(describe(f"{where}: {key}", expected, str(len(parts) or "none")))
+    _check_beside(schema, where)
+    names, wanted = schema.get("properties"), schema.get("required")
+    unknown = [name for name in wanted if name not in (names or {})] if isinstance(wanted, list) else []
+    if unknown and isinstance(names, (dict, type(None))):
+        expected, cure = "names of its `properties` (others are not held to)", "Describe it there, if only as {}."
+        raise AudioLLMError(describe(f"{where}: required", expected, repr(unknown[0])[:80], cure))
     for key, value in schema.items():
         if key in _DATA:
             continue
@@ -229,6 +249,45 @@ def _check_schema(schema: Any, where: str) -> None:
             value = list(value.values()) if key in _NAMED else [value]
         for part in value if isinstance(value, list) else []:
             _check_schema(part, where)
+
+
+_TYPES: dict[str, Any] = {
+    "string": str,
+    "null": type(None),
+    "array": list,
+    "object": dict,
+    "number": (int, float),
+    "integer": int,
+}
+
+
+def _is_of(value: Any, types: Any) -> bool:
+    """Whether a value of JSON is of a schema's `type`, one or a list of them."""
+    listed = types if isinstance(types, list) else [types]
+    if isinstance(value, bool):
+        return "boolean" in listed
+    return any(isinstance(value, _TYPES.get(name, ())) for name in listed if isinstance(name, str))
+
+
+def _check_beside(schema: dict[str, Any], where: str) -> None:
+    """Raise for a part that binds beside one that stands for itself. A `type` may, where it says nothing new."""
+    whole = next((key for key in _WHOLE if key in schema), None)
+    if whole is None:
+        return
+    others = [key for key in schema if key != whole and key not in _NOTES and not key.startswith("x-")]
+    said, parts = schema.get("type"), schema[whole] if isinstance(schema[whole], list) else [schema[whole]]
+    if whole in ("const", "enum"):
+        alike = all(_is_of(part, said) for part in parts)
+    else:
+        alike = whole != "$ref" and all(isinstance(part, dict) and part.get("type") == said for part in parts)
+    if "type" in others and alike:
+        others.remove("type")
+    if others:
+        cure = f"Put it into {'the part that it names' if whole == '$ref' else f'the schemas under {whole}'}."
+        if whole in ("const", "enum"):
+            cure = "Leave out the values that it does not allow."
+        found = f"'{others[0]}', which vLLM passes over there"
+        raise AudioLLMError(describe(f"{where}: beside {whole}", "nothing that binds", found, cure))
 
 
 def _open_squares(node: Any) -> int:

@@ -98,7 +98,10 @@ class MultiChannelMediaConnector(MediaConnector):
             reason = "the sound cannot be fetched from its address"
             raise VLLMUnprocessableEntityError(reason, parameter="audio_url") from error
         except (ValueError, NotImplementedError) as error:  # base64, and the form of data: addresses
-            raise _refused(f"cannot use the data of the sound ({one_line(str(error))[:200]})") from error
+            reason = (
+                f"expected data in base64, without blanks or line breaks, found others ({one_line(str(error))[:200]})"
+            )
+            raise _refused(reason) from error
 
     async def _data(self, url: str, loader: MultiChannelAudioIO) -> Any:
         return await asyncio.to_thread(self._load_data_url, url, loader)
