@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from audio_llm.errors import ShardError, describe
 from audio_llm.language.directions import read_direction, read_directions
 from audio_llm.language.quantities import read_distance, read_time
 from audio_llm.language.replies import mentions
@@ -97,6 +98,55 @@ def say(clause: Clause, text: str, scene: int, known: Sequence[str]) -> Said:
         if value is not None:
             return round(value, 6)
     return None
+
+
+def check_told(about: Any, sample: str) -> None:
+    """Raise :class:`ShardError` unless `about` is a ``meta.counterfactual`` that a `sample` of this id may have."""
+    problem = _problem(about, sample)
+    if problem:
+        expected = "another sample under `of`, a `kind`, and clauses under `changes` and `keeps`"
+        cure = "Pairs are made by audio-llm prep, by the key counterfactuals of a subset."
+        raise ShardError(describe(f"meta.counterfactual of sample '{sample}'", expected, problem, cure))
+
+
+def _problem(about: Any, sample: str) -> str:
+    if not isinstance(about, Mapping):
+        return repr(about)[:60]
+    for key in ("of", "kind"):
+        if not isinstance(about.get(key), str) or about[key] == sample:
+            return f"{key}: {about.get(key)!r:.60}"
+    for key in ("changes", "keeps"):
+        clauses = about.get(key)
+        if not isinstance(clauses, (list, tuple)):
+            return f"{key}: {clauses!r:.60}"
+        wrong = next((clause for clause in clauses if not _is_clause(clause)), None)
+        if wrong is not None:
+            return f"{key}: {wrong!r:.120}"
+    return ""
+
+
+def _is_clause(clause: Any) -> bool:
+    if not isinstance(clause, Mapping):
+        return False
+    kind = clause.get("clause")
+    truths: list[Any] = [clause.get("was"), clause.get("is")]
+    if kind == "label":
+        return _are_names(clause.get("labels")) and _are_names(truths)
+    numbers = all(isinstance(one, (int, float)) and not isinstance(one, bool) and math.isfinite(one) for one in truths)
+    if not numbers or not _are_names(clause.get("labels")):
+        return False
+    if kind == "order":
+        return _are_names(clause.get("beside"))
+    return kind in _READ and (kind != "distance" or min(truths) > 0)
+
+
+def _are_names(pair: Any) -> bool:
+    """Two names, of which one may be none."""
+    return (
+        isinstance(pair, (list, tuple))
+        and len(pair) == 2
+        and all(name is None or isinstance(name, str) for name in pair)
+    )
 
 
 def _nearer(clause: Clause, said: Said) -> bool:

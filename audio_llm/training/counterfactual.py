@@ -32,8 +32,10 @@ def counterfactual(
     """
     told = columns.get(NAME) or [None] * len(completions)
     options = columns.get("choices") or [None] * len(completions)
-    rows: dict[str, list[int]] = defaultdict(list)
-    for place, name in enumerate(columns.get("sample_id") or ()):
+    names = columns.get("sample_id") or ()
+    folders = columns.get("folder") or [""] * len(names)
+    rows: dict[tuple[str, str], list[int]] = defaultdict(list)  # ids are of one folder: recipes of two seeds share them
+    for place, name in enumerate(zip(folders, names, strict=True)):
         rows[name].append(place)
     replies = [
         read_reply(completion_text(completion), choices or ())
@@ -41,9 +43,9 @@ def counterfactual(
     ]
     answers = [_answer(reply, choices) for reply, choices in zip(replies, options, strict=True)]
     earned: dict[int, list[float]] = defaultdict(list)
-    for after in rows.values():
+    for (folder, _), after in rows.items():
         about = told[after[0]]
-        before = rows.get(about["of"], []) if about else []
+        before = rows.get((folder, about["of"]), []) if about else []
         if not before:
             continue
         pair = _Pair(about, clauses, *(normalise(columns["answer"][places[0]]) for places in (before, after)))

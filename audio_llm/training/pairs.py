@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
@@ -9,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from audio_llm.errors import ConfigError, describe
+from audio_llm.language.clauses import check_told
 from audio_llm.shards.reader import ShardDataset
 from audio_llm.training.counterfactual import NAME
 from audio_llm.training.order import RunSampler
@@ -34,11 +36,20 @@ class PairedOrder(RunSampler):
         folders = [str(self.shards.locate(place)[0]) for place in range(len(samples))]
         places = {(folders[place], sample.id): place for place, sample in enumerate(samples)}
         found: dict[int, list[int]] = defaultdict(list)
+        lost: list[str] = []
         for place, sample in enumerate(samples):
-            about = sample.meta.get(NAME) or {}
-            before = places.get((folders[place], about.get("of", "")))
+            about = sample.meta.get(NAME)
+            if about is None:
+                continue
+            check_told(about, sample.id)
+            before = places.get((folders[place], about["of"]))
             if before is not None:
                 found[before].append(place)
+            else:
+                lost.append(f"'{sample.id}' of '{about['of']}' in {folders[place]}")
+        if lost:
+            text = f"{len(lost)} counterfactuals lack the scene that they were made of and are asked alone"
+            warnings.warn(f"rewards: {NAME}: {text}; the first: {lost[0]}", stacklevel=2)
         return dict(found)
 
     @cached_property

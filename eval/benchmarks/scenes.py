@@ -10,6 +10,7 @@ from typing import Any
 
 from audio_llm.errors import ConfigError, ShardError, describe
 from audio_llm.files import content_hash
+from audio_llm.language.clauses import check_told
 from eval.benchmarks.base import Collection, Item, check_options
 from eval.predictions import Prediction
 
@@ -59,6 +60,8 @@ def item_of(sample: Any) -> Item:
     if not sample.question or sample.answer is None:
         raise ShardError(describe(f"sample '{sample.id}'", "a question and an answer", "none"))
     meta = dict(sample.meta)
+    if meta.get("counterfactual") is not None:
+        check_told(meta["counterfactual"], sample.id)
     events = [
         {name: value for name, value in dataclasses.asdict(event).items() if value is not None}
         for event in sample.events

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from audio_llm.audio import Waveform
-from audio_llm.errors import ConfigError
+from audio_llm.errors import ConfigError, ShardError
 from audio_llm.shards.reader import ShardDataset
 from audio_llm.shards.schema import Sample
 from audio_llm.shards.writer import ShardWriter, pack
 from audio_llm.training.counterfactual import counterfactual
 from audio_llm.training.pairs import PairedOrder
 from audio_llm.training.rewards import build_rewards
+from eval.benchmarks.scenes import item_of
 
 SIDE = {"clause": "side", "labels": ["dog", "dog"], "was": 90.0, "is": -90.0}
 TOLD = {
@@ -65,6 +68,64 @@ def test_without_the_other_scene_there_is_no_reward():
     assert rewards([], [SAY.format("right", "right")]) == [None]
     assert rewards([SAY.format("left", "left")], []) == [None]
     assert counterfactual([""], ["x"], answer=["left"]) == [None]
+
+
+def test_samples_of_one_id_in_two_folders_are_two():
+    """Recipes of two seeds give the same ids: a reply is paid beside those to its own scene alone."""
+    left, right = SAY.format("left", "left"), SAY.format("right", "right")
+    found = counterfactual(
+        [""] * 4,
+        [left, right, right, left],
+        folder=["one", "one", "two", "two"],
+        sample_id=["a", "b", "a", "b"],
+        answer=["left", "right", "right", "left"],
+        choices=[["left", "right"]] * 4,
+        counterfactual=[None, TOLD, None, TOLD | {"changes": [SIDE | {"was": -90.0, "is": 90.0}]}],
+    )
+    assert found == [1.0, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        *("a", 7, [], {}, {"of": 1}),
+        *({**TOLD, "of": "s002-0"}, {**TOLD, "kind": None}, {**TOLD, "changes": None}, {**TOLD, "keeps": [7]}),
+        *({**TOLD, "changes": [SIDE | change]} for change in ({"clause": "smell"}, {"was": "x"}, {"is": float("nan")})),
+        *({**TOLD, "changes": [SIDE | change]} for change in ({"labels": ["dog"]}, {"clause": "order"})),
+        {**TOLD, "changes": [SIDE | {"clause": "distance", "was": 0.0}]},
+    ],
+    ids=repr,
+)
+def test_what_says_nothing_of_a_change_is_named_before_anything_is_asked(tmp_path, about):
+    """In training when its order is made, in evaluation as that question's defect."""
+    data = shards(tmp_path / "data", alone=1, pairs=2)
+    read = ShardDataset.load_sample
+
+    class Damaged(ShardDataset):
+        def load_sample(self, i: int) -> Sample:
+            sample = read(self, i)
+            return sample if sample.id != "s002-0" else dataclasses.replace(sample, meta={"counterfactual": about})
+
+    message = r"meta\.counterfactual of sample 's002-0': expected another sample under `of`"
+    with pytest.raises(ShardError, match=message):
+        PairedOrder(Damaged([tmp_path / "data"]), seed=0, samples=4)
+    samples = [data.load_sample(place) for place in range(len(data))]
+    broken = dataclasses.replace(samples[-1], id="s002-0", meta={"counterfactual": about})
+    with pytest.raises(ShardError, match=message):
+        item_of(broken)
+    assert [item_of(sample).id for sample in samples] == [sample.id for sample in samples]
+
+
+def test_pairs_that_lost_a_scene_are_told_of(tmp_path):
+    wave = Waveform(np.full((2, 400), 0.1, np.float32), 16_000, "binaural")
+    with ShardWriter(tmp_path / "data") as writer:
+        for name, of in (("a", None), ("a-1", "a"), ("b-1", "b"), ("b-2", "b")):
+            meta = {"counterfactual": TOLD | {"of": of}} if of else {}
+            writer.add(pack(Sample(name, "choice", "where?", ["left", "right"], "left", meta=meta), wave))
+    data = ShardDataset([tmp_path / "data"])
+    with pytest.warns(UserWarning, match="2 counterfactuals lack the scene that they were made of .* 'b-1' of 'b' in"):
+        order = PairedOrder(data, seed=0, samples=4)
+    assert sorted(data.load_sample(place).id for place in order) == ["a", "a-1", "b-1", "b-2"]
 
 
 def test_a_recipe_names_it():
