@@ -6,6 +6,7 @@ Splits are by recording (see :mod:`audio_llm.datasets.sounds`), so that no recor
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
@@ -83,9 +84,12 @@ def _read(path: str) -> tuple[np.ndarray, int]:
     return np.ascontiguousarray(waveform.samples[0]), waveform.sample_rate
 
 
-def _scan_one(path: str) -> tuple[float, float, str] | str:
+def _scan_one(path: str) -> tuple[float, float, str, bytes] | str:
+    """What :func:`audible` says of a file, and a digest of what is heard of it; or why it cannot be used."""
     try:
-        return audible(*_read(path))
+        samples, rate = _read(path)
+        content = hashlib.sha256(f"{rate}\n".encode() + samples.tobytes()).digest()
+        return *audible(samples, rate), content
     except (AudioError, OSError) as error:
         return str(error)
 
@@ -93,10 +97,15 @@ def _scan_one(path: str) -> tuple[float, float, str] | str:
 def scan(
     library: Library, executor: Executor, *, shortest: float, progress: Callable[[Iterable[Any], int], Iterable[Any]]
 ) -> Library:
-    """Open every file once and fill in its audible part; unreadable, silent and too short files become rejects."""
+    """Open every file once and fill in its audible part; unreadable, silent and too short files become rejects.
+
+    So do copies of a sound: one would be trained on and the other tested on. Of several in a class the first stays;
+    where they are in several classes none does, for one name at least is wrong.
+    """
     files = [clip for clip in library.clips if clip.path]
     found = progress(executor.map(_scan_one, [clip.path or "" for clip in files], chunksize=8), len(files))
     clips, rejects = [clip for clip in library.clips if not clip.path], list(library.rejects)
+    same: dict[bytes, list[Clip]] = defaultdict(list)
     for clip, result in zip(files, found, strict=True):
         if isinstance(result, str):
             rejects.append({"item": clip.name, "reason": result})
@@ -105,8 +114,17 @@ def scan(
                 {"item": clip.name, "reason": f"audible for {result[1]:.2f} s, needed at least {shortest} s"}
             )
         else:
-            start, seconds, loud = result
-            clips.append(replace(clip, start=round(start, 4), seconds=round(seconds, 4), loud=loud))
+            start, seconds, loud, content = result
+            same[content].append(replace(clip, start=round(start, 4), seconds=round(seconds, 4), loud=loud))
+    for first, *copies in same.values():
+        other = next((copy for copy in copies if copy.label != first.label), None)
+        if other is None:
+            clips.append(first)
+            rejects += [{"item": copy.name, "reason": f"the same sound as {first.name}"} for copy in copies]
+            continue
+        for clip in (first, *copies):
+            twin = first if clip.label != first.label else other
+            rejects.append({"item": clip.name, "reason": f"the same sound as {twin.name}, which is in another class"})
     return replace(library, clips=clips, rejects=rejects)
 
 
@@ -119,6 +137,9 @@ def load(clip: Clip, sample_rate: int) -> np.ndarray:
 
     samples, rate = _read(clip.path)
     part = samples[round(clip.start * rate) : round((clip.start + clip.seconds) * rate)]
+    if len(part) < (clip.seconds - FRAME) * rate:  # its last frame may be a part of one
+        expected, found = f"{clip.start + clip.seconds:g} s, as when it was scanned", f"{len(samples) / rate:g} s"
+        raise AudioError(describe(clip.path, expected, found, "It was replaced since: begin anew."))
     return audio.resample(audio.Waveform(part[None], rate, "mono"), sample_rate).samples[0]
 
 

@@ -11,6 +11,7 @@ workers) -> Source``, registered by an entry point of the group ``audio_llm.gyms
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +23,7 @@ from accelerate.utils import gather_object
 
 from audio_llm import audio
 from audio_llm.audio import Waveform
-from audio_llm.errors import AudioError, ConfigError, ShardError, TrainingError, describe
+from audio_llm.errors import AudioLLMError, ConfigError, TrainingError, describe
 from audio_llm.files import read_json, write_json
 from audio_llm.registry import Registry
 from audio_llm.shards.reader import ShardDataset
@@ -172,7 +173,9 @@ class Gym(RunSampler):
             except BrokenProcessPool as error:
                 cure = "The same command goes on from the last checkpoint; data.gym.workers=0 draws without processes."
                 raise TrainingError(describe("data.gym", "workers that live", "a dead one", cure)) from error
-            except (AudioError, ShardError) as error:
+            except TrainingError:
+                raise
+            except AudioLLMError as error:
                 rejects.append((f"{self.name}: {kind} {number}", str(error)))
                 number = number % ELSEWHERE + attempt * ELSEWHERE
                 made = self.source.submit(kind, number)
@@ -283,13 +286,19 @@ def recordings_of(shards: ShardDataset) -> Iterator[tuple[str, str]]:
     """The recordings that are heard in `shards`, each with its sample's id."""
     for place in range(len(shards)):
         sample = shards.load_sample(place)
-        yield from ((str(recording), sample.id) for recording in sample.meta.get("recordings") or ())
+        clip = [sample.source.clip] if sample.source and sample.source.clip else []
+        yield from ((str(recording), sample.id) for recording in sample.meta.get("recordings") or clip)
 
 
 def check_apart(source: Source, validation: ShardDataset, name: str) -> None:
     """Raise :class:`ConfigError` where a gym draws a recording that is validated on."""
-    shared = next((pair for pair in recordings_of(validation) if pair[0] in source.recordings), None)
+    shared = next((pair for pair in recordings_of(validation) if _names(pair[0]) & source.recordings), None)
     if shared is not None:
         cure = "Name the folder that audio-llm prep made, whose seed and folds split the recordings."
         found = f"'{shared[0]}', which data.validation has in '{shared[1]}'"
         raise ConfigError(describe(name, "recordings that are not validated on", found, cure))
+
+
+def _names(recording: str) -> set[str]:
+    """What a recording may be called: shards of single clips name files, scenes what files are named without ending."""
+    return {recording, os.path.splitext(recording)[0]}

@@ -147,8 +147,9 @@ class SceneSource:
         self.recordings = frozenset(clip.recording for clip in clips)
         decisive = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("subsets", "text")}
         decisive["sounds"] = {key: value for key, value in decisive["sounds"].items() if key != "folder"}
+        measured = [simulate.head_digest(config)] if config.head.sofa else []
         asks = dataclasses.asdict(asked), formats
-        self.digest = digest(simulate.FORMAT_VERSION, decisive, asks, simulate.sounds_digest(found))
+        self.digest = digest(simulate.FORMAT_VERSION, decisive, asks, simulate.sounds_digest(found), *measured)
         self._closing = ExitStack()
         self._jobs = self._closing.enter_context(pool.open_pool(workers, Drawer, args, apart=True))
 

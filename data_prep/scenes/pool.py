@@ -60,11 +60,6 @@ class Jobs:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise AudioLLMError(
-                "a worker process died (out of memory?). Finished shards are intact; run again, with --workers 1 "
-                "if it repeats."
-            ) from error
         finally:
             for future in waiting:
                 future.cancel()
@@ -108,6 +103,11 @@ def plain_pool(workers: int, initializer: Any = None, args: tuple[Any, ...] = ()
     )
     try:
         yield executor
+    except BrokenProcessPool as error:
+        raise AudioLLMError(
+            "a worker process died (out of memory?). Finished shards are intact; run again, with --workers 1 "
+            "if it repeats."
+        ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 

@@ -337,10 +337,13 @@ def sounds_digest(library: sounds.Library) -> str:
 
 def identity(config: SceneConfig, library: sounds.Library) -> Identity:
     """Everything that decides the data: recipe, sounds, a measured head, version of the simulator."""
-    digests = {"format": FORMAT_VERSION, "sounds": sounds_digest(library)}
-    if config.head.sofa:
-        digests["head"] = content_hash(config.head.sofa)
+    digests = {"format": FORMAT_VERSION, "sounds": sounds_digest(library)} | head_digest(config)
     return identity_of(config, digests, ("sounds.folder", "head.sofa"))
+
+
+def head_digest(config: SceneConfig) -> dict[str, str]:
+    """SHA-256 of the file of a measured head, where the recipe names one."""
+    return {"head": content_hash(config.head.sofa)} if config.head.sofa else {}
 
 
 def config_hash(config: SceneConfig, library: sounds.Library) -> str:
@@ -406,7 +409,7 @@ def scan_sounds(config: SceneConfig, out: Path, library: sounds.Library, workers
     if config.sounds.folder is None:
         return library
     cache = out / "sounds.json"
-    key = [library.fingerprint, config.sounds.shortest]
+    key = [sounds_digest(library), config.sounds.shortest]
     if cache.is_file() and (tree := read_own(cache, "Delete it: sounds are scanned again.")).get("key") == key:
         places = {clip.name: clip.path for clip in library.clips}  # where they lie now
         clips = [sounds.Clip(**item | {"path": places[item["name"]]}) for item in tree["clips"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -13,10 +14,11 @@ import soundfile
 import yaml
 
 from audio_llm import config as recipes
-from audio_llm.errors import ConfigError
+from audio_llm.errors import AudioError, AudioLLMError, ConfigError
 from data_prep import procedural, sounds
-from data_prep.scenes import gym, render, rooms, simulate
+from data_prep.scenes import gym, pool, render, rooms, simulate
 from tests.data_prep.test_questions import truth
+from tests.data_prep.test_scenes import sofa_head
 
 RECIPE: dict[str, Any] = {
     "verb": "prep",
@@ -161,11 +163,7 @@ def test_the_folder_that_prep_made_is_drawn_from_with_its_own_seed(recipe, tmp_p
 
 
 def test_a_folder_of_sounds_is_scanned_once_wherever_it_lies(tmp_path):
-    for label in RECIPE["sounds"]["classes"]:
-        (tmp_path / "here" / "sounds" / label).mkdir(parents=True)
-        for number in range(8):
-            heard = 0.3 * procedural.synthesise(label, number, 1.0, 16_000)
-            soundfile.write(tmp_path / "here" / "sounds" / label / f"{label}{number}.wav", heard, 16_000)
+    make_sounds(tmp_path / "here" / "sounds")
     first = opened(write(tmp_path / "a.yaml", sounds={"folder": str(tmp_path / "here" / "sounds")}))
     scanned = (tmp_path / "kept" / "sounds.json").stat().st_mtime_ns
     one = first.submit("side-hard", 3).result()[1]
@@ -174,6 +172,87 @@ def test_a_folder_of_sounds_is_scanned_once_wherever_it_lies(tmp_path):
     assert second.digest == first.digest
     assert second.submit("side-hard", 3).result()[1].samples.tobytes() == one.samples.tobytes()
     assert (tmp_path / "kept" / "sounds.json").stat().st_mtime_ns == scanned
+
+
+def make_sounds(folder: Path) -> Path:
+    """Eight files of each class."""
+    for label in RECIPE["sounds"]["classes"]:
+        (folder / label).mkdir(parents=True)
+        for number in range(8):
+            heard = 0.3 * procedural.synthesise(label, number, 1.0, 16_000)
+            soundfile.write(folder / label / f"{label}{number}.wav", heard, 16_000)
+    return folder
+
+
+def test_sounds_that_were_replaced_are_scanned_again(tmp_path):
+    """Under their names and at their lengths: where the old one was audible says nothing about the new one."""
+    folder = make_sounds(tmp_path / "sounds")
+    path = write(tmp_path / "a.yaml", sounds={"folder": str(folder)})
+    first = opened(path)
+    heard, rate = soundfile.read(folder / "bell" / "bell0.wav")
+    late = np.concatenate([np.zeros(rate * 6 // 10), heard[: rate * 4 // 10]])  # 0.6 s later
+    soundfile.write(folder / "bell" / "bell0.wav", late, rate)
+    second = opened(path)
+    assert second.digest != first.digest
+    scanned = yaml.safe_load((tmp_path / "kept" / "sounds.json").read_text())["clips"]
+    assert next(clip["start"] for clip in scanned if clip["name"] == "bell/bell0.wav") == pytest.approx(0.6, abs=0.03)
+
+
+def test_a_sound_that_became_shorter_since_is_named(tmp_path):
+    """While a run draws: a scene would hold nothing of it."""
+    heard = 0.3 * procedural.synthesise("bell", 0, 1.0, 16_000)
+    soundfile.write(tmp_path / "a.wav", heard, 16_000)
+    clip = sounds.Clip("bell", "a", "a", start=0.2, seconds=0.7, path=str(tmp_path / "a.wav"))
+    assert len(sounds.load(clip, 16_000)) == round(0.7 * 16_000)
+    sounds.load.cache_clear()
+    soundfile.write(tmp_path / "a.wav", heard[:8000], 16_000)
+    with pytest.raises(AudioError, match=r"a\.wav: expected 0\.9 s, as when it was scanned, found 0\.5 s"):
+        sounds.load(clip, 16_000)
+
+
+def test_another_measured_head_is_another_gym(tmp_path):
+    """Under the same name."""
+    path = write(tmp_path / "a.yaml", head={"sofa": str(sofa_head(tmp_path / "head.sofa"))})
+    first = opened(path).digest
+    assert opened(path).digest == first
+    sofa_head(tmp_path / "head.sofa", turned=10.0)
+    assert opened(path).digest != first
+
+
+def test_copies_of_a_sound_are_on_no_two_sides(tmp_path):
+    """Of a class the first stays, also beside copies in another format; of a sound with two names none does."""
+    folder = make_sounds(tmp_path / "sounds")
+    for number in range(8):
+        shutil.copy(folder / "bell" / f"bell{number}.wav", folder / "bell" / f"copy{number}.wav")
+    heard, rate = soundfile.read(folder / "drum" / "drum0.wav")
+    soundfile.write(folder / "drum" / "again.flac", heard, rate)
+    shutil.copy(folder / "rain" / "rain3.wav", folder / "wind" / "rain.wav")
+    config = recipes.load(simulate.SceneConfig, write(tmp_path / "a.yaml", sounds={"folder": str(folder)}))
+    (tmp_path / "kept").mkdir()
+    library, _, _ = simulate.split_sounds(config, tmp_path / "kept", simulate.find_sounds(config), 1, True)
+    reasons = {reject["item"]: reject["reason"] for reject in library.rejects}
+    assert reasons == {f"bell/copy{n}.wav": f"the same sound as bell/bell{n}.wav" for n in range(8)} | {
+        "drum/drum0.wav": "the same sound as drum/again.flac",
+        "rain/rain3.wav": "the same sound as wind/rain.wav, which is in another class",
+        "wind/rain.wav": "the same sound as rain/rain3.wav, which is in another class",
+    }
+    kept = library.clips
+    contents = [soundfile.read(clip.path)[0].tobytes() for clip in kept]
+    assert len(set(contents)) == len(contents) == 6 * 8 - 1
+
+
+class Mortal:
+    """Work in which a process dies, as of too little memory."""
+
+    def die(self, job: int) -> None:
+        os._exit(9)
+
+
+def test_a_worker_that_dies_is_told_of_by_all_pools():
+    with pytest.raises(AudioLLMError, match="a worker process died"), pool.open_pool(1, Mortal, (), apart=True) as jobs:
+        list(jobs.run("die", [0]))
+    with pytest.raises(AudioLLMError, match="a worker process died"), pool.plain_pool(1) as executor:
+        list(executor.map(os._exit, [9]))
 
 
 def test_what_is_no_recipe_of_scenes_is_not_recognised(tmp_path):

@@ -550,7 +550,7 @@ def test_esc_folds_are_kept(tmp_path):
     )
     assert not left_out
     assert {clip.fold for clip in groups["train"]} == {"1", "2", "3"} and len(groups["test"]) == 80
-    start, seconds, _ = sounds._scan_one(groups["test"][0].path)
+    start, seconds, *_ = sounds._scan_one(groups["test"][0].path)
     assert start >= 0 and 0.1 < seconds <= 5.0
 
 

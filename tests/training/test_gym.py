@@ -8,9 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +23,11 @@ for package in ("trl", "peft", "accelerate", "datasets", "pyroomacoustics"):
     pytest.importorskip(package)
 
 from audio_llm import config, files  # noqa: E402
+from audio_llm.audio import Waveform  # noqa: E402
 from audio_llm.errors import ConfigError, TrainingError  # noqa: E402
+from audio_llm.shards.reader import ShardDataset  # noqa: E402
+from audio_llm.shards.schema import Sample, Source  # noqa: E402
+from audio_llm.shards.writer import ShardWriter  # noqa: E402
 from audio_llm.training import grpo, gym  # noqa: E402
 from tests.data_prep.test_gym import RECIPE, write  # noqa: E402
 from tests.paths import ROOT  # noqa: E402
@@ -211,6 +218,35 @@ def test_recordings_that_are_validated_on_are_not_drawn(checkpoint, scenes, tmp_
         else:
             with pytest.raises(ConfigError, match="recordings that are not validated on, found .* data.validation has"):
                 grpo.run(tree, transformers_engine)
+
+
+def test_recordings_of_shards_made_of_single_clips_are_known_as_well(tmp_path):
+    """``kind: manifest`` names a file where scenes name it without its ending."""
+    folder, heard = tmp_path / "shards", Waveform(np.full((1, 4000), 0.1, np.float32), 16_000, "mono")
+    with ShardWriter(folder) as writer:
+        writer.write(Sample("a", "open", question="What?", answer="a dog", source=Source("b", clip="dog/1.wav")), heard)
+    for recordings, fits in (({"dog/2"}, True), ({"dog/1"}, False), ({"dog/1.wav"}, False)):
+        source: Any = SimpleNamespace(recordings=frozenset(recordings))
+        with nullcontext() if fits else pytest.raises(ConfigError, match=r"found 'dog/1\.wav', which .* has in 'a'"):
+            gym.check_apart(source, ShardDataset(folder), "data.gym")
+
+
+def test_draws_whatever_is_wrong_with_them_are_replaced(checkpoint, scenes, tmp_path, monkeypatch):
+    """A question that no room has a scene for would stop the run, at the same draw whenever it is taken up again."""
+    from data_prep.scenes.gym import Drawer
+
+    drawn = Drawer.scene
+
+    def without_room(self: Any, ask: Any, questions: Any, kind: str) -> Any:
+        if ask.index == 1:
+            raise ConfigError("no scene in 200 rooms")
+        return drawn(self, ask, questions, kind)
+
+    monkeypatch.setattr(Drawer, "scene", without_room)
+    recipe = gym_recipe(checkpoint, scenes, tmp_path / "run", steps=1, prompts_per_step=8)
+    recipe.data.max_reject_share = 0.5
+    grpo.run(recipe, transformers_engine)
+    assert "no scene in 200 rooms" in (recipe.output / "rejects.jsonl").read_text()
 
 
 # ------------------------------------------------------------------------------------------------------- refusals
