@@ -15,6 +15,7 @@ import secrets
 import shutil
 import socket
 import stat
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -97,8 +98,19 @@ def _beside(target: Path, ending: str) -> Path:
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """A new empty file beside `path` that takes its place when the block ends without an error."""
+    """A new empty file beside `path` that takes its place when the block ends without an error.
+
+    A device or a pipe (``/dev/stdout``, ``/dev/null``) stays what it is and gets the bytes.
+    """
     target = Path(path)
+    if _takes_bytes(target):
+        with tempfile.TemporaryDirectory() as folder:
+            held = Path(folder) / "held"
+            held.touch()
+            yield held
+            with open(held, "rb") as source, open(target, "wb") as sink:
+                shutil.copyfileobj(source, sink)
+        return
     temporary = _beside(target, "tmp")
     try:
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
@@ -110,6 +122,15 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def _takes_bytes(path: Path) -> bool:
+    """Whether `path` is neither a file nor a folder nor missing."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 @contextlib.contextmanager
@@ -223,7 +244,32 @@ def write_atomically(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write indented JSON atomically; the folder is made where it is missing."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(path, _json(value))
+
+
+def write_asked(path: str | Path, value: Any) -> None:
+    """Write a text, or a tree as JSON, where a person said (``--out``, ``--json``).
+
+    What is there is replaced where it begins alike: the same command wrote it. Raises :class:`ConfigError` for another
+    file, which may be the answers themselves.
+    """
+    text, path = value if isinstance(value, str) else _json(value), Path(path)
+    head = text[:_HEAD].encode(errors="backslashreplace")
+    if path.is_file():
+        with open(path, "rb") as stream:
+            there = stream.read(len(head))
+        if there not in (b"", head):
+            cure = "Choose another name, or delete it."
+            raise ConfigError(describe(f"output {path}", "a new file, or one of this command's", "another file", cure))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text)
+
+
+_HEAD = 12  # characters in which the files of a command are alike: the first key of JSON, a doctype
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def append_line(path: str | Path, record: Mapping[str, Any]) -> None:

@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from audio_llm import files
+from audio_llm.errors import ConfigError
 from tests.paths import ROOT
 
 VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.text(st.characters()))
@@ -51,6 +53,39 @@ def test_an_error_leaves_what_was_there(tmp_path, kind):
             (temporary if kind == "file" else temporary / "part").write_text("half")
             raise error
     assert whole.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["thing"]
+
+
+@pytest.mark.parametrize("by", ["name", "link"])
+def test_a_pipe_or_a_device_stays_what_it_is(tmp_path, by):
+    """As /dev/null and /dev/stdout: a file in their place would take them away from every program."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    target = pipe if by == "name" else tmp_path / "link"
+    if by == "link":
+        target.symlink_to(pipe)
+    told = []
+    reader = threading.Thread(target=lambda: told.append(pipe.read_bytes()))
+    reader.start()
+    files.write_json(target, {"é": 1})
+    reader.join(60)
+    assert told == ['{\n  "é": 1\n}\n'.encode()]
+    assert pipe.is_fifo() and target.is_fifo() and target.is_symlink() == (by == "link")
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", target.name}
+
+
+def test_what_was_asked_for_takes_no_other_files_place(tmp_path):
+    path = tmp_path / "new" / "found.json"
+    files.write_asked(path, {"scorer": "a"})
+    files.write_asked(path, {"scorer": "b"})
+    assert files.read_json(path) == {"scorer": "b"}
+    for content in ('{"model": 1}', "<!doctype html>", "{", "x" * 99):
+        path.write_text(content)
+        with pytest.raises(ConfigError, match=r"output .*found\.json: expected a new file, .* found another file"):
+            files.write_asked(path, {"scorer": "b"})
+        assert path.read_text() == content
+    path.write_text("")  # as a shell makes it
+    files.write_asked(path, "a table\n")
+    assert path.read_text() == "a table\n"
 
 
 def test_an_error_names_the_file_that_was_asked_for(tmp_path):

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import logging
+import math
 import os
 import sys
 import warnings
@@ -25,8 +26,20 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 
+def _finite(text: str) -> float:
+    """What ``type=float`` means on the command line: no limit holds against NaN, and no size is infinite."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a finite number, found {text!r}")
+    return value
+
+
 class _Parser(argparse.ArgumentParser):
     """Tells who writes ``--steps 2`` how a key of a recipe is set."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("type", float, _finite)
 
     def error(self, message: str) -> NoReturn:
         options = [word for word in message.partition("unrecognized arguments: ")[2].split() if word.startswith("--")]

@@ -83,11 +83,23 @@ def run(args: argparse.Namespace) -> int:
         raise CheckpointError(
             describe(f"output {args.out}", "a new folder", "an existing one", "Give --force to replace it.")
         )
+    _refuse_inputs(args)
     kinds = {"encoder": _encoder, "build": _build, "merge": _merge, "lm": _language_model}
     kinds |= {"shards": _shards, "native": _native, "bat": _bat}
     kinds[args.kind](args)
     print(f"wrote {args.out}")
     return 0
+
+
+def _refuse_inputs(args: argparse.Namespace) -> None:
+    """With --force the old folder goes: not the one that is read."""
+    named = ("source", "encoder", "language_model", "base", "adapter", "model")
+    given = [getattr(args, name, None) for name in named] + list(getattr(args, "folders", []))
+    out = args.out.resolve()
+    for path in (Path(value) for value in given if value is not None):
+        if path.exists() and path.resolve().is_relative_to(out):
+            found = f"{path}, which is converted" if path.resolve() == out else f"the folder of {path}"
+            raise CheckpointError(describe(f"output {args.out}", "a new folder", found, "Choose another name."))
 
 
 def _encoder(args: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from audio_llm.audio import CHANNEL_NAMES, Waveform, encode, limit_peak
 from audio_llm.errors import ShardError, describe
-from audio_llm.files import write_atomically
+from audio_llm.files import write_asked
 from audio_llm.shards.index import LAYOUTS, ShardIndex
 from audio_llm.shards.reader import ShardDataset
 from audio_llm.shards.schema import Event, Sample
@@ -225,7 +225,7 @@ def write_page(path: Path, dataset: ShardDataset, survey: Survey, position: int,
         prompt=marked,
         survey=html.escape(shard_table(dataset) + "\n\n" + survey.text()),
     )
-    write_atomically(path, page)
+    write_asked(path, page)
 
 
 def _sound_html(waveform: Waveform) -> str:

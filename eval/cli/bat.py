@@ -13,11 +13,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from audio_llm.files import write_atomically
+    from audio_llm.files import write_asked
     from eval.figures import bat, runs
 
     text = bat.table([bat.row_of(run) for run in runs.load_named(args.runs)])
     print(text)
     if args.out:
-        write_atomically(args.out, text + "\n")
+        write_asked(args.out, text + "\n")
     return 0

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from audio_llm.errors import ConfigError, describe, nearest
-    from audio_llm.files import write_json
+    from audio_llm.files import write_asked
     from eval import harnesses
     from eval.figures import claims
     from eval.figures.tables import percent, to_plain
@@ -64,5 +64,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         tree = {"file": args.file, "harness": name, "answers": len(rows), "scored": len(asked), "chance": chance}
         tree |= {"rules": rules, "shapes": shapes, "claimed": args.claimed, "verdict": told or None}
-        write_json(args.json, to_plain(tree))
+        write_asked(args.json, to_plain(tree))
     return 0 if holds else 1

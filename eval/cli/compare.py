@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from audio_llm.errors import ConfigError, describe
-    from audio_llm.files import write_json
+    from audio_llm.files import write_asked
     from eval.cli.options import scorer_settings
     from eval.figures import comparing, dependency, runs
     from eval.figures.tables import to_plain
@@ -82,5 +82,5 @@ def run(args: argparse.Namespace) -> int:
         found = comparing.compare_runs(first, second, answers=args.answers, group=args.by or "question_type")
         print(comparing.table(found))
     if args.json:
-        write_json(args.json, {"scorer": found.scorer} | to_plain(found))
+        write_asked(args.json, {"scorer": found.scorer} | to_plain(found))
     return 0

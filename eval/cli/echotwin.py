@@ -135,7 +135,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 def run_table(args: argparse.Namespace) -> int:
     from audio_llm.errors import ConfigError, describe
-    from audio_llm.files import write_atomically
+    from audio_llm.files import write_asked
     from eval.tasks import echotwin
 
     pairs = [text.partition("=") for text in (*args.runs, *args.baseline)]
@@ -150,7 +150,7 @@ def run_table(args: argparse.Namespace) -> int:
     found = echotwin.table(dict(models), dict(baselines), args.train)
     print(found.text)
     if args.out:
-        write_atomically(args.out, found.text + "\n")
+        write_asked(args.out, found.text + "\n")
     if not args.strict or not found.failures:
         return 0
     print("\n".join(found.failures), file=sys.stderr)

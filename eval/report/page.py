@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from audio_llm.files import write_atomically
+from audio_llm.files import write_asked
 from eval.figures.expectations import Finding
 from eval.figures.runs import Run
 from eval.report import counterfactual, hearing, results
@@ -65,7 +65,7 @@ def write(
     """Write the page to `out`, and say so."""
     page = build(runs, training, findings, title=title)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, page)
+    write_asked(out, page)
     print(f"{out}: {len(runs)} run{'s' if len(runs) > 1 else ''}, {len(page) / 1e6:.1f} MB")
 
 

@@ -58,6 +58,27 @@ def test_a_link_to_itself_is_one_sentence(tmp_path: Path, capsys: pytest.Capture
     assert "run': Too many levels of symbolic links." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["doctor", "--recipe", "recipe.yaml", "--gpu-memory"],
+        ["inspect", "shards", "--max-reject-share"],
+        ["serve", "model", "--max-body-mb"],
+        ["eval", "model", "shards", "--max-errors"],
+        ["predict", "model", "a.wav", "--hop"],
+        ["echotwin", "train", "--lr_text"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("value", ["nan", "-inf", "1e999"])
+def test_numbers_are_finite(arguments: list[str], value: str, capsys: pytest.CaptureFixture) -> None:
+    """No share is above a limit of NaN: all samples might be unusable."""
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments[:-1], f"{arguments[-1]}={value}"])
+    assert stopped.value.code == 2
+    assert f"argument {arguments[-1]}: expected a finite number, found '{value}'" in capsys.readouterr().err
+
+
 def test_no_verb_is_an_error_that_shows_the_help() -> None:
     reply = audio_llm()
     assert reply.returncode == 2

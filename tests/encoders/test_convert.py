@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from audio_llm.cli import main
 from audio_llm.errors import CheckpointError
+from audio_llm.files import content_hash
 from audio_llm.model.build import load_language_model
 from audio_llm.model.validate import LORA_TARGETS, check_language_model
 
@@ -182,3 +184,14 @@ def test_an_existing_folder_is_not_replaced_unasked(checkpoint, tmp_path: Path, 
     capsys.readouterr()
     assert main(["convert", "lm", str(checkpoint()), str(file), "--force"]) == 2
     assert "expected a new folder, found a file" in capsys.readouterr().err and file.read_text() == "keep"
+
+
+def test_what_is_converted_is_not_replaced(checkpoint, tmp_path: Path, capsys) -> None:
+    """With --force, by whatever name it is given; nor is a folder that holds it."""
+    model = Path(shutil.copytree(checkpoint(), tmp_path / "runs" / "model"))
+    (tmp_path / "link").symlink_to(model)
+    before = content_hash(model)
+    for out in (model, tmp_path / "runs", tmp_path / "link", tmp_path / "runs" / ".." / "runs" / "model"):
+        assert main(["convert", "lm", str(model), str(out), "--force"]) == 2
+        assert "expected a new folder, found" in capsys.readouterr().err
+    assert content_hash(model) == before

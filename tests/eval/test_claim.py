@@ -210,3 +210,13 @@ def places(tree: Any) -> Iterator[tuple[Any, Any]]:
     for key in list(tree) if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ():
         yield tree, key
         yield from places(tree[key])
+
+
+def test_the_figures_do_not_take_the_place_of_the_answers(tmp_path: Path, capsys) -> None:
+    path = official(tmp_path / "answers.json")
+    before = path.read_bytes()
+    assert main(["claim", str(path), "--json", str(path)]) == 2
+    assert "answers.json: expected a new file, or one of this command's, found another file" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    for _ in range(2):
+        assert main(["claim", str(path), "--json", str(tmp_path / "figures.json")]) == 0
