@@ -14,6 +14,7 @@ import json
 import os
 import re
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -569,6 +570,19 @@ def shard_paths(folder: Path) -> list[Path]:
         cure = f"Name the folder that they lie in, such as {deeper}." if deeper else "Make them with audio-llm prep."
         raise ShardError(describe(str(folder), "*.tar shards", "none", cure))
     return paths
+
+
+def check_folders(learnt: Sequence[Path], validated: Sequence[Path]) -> None:
+    """Raise :class:`ShardError` for a folder without shards. Warn of one that is validated on and learnt from, under
+    its own name or as a copy: what validation says, and decides, is then about nothing new."""
+    for folder in (*learnt, *validated):
+        shard_paths(folder)
+    known = {data_hash([folder]): folder for folder in learnt} if validated else {}
+    for folder in validated:
+        if twin := known.get(data_hash([folder])):
+            copy = f"{folder}, a copy of {twin}" if str(twin) != str(folder) else f"{folder}"
+            text = describe("data.validation", "folders that nothing is learnt from", f"{copy}, which data.train has")
+            warnings.warn(text, stacklevel=2)
 
 
 def _shards(folder: Path) -> list[Path]:

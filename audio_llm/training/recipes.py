@@ -23,7 +23,7 @@ from audio_llm.model.validate import (
     read_facts,
 )
 from audio_llm.ranges import check_numbers
-from audio_llm.shards.index import ShardIndex, shard_paths
+from audio_llm.shards.index import ShardIndex, check_folders
 from audio_llm.shards.tags import FILE as TAGS_FILE
 from audio_llm.shards.tags import Tags, check_where, choose, tags_folder
 from audio_llm.training.counterfactual import NAME as PAIRS
@@ -371,8 +371,7 @@ class PolicyRecipe(RunRecipe):
         if self.resume not in ("auto", "never") and not Path(self.resume).is_dir():
             expected = "auto, never or the folder of a checkpoint"
             raise ConfigError(describe(f"resume {self.resume}", expected, "none of that name"))
-        for folder in (*self.train_folders(), *self.data.validation):
-            shard_paths(folder)
+        check_folders(self.train_folders(), self.data.validation)
         for folder in (folder for stage in self.stage_recipes() for folder in stage.data.tags):
             Tags.read(folder)
         self.model.check_paths(self.output / "start")

@@ -7,11 +7,14 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,7 +31,7 @@ from audio_llm import audio
 from audio_llm.audio import Waveform
 from audio_llm.errors import AudioError, ConfigError, ShardError
 from audio_llm.shards import reader
-from audio_llm.shards.index import CACHE, INDEX_REJECTS, ShardIndex
+from audio_llm.shards.index import CACHE, INDEX_REJECTS, ShardIndex, check_folders
 from audio_llm.shards.reader import ShardDataset
 from audio_llm.shards.schema import AudioInfo, Event, Sample, Source
 from audio_llm.shards.splits import split_of
@@ -654,3 +657,18 @@ def test_shards_one_folder_down_are_named(folder: Path, tmp_path: Path) -> None:
     repack(folder, tmp_path / "packed")
     with pytest.raises(ShardError, match="Name the folder that they lie in, such as .*packed"):
         ShardDataset([tmp_path])
+
+
+def test_validating_on_what_is_learnt_from_is_told(shards, tmp_path):
+    """Under its own name or as a copy; two sets of the same recipe by other seeds are two."""
+    one, other = shards(8), shards(8, seed=1)
+    copy = Path(shutil.copytree(one, tmp_path / "copy"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_folders([one], [other])
+        check_folders([one, other], [])
+    for folder, words in ((one, f"found {one}, which"), (copy, f"found {copy}, a copy of {one}, which")):
+        with pytest.warns(UserWarning, match=f"data.validation: expected folders that .* {re.escape(words)}"):
+            check_folders([other, one], [folder])
+    with pytest.raises(ShardError, match="no such folder"):
+        check_folders([one], [tmp_path / "none"])
