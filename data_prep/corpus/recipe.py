@@ -15,10 +15,12 @@ from data_prep.corpus.engines import ENGINES
 from data_prep.corpus.engines.base import Engine, Running, told
 from data_prep.corpus.ledger import hashed
 from data_prep.corpus.sources import SOURCES
-from data_prep.corpus.stage import FAILED, Source, Stage
+from data_prep.corpus.stage import FAILED, Source, Stage, Step
 from data_prep.corpus.stages import STAGES
 
 T = TypeVar("T")
+# What a stage has to have; not to be asked of its class, for some are keys of its recipe.
+_PARTS = ("name", "needs", "gives", "run", *(part for part in vars(Step) if not part.startswith("_")))
 LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 
 
@@ -123,6 +125,9 @@ class CorpusConfig:
             where, tree = f"stages.{label}", {"name": label} | (keys or {})
             running = config.build(Running, {k: v for k, v in tree.items() if k in own}, where)
             name, stage = self._made(STAGES.find, {k: v for k, v in tree.items() if k not in own}, where)
+            if missing := [part for part in _PARTS if not hasattr(stage, part)]:
+                cure = "Let it inherit data_prep.corpus.stage.Step, and say the rest itself: docs/extending/stage.md."
+                raise ConfigError(describe(f"{where}: {name}", f"a stage with '{missing[0]}'", "none", cure))
             found.append(Entry(label, stage, running, name))
         for number, entry in enumerate(found):
             entry.stage.before([later.stage for later in found[number + 1 :]])

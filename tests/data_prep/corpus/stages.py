@@ -150,6 +150,28 @@ class Ask(Step):
 
 
 @dataclass
+class Bare(Step):
+    """Says nothing of what it needs."""
+
+    name: ClassVar[str] = "bare"
+
+    def run(self, items: Sequence[Item]) -> list[Item | Reject]:
+        return list(items)
+
+
+@dataclass
+class Stranger:
+    """Is no :class:`Step`."""
+
+    name: ClassVar[str] = "stranger"
+    needs: ClassVar[tuple[str, ...]] = ()
+    gives: ClassVar[tuple[str, ...]] = ()
+
+    def run(self, items: Sequence[Item]) -> list[Item | Reject]:
+        return list(items)
+
+
+@dataclass
 class Forgetful(Broken):
     """Can be asked again for a reason that it does not have."""
 

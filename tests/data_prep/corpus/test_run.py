@@ -29,9 +29,8 @@ from data_prep.corpus.stage import Item, Reject
 from data_prep.tasks.corpus import prepare
 from tests.paths import ROOT
 
-NOTE, ORDER, BROKEN, STRANGE = (
-    f"tests.data_prep.corpus.stages:{name}" for name in ("Note", "Order", "Broken", "Strange")
-)
+STAGES = "tests.data_prep.corpus.stages"
+NOTE, ORDER, BROKEN, STRANGE = (f"{STAGES}:{name}" for name in ("Note", "Order", "Broken", "Strange"))
 
 
 def rows(folder: Path, texts: Sequence[str]) -> Path:
@@ -291,6 +290,8 @@ def test_a_run_that_is_killed_goes_on(tmp_path: Path) -> None:
         ),
         ({"corpus": "a b"}, "corpus: expected a name of letters"),
         ({"stages": {"json": {"name": "json:loads"}}}, "expected one of"),
+        ({"stages": {"x": {"name": f"{STAGES}:Bare"}}}, "a stage with 'needs', found none. Let it inherit"),
+        ({"stages": {"x": {"name": f"{STAGES}:Stranger"}}}, "a stage with 'version', found none. Let it inherit"),
     ],
 )
 def test_a_recipe_that_does_not_fit_is_refused(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
