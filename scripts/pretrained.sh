@@ -76,46 +76,56 @@ PY
 [ -d "$LANGUAGE_MODEL" ] || LANGUAGE_MODEL="$(folder_of --language-model "$LANGUAGE_MODEL")" || exit 2
 
 # Steps of projector and adapters once the projector is aligned (so that a busy machine learns as much), and seconds of
-# GRPO. The hour has room for GRPO's control.
+# GRPO. In twenty minutes both see all recordings. The hour has room for GRPO's control, and keeps a speaker and a fold of
+# the training for them: of what SFT has learnt by heart all replies are equal. Its held-out sounds are asked four times.
 if [ "$MINUTES" = 20 ]; then
-    BOTH=240 GRPO=360 RUNS=(sft grpo)
+    BOTH=240 GRPO=360 RATE=1e-4 RUNS=(sft grpo) DIGITS_HOW=() SOUNDS_HOW=()
 else
-    BOTH=400 GRPO=1200 RUNS=(sft more_sft grpo)
+    BOTH=240 GRPO=1500 RATE=2e-4 RUNS=(sft more_sft grpo)
+    DIGITS_HOW=("splits={train: [george, jackson], rl: [nicolas], validation: [theo], test: [lucas, yweweler]}")
+    SOUNDS_HOW=("splits={train: [1, 2], rl: [3], test: [4]}" draws=4)
 fi
 
 # ------------------------------------------------------------------------------------------------------- the stages
 
 rm -f "$OUT"/.stages/*.seconds
 NAMES=(digits sounds "${RUNS[@]}")
-TRAIN="[$DATA/digits/train,$DATA/sounds/train]"
+SEEN="[$DATA/digits/train,$DATA/sounds/train]" NEW="$SEEN" ALL="$SEEN"
+if [ "$MINUTES" = 60 ]; then # mixed by weight, for a clip of sounds is there as often as it is asked
+    SEEN="[{path: $DATA/digits/train, weight: 1},{path: $DATA/sounds/train, weight: 1}]"
+    NEW="[{path: $DATA/digits/rl, weight: 1},{path: $DATA/sounds/rl, weight: 3}]"
+    ALL="[{path: $DATA/digits/train, weight: 2},{path: $DATA/digits/rl, weight: 1},"
+    ALL+="{path: $DATA/sounds/train, weight: 2},{path: $DATA/sounds/rl, weight: 1}]"
+fi
 declare -A TITLES=([sft]=SFT [more_sft]="more SFT" [grpo]=GRPO)
 
 prepare() {
     stage digits "$DATA/digits" "$RECIPES/digits.yaml,data_prep" audio-llm prep "$RECIPES/digits.yaml" "$DATA/digits" \
-        "path=$DIGITS" "seed=$SEED"
+        "path=$DIGITS" "seed=$SEED" "${DIGITS_HOW[@]}"
     stage sounds "$DATA/sounds" "$RECIPES/sounds.yaml,data_prep" audio-llm prep "$RECIPES/sounds.yaml" "$DATA/sounds" \
-        "path=$SOUNDS/meta/esc50.csv" "root=$SOUNDS/audio" "seed=$SEED"
+        "path=$SOUNDS/meta/esc50.csv" "root=$SOUNDS/audio" "seed=$SEED" "${SOUNDS_HOW[@]}"
 }
 
-supervise() { # supervise NAME OVERRIDES...: what both runs of SFT have in common
-    local name="$1"
-    shift
-    stage "$name" "$OUT/$name" "$RECIPES/sft.yaml,digits,sounds" audio-llm sft "$RECIPES/sft.yaml" "data.train=$TRAIN" \
+supervise() { # supervise NAME DATA OVERRIDES...: what both runs of SFT have in common
+    local name="$1" data="$2"
+    shift 2
+    stage "$name" "$OUT/$name" "$RECIPES/sft.yaml,digits,sounds" audio-llm sft "$RECIPES/sft.yaml" "data.train=$data" \
         "data.validation=[$DATA/digits/validation]" "encoder_cache=$OUT/cache" "output=$OUT/$name" "$@"
 }
 
 sft() {
-    supervise sft "model.encoder.published=$ENCODER" "model.language_model.path=$LANGUAGE_MODEL" "seed=$SEED" \
+    supervise sft "$SEEN" "model.encoder.published=$ENCODER" "model.language_model.path=$LANGUAGE_MODEL" "seed=$SEED" \
         "steps=$BOTH"
 }
 
 grpo() {
-    stage grpo "$OUT/grpo" "$RECIPES/grpo.yaml,sft" audio-llm grpo "$RECIPES/grpo.yaml" "data.train=$TRAIN" \
-        "model.path=$OUT/sft/merged" "encoder_cache=$OUT/cache" "output=$OUT/grpo" "seconds=$GRPO" "seed=$SEED"
+    stage grpo "$OUT/grpo" "$RECIPES/grpo.yaml,sft" audio-llm grpo "$RECIPES/grpo.yaml" "data.train=$NEW" \
+        "model.path=$OUT/sft/merged" "encoder_cache=$OUT/cache" "output=$OUT/grpo" "seconds=$GRPO" "seed=$SEED" \
+        "learning_rate=$RATE"
 }
 
 # The control of GRPO: its time spent on more SFT, from the same start, side by side on the same machine.
-more_sft() { supervise more_sft "model.path=$OUT/sft/merged" "steps=" "seconds=$GRPO" "stages=" "seed=$((SEED + 1))"; }
+more_sft() { supervise more_sft "$ALL" "model.path=$OUT/sft/merged" "steps=" "seconds=$GRPO" "stages=" "seed=$((SEED + 1))"; }
 
 evaluate() { # evaluate RUN CONTROLS: both test sets, greedy and sampled
     local corpus

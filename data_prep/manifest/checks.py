@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from string import ascii_uppercase
 from typing import Any
 
@@ -43,7 +45,7 @@ def drafts(rows: Iterable[Record | Reject], config: ManifestConfig) -> tuple[lis
             rejects.append(Reject.of(row.where, error))
     _check_columns(config, list(seen))
     found = _refuse_doubles(found, rejects)
-    return _with_choices(found, rejects, config), rejects
+    return _refuse_doubles(_with_choices(found, config), rejects), rejects
 
 
 def _check_columns(config: ManifestConfig, there: Sequence[str]) -> None:
@@ -333,8 +335,9 @@ def _refuse_doubles(found: list[Draft], rejects: list[Reject]) -> list[Draft]:
     return kept
 
 
-def _with_choices(found: list[Draft], rejects: list[Reject], config: ManifestConfig) -> list[Draft]:
-    """Rows without choices with so many as the recipe draws, at places drawn by the seed and the row's own id."""
+def _with_choices(found: list[Draft], config: ManifestConfig) -> list[Draft]:
+    """Rows without choices with so many as the recipe draws, at places drawn by the seed and the row's own id, as often
+    as it asks them: openly once, and once with the same choices."""
     if not config.draw_choices:
         return found
     answers: dict[str, str] = {}  # by what they are when case and marks are left out: equal ones are no choice
@@ -344,14 +347,26 @@ def _with_choices(found: list[Draft], rejects: list[Reject], config: ManifestCon
     if answers and len(answers) < config.draw_choices:
         expected = f"at most the {len(answers)} answers there are"
         raise ConfigError(describe("draw_choices", expected, f"{config.draw_choices}"))
-    names = sorted(answers)
+    asked = []
     for draft in found:
-        sample = draft.sample
-        rng = seeded("choices", config.seed, sample.id)
-        if sample.choices or rng.random() < config.open_share:
-            continue
-        others = [answers[name] for name in names if name != normalise(sample.answer or "")]
-        drawn = [others[int(place)] for place in rng.permutation(len(others))[: config.draw_choices - 1]]
-        drawn.insert(int(rng.integers(config.draw_choices)), sample.answer or "")
-        sample.choices, sample.task = drawn, "choice"
-    return found
+        sample, drawn = draft.sample, set[tuple[str, ...]]()
+        for number in range(1, config.draws + 1 if not sample.choices else 2):
+            key = sample.id if number == 1 else identity(config.corpus, f"{sample.id}-draw{number}", 0)
+            choices = sample.choices or _draw(sample.answer or "", answers, config, key, open_as_well=() not in drawn)
+            if tuple(sorted(choices)) in drawn:
+                continue
+            drawn.add(tuple(sorted(choices)))
+            task = "choice" if choices else sample.task
+            asked.append(replace(draft, sample=replace(copy.deepcopy(sample), id=key, choices=choices, task=task)))
+    return asked
+
+
+def _draw(answer: str, answers: Mapping[str, str], config: ManifestConfig, key: str, open_as_well: bool) -> list[str]:
+    """Choices of which `answer` is one, or none."""
+    rng = seeded("choices", config.seed, key)
+    if rng.random() < config.open_share and open_as_well:
+        return []
+    others = [answers[name] for name in sorted(answers) if name != normalise(answer)]
+    drawn = [others[int(place)] for place in rng.permutation(len(others))[: config.draw_choices - 1]]
+    drawn.insert(int(rng.integers(config.draw_choices)), answer)
+    return drawn

@@ -18,6 +18,7 @@ from data_prep.manifest.formats.base import FIELDS, Format
 # by words, letter or both.
 AnswerAs = Literal["text", "letter", "index", "number", "key"]
 LISTED = ("choices", "audio", "start", "end", "group")  # fields that several columns may hold
+MOST_DRAWS = 100  # of one row: each is a sample with its sound
 CONTENT = "sound"  # the key of meta that tells a whole sound from others, where a sample is a stretch of one
 OWN = ("question_type", "format", "recordings", "counterfactual", CONTENT)  # keys of meta that sides and scores go by
 CORPUS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
@@ -84,6 +85,7 @@ class ManifestConfig:
     answer_as: AnswerAs | None = None  # how an answer names its choice; the format's own way where nothing is said
     draw_choices: int = 0  # for rows without choices: so many, drawn among all answers by the seed
     open_share: float = 0.0  # of these rows, asked without choices
+    draws: int = 1  # how often such a row is asked at most: openly once, and with the same choices once
     licence: str | None = None  # of the sounds, written into every sample
     # Shares of what is never divided (`columns.group`), or lists of values of `columns.split`.
     splits: dict[str, Any] = field(default_factory=lambda: {"train": 0.8, "validation": 0.1, "test": 0.1})
@@ -126,6 +128,9 @@ class ManifestConfig:
             raise ConfigError(describe("draw_choices", "rows without choices", "columns.choices as well"))
         if self.open_share and not self.draw_choices:
             raise ConfigError(describe("open_share", "draw_choices as well: the other rows' number", "none"))
+        if self.draws != 1 and not (self.draw_choices and 1 < self.draws <= MOST_DRAWS):
+            expected = f"1, or 2 to {MOST_DRAWS} with draw_choices as well"
+            raise ConfigError(describe("draws", expected, f"{self.draws}" + ("" if self.draw_choices else " alone")))
         for name in ("open_share", "max_reject_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(describe(name, "a share from 0 to 1", f"{getattr(self, name):g}"))

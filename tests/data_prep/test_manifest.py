@@ -240,6 +240,20 @@ def test_choices_are_drawn_among_answers_that_differ(tmp_path: Path) -> None:
     assert {sample.choices.index(sample.answer or "") for sample in found} == {0, 1, 2}
     made(tmp_path / "other", **how, seed=1)
     assert [sample.choices for sample in samples(tmp_path / "other")] != [sample.choices for sample in found]
+    often = how | {"draws": 3, "open_share": 0.5, "splits": {"train": 0.5, "test": 0.5}}
+    made(tmp_path / "often", **often)
+    sides = [samples(tmp_path / "often", side) for side in ("train", "test")]
+    asked: dict[str, list[Any]] = {}
+    for number, sample in [(number, sample) for number, side in enumerate(sides) for sample in side]:
+        asked.setdefault(sample.id.split("-draw")[0], []).append((number, sample.choices))
+    assert set(asked) == {sample.id for sample in found}
+    for questions in asked.values():  # on one side, none twice
+        assert len({number for number, _ in questions}) == 1
+        assert len({tuple(sorted(choices)) for _, choices in questions}) == len(questions)
+    assert max(map(len, asked.values())) > 1
+    made(tmp_path / "once", **often | {"draws": 1})  # further questions change none of the first
+    once = {s.id: s.choices for side in ("train", "test") for s in samples(tmp_path / "once", side)}
+    assert once == {s.id: s.choices for side in sides for s in side if "-draw" not in s.id}
     with pytest.raises(ConfigError, match="at most the 3 answers there are"):
         made(tmp_path / "more", **how | {"draw_choices": 4})
 
@@ -283,6 +297,8 @@ def test_stretches_are_cut_and_sounds_made_to_fit(tmp_path: Path) -> None:
         ({"audio": {"hearing": "left", "layouts": ["stereo"]}}, "hearing left"),
         ({"audio": {"max_seconds": 0.01}}, "min_seconds"),
         ({"draw_choices": 1}, "draw_choices: expected 0, or 2 to 26"),
+        ({"draws": 2}, "draws: expected 1, or 2 to 100 with draw_choices as well, found 2 alone"),
+        ({"draw_choices": 2, "draws": 101}, "draws: expected 1, or 2 to 100"),
         ({"draw_choices": 9, "columns": {"choices": "answer"}}, "rows without choices"),
     ],
 )

@@ -173,5 +173,7 @@ def test_a_sync_that_fails_is_seen_within_10_steps_and_one_that_works_is_not(
         return
     recipe = recipe_for(checkpoint, shards, tmp_path / "run", **changes)
     expected = "the weights of update 1, found those of 0" if fault == "left out" else "the same to the last digit"
+    if fault == "lost" and precision == "fp32":  # whichever comes first
+        expected += "|log-probabilities within 0.001 of the trainer's"
     with pytest.raises(TrainingError, match=expected):
         grpo.run(recipe, losing(says_so=fault == "left out"))
