@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
@@ -99,13 +100,21 @@ def scan(
 ) -> Library:
     """Open every file once and fill in its audible part; unreadable, silent and too short files become rejects.
 
-    So do copies of a sound: one would be trained on and the other tested on. Of several in a class the first stays;
-    where they are in several classes none does, for one name at least is wrong.
+    Copies of a sound count as one recording from then on, so that no split trains on one and tests on the other. Where
+    they are in two classes one name at least is wrong, of which a warning tells.
     """
     files = [clip for clip in library.clips if clip.path]
     found = progress(executor.map(_scan_one, [clip.path or "" for clip in files], chunksize=8), len(files))
     clips, rejects = [clip for clip in library.clips if not clip.path], list(library.rejects)
-    same: dict[bytes, list[Clip]] = defaultdict(list)
+    first_of: dict[bytes, Clip] = {}
+    merged: dict[str, str] = {}  # recordings, by the one that they count as
+    misnamed: list[tuple[str, str]] = []
+
+    def whole(recording: str) -> str:
+        while recording in merged:
+            recording = merged[recording]
+        return recording
+
     for clip, result in zip(files, found, strict=True):
         if isinstance(result, str):
             rejects.append({"item": clip.name, "reason": result})
@@ -115,16 +124,17 @@ def scan(
             )
         else:
             start, seconds, loud, content = result
-            same[content].append(replace(clip, start=round(start, 4), seconds=round(seconds, 4), loud=loud))
-    for first, *copies in same.values():
-        other = next((copy for copy in copies if copy.label != first.label), None)
-        if other is None:
-            clips.append(first)
-            rejects += [{"item": copy.name, "reason": f"the same sound as {first.name}"} for copy in copies]
-            continue
-        for clip in (first, *copies):
-            twin = first if clip.label != first.label else other
-            rejects.append({"item": clip.name, "reason": f"the same sound as {twin.name}, which is in another class"})
+            clips.append(replace(clip, start=round(start, 4), seconds=round(seconds, 4), loud=loud))
+            first = first_of.setdefault(content, clip)
+            if (kept := whole(first.recording)) != (other := whole(clip.recording)):
+                merged[other] = kept
+            if clip.label != first.label:
+                misnamed.append((clip.name, first.name))
+    if misnamed:
+        copy, first_name = misnamed[0]
+        told = f"{copy} is the same sound as {first_name}, which is in another class"
+        warnings.warn(f"sounds: {told}" + f" ({len(misnamed)} such files)" * (len(misnamed) > 1), stacklevel=2)
+    clips = [replace(clip, recording=whole(clip.recording)) for clip in clips]
     return replace(library, clips=clips, rejects=rejects)
 
 

@@ -137,5 +137,8 @@ def test_the_page_plays_and_escapes(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_unwritable_page_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make(tmp_path / "train", ["rain"])
-    code, _, error = inspect(capsys, folder, "--html", tmp_path / "missing" / "page.html")
-    assert code == 2 and "missing" in error and "Traceback" not in error
+    (tmp_path / "a file").write_text("")
+    code, _, error = inspect(capsys, folder, "--html", tmp_path / "a file" / "page.html")
+    assert code == 2 and "a file" in error and "Traceback" not in error
+    assert inspect(capsys, folder, "--html", tmp_path / "new" / "page.html")[0] == 0  # as every output
+    assert (tmp_path / "new" / "page.html").is_file()
