@@ -37,11 +37,9 @@ from audio_llm.training.rollouts import (
 )
 
 FIRST_ERROR = 0.5  # of a logit: rounding was at 0.02 to 0.08 with small models, another model's weights are beyond
-NOISE_FACTOR = 4.0  # times the first step's: what no step of an engine in step came near
+NOISE_FACTOR = 4.0  # times the first mean: what no step of an engine in step came near
 PATIENCE = 2  # means in a row above it
-DOUBT = (
-    16.0  # Σ (1 − p) of a mean: over 2 the error of one model in step went from 0.03 to 0.13, over 20 from 0.06 to 0.18
-)
+DOUBT = 16.0  # Σ (1 − p) of a mean, chosen: in step, 32 short replies had errors of 0.03 to 0.13, 128 of 0.06 to 0.18
 UNMOVED = 3  # probes in a row without a change, while the policy's weights changed
 PROBE_TOKENS, PROBE_TEMPERATURE = 8, 2.0  # hot, so that many logits have a say in every log-probability
 
@@ -144,7 +142,8 @@ class ParityGate:
         self._error, self._doubt = self._error + error, self._doubt + doubt
         mean = self._error / max(self._doubt, 1e-6)
         found = f"a mean error of {mean:.3g}"
-        if self._first is None and not mean <= FIRST_ERROR:
+        least = max(self._doubt, 1.0)  # where nothing is in doubt, rounding is all there is
+        if self._first is None and not self._error <= FIRST_ERROR * least:
             expected = f"logits within {FIRST_ERROR:g} of the trainer's at first"
             cure = "The engine was filled with other weights, or is the server of another model."
             raise TrainingError(describe(item, expected, found, cure))
@@ -154,9 +153,7 @@ class ParityGate:
         self._first = mean if self._first is None else self._first
         self._above = 0 if mean <= NOISE_FACTOR * self._first else self._above + 1
         if self._above >= PATIENCE or not mean < math.inf:
-            expected = (
-                f"logits within {NOISE_FACTOR:g} × {self._first:.3g}, the error of the first step, of the trainer's"
-            )
+            expected = f"logits within {NOISE_FACTOR:g} × {self._first:.3g}, the error at first, of the trainer's"
             raise TrainingError(describe(item, expected, found, cure + " parity_bound: off goes on all the same."))
 
 

@@ -109,6 +109,8 @@ def test_a_mean_over_few_doubtful_tokens_stops_nothing_and_one_over_many_does() 
     with pytest.raises(TrainingError, match=r"step 1\d\d, .*logits within 4 × 0.103.*mean error of 0.6"):
         for step in range(100, 120):
             compared(gate, step, 0.6, 4)
+    sure = torch.full((4, 24), -1e-7)  # of every token: what float32 leaves of log p is as large as 1 − p
+    assert ParityGate(None).compare(0, "an engine", sure, sure - 1e-7, torch.ones(4, 24), id_)["logit_error"] > 0.5
     for error in (float("nan"), float("inf")):
         gate = ParityGate(None)
         compared(gate, 0, 0.1, 64)
