@@ -353,11 +353,28 @@ def test_relative_links_of_the_pages_lead_somewhere() -> None:
     assert not broken, "\n".join(broken)
 
 
+def anchors(page: Path) -> set[str]:
+    """What a link may name behind ``#``: the headings of a page as they are written in an address."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    shown = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", line) for line in re.findall(r"^#+ +(.*)$", text, re.MULTILINE))
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in shown}
+
+
+def test_links_lead_to_headings_that_there_are() -> None:
+    broken = []
+    for page in (path for path in tracked() if path.suffix == ".md"):
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            other = page.parent / target if target else page
+            if "://" not in target and other.suffix == ".md" and anchor not in anchors(other):
+                broken.append(f"{page.relative_to(ROOT)} -> {target}#{anchor}")
+    assert not broken, "\n".join(broken)
+
+
 def recipe_files() -> list[Path]:
     return [path for path in sorted((ROOT / "recipes").glob("*/*.yaml")) if path.parent.name != "accelerate"]
 
 
-def load_recipe(path: Path) -> None:
+def load_recipe(path: Path, overrides: list[str] | None = None) -> None:
     """Load the recipe in `path` as its verb does, and check its values."""
     from importlib.metadata import entry_points
 
@@ -365,16 +382,16 @@ def load_recipe(path: Path) -> None:
     from audio_llm.tasks import base
     from eval.figures.expectations import read_expectations
 
-    tree = config.read(path)
+    tree = config.read(path, overrides)
     verb = config.verb_of(tree)
     if verb == "report":
         assert read_expectations(path)
     elif verb == "train":
-        base.load_recipe(path)
+        base.load_recipe(path, overrides)
     else:
         (point,) = (point for point in entry_points(group="audio_llm.verbs") if point.name == verb)
         kind = tree.get("kind", "scenes") if verb == "prep" else ""
-        recipe = config.load(point.load().recipes()[kind], path)
+        recipe = config.load(point.load().recipes()[kind], path, overrides)
         if hasattr(recipe, "check"):
             recipe.check()
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import resource
-import shlex
 import statistics
 import subprocess
 import sys
@@ -181,40 +179,6 @@ def test_every_verb_explains_itself(name: str) -> None:
 
 def test_every_entry_point_is_in_the_order() -> None:
     assert set(VERBS) == set(SHOWN)
-
-
-def documented() -> list[str]:
-    """Every whole command in the README and docs: lines of code blocks, and what stands in backticks."""
-    found = []
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        text = re.sub(r"\\\n\s*", " ", page.read_text())
-        blocks = re.findall(r"^```(?:bash|sh)?\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-        rest = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-        lines = [line for block in blocks for line in block.splitlines()] + re.findall(r"`([^`]+)`", rest)
-        found += [line for line in lines if re.match(r"audio-llm \S+ +\S", line)]
-    # Nothing can be asked of a synopsis, or of a part of a command in running text.
-    return [
-        line
-        for line in dict.fromkeys(found)
-        if not re.search(r"…|\[--|--server-command|eval --option|ask --constrain$", line)
-    ]
-
-
-@pytest.mark.parametrize("line", documented())
-def test_documented_commands_are_whole(line: str) -> None:
-    """Nothing that is required is left out, no option is misspelt, and the recipes are there."""
-    words = shlex.split(line, comments=True)[1:]
-    verb = VERBS[words[0]].load()
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    verb.add_arguments(parser)
-    parse = parser.parse_args if parser._subparsers else parser.parse_intermixed_args
-    arguments = words[1 : words.index("--")] if "--" in words else words[1:]
-    try:
-        parse(verb.arguments(arguments) if hasattr(verb, "arguments") else arguments)
-    except (SystemExit, argparse.ArgumentError) as error:
-        pytest.fail(f"{line}: {error}")
-    for word in words:
-        assert not word.startswith("recipes/") or (ROOT / word).is_file(), word
 
 
 @pytest.mark.parametrize(
