@@ -15,6 +15,7 @@ import secrets
 import shutil
 import socket
 import stat
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -392,13 +393,24 @@ def read_own(path: Path, cure: str) -> dict[str, Any]:
     return tree
 
 
-def read_lines(path: str | Path) -> list[dict[str, Any]]:
-    """All whole JSON objects of `path`. A last line that is being written, or was when a process died, is left out."""
+def read_lines(path: str | Path, *, tell: bool = False) -> list[dict[str, Any]]:
+    """All whole JSON objects of `path`. A last line that is being written, or was when a process died, is left out, and
+    so are damaged ones, of which a note on the terminal tells where `tell` is set."""
     path = Path(path)
     if not path.is_file():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+    records: list[dict[str, Any]] = []
+    damaged: list[int] = []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, start=1):
+        record = None
         with contextlib.suppress(ValueError, RecursionError):
-            records.append(json.loads(line))
-    return [record for record in records if isinstance(record, dict)]
+            record = json.loads(line)
+        if isinstance(record, dict):
+            records.append(record)
+        elif line.strip() and number < len(lines):
+            damaged.append(number)
+    if damaged and tell:
+        found = f"{len(damaged)} of {len(lines) - 1} lines are no JSON objects, line {damaged[0]} first"
+        print(f"note: {path}: {found}; they are left out", file=sys.stderr)
+    return records

@@ -18,6 +18,7 @@ import numpy as np
 
 from audio_llm.datasets.sounds import Clip, Library, find, fingerprint
 from audio_llm.errors import AudioError, ConfigError, describe, nearest
+from audio_llm.shards.splits import joined, split_of
 from data_prep import procedural
 
 __all__ = ["Clip", "Library", "audible", "builtin", "find", "load", "parse_folds", "scan", "split", "trimmed"]
@@ -107,14 +108,8 @@ def scan(
     found = progress(executor.map(_scan_one, [clip.path or "" for clip in files], chunksize=8), len(files))
     clips, rejects = [clip for clip in library.clips if not clip.path], list(library.rejects)
     first_of: dict[bytes, Clip] = {}
-    merged: dict[str, str] = {}  # recordings, by the one that they count as
+    alike: list[tuple[str, str]] = []  # recordings
     misnamed: list[tuple[str, str]] = []
-
-    def whole(recording: str) -> str:
-        while recording in merged:
-            recording = merged[recording]
-        return recording
-
     for clip, result in zip(files, found, strict=True):
         if isinstance(result, str):
             rejects.append({"item": clip.name, "reason": result})
@@ -126,15 +121,15 @@ def scan(
             start, seconds, loud, content = result
             clips.append(replace(clip, start=round(start, 4), seconds=round(seconds, 4), loud=loud))
             first = first_of.setdefault(content, clip)
-            if (kept := whole(first.recording)) != (other := whole(clip.recording)):
-                merged[other] = kept
+            alike.append((first.recording, clip.recording))
             if clip.label != first.label:
                 misnamed.append((clip.name, first.name))
     if misnamed:
         copy, first_name = misnamed[0]
         told = f"{copy} is the same sound as {first_name}, which is in another class"
         warnings.warn(f"sounds: {told}" + f" ({len(misnamed)} such files)" * (len(misnamed) > 1), stacklevel=2)
-    clips = [replace(clip, recording=whole(clip.recording)) for clip in clips]
+    whole = joined(alike)
+    clips = [replace(clip, recording=whole.get(clip.recording, clip.recording)) for clip in clips]
     return replace(library, clips=clips, rejects=rejects)
 
 
@@ -179,8 +174,6 @@ def split(
     With `folds`, a split without folds of its own (validation) takes its fraction of the train folds' recordings.
     A class without a recording to train on or to test on is left out everywhere: both ask about the same classes.
     """
-    from audio_llm.shards.splits import split_of
-
     wanted = {name: share for name, share in fractions.items() if share > 0}
     groups: dict[str, list[Clip]] = {name: [] for name in wanted}
     owners = {fold: name for name, values in (folds or {}).items() for fold in values}

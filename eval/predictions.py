@@ -25,6 +25,8 @@ from audio_llm.language.replies import Reply, read_reply
 FILE_NAME = "predictions.jsonl"
 MANIFEST_NAME = "run.json"
 BLOCK = 2**20  # bytes of a file that are looked at together
+# A line that a disk, a copy or a hand damaged; one that a kill tore is cut off by itself.
+ANEW = "Delete that line and repeat the command of its run: what it held, and nothing else, is asked again."
 
 
 class PredictionsError(AudioLLMError):
@@ -90,12 +92,11 @@ class Prediction:
             tree = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
             why = getattr(error, "msg", "brackets nested without end")
-            cure = "Where the run was killed there, repeat its command."
-            raise PredictionsError(describe(where, "one JSON object a line", f"{line[:60]!r} ({why})", cure)) from error
+            raise PredictionsError(describe(where, "one JSON object a line", f"{line[:60]!r} ({why})", ANEW)) from error
         required = ("id", "question_type", "format", "question", "choices", "gold", "raw")
         missing = [name for name in required if not isinstance(tree, dict) or name not in tree]
         if missing:
-            raise PredictionsError(describe(where, f"the keys {', '.join(required)}", f"no {', '.join(missing)}"))
+            raise PredictionsError(describe(where, f"the keys {', '.join(required)}", f"no {', '.join(missing)}", ANEW))
         values: dict[str, Any] = {}
         for name, value in tree.items():
             if (fits := KINDS.get(name)) is None:
@@ -107,7 +108,8 @@ class Prediction:
             else:
                 declared = str(cls.__dataclass_fields__[name].type)
                 kind = declared.replace("Sequence[", "list[").replace("Mapping[", "dict[")  # as JSON gives them
-                raise PredictionsError(describe(f"{where}: '{name}'", f"a value of type {kind}", f"{value!r:.60}"))
+                told = f"a value of type {kind}"
+                raise PredictionsError(describe(f"{where}: '{name}'", told, f"{value!r:.60}", ANEW))
         values["choices"] = [*map(sys.intern, values["choices"])]
         values["meta"] = FoldedMeta(values.get("meta", {}))
         values["events"] = FoldedEvents(values.get("events", []))
@@ -246,9 +248,8 @@ def _rows(path: Path) -> list[Prediction]:
             continue
         row = Prediction.from_json(line, f"{path} line {number}")
         if row.key in seen:
-            raise PredictionsError(
-                describe(str(path), "every item once a pass", f"'{row.id}' twice ({row.control or 'true audio'})")
-            )
+            found = f"'{row.id}' twice ({row.control or 'true audio'})"
+            raise PredictionsError(describe(f"{path} line {number}", "every item once a pass", found, ANEW))
         seen.add(row.key)
         rows.append(row)
     return rows
@@ -256,15 +257,12 @@ def _rows(path: Path) -> list[Prediction]:
 
 def _lines(path: Path) -> Iterator[str]:
     """Lines by newline alone: a reply may hold other characters that Unicode counts as line ends."""
-    position = 0
     with open(path, "rb") as stream:
-        for line in stream:
+        for number, line in enumerate(stream, start=1):
             try:
                 yield line.decode("utf-8").removesuffix("\n")
             except UnicodeDecodeError as error:
-                found = f"other bytes at {position + error.start}"
-                raise PredictionsError(describe(str(path), "UTF-8 text", found)) from error
-            position += len(line)
+                raise PredictionsError(describe(f"{path} line {number}", "UTF-8 text", "other bytes", ANEW)) from error
 
 
 def mend(path: Path) -> list[Prediction]:

@@ -41,6 +41,15 @@ def test_a_torn_last_line_is_left_out(tmp_path):
     assert [record["step"] for record in files.read_lines(path)] == [1, 3]
 
 
+def test_damaged_lines_are_told_of_where_that_is_wanted(tmp_path, capsys):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 1}\n\n7\n\xff{"step"\n{"step": 4}\n{"ste')
+    for tell in (False, True):
+        assert files.read_lines(path, tell=tell) == [{"step": 1}, {"step": 4}]
+        told = capsys.readouterr().err
+        assert (f"note: {path}: 2 of 5 lines are no JSON objects, line 3 first" in told) == tell
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_an_error_leaves_what_was_there(tmp_path, kind):
     target = tmp_path / "thing"

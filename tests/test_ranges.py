@@ -64,6 +64,15 @@ def test_stages_are_held_to_the_same(tmp_path: Any) -> None:
         loaded(SFTRecipe, ["stages=[{steps: -1}]", "steps="])
 
 
+def test_replies_that_cannot_be_dealt_out_are_refused_with_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded(GRPORecipe, ["prompts_per_step=3", "group_size=4", "micro_batch_size=4"])
+    with pytest.raises(ConfigError, match="micro_batch_size: expected a divisor of 12 sequences per process, found 5"):
+        loaded(GRPORecipe, ["prompts_per_step=3", "group_size=4", "micro_batch_size=5"])
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    with pytest.raises(ConfigError, match="group_size: expected a multiple of 5 processes, found 12"):
+        loaded(GRPORecipe, ["prompts_per_step=3", "group_size=4"])
+
+
 def test_a_run_is_paid_for_something() -> None:
     for rewards in ("{}", "{format: 0}"):
         with pytest.raises(ConfigError, match="rewards: expected at least one of a weight other than 0, found none"):

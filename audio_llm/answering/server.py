@@ -36,6 +36,10 @@ class EngineError(AudioLLMError):
     """An engine that cannot go on (endpoint gone, model not loadable); finished answers are kept."""
 
 
+class ClosedEndpoint(EngineError):
+    """The endpoint is there and serves no request as it is asked (HTTP 401, 402, 403, 404, …)."""
+
+
 class RefusedRequest(AudioLLMError):
     """The endpoint says that this request cannot be served (HTTP 400, 413, 422, …)."""
 
@@ -100,13 +104,14 @@ class Endpoint:
         """POST `body` (GET without one). What may pass by itself is tried again with growing pauses, also a reply that
         a server broke off as it was stopped: read as an answer it would be an empty one.
 
-        Raises :class:`RefusedRequest` for what is this request's fault, :class:`EngineError` for everything else.
+        Raises :class:`RefusedRequest` for what is this request's fault, :class:`EngineError` for everything else:
+        :class:`ClosedEndpoint` for what every other request would meet as well.
         """
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         if key := sent_key():
             headers["Authorization"] = f"Bearer {key}"
-        reason, cure = "", "Start it again (audio-llm serve MODEL) and repeat the command."
+        reason, cure, kind = "", "Start it again (audio-llm serve MODEL) and repeat the command.", EngineError
         retries = RETRIES if retries is None else retries
         for attempt in range(retries + 1):
             try:
@@ -123,12 +128,13 @@ class Endpoint:
                     raise RefusedRequest(reason) from error
                 if error.code < 500 and error.code not in AGAIN:
                     cure = f"Mend the address, the model's name or {KEY_VARIABLE}, and repeat the command."
+                    kind = ClosedEndpoint
                     break
             except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
                 reason = str(getattr(error, "reason", error)) or type(error).__name__
             if attempt < retries:
                 time.sleep(2**attempt)
-        raise EngineError(describe(f"{self.base}{path}", "a reply in JSON", reason, cure))
+        raise kind(describe(f"{self.base}{path}", "a reply in JSON", reason, cure))
 
 
 def sent_key() -> str:

@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     args.folders = [folder for folder in args.folders if folder not in corpora]
     if not args.folders:
         return 0
-    dataset = ShardDataset(args.folders, verify=args.verify, max_reject_share=args.max_reject_share)
+    limit = {"max_reject_share": args.max_reject_share, "reject_key": "--max-reject-share"}
+    dataset = ShardDataset(args.folders, verify=args.verify, **limit)
     print(shards.shard_table(dataset))
     survey = shards.Survey.of(dataset)
     print("\n" + survey.text())

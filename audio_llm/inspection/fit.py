@@ -382,7 +382,7 @@ def _sft_step(recipe: SFTRecipe, whole: Any, longest: Rows) -> _Step:
 
 def _grpo_step(recipe: GRPORecipe, whole: Any, launch: Launch, longest: Rows) -> _Step:
     from audio_llm.inspection.trace import Batch
-    from audio_llm.training.grpo import batch_layout
+    from audio_llm.training.launch import batch_layout
 
     reply, limit = recipe.max_completion_length, _longest(recipe, whole)
     prompt = longest.prompt or limit - reply

@@ -18,6 +18,7 @@ from audio_llm.errors import AudioLLMError, describe, nearest
 from audio_llm.files import parse_json
 from audio_llm.language.templates import refuse_marks
 from audio_llm.model.validate import check_adapter, is_checkpoint
+from audio_llm.serving.branches import check_branches, is_of
 
 # Keys of OpenAI's that change no answer; its clients send them and vLLM has none of them.
 NOTES = frozenset({"metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
@@ -190,6 +191,7 @@ def _check_grammar(request: dict[str, Any]) -> None:
         if name != "tools" or request.get("tool_choice") not in (None, "none", "auto"):  # else they are words alone
             for schema in _schemas(tree):
                 _check_schema(schema, name)
+                check_branches(schema, name)
 
 
 def _read_texts(name: str, tree: Any) -> Any:
@@ -251,24 +253,6 @@ def _check_schema(schema: Any, where: str) -> None:
             _check_schema(part, where)
 
 
-_TYPES: dict[str, Any] = {
-    "string": str,
-    "null": type(None),
-    "array": list,
-    "object": dict,
-    "number": (int, float),
-    "integer": int,
-}
-
-
-def _is_of(value: Any, types: Any) -> bool:
-    """Whether a value of JSON is of a schema's `type`, one or a list of them."""
-    listed = types if isinstance(types, list) else [types]
-    if isinstance(value, bool):
-        return "boolean" in listed
-    return any(isinstance(value, _TYPES.get(name, ())) for name in listed if isinstance(name, str))
-
-
 def _check_beside(schema: dict[str, Any], where: str) -> None:
     """Raise for a part that binds beside one that stands for itself. A `type` may, where it says nothing new."""
     whole = next((key for key in _WHOLE if key in schema), None)
@@ -277,7 +261,7 @@ def _check_beside(schema: dict[str, Any], where: str) -> None:
     others = [key for key in schema if key != whole and key not in _NOTES and not key.startswith("x-")]
     said, parts = schema.get("type"), schema[whole] if isinstance(schema[whole], list) else [schema[whole]]
     if whole in ("const", "enum"):
-        alike = all(_is_of(part, said) for part in parts)
+        alike = all(is_of(part, said) for part in parts)
     else:
         alike = whole != "$ref" and all(isinstance(part, dict) and part.get("type") == said for part in parts)
     if "type" in others and alike:

@@ -349,16 +349,18 @@ class ShardIndex:
         return sum(reject.count for reject in self.rejects)
 
     @classmethod
-    def load(cls, folder: str | Path, verify: bool = False, max_reject_share: float = 0.01) -> ShardIndex:
+    def load(
+        cls, folder: str | Path, verify: bool = False, max_reject_share: float = 0.01, key: str = ""
+    ) -> ShardIndex:
         """The index of a folder, from the cache when names, sizes and times of the shards are those it was made from.
 
         `verify` reads every byte and compares the SHA-256 of ``sizes.json``. Raises :class:`ShardError` for a folder
         without shards or not finished, for shards that ``sizes.json`` does not know, for wrong checksums, and when
-        more than `max_reject_share` of the samples cannot be used.
+        more than `max_reject_share` of the samples cannot be used; `key` is what a person sets that share by.
         """
         if address(folder):
             fetched = cls._of_remote(Remote.open(folder))
-            fetched._check_share(max_reject_share)
+            fetched._check_share(max_reject_share, key)
             return fetched
         folder = Path(folder)
         paths = shard_paths(folder)
@@ -370,7 +372,7 @@ class ShardIndex:
         if index is None:
             index = cls._scan(folder, {path.name: scan_shard(path) for path in paths}, sizes)
             index.keep()
-        index._check_share(max_reject_share)
+        index._check_share(max_reject_share, key)
         return index
 
     @classmethod
@@ -491,7 +493,7 @@ class ShardIndex:
             (known & (start >= 0) & (size >= 0) & (size <= MAX_AUDIO_BYTES) & (start <= ends[sample] - size)).all()
         )
 
-    def _check_share(self, max_reject_share: float) -> None:
+    def _check_share(self, max_reject_share: float, key: str) -> None:
         total = len(self) + self.reject_count
         if total == 0 or self.reject_count > max_reject_share * total:
             first = self.rejects[0] if self.rejects else Reject("", None, "no samples in the shards")
@@ -503,7 +505,7 @@ class ShardIndex:
                     f"at most {max_reject_share:.1%} unusable samples",
                     f"{self.reject_count} of {total}",
                     f"First one: {told.rstrip('.')}. All are in {INDEX_REJECTS}; "
-                    "write those shards again or raise max_reject_share.",
+                    f"write those shards again{f' or raise {key}' * bool(key)}.",
                 )
             )
 

@@ -52,6 +52,7 @@ class ShardDataset:
         sample_rate: int | None = None,
         verify: bool = False,
         max_reject_share: float = 0.01,
+        reject_key: str = "",
     ) -> None:
         listed = [folders] if isinstance(folders, (str, Path)) else list(folders)
         if not listed:
@@ -59,7 +60,9 @@ class ShardDataset:
         self.decode = decode
         self.layouts = tuple(layouts) if layouts is not None else None
         self.sample_rate = sample_rate
-        opened = (f if isinstance(f, ShardIndex) else ShardIndex.load(f, verify, max_reject_share) for f in listed)
+        opened = (
+            f if isinstance(f, ShardIndex) else ShardIndex.load(f, verify, max_reject_share, reject_key) for f in listed
+        )
         self.indexes: list[ShardIndex] = list(opened)
         self._starts = np.cumsum([0] + [len(index) for index in self.indexes])
         # Columns over all folders: reading a sample must cost less than decoding it, so it builds no index rows.

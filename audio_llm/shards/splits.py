@@ -1,8 +1,9 @@
-"""On which side of a split a recording lies."""
+"""On which side of a split a recording lies, and what cannot be parted by one."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 from audio_llm.errors import ConfigError, describe
 
@@ -23,3 +24,20 @@ def split_of(recording: str, fractions: dict[str, float], seed: int) -> str:
         if position < bound:
             return split
     return [split for split, share in fractions.items() if share > 0][-1]
+
+
+def joined(rows: Sequence[Sequence[str]]) -> dict[str, str]:
+    """By group what it cannot be parted from: the least name among all that rows of several groups chain to it."""
+    parent: dict[str, str] = {}
+
+    def root(group: str) -> str:
+        parent.setdefault(group, group)
+        while parent[group] != group:
+            parent[group] = group = parent[parent[group]]
+        return group
+
+    for first, *others in rows:
+        for other in others or [first]:
+            low, high = sorted((root(first), root(other)))
+            parent[high] = low
+    return {group: root(group) for group in list(parent)}

@@ -255,4 +255,5 @@ def open_shards(folders: Sequence[Any], processor: Any, data: DataRecipe) -> Sha
         layouts=audio.audible(extractor.layouts, data.hearing),
         sample_rate=extractor.sampling_rate,
         max_reject_share=data.max_reject_share,
+        reject_key="data.max_reject_share",
     )

@@ -8,7 +8,6 @@ is in ``audio_llm.training.grpo_trainer``, what samples in ``audio_llm.training.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from audio_llm.errors import ConfigError
 from audio_llm.training.examples import Examples, open_shards
 from audio_llm.training.grpo_trainer import AudioGRPOTrainer
 from audio_llm.training.gym import GymRun, GymTrainer
+from audio_llm.training.launch import batch_layout, training_processes
 from audio_llm.training.parity import ParityGate, check_distribution
 from audio_llm.training.policy import resolve_precision
 from audio_llm.training.recipes import EngineRecipe, GRPORecipe
@@ -110,22 +110,6 @@ def parity_gate(recipe: GRPORecipe) -> ParityGate:
     return ParityGate(recipe.parity_bound)
 
 
-def batch_layout(recipe: GRPORecipe, world_size: int) -> tuple[int, int]:
-    """(sequences per pass and process, passes per update). Raises :class:`ConfigError` where they do not divide."""
-    sequences = recipe.prompts_per_step * recipe.group_size
-    if recipe.group_size < 2:
-        raise ConfigError(f"group_size: expected at least 2 replies to compare, found {recipe.group_size}.")
-    if sequences % world_size:
-        raise ConfigError(
-            f"prompts_per_step × group_size: expected a multiple of {world_size} processes, found {sequences}."
-        )
-    local = sequences // world_size
-    micro = recipe.micro_batch_size or local
-    if local % micro:
-        raise ConfigError(f"micro_batch_size: expected a divisor of {local} sequences per process, found {micro}.")
-    return micro, local // micro
-
-
 def training_arguments(recipe: GRPORecipe, weights: list[float]) -> Any:
     """The recipe in TRL's words, but for ``max_steps``. Building it sets up the process group and DeepSpeed."""
     from trl import GRPOConfig
@@ -133,7 +117,7 @@ def training_arguments(recipe: GRPORecipe, weights: list[float]) -> Any:
     check_settings(GRPOConfig, "grpo", recipe.grpo)
     if parity_gate(recipe).closed:
         check_distribution(recipe.grpo)
-    micro, accumulation = batch_layout(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    micro, accumulation = batch_layout(recipe, training_processes())
     ours = trainer_settings(recipe) | {
         "num_generations": recipe.group_size,
         "per_device_train_batch_size": micro,

@@ -1,4 +1,5 @@
-"""Is a training run launched as it was meant? Processes that became fewer, and builds that will never end."""
+"""Is a training run launched as it was meant? Processes that became fewer, or that a step cannot be dealt out to, and
+builds that will never end."""
 
 from __future__ import annotations
 
@@ -6,8 +7,9 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from audio_llm.errors import PrerequisiteError, TrainingError, describe
+from audio_llm.errors import ConfigError, PrerequisiteError, TrainingError, describe
 
 STALE_MINUTES = 30  # a build takes half a minute, a few on a very busy machine
 
@@ -25,6 +27,28 @@ def launched_processes(environment: Mapping[str, str] | None = None) -> tuple[in
     if "ACCELERATE_MIXED_PRECISION" in env and "MASTER_ADDR" in env:
         return 2, "MASTER_ADDR without WORLD_SIZE, left by accelerate launch with num_processes > 1"
     return None, ""
+
+
+def training_processes() -> int:
+    """How many processes train together, by what their launcher left in the environment."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def batch_layout(recipe: Any, world_size: int) -> tuple[int, int]:
+    """Of a recipe of GRPO (sequences per pass and process, passes per update). Raises :class:`ConfigError` where they
+    do not divide."""
+    sequences = recipe.prompts_per_step * recipe.group_size
+    if recipe.group_size < 2:
+        raise ConfigError(f"group_size: expected at least 2 replies to compare, found {recipe.group_size}.")
+    if sequences % world_size:
+        raise ConfigError(
+            f"prompts_per_step × group_size: expected a multiple of {world_size} processes, found {sequences}."
+        )
+    local = sequences // world_size
+    micro = recipe.micro_batch_size or local
+    if local % micro:
+        raise ConfigError(f"micro_batch_size: expected a divisor of {local} sequences per process, found {micro}.")
+    return micro, local // micro
 
 
 def check_launch(world_size: int, expected: int | None = None, environment: Mapping[str, str] | None = None) -> None:

@@ -27,6 +27,7 @@ from audio_llm.shards.index import ShardIndex, check_folders
 from audio_llm.shards.tags import FILE as TAGS_FILE
 from audio_llm.shards.tags import Tags, check_where, choose, tags_folder
 from audio_llm.training.counterfactual import NAME as PAIRS
+from audio_llm.training.launch import batch_layout, training_processes
 from audio_llm.training.rewards import DEFAULT_WEIGHTS, build_rewards, length
 from audio_llm.training.trackers import Tracker
 
@@ -202,8 +203,9 @@ class DataRecipe:
 
     def chosen(self) -> list[Path | ShardIndex]:
         """The folders of `train`; of one with a condition on tags, the index of those of its samples that meet it."""
+        how = False, self.max_reject_share, "data.max_reject_share"
         return [
-            choose(ShardIndex.load(path, max_reject_share=self.max_reject_share), where, path) if where else path
+            choose(ShardIndex.load(path, *how), where, path) if where else path
             for path, where in zip(self.folders, self.where or [None] * len(self.train), strict=True)
         ]
 
@@ -627,10 +629,10 @@ class GRPORecipe(PolicyRecipe):
             cure = "Merge it first: audio-llm convert merge BASE ADAPTER OUT."
             raise ConfigError(describe("model.adapter", "one model, which is GRPO's reference as well", "two", cure))
         if self.model.quantization == "8bit":
-            raise ConfigError(
-                describe("model.quantization", "4bit, for int8 rounds activations: engines do not", "8bit")
-            )
+            expected = "4bit, for int8 rounds activations: engines do not"
+            raise ConfigError(describe("model.quantization", expected, "8bit"))
         build_rewards(self.rewards)
+        batch_layout(self, training_processes())  # now: TRL and the model take long
         self.check_gym()
         self.engine.check()
         if not 0 < self.temperature <= 2:  # what vLLM takes

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from audio_llm.answering.base import is_address
-from audio_llm.answering.server import Endpoint, EngineError, RefusedRequest
+from audio_llm.answering.server import ClosedEndpoint, Endpoint, EngineError, RefusedRequest
 from audio_llm.errors import ConfigError, describe
 from audio_llm.files import append_line, parse_json, read_lines
+from data_prep.corpus.stage import RunStopped
 
 COSTS = "costs.jsonl"
 REASONS = {
@@ -90,6 +91,7 @@ class Model:
     """A model behind an address, for one stage (`label`) of the corpus in `folder`.
 
     Raises :class:`EngineError` where nobody answers there, or the model is not served: else every item would be lost.
+    Where it comes to that later, whatever asks raises :class:`RunStopped`.
     """
 
     def __init__(self, asking: Asking, folder: Path | None = None, label: str = "") -> None:
@@ -125,6 +127,7 @@ class Model:
             return Said(reason="refused", detail=str(error))
         except EngineError as error:
             self._cost(item, key, started, {}, "no_reply")
+            stop_if_gone(self._endpoint, asking.model, error)
             return Said(reason="no_reply", detail=str(error))
         self._cost(item, key, started, reply["usage"], "")
         if self._cache is not None:
@@ -219,6 +222,20 @@ class Model:
 
         found: dict[str, Any] | Unusable = self._tried(form, seed, item, read)
         return found
+
+
+def stop_if_gone(endpoint: Endpoint, model: str, error: EngineError) -> None:
+    """Raise :class:`RunStopped` where `error` would meet every request: nobody is there, `model` is not, or not even a
+    word can be asked."""
+    try:
+        served = endpoint.find(model)
+        if isinstance(error, ClosedEndpoint):
+            word = [{"role": "user", "content": "1"}]
+            endpoint.complete({"model": served, "messages": word, "max_tokens": 1}, retries=0)
+    except EngineError as again:
+        raise RunStopped(str(error if isinstance(error, ClosedEndpoint) else again)) from error
+    except RefusedRequest:
+        pass
 
 
 def read_object(text: str) -> dict[str, Any] | None:

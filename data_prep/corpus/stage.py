@@ -11,11 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from audio_llm.errors import AudioLLMError
+
 # Reasons of the engine, which any stage may have.
 RAISED, TIMEOUT, DIED = "raised", "timeout", "worker_died"
 FAILED = (RAISED, TIMEOUT, DIED)
 # What a run makes in the corpus folder beside its shards.
 FOLDERS = ("items", "ledger", "clips", "vectors", "replies", "figures")
+
+
+class RunStopped(AudioLLMError):
+    """What would meet every other item as well, an endpoint that serves nobody for one: it is no fault of an item's, so
+    the run stops, and the same command goes on where it was."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,8 @@ class Stage(Protocol):
         run."""
 
     def run(self, items: Sequence[Item]) -> list[Item | Reject]:
-        """One result an item, in their order. What it raises is a reject of its item after one retry alone."""
+        """One result an item, in their order. What it raises is a reject of its item after one retry alone, but for
+        :class:`RunStopped`."""
 
     def close(self) -> None:
         """Let go of what :meth:`open` holds."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from audio_llm.errors import DataError, describe
+from audio_llm.shards.splits import joined
 from data_prep.manifest.recipe import ManifestConfig
 from data_prep.manifest.rows import Draft, Reason, Reject
 
@@ -52,23 +53,6 @@ def divided(drafts: Sequence[Draft], config: ManifestConfig) -> tuple[dict[str, 
         )
         raise DataError(describe(f"split '{empty[0]}'", "rows", told, cure))
     return found, rejects
-
-
-def joined(rows: Sequence[Sequence[str]]) -> dict[str, str]:
-    """By group what it cannot be parted from: the least name among all that rows of several groups chain to it."""
-    parent: dict[str, str] = {}
-
-    def root(group: str) -> str:
-        parent.setdefault(group, group)
-        while parent[group] != group:
-            parent[group] = group = parent[parent[group]]
-        return group
-
-    for first, *others in rows:
-        for other in others or [first]:
-            low, high = sorted((root(first), root(other)))
-            parent[high] = low
-    return {group: root(group) for group in list(parent)}
 
 
 def draw(groups: Sequence[str], shares: Mapping[str, float], seed: int) -> dict[str, str]:

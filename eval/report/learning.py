@@ -76,7 +76,7 @@ def _parity_bound(folder: Path) -> float | None:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Complete lines of ``metrics.jsonl`` (a running training may be writing the last one)."""
-    return read_lines(folder / "metrics.jsonl" if folder.is_dir() else folder)
+    return read_lines(folder / "metrics.jsonl" if folder.is_dir() else folder, tell=True)
 
 
 def curve_names(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:

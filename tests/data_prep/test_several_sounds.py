@@ -13,7 +13,8 @@ import pytest
 from audio_llm.cli import main
 from audio_llm.errors import DataError
 from audio_llm.shards.reader import ShardDataset
-from data_prep.manifest.sides import draw, joined
+from audio_llm.shards.splits import joined
+from data_prep.manifest.sides import draw
 from tests.data_prep.manifest_tools import RATE, made, noise, rejected, samples, wav, write_lines
 
 # (sounds, question, where they stand in it, answer)

@@ -242,8 +242,11 @@ def test_a_torn_last_line_is_cut_and_a_torn_middle_is_an_error(tmp_path: Path) -
     path.write_bytes(whole[:30] + b"\n" + whole)
     with pytest.raises(PredictionsError, match=r"predictions\.jsonl line 1: expected one JSON object"):
         predictions.read(path)
+    path.write_bytes(whole.replace(b'"b"', b'"\xff"'))
+    with pytest.raises(PredictionsError, match=r"line 2: expected UTF-8 text, found other bytes\. Delete that"):
+        predictions.mend(path)
     path.write_bytes(whole + whole)
-    with pytest.raises(PredictionsError, match="'a' twice"):
+    with pytest.raises(PredictionsError, match="line 3: expected every item once a pass, found 'a' twice"):
         predictions.read(path)
     path.write_text(json.dumps(json.loads(row("B", id="a").to_json()) | {"events": [{"label": "dog", "azimuth": "x"}]}))
     with pytest.raises(PredictionsError, match="line 1: 'events': expected a value of type"):

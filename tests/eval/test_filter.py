@@ -97,6 +97,21 @@ def test_a_stopped_filter_goes_on_to_the_same_tags(made, tmp_path, capsys):
     assert "another run" in capsys.readouterr().err
 
 
+def test_a_damaged_answer_is_asked_again_by_the_cure_that_is_named(made, capsys):
+    whole = (made / "tags" / "tags.jsonl").read_bytes()
+    answers = made / "tags" / "answers" / "listener" / "predictions.jsonl"
+    lines = answers.read_bytes().splitlines(keepends=True)
+    for damage in (b"\0" * 40 + b"\n", b"\xff\xfe\n", b'{"id": "tiny"}\n', lines[3]):
+        answers.write_bytes(b"".join([*lines[:7], damage, *lines[8:]]))
+        with serving(Doubting) as address:
+            assert main(command(made, address)) == 2
+            assert "predictions.jsonl line 8: expected" in (told := capsys.readouterr().err)
+            assert "Delete that line and repeat the command of its run" in told
+            answers.write_bytes(b"".join([*lines[:7], *lines[8:]]))
+            assert main(command(made, address)) == 0
+        assert (made / "tags" / "tags.jsonl").read_bytes() == whole
+
+
 def test_several_models_are_all_kept(made, tmp_path):
     with serving(Doubting) as address:
         assert main([*command(made, address, "one", "two", tries=2), "--out", str(tmp_path), "--no-copies"]) == 0

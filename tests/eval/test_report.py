@@ -114,6 +114,14 @@ def page(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tup
     return out, Page(out.read_text(encoding="utf-8"))
 
 
+def test_a_log_of_training_with_damaged_lines_is_told_of(runs: dict[str, Path], tmp_path: Path, capsys) -> None:
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(5)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines[:2], "junk", *lines[2:]]) + "\n")
+    command = ["report", str(runs["good"]), "--out", str(tmp_path / "r.html"), "--training", str(tmp_path)]
+    assert main(command) == 0
+    assert "metrics.jsonl: 1 of 6 lines are no JSON objects, line 3 first" in capsys.readouterr().err
+
+
 def test_page_is_whole_in_itself(page: tuple[Path, Page]) -> None:
     path, parsed = page
     assert parsed.open == []

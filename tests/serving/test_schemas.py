@@ -142,7 +142,56 @@ def test_what_pydantic_writes_passes() -> None:
         count: int | None = pydantic.Field(None, ge=0)
         sides: dict[str, Side] = {}
 
-    checks._check_schema(Scene.model_json_schema(), "schema")
+    checks.check_chat(chat(structured_outputs={"json": Scene.model_json_schema()}), FACTS)
+
+
+NAMED = {"type": "object", "properties": {"is": {"const": "a"}, "n": {"type": "integer"}}, "required": ["is"]}
+OTHER = {"type": "object", "properties": {"is": {"enum": ["b", "c"]}}, "required": ["is"]}
+CLOSED = {"type": "object", "properties": {"n": {}}, "additionalProperties": False}
+# Two schemas, and whether that no value fits both can be seen.
+BRANCHES: list[tuple[Any, Any, bool]] = [
+    ({"type": "integer"}, {"type": "string"}, True),
+    ({"type": "integer"}, {"type": "number"}, False),
+    ({"type": ["null", "string"]}, {"type": ["boolean", "array"]}, True),
+    ({"type": "string", "maxLength": 3}, {"type": "string", "minLength": 2}, False),
+    ({"const": 1}, {"const": True}, True),
+    ({"const": 1}, {"enum": [2, 1.0]}, False),
+    ({"const": "a"}, {"type": "integer"}, True),
+    ({"const": 3}, {"type": "number"}, False),
+    ({"const": "a"}, {}, False),
+    ({}, {"type": "null"}, False),
+    (NAMED, OTHER, True),
+    (NAMED, {**OTHER, "required": []}, False),
+    (NAMED, CLOSED, True),
+    (NAMED, {**CLOSED, "patternProperties": {"^i": {}}}, False),
+    ({"properties": {"is": {"const": "a"}}, "required": ["is"]}, OTHER, False),  # fits what is no object
+    ({"$ref": "#/$defs/a"}, OTHER, True),
+    ({"$ref": "#/$defs/me"}, {"$ref": "#/$defs/me"}, False),
+    ({"anyOf": [{"type": "integer"}, {"const": "a"}]}, {"const": "b"}, True),
+    ({"anyOf": [{"type": "integer"}, {"type": "string"}]}, {"const": "b"}, False),
+]
+VALUES = [None, True, 1, 1.0, 2.5, 3, "a", "b", "abc", [], {}, {"is": "a"}, {"is": "b"}, {"is": "a", "n": 1}, {"n": 1}]
+
+
+@pytest.mark.parametrize(("one", "two", "apart"), BRANCHES)
+def test_branches_of_one_of_that_may_overlap_are_refused(one: Any, two: Any, apart: bool, capfd: Any) -> None:
+    """xgrammar reads oneOf as anyOf, with a warning where it cannot see that branches are apart; where we hold that
+    they are, jsonschema finds no value that fits both, and where we do not, the reply could fit both."""
+    jsonschema = pytest.importorskip("jsonschema")
+    from xgrammar import Grammar
+
+    schema = {"oneOf": [one, two], "$defs": {"a": NAMED, "me": {"$ref": "#/$defs/me"}}}
+    if apart:
+        checks.check_chat(chat(structured_outputs={"json": schema}), FACTS)
+        fits = [jsonschema.Draft202012Validator(part | {"$defs": schema["$defs"]}) for part in (one, two)]
+        assert not [value for value in VALUES if all(each.is_valid(value) for each in fits)]
+        return
+    for place in PLACES.values():
+        with pytest.raises(AudioLLMError, match="oneOf: expected branches of which a value fits one at most"):
+            checks._check_grammar({"structured_outputs": {"json": place({"oneOf": [one, two]})}})
+    if {"$ref": "#/$defs/me"} not in (one, two):
+        Grammar.from_json_schema(schema)
+        assert "oneOf with overlapping" in capfd.readouterr().err
 
 
 def test_a_sound_is_not_echoed() -> None:

@@ -30,6 +30,7 @@ from audio_llm.model.build import load_model  # noqa: E402
 from audio_llm.training import grpo, parity, settings  # noqa: E402
 from audio_llm.training.examples import Example, join_audio  # noqa: E402
 from audio_llm.training.grpo_trainer import AudioGRPOTrainer, GroupSampler  # noqa: E402
+from audio_llm.training.launch import batch_layout  # noqa: E402
 from audio_llm.training.passes import gather_groups  # noqa: E402
 from audio_llm.training.recipes import EngineRecipe  # noqa: E402
 from audio_llm.training.rewards import build_rewards  # noqa: E402
@@ -188,9 +189,9 @@ def test_batch_layout(checkpoint, shards, tmp_path, changes, world, expected):
     recipe = make_recipe(checkpoint, shards, tmp_path, **changes)
     if isinstance(expected, str):
         with pytest.raises(ConfigError, match=expected):
-            grpo.batch_layout(recipe, world)
+            batch_layout(recipe, world)
     else:
-        assert grpo.batch_layout(recipe, world) == expected
+        assert batch_layout(recipe, world) == expected
 
 
 def test_a_checkpoint_inside_a_generation_batch_is_refused(checkpoint, shards, tmp_path):
@@ -205,7 +206,7 @@ def test_recipes_load_and_name_known_settings(path):
     settings.check_settings(GRPOConfig, "grpo", recipe.grpo)
     parity.check_distribution(recipe.grpo)
     build_rewards(recipe.rewards)
-    grpo.batch_layout(recipe, 1)
+    batch_layout(recipe, 1)
 
 
 # --- hearing -------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from audio_llm.errors import AudioLLMError, ConfigError, describe
 from data_prep.corpus.ledger import line_of
-from data_prep.corpus.stage import DIED, RAISED, TIMEOUT, Item, Reject, Stage
+from data_prep.corpus.stage import DIED, RAISED, TIMEOUT, Item, Reject, RunStopped, Stage
 
 AHEAD = 2  # calls that a worker has at a time: one that runs, and one so that it need not wait
 _DETAIL = 500  # characters of what a call raised
@@ -129,6 +129,8 @@ class Answer(NamedTuple):
 
 def raised(error: Exception) -> Answer:
     """What a worker says of a call that raised `error`."""
+    if isinstance(error, RunStopped):
+        return Answer("stopped", error)
     if isinstance(error, OSError) and error.errno in _DISK:
         cure = "Make room, and run the same command again: it goes on where it was."
         where = error.filename or "the corpus folder"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,15 +12,15 @@ from typing import Any, ClassVar, Literal
 from audio_llm import audio
 from audio_llm.audio import Waveform
 from audio_llm.datasets import folders
-from audio_llm.errors import AudioError, ConfigError, DataError, describe
+from audio_llm.errors import AudioError, AudioLLMError, ConfigError, DataError, ShardError, describe
 from audio_llm.files import glance
 from audio_llm.inspection import fingerprints
 from audio_llm.inspection.fingerprints import Fingerprint
 from audio_llm.language.replies import normalise
+from audio_llm.shards.splits import joined
 from data_prep.corpus import films
 from data_prep.corpus.ledger import hashed
 from data_prep.corpus.stage import Item, Reject, Step
-from data_prep.manifest.sides import joined
 
 EXACT, NEAR, TEXT, CONTAMINATED = "exact_duplicate", "near_duplicate", "same_text", "contaminated"
 # What is done with items that are alike: nothing; they lie on one side; all but one are rejects.
@@ -136,23 +137,41 @@ def _equal(items: Sequence[Item], value: Callable[[Item], str]) -> Iterator[tupl
 
 
 def _sounds(path: Path) -> Iterator[tuple[str, Waveform]]:
-    """The sounds of a benchmark's folder, those of shards and those of files, as far as they can be read."""
-    if any(path.glob("*.tar")):
-        from audio_llm.shards.reader import ShardDataset
-
-        dataset = ShardDataset(path)
-        for number in range(len(dataset)):
-            found = dataset[number]
-            for waveform in found["waveforms"]:
-                yield found["sample"].id, waveform
+    """The sounds of a benchmark's folder, those of shards and those of files, as far as they can be read; a note tells
+    of the others. Raises :class:`DataError` for shards of which much is lost: copies of it would be learnt."""
+    unread: list[str] = []
+    yield from _sounds_of_shards(path, unread)
     for file in _files(path):
         try:
             if file.suffix.lower() in folders.OTHERS:
                 yield str(file), films.decode(path / file, str(file), max_seconds=3600)
             else:
                 yield str(file), audio.decode(path / file, name=str(file), max_seconds=3600)
-        except AudioError:
-            continue  # nobody can be trained on what cannot be read
+        except AudioError as error:
+            unread.append(str(error))
+    if unread:
+        told = f"{len(unread)} of its sounds cannot be read, and no copies of them are looked for"
+        print(f"note: deduplicate.against {path}: {told}; the first: {unread[0]}", file=sys.stderr)
+
+
+def _sounds_of_shards(path: Path, unread: list[str]) -> Iterator[tuple[str, Waveform]]:
+    if any(path.glob("*.tar")):
+        from audio_llm.shards.reader import ShardDataset
+
+        try:
+            dataset = ShardDataset(path)
+        except ShardError as error:
+            cure = "Mend that folder, or take it out of deduplicate.against."
+            raise DataError(f"deduplicate.against: {error} {cure}") from error
+        unread += [reject.reason for index in dataset.indexes for reject in index.rejects]
+        for number in range(len(dataset)):
+            try:
+                found = dataset[number]
+            except AudioLLMError as error:
+                unread.append(str(error))
+                continue
+            for waveform in found["waveforms"]:
+                yield found["sample"].id, waveform
 
 
 def _files(path: Path) -> Iterable[Path]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from audio_llm.answering.ask import Words
 from audio_llm.answering.base import Answer, Engine, Request, is_address
+from audio_llm.answering.server import Endpoint, EngineError
 from audio_llm.audio import Waveform
 from audio_llm.errors import AudioError, ConfigError, describe
 from audio_llm.files import content_hash
@@ -24,10 +25,10 @@ from audio_llm.language.prompts import ANSWERS_AS, prompt_hash
 from audio_llm.language.replies import read_reply
 from data_prep.corpus import endpoint
 from data_prep.corpus import facts as known
-from data_prep.corpus.endpoint import Asking, Model, Unusable, together
+from data_prep.corpus.endpoint import Asking, Model, Unusable, stop_if_gone, together
 from data_prep.corpus.questions import NO_QUESTIONS, Dropped, Sifting
 from data_prep.corpus.sounds import hear
-from data_prep.corpus.stage import Item
+from data_prep.corpus.stage import Item, RunStopped
 
 
 @dataclass
@@ -80,7 +81,17 @@ class _Answered(Sifting):
         ]
 
     def _shares(self, asked: Sequence[tuple[Mapping[str, Any], Sequence[Request]]]) -> list[float | str]:
-        """Of each question the share of its answers that are right; why there is none where a request was refused."""
+        """Of each question the share of its answers that are right; why there is none where a request was refused.
+        Raises :class:`RunStopped` where the engine can answer nothing any more."""
+        try:
+            return self._shares_of(asked)
+        except EngineError as error:
+            if not self.url:
+                raise RunStopped(str(error)) from error
+            stop_if_gone(Endpoint(self.url), self.model, error)
+            raise
+
+    def _shares_of(self, asked: Sequence[tuple[Mapping[str, Any], Sequence[Request]]]) -> list[float | str]:
         answers = self._engine.generate(request for _, requests in asked for request in requests)
         found: list[float | str] = []
         for question, requests in asked:

@@ -17,10 +17,12 @@ from scipy import signal
 from audio_llm import config as recipes
 from audio_llm.audio import Waveform, decode
 from audio_llm.datasets.folders import listing
+from audio_llm.errors import DataError
 from audio_llm.inspection import fingerprints
 from audio_llm.inspection.fingerprints import Fingerprint, fingerprint, pairs, score
 from data_prep.corpus.recipe import CorpusConfig
 from data_prep.tasks.corpus import prepare
+from tests.conftest import make_shards
 from tests.paths import SHARED
 
 RATE = 16000
@@ -178,6 +180,31 @@ def test_copies_fall_out_and_what_hangs_together_is_one_component(tmp_path: Path
     assert lost == {} and kept["crop"] == "crop.wav" and kept["part"] == kept["3"] and kept["4"] != kept["words"]
     prepare(recipe(tmp_path, rows, exact="keep", near="keep", text="remove"), out, quiet=True)
     assert outcome(out)[1] == {"words": "same_text"}
+
+
+def test_a_benchmark_that_is_damaged_is_told_of_with_a_cure_that_works(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One clip that cannot be read is let be, with a note; shards of which much is lost are refused."""
+    for number in range(2):
+        soundfile.write(tmp_path / f"{number}.wav", scene(number), RATE)
+    rows = [{"id": f"{number}", "audio": f"{number}.wav"} for number in range(2)]
+    (tmp_path / "files").mkdir()
+    soundfile.write(tmp_path / "files" / "x.wav", scene(0), RATE)
+    (tmp_path / "files" / "y.wav").write_bytes(b"RIFF")
+    prepare(recipe(tmp_path, rows, against=[str(tmp_path / "files")]), tmp_path / "out", quiet=True)
+    assert outcome(tmp_path / "out")[1] == {"0": "contaminated"}
+    assert "1 of its sounds cannot be read, and no copies of them are looked for; the first: y.wav" in (
+        capsys.readouterr().err
+    )
+    bench = make_shards(tmp_path / "bench", count=8)
+    (tar,) = bench.glob("*.tar")
+    tar.write_bytes(tar.read_bytes()[:40_000])
+    with pytest.raises(DataError, match=r"Mend that folder, or take it out of deduplicate\.against") as refused:
+        prepare(recipe(tmp_path, rows, against=[str(bench)]), tmp_path / "out", quiet=True)
+    assert "max_reject_share" not in str(refused.value)
+    prepare(recipe(tmp_path, rows), tmp_path / "out", quiet=True)
+    assert outcome(tmp_path / "out")[1] == {}
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ import pytest
 import soundfile
 
 from audio_llm import config as recipes
-from audio_llm.errors import ConfigError
+from audio_llm.errors import AudioLLMError, ConfigError
 from data_prep.corpus.recipe import CorpusConfig
 from data_prep.tasks.corpus import prepare
 from tests.servers import ChatServer, serving
@@ -119,13 +120,7 @@ def questions(folder: Path) -> dict[str, int]:
 
 
 def test_what_a_model_lost_is_asked_for_again_where_that_is_wanted(tmp_path: Path) -> None:
-    rows = ["filename,caption,category"]
-    for number, label in enumerate(LABELS):
-        samples = np.random.default_rng(number).uniform(-1, 1, RATE // 4)
-        samples *= (number + 1) / 10 / np.abs(samples).max()
-        soundfile.write(tmp_path / f"{number:02}.wav", samples, RATE)
-        rows.append(f"{number:02}.wav,a {label},{label}")
-    (tmp_path / "rows.csv").write_text("\n".join(rows) + "\n")
+    recorded(tmp_path, LABELS)
     kind = type("Counting", (Moody,), {"asked": []})
     log: list[tuple[str, int]] = kind.asked
 
@@ -163,6 +158,68 @@ def test_what_a_model_lost_is_asked_for_again_where_that_is_wanted(tmp_path: Pat
         assert after[-1]["out"] == after[0]["in"] == len(LABELS)
         made(tmp_path, url, retry=True)  # nothing is lost any more
         assert not calls()
+
+
+class Closing(Moody):
+    """Does well until it has been asked so many questions; then it is shut in its way."""
+
+    broken = False
+    left: ClassVar[list[int]] = []  # one number: `serving` makes a class of its own of this one
+    way = ""
+
+    def do_GET(self) -> None:
+        gone = self.left[0] <= 0 and self.way == "unloaded"
+        self.reply(200, {"data": [{"id": "another" if gone else self.served}]})
+
+    def chat(self, body: dict[str, Any]) -> None:
+        self.left[0] -= 1
+        if self.left[0] >= 0:
+            return super().chat(body)
+        self.asked.append(("shut", 0))
+        code = {"key": 401, "unloaded": 404, "one": 403}[self.way]
+        if self.way == "one" and body["max_tokens"] == 1:  # a gateway that forbids some questions
+            return self.answer("1")
+        return self.reply(code, {"error": {"message": "no more"}})
+
+
+def recorded(folder: Path, labels: Sequence[str]) -> None:
+    rows = ["filename,caption,category"]
+    for number, label in enumerate(labels):
+        samples = np.random.default_rng(number).uniform(-1, 1, RATE // 4)
+        soundfile.write(folder / f"{number:02}.wav", samples * (number + 1) / 10 / np.abs(samples).max(), RATE)
+        rows.append(f"{number:02}.wav,a {label},{label}")
+    (folder / "rows.csv").write_text("\n".join(rows) + "\n")
+
+
+@pytest.mark.parametrize(("way", "moments"), [("key", (1, 3)), ("unloaded", (2, 4))])
+def test_an_endpoint_that_refuses_everybody_stops_the_run_and_costs_no_item(
+    tmp_path: Path, way: str, moments: tuple[int, int]
+) -> None:
+    """In any stage; what it answered is kept, and is not asked for again by the command that goes on."""
+    for name in ("stopped", "whole"):
+        (tmp_path / name).mkdir()
+        recorded(tmp_path / name, LABELS[:2])
+    whole = type("Closing", (Closing,), {"asked": [], "left": [10**9]})
+    with serving(whole) as url:
+        made(tmp_path / "whole", url)
+    kind = type("Closing", (Closing,), {"asked": [], "way": way, "left": [0]})
+    with serving(kind) as url:
+        for left in moments:  # while it classifies, describes, generates or judges
+            kind.left[0] = left
+            with pytest.raises(AudioLLMError, match="HTTP 40[14]: no more|model: expected one of another"):
+                made(tmp_path / "stopped", url)
+        kind.left[0] = 10**9
+        assert made(tmp_path / "stopped", url)["funnel"][-1]["out"] == 2
+    assert not rejects(tmp_path / "stopped")
+    assert sorted(about for about in kind.asked if about[0] != "shut") == sorted(whole.asked)
+
+
+def test_an_endpoint_that_refuses_one_item_alone_costs_that_item(tmp_path: Path) -> None:
+    recorded(tmp_path, LABELS[:2])
+    kind = type("Closing", (Closing,), {"asked": [], "way": "one", "left": [1]})
+    with serving(kind) as url:
+        made(tmp_path, url)
+    assert rejects(tmp_path) == {LABELS[0]: ("describe", "no_reply"), LABELS[1]: ("classify", "no_yes_no")}
 
 
 def test_reasons_that_a_stage_does_not_have_cannot_be_retried(tmp_path: Path) -> None:
