@@ -17,6 +17,7 @@ ENV PIP_NO_CACHE_DIR=1 \
     GRADIO_ANALYTICS_ENABLED=False
 WORKDIR /srv/audio-llm
 COPY pyproject.toml README.md LICENSE ./
+COPY scripts/build_backend.py ./scripts/
 COPY audio_llm ./audio_llm
 COPY data_prep ./data_prep
 COPY eval ./eval

@@ -128,6 +128,7 @@ def test_the_cpu_targets_steps_make_a_server(checkpoint, tmp_path: Path) -> None
         if word == "COPY":
             for source in rest.split()[:-1]:
                 path = ROOT / source
+                (build / source).parent.mkdir(parents=True, exist_ok=True)
                 (shutil.copytree if path.is_dir() else shutil.copy)(path, build / source)
     variables = {**os.environ, "PATH": f"{environment}/bin:{os.environ['PATH']}", "PYTHONPATH": ""}
     variables.pop("VIRTUAL_ENV", None)
