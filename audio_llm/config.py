@@ -220,7 +220,9 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: expected a mapping, found {value!r}.")
         args = typing.get_args(hint)
-        return {key: convert(args[1], item, f"{where}.{key}") for key, item in value.items()} if args else value
+        if not args:
+            return value
+        return {_key(args[0], key, where): convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, OverflowError):
             number = float(value)  # of text as well: YAML 1.1 reads 1e-3 (no dot) as text
@@ -231,7 +233,20 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         return Path(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, found {value!r}.")
+    # YAML has words of its own: yes, no, on, off; and a name may be made of digits.
+    cure = " Put it in quotes, where it is a name." if hint in (str, Path) and _is_word(value) else ""
+    raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, found {value!r}.{cure}")
+
+
+def _key(hint: Any, key: Any, where: str) -> Any:
+    """A key of a mapping as the type `hint` says: a name that is a number in YAML is one of its digits."""
+    if hint is str and isinstance(key, int) and not isinstance(key, bool):
+        return str(key)
+    return convert(hint, key, f"{where}: key")
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, (bool, int, float))
 
 
 def _convert_items(hint: Any, value: Any, where: str) -> Any:

@@ -111,7 +111,15 @@ REFUSED = [
     ("output: x\nresume: 1", [], ["resume", "expected bool"]),
     ("output: x\nstyle: thinking", [], ["expected one of answer, think", "did you mean 'think'"]),
     ("output: x\nnames: bell", [], ["names", "expected a list", "'bell'"]),
-    ("output: x\nnames: [bell, 3]", [], ["names[1]", "expected str", "3"]),
+    ("output: x\nnames: [bell, 3]", [], ["names[1]", "expected str", "3", "Put it in quotes"]),
+    ("output: x\nnames: [bell, no]", [], ["names[1]", "expected str", "False. Put it in quotes"]),
+    ("output: on", [], ["output: expected Path, found True. Put it in quotes"]),
+    ("output: x\nsteps: 010", [], ["steps", "expected int", "'010'"]),
+    ("output: x\nsteps: 1:30", [], ["steps", "expected int", "'1:30'"]),
+    ("output: x\nweights: {no: 1}", [], ["weights: key", "expected str, found False. Put it in quotes"]),
+    ("output: x\n<<: {steps: 1}\n<<: {steps: 2}", [], ["key '<<' given twice", "line 3"]),
+    ("output: x\nanything: &a [*a]", [], ["a value that holds itself"]),
+    ("output: x\nanything: &a {b: [{c: *a}]}", [], ["a value that holds itself"]),
     ("output: x\nweights: {bell: loud}", [], ["weights.bell", "expected float", "'loud'"]),
     ("output: x\noptimizer: {learning_rate: .nan}", [], ["learning_rate", "expected a number", "nan"]),
     ("output: x\noptimizer: adam", [], ["optimizer", "expected a group of keys", "'adam'"]),
@@ -127,7 +135,7 @@ REFUSED = [
     ("output: x\nsteps: 3", ["steps.more=3"], ["'steps' is a value"]),
     ("output: x", ["names=[a"], ["names=[a", "not valid YAML"]),
     ("output: x", ["weights={bell: 1, bell: 2}"], ["weights={bell", "given twice"]),
-    ("output: x", ["names=2026-13-40"], ["names=2026", "not valid YAML", "month"]),
+    ("output: x", ["names=2026-13-40"], ["names", "expected a list", "'2026-13-40'"]),
     ("output: x", ["names=" + "[" * 5000], ["not valid YAML", "nested without end"]),
 ]
 
@@ -140,6 +148,43 @@ def test_refused_with_one_clear_line(tmp_path: Path, text: str, overrides: list[
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_names_that_yaml_1_1_takes_for_numbers_and_dates_stay_names(tmp_path: Path) -> None:
+    """As the core schema of YAML 1.2 has them; ids as 007 keep their zeros, whichever number they would be."""
+    said = {"2024-01-31": str, "12:30": str, "1:30.5": str, "0o17": str, "1e3": float, "1.5e-3": float, ".5": float}
+    said |= {
+        "7": int,
+        "-0": int,
+        "0": int,
+        "+3": int,
+        "0x1F": int,
+        "1_000": int,
+        ".inf": float,
+        "2001-12-14t21:59": str,
+    }
+    for text, kind in said.items():
+        found = read_yaml(f"a: {text}")["a"]
+        assert type(found) is kind and (kind is not str or found == text), text
+        assert read_yaml(yaml_of({"a": found})) == {"a": found}
+    assert read_yaml("[007, 08, 010]") == ["007", "08", "010"]
+    dated = load(Recipe, recipe(tmp_path, "output: 2024-01-31\nnames: [2024-02-30, 007]\nweights: {2024: 1, 007: 2}"))
+    assert dated.output == Path("2024-01-31") and dated.names == ["2024-02-30", "007"]
+    assert dated.weights == {"2024": 1.0, "007": 2.0}
+
+
+def test_what_is_merged_may_be_given_anew_wherever_its_anchor_stands() -> None:
+    """As yaml.org/type/merge has it, by its example; the last one merges a mapping before that is made."""
+    shared = "- &CENTER { x: 1, y: 2 }\n- &LEFT { x: 0, y: 2 }\n- &BIG { r: 10 }\n- &SMALL { r: 1 }\n"
+    merged = "- { <<: *CENTER, r: 10 }\n- { <<: [ *CENTER, *BIG ] }\n- { <<: [ *BIG, *LEFT, *SMALL ], x: 1 }"
+    assert read_yaml(shared + merged)[4:] == [{"x": 1, "y": 2, "r": 10}] * 3
+    assert read_yaml("<<: [{rate: 1}, {rate: 2}]") == {"rate": 1}
+    with pytest.raises(ValueError, match="expected a mapping to merge, found scalar, line 1"):
+        read_yaml("<<: [{rate: 1}, 2]")
+    with pytest.raises(ValueError, match="without end"):
+        read_yaml("a: &a {<<: *a}")
+    text = "a: {b: &b {<<: {x: 1}, x: 2}}\nc: {<<: *b}\nd: &d [1]\ne: [*d, *d]"
+    assert read_yaml(text) == {"a": {"b": {"x": 2}}, "c": {"x": 2}, "d": [1], "e": [[1], [1]]}
 
 
 def test_unreadable_files(tmp_path: Path) -> None:

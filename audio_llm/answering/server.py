@@ -83,21 +83,24 @@ class Endpoint:
         return alike[0]
 
     def complete(self, body: dict[str, Any], retries: int | None = None) -> dict[str, Any]:
-        """A chat completion's reply: at least one choice, whose message has a text as its `content` ("" where the
-        server sent none), and counts of tokens under `usage`. `retries` as of :meth:`call`.
+        """A chat completion's reply: at least one choice, whose message has a text as its `content` (its `refusal`, or
+        "", where the server sent none), and counts of tokens under `usage`. `retries` as of :meth:`call`.
 
-        Raises :class:`RefusedRequest` where the server will not serve this request, :class:`EngineError` where it
-        serves none or replies with something else.
+        Raises :class:`RefusedRequest` where the server will not serve this request, or its filter withholds the reply,
+        :class:`EngineError` where it serves none or replies with something else.
         """
         reply = self.call("/chat/completions", body, retries)
         try:
             choice = reply["choices"][0]
-            choice["message"]["content"] = _text(choice["message"].get("content"))
+            said = _text(choice["message"].get("content")) or _text(choice["message"].get("refusal"))
+            choice["message"]["content"] = said
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise EngineError(describe(self.base, "an OpenAI chat completion", _short(reply))) from error
+        if choice.get("finish_reason") == "content_filter":  # these are not the model's words, or not all of them
+            raise RefusedRequest("the reply was withheld (content_filter)")
         usage = reply.get("usage")
         counts = usage.items() if isinstance(usage, dict) else ()
-        reply["usage"] = {name: count for name, count in counts if isinstance(count, int)}
+        reply["usage"] = {name: count for name, count in counts if type(count) is int and 0 <= count < 2**63}
         return reply
 
     def call(self, path: str, body: dict[str, Any] | None = None, retries: int | None = None) -> dict[str, Any]:
@@ -119,9 +122,12 @@ class Endpoint:
                 with _OPENER.open(call, timeout=TIMEOUT_SECONDS) as response:
                     said = _read(response)
                 reply = _object(said)
-                if reply is not None and not (broken := broken_off(reply)):
+                if reply is not None and not (broken := broken_off(reply)) and not reply.get("error"):
                     return reply
-                reason = repr(said[:200].decode(errors="replace")) if reply is None else f"one broken off ({broken})"
+                if reply is None:
+                    reason = repr(said[:200].decode(errors="replace"))
+                else:  # some gateways send status 200 with an error, also beside a reply
+                    reason = f"one broken off ({broken})" if broken else f"an error: {_message(reply)}"
             except urllib.error.HTTPError as error:
                 reason = f"HTTP {error.code}: {_body(error)}"
                 if error.code in REFUSED and body is not None:
@@ -281,10 +287,13 @@ def _body(error: urllib.error.HTTPError) -> str:
         text = error.read(2**16).decode(errors="replace")
     except (OSError, http.client.HTTPException):
         return str(error.reason)
-    try:
-        return str(json.loads(text)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return text[:300]
+    return _message(_object(text.encode())) or text[:300]
+
+
+def _message(reply: Any) -> str:
+    """What an error in OpenAI's form says; "" for what is none."""
+    error = reply.get("error") if isinstance(reply, dict) else None
+    return str(error.get("message") or _short(error)) if isinstance(error, dict) else str(error or "")
 
 
 def _short(reply: Any) -> str:

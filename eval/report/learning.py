@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from audio_llm import config
 from audio_llm.errors import ConfigError, describe
 from audio_llm.files import read_lines
 from eval.figures import charts
@@ -66,11 +67,8 @@ def _curve(run: str, key: str, words: str, records: Sequence[Mapping[str, Any]],
 
 def _parity_bound(folder: Path) -> float | None:
     """The limit that a GRPO run's recipe holds its parity to, None where it says none."""
-    import yaml
-
     path = folder / "recipe.yaml"
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    bound = recipe.get("parity_bound") if isinstance(recipe, dict) else None
+    bound = config.read(path).get("parity_bound") if path.is_file() else None
     return float(bound) if isinstance(bound, (int, float)) else None
 
 

@@ -149,6 +149,9 @@ def refusal(code: int) -> Callable[[Hearing], None]:
         (raw_reply(said(5)), "expected an OpenAI chat completion"),
         (raw_reply(b'{"choices": 5}'), "expected an OpenAI chat completion"),
         (raw_reply(b'{"choices": [5]}'), "expected an OpenAI chat completion"),
+        (raw_reply(b'{"error": {"message": "no quota"}}'), "expected a reply in JSON, found an error: no quota"),
+        (raw_reply(said("rain", error={"code": 5})), 'found an error: {"code": 5}'),
+        (raw_reply(said("rain", error="no quota")), "found an error: no quota"),
         (lambda self: self.wfile.write(b"no http\r\n\r\n"), "expected a reply in JSON, found no http"),
         (refusal(401), "HTTP 401.*Mend the address, the model's name or OPENAI_API_KEY"),
         (refusal(402), "HTTP 402"),
@@ -180,6 +183,9 @@ def test_what_no_question_can_be_answered_with_ends_the_run(
         (said([{"type": "text", "text": "ra"}, {"type": "image"}, {"type": "text", "text": "in"}]), "rain"),
         (said("rain", usage=[1]), "rain"),
         (said("rain", usage={"prompt_tokens": "many"}), "rain"),
+        (said("rain", usage={"prompt_tokens": True, "completion_tokens": -1}), "rain"),
+        (said("rain", usage={"prompt_tokens": 10**30}, error=None), "rain"),
+        (json.dumps({"choices": [{"message": {"content": None, "refusal": "I will not"}}]}).encode(), "I will not"),
     ],
 )
 def test_replies_that_say_less_or_otherwise_are_replies(tmp_path: Path, reply: bytes, raw: str) -> None:
@@ -187,6 +193,16 @@ def test_replies_that_say_less_or_otherwise_are_replies(tmp_path: Path, reply: b
     with serving(Hearing, do_POST=raw_reply(reply)) as address:
         assert main(command(data, out, address, "--controls", "none")) == 0
     assert [(row["raw"], row["error"], row["prompt_tokens"]) for row in lines(out)] == [(raw, "", 0)] * 2
+
+
+def test_a_reply_that_a_filter_withheld_is_no_answer_of_the_model(tmp_path: Path, capsys) -> None:
+    """It would be scored as a wrong one."""
+    data, out = make_mmau(tmp_path / "data", 2), tmp_path / "run"
+    reply = json.dumps({"choices": [{"message": {"content": "ra"}, "finish_reason": "content_filter"}]}).encode()
+    with serving(Hearing, do_POST=raw_reply(reply)) as address:
+        assert main(command(data, out, address, "--controls", "none")) == 1
+    assert "withheld (content_filter)" in capsys.readouterr().err
+    assert [row["raw"] for row in lines(out)] == ["", ""]
 
 
 def test_a_server_is_not_asked_by_a_name_it_does_not_know(tmp_path: Path, capsys) -> None:
