@@ -115,7 +115,9 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     temporary = _beside(target, "tmp")
     try:
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        rights = temporary.stat().st_mode
         yield temporary
+        _allow(temporary, rights)
         os.replace(temporary, target)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename == str(temporary):
@@ -123,6 +125,16 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def _allow(path: Path, rights: int) -> None:
+    """Give the file at `path` what the umask leaves of reading and writing, and leave it all other bits.
+
+    safetensors makes its files anew, for their owner alone: a server that runs as somebody else could not read them.
+    """
+    mode = path.stat().st_mode
+    if wanted := rights & 0o666 & ~mode:
+        path.chmod(stat.S_IMODE(mode | wanted))
 
 
 def _takes_bytes(path: Path) -> bool:
@@ -148,11 +160,15 @@ def atomic_folder(destination: str | Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     folder, old = _beside(target, "tmp"), _beside(target, "old")
     folder.mkdir()
+    rights = folder.stat().st_mode
     try:
         yield folder
         there = _names(target)
         if there and there.isdisjoint(path.name for path in folder.iterdir()):
             raise FileExistsError(errno.EEXIST, "holds other files, which would be lost", str(target))
+        for path in folder.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                _allow(path, rights)
         _exchange(folder, target, old)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

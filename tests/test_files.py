@@ -9,8 +9,10 @@ import sys
 import threading
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from audio_llm import files
 from audio_llm.errors import ConfigError
@@ -180,3 +182,23 @@ def test_the_content_of_a_folder_is_that_of_its_files(tmp_path):
     (folder / "model.safetensors").write_bytes(b"Weights")
     assert files.content_hash(folder) != before
     assert files.content_hash(folder / "config.json") == hashlib.sha256(b"{}").hexdigest()
+
+
+@pytest.mark.parametrize(("umask", "expected"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_weights_have_the_rights_that_the_umask_gives(tmp_path, umask, expected):
+    """safetensors makes a file for its owner alone; a container's server is another user."""
+    before = os.umask(umask)
+    try:
+        with files.atomic_folder(tmp_path / "model") as folder:
+            (folder / "more").mkdir()
+            for name in ("model.safetensors", "more/model.safetensors"):
+                save_file({"a": torch.zeros(2)}, folder / name)
+            (folder / "config.json").write_text("{}")
+            (folder / "run.sh").touch(0o700)
+        with files.atomic_file(tmp_path / "one.safetensors") as temporary:
+            save_file({"a": torch.zeros(2)}, temporary)
+    finally:
+        os.umask(before)
+    names = ("model/model.safetensors", "model/more/model.safetensors", "model/config.json", "one.safetensors")
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in names} == {expected}
+    assert (tmp_path / "model/run.sh").stat().st_mode & 0o100
