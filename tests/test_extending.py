@@ -136,3 +136,30 @@ def test_the_stage_of_a_corpus(tmp_path: Path) -> None:
     loud, soft, none = stage.run([*items, Item("none", {"audio": str(tmp_path / "none.wav")})])
     assert loud.fields["peak"] == pytest.approx(0.1, rel=0.05)
     assert [soft.reason, none.reason] == ["soft", "unreadable"]
+
+
+def test_the_engine(tmp_path: Path) -> None:
+    """Beside Transformers' own pipeline, on a small classifier with random weights."""
+    from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, pipeline
+
+    from audio_llm.answering.base import Options, Request
+    from eval.benchmarks.base import Item
+
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_length=64)
+    config = ASTConfig(**sizes, num_mel_bins=32, id2label={0: "dog", 1: "rain", 2: "bell"})
+    model = tmp_path / "model"
+    ASTForAudioClassification(config).save_pretrained(model)
+    ASTFeatureExtractor(max_length=64, num_mel_bins=32).save_pretrained(model)
+    kind = code("engine")["Classifier"]
+    assert kind.recognises(str(model)) and not kind.recognises(str(tmp_path))
+    engine = kind.open(Options(str(model)))
+    file = sound(tmp_path / "a.wav")
+    item = Item("1", "What is it?", ["dog", "rain", "bell"], "dog", "what", "csv", "a.wav")
+    one, none = engine.generate([Request(item, (engine.prepare(file, "a.wav"),)), Request(item)])
+    samples, rate = soundfile.read(file, dtype="float32")
+    best = pipeline("audio-classification", str(model))({"raw": samples, "sampling_rate": rate})[0]["label"]
+    assert (one.raw, none.error) == (best, "expected one sound")
+    soundfile.write(tmp_path / "b.wav", np.zeros((1600, 2)), 16000)
+    with pytest.raises(AudioLLMError, match="expected layout mono, found stereo"):
+        engine.prepare(tmp_path / "b.wav", "b.wav")

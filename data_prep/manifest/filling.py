@@ -57,7 +57,7 @@ def fill(
                 first = first or refused
                 reject([refused])
     if not kept:
-        told = f"The first: {first.item}: {first.as_dict()['detail']}" if first else None
+        told = f"The first: {first.told}." if first else None
         raise DataError(describe(f"split '{side}'", "samples", f"none: all of its {len(rows)} rows are rejects", told))
     return kept
 

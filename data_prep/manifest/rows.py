@@ -91,6 +91,12 @@ class Reject:
         reason = error.reason if isinstance(error, RowError) else Reason.BROKEN_ROW
         return cls(item, reason, str(error))
 
+    @property
+    def told(self) -> str:
+        """Where, why and what was found, for a sentence: a detail alone may leave the reason to be guessed."""
+        detail = self.detail.rstrip(".")
+        return f"{self.item}: {self.reason.value}" + (f" ({detail})" if detail not in ("", self.reason.value) else "")
+
     def as_dict(self) -> dict[str, str]:
         return {"item": self.item, "reason": self.reason.name.lower(), "detail": self.detail or self.reason.value}
 

@@ -124,9 +124,7 @@ class _Rejects:
 
     def told(self) -> str:
         """The first, and where all are."""
-        first = self.rejects[0]
-        told = first.as_dict()["detail"].rstrip(".")
-        return f"The first: {first.item}: {told}. All so far are in {self.out / REJECTS}"
+        return f"The first: {self.rejects[0].told}. All so far are in {self.out / REJECTS}"
 
     def error(self, message: str) -> DataError:
         self._write()

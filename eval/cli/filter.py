@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def _run(args: argparse.Namespace, out: Path) -> int:
         print(f"{unasked} samples could not be asked and have no gain: {out / 'answers'} says why")
     beside = f", tags: {out}" if args.out else ""
     print(f"made: {out / FILE}; recipes choose by it:")
-    print(f"  data.train=[{{path: {shards}, where: {{rank: {{max: 0.5}}{beside}}}}}]")
+    print("  " + shlex.quote(f"data.train=[{{path: {shards}, where: {{rank: {{max: 0.5}}{beside}}}}}]"))
     return 0
 
 
