@@ -14,21 +14,38 @@ import soundfile
 from tests.paths import ROOT
 
 
+def run_block(page: str, folder: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, dict]:
+    """The first block of Python of a page, run where its model and its clip are: the block, and what it names."""
+    block = re.search(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert block is not None
+    (folder / "runs" / "quickstart" / "grpo").mkdir(parents=True)
+    (folder / "runs" / "quickstart" / "grpo" / "merged").symlink_to(checkpoint)
+    noise = 0.1 * np.random.default_rng(0).standard_normal((4000, 2))
+    soundfile.write(folder / "clip.wav", noise, 16000)
+    monkeypatch.chdir(folder)
+    names: dict = {}
+    exec(compile(block[1], page, "exec"), names)
+    return block[1], names
+
+
 def test_a_few_lines_answer_about_a_file(
     checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert block is not None
-    lines = [line for line in block[1].splitlines() if line.strip()]
-    assert len(lines) <= 5
-    (tmp_path / "runs" / "quickstart" / "grpo").mkdir(parents=True)
-    (tmp_path / "runs" / "quickstart" / "grpo" / "merged").symlink_to(checkpoint())
-    noise = 0.1 * np.random.default_rng(0).standard_normal((4000, 2))
-    soundfile.write(tmp_path / "clip.wav", noise, 16000)
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    exec(compile(block[1], "README.md", "exec"), names)
+    block, names = run_block("README.md", tmp_path, checkpoint(), monkeypatch)
+    assert len([line for line in block.splitlines() if line.strip()]) <= 5
     assert isinstance(names["reply"], str) and capsys.readouterr().out.endswith(names["reply"] + "\n")
+
+
+def test_transformers_own_classes_answer_about_a_file(
+    checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """As the engine of Transformers does."""
+    from audio_llm.answering.ask import ask
+
+    folder = checkpoint()
+    run_block("docs/how_do_i.md", tmp_path, folder, monkeypatch)
+    said = capsys.readouterr().out.rstrip("\n")
+    assert said == ask(str(folder), "On which side is the sound?", ["clip.wav"], max_tokens=64)
 
 
 ROOMS = ("audio_llm", "data_prep", "eval")

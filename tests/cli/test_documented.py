@@ -100,3 +100,14 @@ def test_files_that_commands_name_are_there(page: Path) -> None:
     words = {word for line in lines_of(page) if not PART.search(line) for words in commands(line) for word in words}
     named = {word for word in words if re.match(r"(?:recipes|scripts|tests|benchmarks)/[\w/]+\.\w+$", word)}
     assert sorted(name for name in named if not (ROOT / name).exists()) == []
+
+
+OTHERS = re.compile(r"(?:^|[=\[,])(data/[A-Z][\w.-]+|models/[\w.]+-[\w.-]+)")  # what we make has other names
+
+
+def test_data_says_where_what_commands_name_comes_from() -> None:
+    known = (ROOT / "docs" / "data.md").read_text()
+    words = {word for page in PAGES for line in lines_of(page) for words in commands(line) for word in words}
+    named = {name for word in words for name in OTHERS.findall(word)}
+    assert {"data/ESC-10", "data/FSDD", "models/whisper-base"} <= named
+    assert sorted(name for name in named if name not in known) == []
