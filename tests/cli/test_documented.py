@@ -111,3 +111,16 @@ def test_data_says_where_what_commands_name_comes_from() -> None:
     named = {name for word in words for name in OTHERS.findall(word)}
     assert {"data/ESC-10", "data/FSDD", "models/whisper-base"} <= named
     assert sorted(name for name in named if name not in known) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_documented_tests_choose_some(page: Path) -> None:
+    """By `-k`, each word in the name of one of the files' tests; by `-m`, a mark that stands in each of them."""
+    for line in lines_of(page):
+        for words in commands(line) if re.search(r"\bpytest |test\.sh ", line) else ():
+            told = [(ROOT / word).read_text() for word in words if re.match(r"tests/[\w/]+\.py$", word)]
+            names = re.findall(r"def (test_\w+)", "\n".join(told))
+            chosen = words[words.index("-k") + 1].split(" or ") if "-k" in words and told else []
+            assert all(any(word in name for name in names) for word in chosen), line
+            mark = words[words.index("-m") + 1] if "-m" in words else ""
+            assert not mark or all(f"mark.{mark}" in text for text in told), line
