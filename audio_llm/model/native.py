@@ -21,7 +21,14 @@ from audio_llm.files import atomic_folder, read_json, write_json
 from audio_llm.language import tekken
 from audio_llm.language.templates import bracketed_template, guarded_template
 from audio_llm.model.loading import reading
-from audio_llm.model.validate import MODEL_TYPE, check_checkpoint, read_facts, weight_files, weights_digest
+from audio_llm.model.validate import (
+    MODEL_TYPE,
+    check_checkpoint,
+    read_facts,
+    tensor_shapes,
+    weight_files,
+    weights_digest,
+)
 
 if TYPE_CHECKING:  # whether a folder is a native one is asked before torch is needed
     import torch
@@ -191,9 +198,12 @@ def _read(folder: Path, layout: NativeLayout) -> tuple[dict[str, Tensor], torch.
 
     state: dict[str, Tensor] = {}
     strange: list[str] = []
-    for _, tensors in _files(folder):
+    tensor_shapes(folder, "model")  # says which files are not of one save
+    for name, tensors in _files(folder):
         for key, tensor in tensors.items():
             ours = layout.ours(key)
+            if ours is not None and ours in state:  # by its published name, and by that of a model that was just built
+                raise CheckpointError(describe(f"model {folder}: {name}", f"{ours} once", f"a second one, as {key}"))
             if ours is not None:
                 state[ours] = tensor
             elif not layout.published(key).startswith(layout.others or "\0"):

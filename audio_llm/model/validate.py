@@ -102,12 +102,22 @@ def check_checkpoint(folder: str | Path) -> dict[str, Any]:
     expect_files(f"checkpoint {folder}", folder, CHECKPOINT_FILES, cure)
     if not any(path.is_file() for name in VOCABULARIES for path in folder.glob(name)):
         raise CheckpointError(describe(f"checkpoint {folder}", "the tokenizer's words (tokenizer.json)", "none", cure))
+    _check_strays(folder)
     _check_sizes(folder, config)
     _check_lists(folder, config)
     _check_ends(folder, config)
     _check_audio_token(folder, config)
     _check_ties_and_keys(folder, config)
     return config
+
+
+def _check_strays(folder: Path) -> None:
+    """No other weights lie beside those of the model: vLLM reads every file of safetensors, whatever its name."""
+    known = weight_files(folder, "model")
+    strays = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in known)
+    if strays:
+        cure = "Move it away: vLLM would read it as part of the model."
+        raise CheckpointError(describe(f"checkpoint {folder}", f"weights in {', '.join(known)} alone", strays[0], cure))
 
 
 _IN_LAYER = re.compile(r"model\.language_model\.layers\.(\d+)\.")
@@ -120,7 +130,7 @@ def _check_sizes(folder: Path, config: dict[str, Any]) -> None:
     if not isinstance(text, dict):
         raise CheckpointError(describe(f"{item}: text_config in config.json", "a mapping", repr(text)[:60]))
     cure = "Copy the folder again: its files are not of one model."
-    shapes = _tensor_shapes(folder, "model")
+    shapes = tensor_shapes(folder, "model")
     said = [text.get("vocab_size"), text.get("hidden_size")]
     for key in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
         if key in shapes and None not in said and shapes[key] != said:
@@ -354,7 +364,7 @@ def check_adapter(folder: str | Path, base: str | Path | None = None, max_rank: 
         raise CheckpointError(
             describe(item, f"a rank of at most {max_rank}", str(rank), "Start the server with --max-lora-rank.")
         )
-    shapes = _tensor_shapes(folder, "adapter_model")
+    shapes = tensor_shapes(folder, "adapter_model")
     for key, shape in shapes.items():
         match = _ADAPTER_KEY.fullmatch(key)
         if match is None or match["linear"] not in LINEARS:
@@ -392,7 +402,7 @@ def weights_digest(folder: str | Path) -> str:
     sets anew).
     """
     folder = Path(folder)
-    _tensor_shapes(folder, "model")  # says what is damaged
+    tensor_shapes(folder, "model")  # says what is damaged
     files = {
         name: [(folder / name).stat().st_size, (folder / name).stat().st_ctime_ns]
         for name in weight_files(folder, "model")
@@ -444,7 +454,7 @@ def check_finite(folder: str | Path, stem: str = "model") -> None:
     Reads all weights once, by as many threads as there are processors, before vLLM reads them from the same memory.
     """
     folder = Path(folder)
-    _tensor_shapes(folder, stem)  # says what is damaged
+    tensor_shapes(folder, stem)  # says what is damaged
     with ThreadPoolExecutor(min(8, machine.cpus())) as pool:
         for name in weight_files(folder, stem):
             for key, about, values in _tensors(folder / name):
@@ -548,7 +558,7 @@ def _check_ties_and_keys(folder: Path, config: dict[str, Any]) -> None:
     if top is not None and text is not None and top != text:
         found = f"{top} and {text} in text_config"
         raise CheckpointError(describe(item, "one value of tie_word_embeddings at both levels", found))
-    keys = set(_tensor_shapes(folder, "model"))
+    keys = set(tensor_shapes(folder, "model"))
     strange = sorted(key for key in keys if not key.startswith((*KEY_GROUPS, "lm_head.")))
     if strange:
         raise CheckpointError(describe(item, f"keys under {', '.join(KEY_GROUPS)}lm_head.", strange[0]))
@@ -573,35 +583,54 @@ def _read_json(folder: Path, name: str, kind: str) -> dict[str, Any]:
 
 
 def weight_files(folder: Path, stem: str) -> list[str]:
-    """The names of ``stem.safetensors`` or, where there is an index, of its shards."""
+    """The names of ``stem.safetensors`` or, where there is an index, of its shards. Raises :class:`CheckpointError` for
+    both: Transformers reads the one, and vLLM the others."""
+    places = _weight_map(folder, stem)
+    return [f"{stem}.safetensors"] if places is None else sorted(set(places.values()))
+
+
+def _weight_map(folder: Path, stem: str) -> dict[str, str] | None:
+    """The file of each tensor by the index of a sharded checkpoint; None where there is no index."""
     index = folder / f"{stem}.safetensors.index.json"
     if not index.is_file():
-        return [f"{stem}.safetensors"]
+        return None
     weights = _read_json(folder, index.name, "a sharded checkpoint").get("weight_map")
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
         raise CheckpointError(describe(str(index), "a weight_map of names", "something else"))
-    names = sorted(set(weights.values()))
+    names = set(weights.values())
     try:
-        for name in names:
+        for name in sorted(names):
             within(folder, name)
     except DataError as error:
         raise CheckpointError(str(error)) from error
-    return names
+    whole = f"{stem}.safetensors"
+    if whole not in names and (folder / whole).is_file():
+        cure = "Delete what is of another save: engines do not read the same of them."
+        raise CheckpointError(describe(str(folder), f"{whole}, or the files of {index.name}", "both", cure))
+    return weights
 
 
-def _tensor_shapes(folder: Path, stem: str) -> dict[str, list[int]]:
-    """Names and shapes in ``stem.safetensors`` or its shards, from the headers alone."""
+def tensor_shapes(folder: Path, stem: str) -> dict[str, list[int]]:
+    """Names and shapes in ``stem.safetensors`` or its shards, from the headers alone. Raises :class:`CheckpointError`
+    for shards that hold other tensors than the index says: of a tensor in two of them, engines take either."""
     from safetensors import SafetensorError, safe_open
 
     shapes: dict[str, list[int]] = {}
+    places = _weight_map(folder, stem)
     for name in weight_files(folder, stem):
         path = folder / name
         if not path.is_file():
             raise CheckpointError(describe(str(folder), f"weights in {name}", "no such file"))
         try:
             with safe_open(path, framework="numpy") as file:
-                shapes |= {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+                found = {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             cure = "The file is damaged or was cut while it was written; save or copy it again."
             raise CheckpointError(describe(str(path), "a safetensors file", str(error), cure)) from error
+        if places is not None and found.keys() != (said := {key for key, file in places.items() if file == name}):
+            odd = min(found.keys() ^ said)
+            told = f"{odd} as well, which is of {places.get(odd, 'none')}" if odd in found else f"no {odd}"
+            cure = "Copy the folder again: its files are not of one save."
+            raise CheckpointError(describe(str(path), "the tensors that the index names for it", told, cure))
+        shapes |= found
     return shapes

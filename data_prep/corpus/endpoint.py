@@ -308,23 +308,35 @@ _COUNTED = ("requests", "failed", "prompt_tokens", "completion_tokens", "seconds
 
 
 class _Cache:
-    """Replies by the hash of their request, in a file that several processes share."""
+    """Replies by the hash of their request, in a file that several processes share.
+
+    A full disk, or a file that was damaged, would meet every item: it raises :class:`RunStopped`.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._lock = threading.Lock()
         self._store = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
-        self._store.execute("CREATE TABLE IF NOT EXISTS replies (request TEXT PRIMARY KEY, reply TEXT) WITHOUT ROWID")
+        self._do("CREATE TABLE IF NOT EXISTS replies (request TEXT PRIMARY KEY, reply TEXT) WITHOUT ROWID")
 
     def find(self, key: str) -> dict[str, Any] | None:
-        with self._lock:
-            row = self._store.execute("SELECT reply FROM replies WHERE request = ?", (key,)).fetchone()
+        row = self._do("SELECT reply FROM replies WHERE request = ?", key)
         return None if row is None else dict(json.loads(row[0]))
 
     def add(self, key: str, reply: Mapping[str, Any]) -> None:
-        kept = json.dumps({"choices": reply["choices"][:1]})
-        with self._lock:
-            self._store.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, kept))
+        self._do("INSERT OR REPLACE INTO replies VALUES (?, ?)", key, json.dumps({"choices": reply["choices"][:1]}))
+
+    def _do(self, statement: str, *values: str) -> Any:
+        try:
+            with self._lock:
+                return self._store.execute(statement, values).fetchone()
+        except sqlite3.OperationalError as error:  # no space, no right to write, or a lock that nobody lets go of
+            cure = "Mend that, and run the same command again: it goes on where it was."
+            raise RunStopped(describe(str(self._path), "a disk to write on", str(error), cure)) from error
+        except sqlite3.DatabaseError as error:
+            cure = "Delete it, and run the same command again: what its stage still lacks is asked for anew."
+            raise RunStopped(describe(str(self._path), "replies that an earlier run kept", str(error), cure)) from error
 
     def close(self) -> None:
         with self._lock:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -274,6 +275,36 @@ def test_rounds_are_kept_and_a_trial_is_asked_anew(left: Path) -> None:
         for file, question in ((None, "Which side?"), (str(left), " ")):
             kept, newest, _ = page.ask("as it is", file, question, "", rounds)
             assert kept == rounds and "expected" in newest and "trial" not in newest
+
+
+def test_an_upload_that_was_taken_away_costs_neither_its_answers_nor_the_next_one(left: Path, tmp_path: Path) -> None:
+    """Gradio deletes uploads after an hour; whoever stays longer asks on."""
+    first = Path(shutil.copy(left, tmp_path / "first.wav"))
+    with serving(Listener) as address:
+        page = Page(Asker(HttpEngine(Options("", address=address)), remote=True))
+        rounds, newest, _ = page.ask("as it is", str(first), "Which side?", "left\nright", [])
+        first.unlink()
+        rounds, second, earlier = page.ask("as it is", str(left), "And here?", "", rounds)
+        assert "And here?" in second and earlier == newest and len(rounds) == 2
+        assert page.put_aside(None, rounds) == ("", f"{second}<hr>{newest}")
+        for sound in ("as it is", "in silence"):
+            kept, told, _ = page.ask(sound, str(first), "And now?", "", rounds)
+            assert "sound first.wav" in told.replace("&#x27;", "'") or "first.wav" in told
+            assert kept[-1].trials[0].error and str(tmp_path) not in told
+
+
+def test_a_server_that_dies_while_a_visitor_waits_is_told_of(left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from audio_llm.answering import server as server_module
+
+    monkeypatch.setattr(server_module, "RETRIES", 0)
+    with serving(Listener) as address:
+        page = Page(Asker(HttpEngine(Options("", address=address)), remote=True))
+        rounds, first, _ = page.ask("as it is", str(left), "Which side?", "", [])
+    rounds, told, earlier = page.ask("mirrored", str(left), "Which side?", "", rounds)
+    assert "Connection refused" in told and len(rounds[-1].trials) == 2  # the answer that was there stays
+    with serving(Listener, do_POST=lambda self: self.reply(200, {"error": {"message": "no quota"}})) as address:
+        page = Page(Asker(HttpEngine(Options("", address=address)), remote=True))
+        assert "no quota" in page.ask("as it is", str(left), "Which side?", "", [])[1]
 
 
 @pytest.mark.parametrize(

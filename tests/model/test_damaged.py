@@ -87,8 +87,11 @@ DAMAGED: dict[str, tuple[Damage, str]] = {
     "diverged": (weights(lambda state: state.update({k: v * NAN for k, v in state.items() if "norm" in k})), "NaN"),
     "torn weights": (torn("model.safetensors"), "a safetensors file"),
     "no shard": (
-        bytes_of("model.safetensors.index.json", json.dumps(ELSEWHERE).encode()),
-        "model-00001-of-00002.safetensors",
+        lambda folder: (
+            bytes_of("model.safetensors.index.json", json.dumps(ELSEWHERE).encode())(folder),
+            (folder / "model.safetensors").unlink(),
+        ),
+        "weights in model-00001-of-00002.safetensors, found no such file",
     ),
     "torn words": (torn("tokenizer.json"), "tokenizer.json: expected valid JSON"),
     "no words": (said("tokenizer.json", "model", value=None), "can be loaded"),
@@ -104,6 +107,58 @@ DAMAGED: dict[str, tuple[Damage, str]] = {
     "an end that is no token": (said("generation_config.json", "eos_token_id", value=10**6), "eos_token_id"),
     "an end that is a word": (said("generation_config.json", "eos_token_id", value="x"), "eos_token_id"),
 }
+
+
+def sharded(change: Callable[[dict[str, str], dict[str, torch.Tensor]], object] = lambda *_: None) -> Damage:
+    """The weights in two files with an index, of which `change` gets the places and what is added to the second one."""
+
+    def apply(folder: Path) -> None:
+        state, more = load_file(folder / "model.safetensors"), {}
+        places = {key: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, key in enumerate(sorted(state))}
+        index = dict(places)
+        change(index, more)
+        for name in set(places.values()):
+            part = {key: value for key, value in state.items() if places[key] == name}
+            save_file(part | (more if "00002-" in name else {}), folder / name, {"format": "pt"})
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+        (folder / "model.safetensors").unlink()
+
+    return apply
+
+
+def twice(index: dict[str, str], more: dict[str, torch.Tensor]) -> None:
+    more["model.projector.query"] = torch.zeros(1, 8, 48)
+    index["model.projector.query"] = "model-00001-of-00002.safetensors"
+
+
+def both(folder: Path) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    sharded()(folder)
+    (folder / "model.safetensors").write_bytes(whole)
+
+
+DAMAGED |= {
+    "a whole save and a sharded one": (both, "or the files of model.safetensors.index.json, found both"),
+    "a tensor in two shards": (sharded(twice), "the tensors that the index names for it, found model.projector.query"),
+    "a shard without its tensor": (
+        sharded(lambda index, _: index.update({"model.projector.none": min(index.values())})),
+        "the tensors that the index names for it, found no model.projector.none",
+    ),
+    "an index that leaves one out": (sharded(lambda index, _: index.pop(min(index))), "as well, which is of none"),
+    "a shard that is a link to itself": (
+        lambda folder: (sharded()(folder), _loop(folder / "model-00001-of-00002.safetensors")),
+        "weights in model-00001-of-00002.safetensors, found no such file",
+    ),
+    "weights of another save": (
+        lambda folder: shutil.copy(folder / "model.safetensors", folder / "model-00001-of-00002.safetensors"),
+        "weights in model.safetensors alone, found model-00001-of-00002.safetensors. Move it away",
+    ),
+}
+
+
+def _loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
 
 
 def another_tokenizer(folder: Path) -> None:
@@ -203,6 +258,17 @@ def test_an_adapter_that_diverged_is_refused(checkpoint, tmp_path: Path) -> None
     save_file(state, adapter / "adapter_model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=f"adapter .*expected finite weights, found NaN or infinity in {key}"):
         check_adapter(adapter, checkpoint())
+
+
+def test_one_in_shards_is_whole(checkpoint, sound: Path, tmp_path: Path, capsys) -> None:
+    folder = Path(shutil.copytree(checkpoint(), tmp_path / "model"))
+    ask = ["ask", str(sound), "Which side?", "--model", str(folder), "--max-tokens", "3", "--engine", "transformers"]
+    answers = []
+    for change in (lambda folder: None, sharded()):
+        change(folder)
+        assert main(ask) == 0
+        answers += [line for line in capsys.readouterr().out.splitlines() if line.startswith("answer:")]
+    assert len(answers) == 2 and answers[0] == answers[1]
 
 
 def test_a_whole_one_is_read_as_transformers_reads_it(checkpoint) -> None:

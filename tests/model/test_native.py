@@ -341,6 +341,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]),
         "safetensors file",
     ),
+    "a tensor under two names": (
+        lambda f: edited(
+            f, lambda s: s.update({"language_model.model.model.norm.weight": s["language_model.model.norm.weight"] * 2})
+        ),
+        r"norm\.weight once, found a second one",
+    ),
     "kind": (
         lambda f: (f / "config.json").write_text(json.dumps({"model_type": "qwen3"})),
         r"expected a native model \(audioflamingo3, .*, qwen2_audio, voxtral\), found qwen3",

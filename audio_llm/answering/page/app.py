@@ -14,12 +14,12 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from audio_llm.answering.page.cards import STYLE, error_card, sound_card, trials_html
+from audio_llm.answering.page.cards import STYLE, Scene, error_card, sound_card, trials_html
 from audio_llm.answering.page.drawing import words
 from audio_llm.answering.page.examples import Example, read_examples
 from audio_llm.answering.page.trial import Asker, Trial
@@ -65,12 +65,15 @@ class PageOptions:
 
 @dataclass(frozen=True)
 class Round:
-    """One question about one file, and its trials."""
+    """One question about one file, and its trials. What is shown of the file is kept with them: an upload is taken away
+    after an hour."""
 
     file: str
     question: str
     choices: tuple[str, ...]
     trials: tuple[Trial, ...] = ()
+    seconds: float = field(default=0.0, compare=False)
+    scene: Scene | None = field(default=None, compare=False)
 
 
 class Page:
@@ -103,7 +106,7 @@ class Page:
         if not now.file or not now.question:
             return past, error_card(trial.error), self.earlier(past)
         kept = tuple(one for one in now.trials if one.sound != sound and not one.error)
-        now = replace(now, trials=_ordered((*kept, trial)))
+        now = replace(now, trials=_ordered((*kept, trial)), **(self._about(now.file) if trial.reply else {}))
         rounds = [*past, now][-PAST:]
         return rounds, self._show(now), self.earlier(rounds[:-1])
 
@@ -117,11 +120,14 @@ class Page:
     def earlier(self, rounds: Sequence[Round]) -> str:
         return "<hr>".join(self._show(one) for one in reversed(rounds))
 
+    def _about(self, file: str) -> dict[str, Any]:
+        try:
+            return {"seconds": read_header(file).duration, "scene": self._scenes.get(_digest(Path(file)))}
+        except (AudioLLMError, OSError):  # what a server hears need not be readable here: its answer is shown alone
+            return {}
+
     def _show(self, one: Round) -> str:
-        seconds, scene = 0.0, None
-        if one.file and any(trial.reply for trial in one.trials):
-            seconds, scene = read_header(one.file).duration, self._scenes.get(_digest(Path(one.file)))
-        return trials_html(one.trials, seconds, scene)
+        return trials_html(one.trials, one.seconds, one.scene)
 
     def example(self, place: int) -> tuple[str, str, str]:
         """File, question and choices of an example."""

@@ -79,6 +79,9 @@ class Asker:
                     (answer,) = self._engine.generate([request])
         except AudioLLMError as error:
             return Trial(question, choices, sound, error=str(error))
+        except OSError as error:  # an upload is taken away after an hour; a disk may be full
+            told = describe(f"sound {name}", "a file that can be read", str(error.strerror), "Give it again.")
+            return Trial(question, choices, sound, error=told)
         if answer.error:
             return Trial(question, choices, sound, error=answer.error)
         return Trial(question, choices, sound, read_reply(answer.raw, choices), answer.seconds)

@@ -14,6 +14,8 @@ from audio_llm.answering.server import EngineError
 from audio_llm.errors import ConfigError
 from data_prep.corpus import endpoint
 from data_prep.corpus.endpoint import COSTS, Asking, Model, Unusable, misfit, read_object, spent, together
+from data_prep.corpus.engines.base import raised
+from data_prep.corpus.stage import RunStopped
 from tests.servers import ChatServer, serving
 
 SCHEMA = {
@@ -121,6 +123,27 @@ def test_nothing_is_asked_twice_and_every_request_has_its_cost(tmp_path: Path) -
     costs = spent(tmp_path)["generate"]
     assert (costs["requests"], costs["failed"]) == (6, 0)  # three and three: the second time from the disk
     assert (costs["prompt_tokens"], costs["completion_tokens"]) == (6 * 20, 6 * 7) and costs["seconds"] >= 0
+
+
+def test_a_damaged_or_full_store_of_replies_stops_the_run_and_loses_no_item(tmp_path: Path) -> None:
+    """As a reject, each item that is left would be lost: the disk is no fault of theirs."""
+    with serving(Bad) as url:
+        assert asked(url, "good", tmp_path)[0]
+        store = tmp_path / "replies" / "generate.sqlite"
+        whole = store.read_bytes()
+        for damage in (b"no database" * 100, whole[:4096] + b"\xff" * 4096):
+            store.write_bytes(damage)
+            with pytest.raises(RunStopped, match=r"generate\.sqlite: expected replies.*Delete it"):
+                asked(url, "good", tmp_path)
+        store.unlink()
+        assert asked(url, "good", tmp_path)[0]
+        model = Model(Asking(url, "listener", retries=0), tmp_path, "generate")
+        assert model._cache is not None
+        model._cache._store.execute("PRAGMA max_page_count = 2")  # what SQLite says of a full disk
+        with pytest.raises(RunStopped, match=r"expected a disk to write on, found database or disk is full\."):
+            for seed in range(200):
+                model.tree(ASK, SCHEMA, seed=seed)
+        assert isinstance(raised(RunStopped("full")).value, RunStopped)
 
 
 def test_a_later_run_goes_on_with_the_seeds_after_those_of_kept_replies(tmp_path: Path) -> None:
