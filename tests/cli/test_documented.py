@@ -30,8 +30,8 @@ def lines_of(page: Path) -> Iterator[str]:
         yield from (part for line in text.splitlines() for part in re.split(r"^#\s*(?:usage: )?|\s{3,}then: ", line))
         return
     text = re.sub(r"\\\n\s*", " ", page.read_text())
-    for block in re.findall(r"^```(?:bash|sh)?\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
-        yield from block.splitlines()
+    for kind, block in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
+        yield from block.splitlines() if kind in ("", "bash", "sh") else ()
     yield from re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
 
 
