@@ -12,8 +12,7 @@ import io
 import mmap
 import os
 import struct
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import soundfile
 
-from audio_llm import containers
+from audio_llm import containers, pcm
 from audio_llm.errors import AudioError, ConfigError, describe, nearest
 
 LAYOUT_CHANNELS: dict[str, int] = {"mono": 1, "stereo": 2, "binaural": 2, "foa": 4}
@@ -45,7 +44,6 @@ HEARINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # the layouts 
     "duplicate": (("mono",), ("binaural", "stereo")),
 }
 MIN_SAMPLES = 16  # 1 ms at 16 kHz: shorter than a period of anything audible, so a broken cut rather than a sound
-INT16_SCALE = 32768.0
 MAX_PEAK = 1e10  # 200 dB above full scale; the energies of far larger samples are infinite in float32
 # Only these subtypes can carry NaN or Inf; integer and perceptual codecs cannot, so decoding them needs no scan.
 _FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")
@@ -97,6 +95,11 @@ class Waveform:
     def seconds(self) -> float:
         return self.num_samples / self.sample_rate
 
+    @property
+    def peak(self) -> float:
+        """The largest amplitude, NaN where there is one; 0 without samples."""
+        return max(float(self.samples.max(initial=0.0)), -float(self.samples.min(initial=0.0)))
+
 
 def decode(
     source: str | Path | bytes,
@@ -114,6 +117,14 @@ def decode(
     decoded, for more than `max_seconds`, and for more than `max_bytes` of float32 samples (without it, as many as
     `max_seconds` of ``BYTES_PER_SECOND``).
     """
+    links, header, layout, name = counted(source, layout, name, max_seconds, max_bytes)
+    return Waveform(read(links, header, name), header.samplerate, layout)
+
+
+def counted(
+    source: str | Path | bytes, layout: str | None, name: str | None, max_seconds: float, max_bytes: float | None
+) -> tuple[list[containers.Link], Header, str, str]:
+    """What :func:`decode` decodes, with its layout and name: nothing of it is decoded yet. Raises as it does."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         name = name or "audio bytes"
         data = bytes(source) if isinstance(source, (bytearray, memoryview)) else source
@@ -136,7 +147,7 @@ def decode(
         found = "no samples" if header.frames == 0 else f"{header.frames} sample(s)"
         raise AudioError(describe(name, f"at least {MIN_SAMPLES} samples per channel", found), "short")
     _check_size(header, name, max_seconds, max_bytes)
-    return Waveform(_read(links, header, name), header.samplerate, layout)
+    return links, header, layout, name
 
 
 def _read_file(path: Path, name: str) -> bytes:
@@ -250,13 +261,10 @@ def _samples(content: bytes, frames: int, name: str) -> np.ndarray:
         return file.read(frames, dtype="float32", always_2d=True)  # (time, channels)
 
 
-def _read(links: Sequence[containers.Link], header: Header, name: str) -> np.ndarray:
+def read(links: Sequence[containers.Link], header: Header, name: str) -> np.ndarray:
     """``(channels, time)`` of all links, exactly as many samples as were counted."""
     if len(links) == 1 and links[0].pcm16:
-        (start, end) = links[0].ranges[0]
-        count = header.frames * header.channels
-        frames = np.frombuffer(links[0].data, "<i2", count, start).reshape(header.frames, header.channels)
-        return _int16_to_float(frames)
+        return pcm.to_float(links[0].frames16(header.frames))
     samples = np.empty((header.channels, header.frames), np.float32)
     done, floats = 0, False
     for link in links:
@@ -293,23 +301,6 @@ def _fill(file: soundfile.SoundFile, block: np.ndarray) -> int:
     return len(frames)
 
 
-def _int16_to_float(frames: np.ndarray) -> np.ndarray:
-    """``(time, channels)`` int16 → ``(channels, time)`` float32 in [-1, 1), exactly.
-
-    Two channels are pulled apart as halves of 32-bit words, which numpy vectorises; a strided copy takes twice as long.
-    """
-    if frames.shape[1] == 2 and sys.byteorder == "little":
-        samples = np.empty((2, len(frames)), np.float32)
-        pairs = frames.view("<i4")[:, 0]
-        samples[0] = pairs << 16
-        samples[1] = pairs & np.int32(-65536)
-        samples *= np.float32(1 / INT16_SCALE / 65536)
-        return samples
-    samples = frames.T.astype(np.float32, order="C")
-    samples *= np.float32(1 / INT16_SCALE)
-    return samples
-
-
 def _check_finite(samples: np.ndarray, name: str) -> None:
     bad = samples.size - int(np.isfinite(samples).sum())
     if bad:
@@ -317,19 +308,17 @@ def _check_finite(samples: np.ndarray, name: str) -> None:
 
 
 def quantise(waveform: Waveform, bits: int = 16) -> np.ndarray:
-    """Integers ``(channels, time)`` int32, full scale ``2**(bits - 1)``, rounded to the nearest.
+    """Integers ``(channels, time)``, int16 for 16 `bits`, else int32; full scale ``2**(bits - 1)``, to the nearest.
 
     The scale is that of decoding, so decode → encode → decode is exact (libsndfile's own float scale is 2^15 - 1 one
     way and 2^15 the other, which fades a clip a little every time). Raises :class:`AudioError` above full scale.
     """
-    peak, full = float(np.abs(waveform.samples).max(initial=0.0)), 2 ** (bits - 1)
+    peak = waveform.peak
     if not peak <= 1.0:  # NaN is not either
         _check_finite(waveform.samples, "waveform")
         cure = "Scale it first (audio.limit_peak), or write with subtype='FLOAT' to wav."
         raise AudioError(describe("waveform", f"peak at most 1 for {bits}-bit samples", f"{peak:.3f}", cure))
-    scaled = waveform.samples * np.float32(full)  # exact: a power of two
-    np.rint(scaled, out=scaled)
-    return np.clip(scaled, -full, full - 1, out=scaled).astype(np.int32)
+    return pcm.rounded(waveform.samples, bits)
 
 
 def encode(
@@ -348,12 +337,16 @@ def encode(
         frames = waveform.samples.T
     else:
         integers = (quantise(waveform, bits) if integers is None else integers).T
-        frames = integers.astype(np.int16) if bits == 16 else integers << 8  # 24 bits are the top ones of an int32
+        frames = integers if bits == 16 else integers << 8  # 24 bits are the top ones of an int32
+    return write(frames, waveform.sample_rate, format, subtype, f"encoding {waveform.layout} audio")
+
+
+def write(frames: np.ndarray, sample_rate: int, format: str, subtype: str, item: str) -> bytes:
+    """Bytes of a file of `frames` ``(time, channels)``, of which :class:`AudioError` speaks as `item`."""
     buffer = io.BytesIO()
     try:
-        soundfile.write(buffer, frames, waveform.sample_rate, format=format.upper(), subtype=subtype)
+        soundfile.write(buffer, frames, sample_rate, format=format.upper(), subtype=subtype)
     except (soundfile.LibsndfileError, ValueError, TypeError) as error:
-        item = f"encoding {waveform.layout} audio"
         raise AudioError(describe(item, "a format and subtype libsndfile writes", f"{error}")) from error
     return buffer.getvalue()
 
@@ -361,7 +354,7 @@ def encode(
 def encode_level(waveform: Waveform) -> bytes:
     """A WAV file that holds `waveform` at its own level: 16-bit PCM, or 32-bit float where the peak is above full
     scale, which no integers hold. Equal samples are equal bytes. Raises :class:`AudioError` for NaN/Inf."""
-    if float(np.abs(waveform.samples).max(initial=0.0)) <= 1.0:
+    if waveform.peak <= 1.0:
         return encode(waveform, "wav")
     _check_finite(waveform.samples, "waveform")
     # By hand, for libsndfile stamps the time of writing into its float files.
@@ -375,7 +368,7 @@ def encode_level(waveform: Waveform) -> bytes:
 
 def limit_peak(waveform: Waveform, peak: float = 1.0) -> Waveform:
     """The same waveform, scaled down where its peak exceeds `peak`, by one gain for all channels."""
-    found = float(np.abs(waveform.samples).max(initial=0.0))
+    found = waveform.peak
     if found <= peak:
         return waveform
     return replace(waveform, samples=(waveform.samples * np.float32(peak / found)).clip(-peak, peak))
@@ -500,8 +493,14 @@ def windows(samples: np.ndarray, window_samples: int, max_windows: int, *, name:
 
 def sha256(waveform: Waveform) -> str:
     """Hex digest of the float32 samples (little endian, channel after channel), the rate and the layout."""
-    digest = hashlib.sha256(f"{waveform.layout} {waveform.sample_rate} {waveform.samples.shape}\n".encode())
-    digest.update(np.ascontiguousarray(waveform.samples, dtype="<f4").data)
+    return hashed(waveform.layout, waveform.sample_rate, waveform.samples.shape, [waveform.samples])
+
+
+def hashed(layout: str, sample_rate: int, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> str:
+    """:func:`sha256` of float32 samples that come in `parts`, channel after channel."""
+    digest = hashlib.sha256(f"{layout} {sample_rate} {shape}\n".encode())
+    for part in parts:
+        digest.update(np.ascontiguousarray(part, dtype="<f4").data)
     return digest.hexdigest()
 
 

@@ -18,8 +18,8 @@ ROOMS = ("audio_llm", "data_prep", "eval")
 # Above the wall, first to last: a file imports its own row and earlier ones. Nothing above names anything below.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors", "config", "yaml_text", "files", "identity", "registry", "ranges", "machine"),
-    ("containers",),
-    ("audio",),
+    ("pcm", "containers"),
+    ("audio", "integers"),
     ("shards",),
     ("language",),
     ("model",),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import mmap
 from dataclasses import dataclass
 
+import numpy as np
+
 from audio_llm.errors import AudioError, describe
 
 Buffer = bytes | mmap.mmap
@@ -37,6 +39,11 @@ class Link:
         if not self.head and not self.zeros and self.ranges == ((0, len(self.data)),) and isinstance(self.data, bytes):
             return self.data
         return b"".join([self.head, *(self.data[start:end] for start, end in self.ranges), bytes(self.zeros)])
+
+    def frames16(self, count: int) -> np.ndarray:
+        """The first `count` samples ``(time, channels)`` int16 of a link that is ``pcm16``, where they lie."""
+        channels = self.channels or 1
+        return np.frombuffer(self.data, "<i2", count * channels, self.ranges[0][0]).reshape(count, channels)
 
 
 def unknown(size: int) -> bool:

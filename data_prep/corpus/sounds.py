@@ -11,6 +11,7 @@ from audio_llm.audio import Waveform
 from audio_llm.datasets.records import Cell
 from audio_llm.errors import AudioError, describe
 from audio_llm.files import glance
+from audio_llm.integers import floats
 from data_prep.manifest.sounds import File, Part, Sound, TableCell
 
 
@@ -49,4 +50,4 @@ def sound_of(value: Any, folder: Path, name: str | None = None) -> Sound:
 
 def hear(fields: Mapping[str, Any], folder: Path, max_seconds: float) -> Waveform:
     """The decoded sound of an item's fields. Raises :class:`AudioError`, its `cause` where it has one."""
-    return sound_of(fields["audio"], folder, fields.get("name")).hear(max_seconds)
+    return floats(sound_of(fields["audio"], folder, fields.get("name")).hear(max_seconds))

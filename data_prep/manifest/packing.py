@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import numpy as np
-
 from audio_llm import audio
 from audio_llm.audio import Waveform
 from audio_llm.errors import AudioError, AudioLLMError, describe
+from audio_llm.integers import Integers, floats
+from audio_llm.pcm import INT16_SCALE
 from audio_llm.shards.rendering import SUFFIX
 from audio_llm.shards.schema import AudioInfo, Sample
 from audio_llm.shards.writer import Encoded, Packed, assemble, encode_stored
@@ -30,7 +30,7 @@ class Made:
 
 
 class _Decoded(NamedTuple):
-    waveform: Waveform
+    waveform: Waveform | Integers
     content: str
 
 
@@ -89,19 +89,20 @@ class Packer:
     def _decoded(self, sound: Sound) -> _Decoded:
         if sound.name in self._last:
             return self._last[sound.name]
-        if self.config.store == "float" and hasattr(sound, "exact"):
-            waveform = sound.exact()
+        waveform: Waveform | Integers
+        if self.config.store == "float":
+            waveform = sound.exact() if hasattr(sound, "exact") else floats(sound.hear(self.config.max_file_seconds))
         else:
             waveform = sound.hear(self.config.max_file_seconds)
         if waveform.layout == "stereo":
             waveform = replace(waveform, layout=self.config.two_channels)
-        return _Decoded(waveform, audio.sha256(waveform))
+        return _Decoded(waveform, waveform.sha256() if isinstance(waveform, Integers) else audio.sha256(waveform))
 
     def _encoded(self, found: _Decoded, name: str, start: float, end: float | None) -> Encoded:
         waveform = self._fitted(self._cut(found.waveform, start, end), name)
         return encode_stored(waveform, self.config.store, found.content if waveform is found.waveform else None)
 
-    def _cut(self, waveform: Waveform, start: float, end: float | None) -> Waveform:
+    def _cut(self, waveform: Waveform | Integers, start: float, end: float | None) -> Waveform | Integers:
         """The stretch from `start` to `end`, to the nearest samples; half a sample beyond the end is the end."""
         rate, total = waveform.sample_rate, waveform.num_samples
         first = round(start * rate)
@@ -111,30 +112,40 @@ class Packer:
             raise RowError(Reason.BEYOND_THE_SOUND, f"expected a stretch within {waveform.seconds:g} s, found {asked}.")
         return waveform if (first, last) == (0, total) else replace(waveform, samples=waveform.samples[:, first:last])
 
-    def _fitted(self, waveform: Waveform, name: str) -> Waveform:
-        """As it is to be heard, or :class:`AudioError` with its cause."""
+    def _fitted(self, sound: Waveform | Integers, name: str) -> Waveform | Integers:
+        """As it is to be heard, or :class:`AudioError` with its cause. Integers stay what they are where nothing is to
+        be done to them: each pass over the samples counts beside the encoder's."""
         config = self.config
-        seconds = waveform.seconds
+        seconds = sound.seconds
         if not config.min_seconds <= seconds <= config.max_seconds:
             expected = f"{config.min_seconds:g} to {config.max_seconds:g} s (audio.min_seconds, audio.max_seconds)"
             cause = "short" if seconds < config.min_seconds else "long"
             raise AudioError(describe(name, expected, f"{seconds:g} s"), cause)
+        fits = config.sample_rate in (None, sound.sample_rate) and sound.layout in (config.layouts or [sound.layout])
+        if fits and isinstance(sound, Integers):
+            self._check_heard(sound.peak)
+            return sound
+        waveform = floats(sound)
         try:
             waveform = audio.hear(waveform, config.layouts, config.hearing, name=name) if config.layouts else waveform
         except AudioError as error:
             raise AudioError(str(error), "channels") from error
-        peak = float(np.abs(waveform.samples).max(initial=0.0))
-        if peak < max(config.min_peak, 0.5 / audio.INT16_SCALE):
-            raise RowError(Reason.SILENT, f"expected a peak of {config.min_peak:g} or more, found {peak:.3g}.")
-        if config.sample_rate is not None:
+        peak = highest = waveform.peak
+        self._check_heard(peak)
+        if config.sample_rate is not None and config.sample_rate != waveform.sample_rate:
             waveform = audio.resample(waveform, config.sample_rate)
-        if config.store == "flac" and float(np.abs(waveform.samples).max(initial=0.0)) > 1.0:
+            highest = waveform.peak
+        if config.store == "flac" and highest > 1.0:
             # Resampling overshoots where the sound is at full scale; a file that is louder itself is refused.
             if peak > config.max_peak:
                 expected = f"a peak of at most {config.max_peak:g} (audio.max_peak)"
                 raise AudioError(describe(name, expected, f"{peak:.4g}"), "loud")
             waveform = audio.limit_peak(waveform)
         return waveform
+
+    def _check_heard(self, peak: float) -> None:
+        if peak < max(self.config.min_peak, 0.5 / INT16_SCALE):
+            raise RowError(Reason.SILENT, f"expected a peak of {self.config.min_peak:g} or more, found {peak:.3g}.")
 
 
 def contents_of(sample: Sample) -> list[str]:

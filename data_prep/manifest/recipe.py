@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -95,7 +96,7 @@ class ManifestConfig:
     max_rejects: int | None = None  # rejects beyond which the run stops, in place of a share
     max_reject_share: float = 0.01  # share of rejects beyond which the run stops
 
-    @property
+    @cached_property
     def reader(self) -> Format:
         found: Format = FORMATS.find(self.format)
         return found

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from audio_llm.audio import Waveform, decode
+from audio_llm.audio import Waveform
 from audio_llm.datasets.folders import find_file
 from audio_llm.datasets.records import Cell
 from audio_llm.errors import AudioError, DataError, describe
+from audio_llm.integers import Integers, decode
 
 
 class Sound(Protocol):
@@ -23,8 +24,9 @@ class Sound(Protocol):
     def size(self) -> int:
         """Bytes, -1 where there are none or where they are not counted: a changed size is a changed sound."""
 
-    def hear(self, max_seconds: float) -> Waveform:
-        """Raises :class:`AudioError`, its `cause` where it has one."""
+    def hear(self, max_seconds: float) -> Waveform | Integers:
+        """In integers where it is stored in 16 bits and not compressed. Raises :class:`AudioError`, its `cause` where
+        it has one."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class File:
         except OSError:
             return -1
 
-    def hear(self, max_seconds: float) -> Waveform:
+    def hear(self, max_seconds: float) -> Waveform | Integers:
         return decode(self.path, name=self.name, max_seconds=max_seconds)
 
 
@@ -52,7 +54,7 @@ class Part:
     size: int
     name: str
 
-    def hear(self, max_seconds: float) -> Waveform:
+    def hear(self, max_seconds: float) -> Waveform | Integers:
         try:
             with open(self.path, "rb") as stream:
                 stream.seek(self.offset)
@@ -80,7 +82,7 @@ class TableCell:
     def size(self) -> int:
         return -1  # the table itself is known by its size
 
-    def hear(self, max_seconds: float) -> Waveform:
+    def hear(self, max_seconds: float) -> Waveform | Integers:
         value = self.cell.load()
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (value, None)
         if data is None and path:

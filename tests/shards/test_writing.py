@@ -17,7 +17,7 @@ from webdataset.writer import TarWriter
 from audio_llm.errors import ShardError
 from audio_llm.shards.index import CACHE, COLUMNS, ShardIndex
 from audio_llm.shards.reader import ShardDataset
-from audio_llm.shards.writer import ShardWriter, _members
+from audio_llm.shards.writer import ShardWriter, _header, _members
 from tests.shards.test_shards import clip, contents, make, sample
 
 
@@ -148,3 +148,11 @@ def test_a_sample_that_no_reader_takes_is_refused(tmp_path: Path) -> None:
             with pytest.raises(ShardError, match="JSON that can be read back"):
                 writer.write(sample(0, meta=meta), clip(0))
         writer.write(sample(0), clip(0))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/"), max_size=110), st.integers(0, 2**35))
+def test_heads_of_members_are_those_of_tarfile(name: str, size: int) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode, member.uname, member.gname = size, 0o444, "bigdata", "bigdata"
+    assert _header(name, size) == member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")

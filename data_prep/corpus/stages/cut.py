@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,6 +14,8 @@ from audio_llm.audio import Waveform
 from audio_llm.datasets.folders import OTHERS
 from audio_llm.errors import AudioError, ConfigError, PrerequisiteError, describe
 from audio_llm.files import atomic_file
+from audio_llm.integers import Integers, floats
+from audio_llm.pcm import INT16_SCALE
 from data_prep.corpus import films
 from data_prep.corpus.sounds import sound_of
 from data_prep.corpus.stage import Item, Reject, Step
@@ -22,7 +24,7 @@ from data_prep.manifest.sounds import File
 
 NO_DECODER = "no_decoder"
 _REASONS = (Reason.SILENT, Reason.BEYOND_THE_SOUND, Reason.END_BEFORE_START, *CAUSES.values())
-_HALF = 0.5 / audio.INT16_SCALE  # below it 16 bits hold nothing
+_HALF = 0.5 / INT16_SCALE  # below it 16 bits hold nothing
 
 
 @dataclass
@@ -61,7 +63,7 @@ class Cut(Step):
 
     def open(self, folder: Path) -> None:
         self._folder = folder
-        self._last: tuple[Any, float, Waveform] | None = None  # what was decoded last, and how far
+        self._last: tuple[Any, float, Waveform | Integers] | None = None  # what was decoded last, and how far
 
     def run(self, items: Sequence[Item]) -> list[Item | Reject]:
         return [self._result(item) for item in items]
@@ -92,7 +94,7 @@ class Cut(Step):
             asked = f"from {start:g} s on" if end is None else f"{start:g} to {end:g} s"
             raise AudioError(describe(name, f"a stretch within {whole.seconds:g} s", asked), _BEYOND)
         first, last = max(0, first - round(self.margin * rate)), min(total, last + round(self.margin * rate))
-        waveform = replace(whole, samples=np.ascontiguousarray(whole.samples[:, first:last]))
+        waveform = replace(whole, samples=whole.samples[:, first:last])
         if end is None and not self.min_seconds <= waveform.seconds <= self.max_seconds:
             raise self._unfit(name, waveform.seconds)
         waveform = self._fitted(waveform, name)
@@ -112,12 +114,13 @@ class Cut(Step):
         cause = "short" if seconds < self.min_seconds else "long"
         return AudioError(describe(name, expected, f"{seconds:g} s"), cause)
 
-    def _whole(self, where: Any, name: str, until: float | None) -> Waveform:
+    def _whole(self, where: Any, name: str, until: float | None) -> Waveform | Integers:
         """The recording, decoded at least as far as `until` seconds: stretches of one follow each other."""
         far = np.inf if until is None else until
         if self._last is not None and self._last[0] == where and far <= self._last[1]:
             return self._last[2]
         sound = sound_of(where, self._folder, name)
+        waveform: Waveform | Integers
         if isinstance(sound, File) and sound.path.suffix.lower() in OTHERS:
             waveform = films.decode(sound.path, name, self.max_file_seconds, until)
         else:
@@ -132,27 +135,32 @@ class Cut(Step):
         self._last = (where, far, waveform)
         return waveform
 
-    def _fitted(self, waveform: Waveform, name: str) -> Waveform:
-        peak = float(np.abs(waveform.samples).max(initial=0.0))
+    def _fitted(self, waveform: Waveform | Integers, name: str) -> Waveform | Integers:
+        peak = waveform.peak
         if peak < max(self.min_peak, _HALF):
             expected = f"a peak of {self.min_peak:g} or more (min_peak)"
             raise AudioError(describe(name, expected, f"{peak:.3g}"), _SILENT)
         if peak > self.max_peak:
             raise AudioError(describe(name, f"a peak of at most {self.max_peak:g} (max_peak)", f"{peak:.3g}"), "loud")
-        return audio.limit_peak(waveform)
+        return waveform if isinstance(waveform, Integers) else audio.limit_peak(waveform)
 
-    def _written(self, waveform: Waveform) -> tuple[str, str]:
+    def _written(self, sound: Waveform | Integers) -> tuple[str, str]:
         """Path of the clip below the corpus folder, and what tells its samples."""
         bits = 16 if self.subtype == "PCM_16" else 24
+        if isinstance(sound, Integers) and bits == 16:
+            return self._kept(sound.sha256(), sound.encode)
+        waveform = floats(sound)
         integers = audio.quantise(waveform, bits)
-        stored = integers.astype(np.float32) * np.float32(2.0 ** (1 - bits))
-        content = audio.sha256(replace(waveform, samples=stored))
+        content = audio.sha256(replace(waveform, samples=integers * np.float32(2.0 ** (1 - bits))))
+        return self._kept(content, lambda form: audio.encode(waveform, form, self.subtype, integers=integers))
+
+    def _kept(self, content: str, encode: Callable[[str], bytes]) -> tuple[str, str]:
         path = Path("clips") / content[:2] / f"{content[:40]}.{self.format}"
         target = self._folder / path
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(target) as temporary:
-                temporary.write_bytes(audio.encode(waveform, self.format, self.subtype, integers=integers))
+                temporary.write_bytes(encode(self.format))
         return path.as_posix(), content
 
 
