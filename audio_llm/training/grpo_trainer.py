@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -43,7 +43,7 @@ from audio_llm.training.encoder_cache import EncoderCache, join_tokens
 from audio_llm.training.examples import Example, Examples, join_audio
 from audio_llm.training.order import RunSampler
 from audio_llm.training.parity import ParityGate
-from audio_llm.training.passes import gather_groups, trimmed
+from audio_llm.training.passes import gather_groups, idle_passes, trimmed
 from audio_llm.training.rejects import Rejects
 from audio_llm.training.resampling import ResamplingTrainer, flat_groups
 from audio_llm.training.rollouts import (
@@ -136,6 +136,7 @@ class AudioGRPOTrainer(ValidatedTrainer, ResamplingTrainer, ScheduledTrainer, GR
         self._seconds: dict[str, float] = {}
         self._logged: tuple[float, int] | None = None  # time and step of the last log; set when training begins
         self._generated_at = -1
+        self._idle = 0  # passes of the generation batch that are not computed, for they teach nothing
         self._scored: Tensor | None = None
         rewards = [self._timed_reward(function) for function in reward_funcs]
         with _reference_made_by(reference):
@@ -261,11 +262,16 @@ class AudioGRPOTrainer(ValidatedTrainer, ResamplingTrainer, ScheduledTrainer, GR
         inputs = super()._prepare_inputs(generation_batch)
         one_update = self.args.steps_per_generation == self.args.gradient_accumulation_steps
         if self._buffered_inputs is not before and (self._shares_prompts or one_update) and not self._means_of_passes:
-            self._buffered_inputs = gather_groups(self._buffered_inputs, by_length=one_update)
+            idle_first = one_update and self._may_skip_passes
+            self._buffered_inputs = gather_groups(self._buffered_inputs, one_update, idle_first)
+            idle = torch.tensor([idle_first * idle_passes(self._buffered_inputs)], device=self.accelerator.device)
+            self._idle = int(self.accelerator.gather(idle).min())  # what one computes, all do: they exchange figures
             inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
         return inputs
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        if model.training and self._step % self.args.steps_per_generation < self._idle:
+            return torch.zeros((), device=self.accelerator.device, requires_grad=True)
         inputs = trimmed(inputs)
         self._prompts = inputs["prompts"]
         try:
@@ -322,6 +328,13 @@ class AudioGRPOTrainer(ValidatedTrainer, ResamplingTrainer, ScheduledTrainer, GR
     def _means_of_passes(self) -> bool:
         """Whether a loss is a mean over a pass's tokens: what shares one has a say then, so TRL's shuffle stays."""
         return self.loss_type == "bnpo" or self._entropy_bonus_enabled or self.top_entropy_quantile < 1
+
+    @property
+    def _may_skip_passes(self) -> bool:
+        """Whether a reply without an advantage has no gradient, and a pass may be left out: not where the engine of
+        partitioned weights counts them."""
+        plain = DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU
+        return self.beta == 0 and not self.aux_loss_enabled and self.accelerator.distributed_type in plain
 
     @property
     def _encoder_is_frozen(self) -> bool:

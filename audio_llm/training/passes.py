@@ -57,19 +57,24 @@ class PassesByLength:
         return super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
 
 
-def gather_groups(batches: list[dict[str, Any]], by_length: bool = False) -> list[dict[str, Any]]:
+def gather_groups(
+    batches: list[dict[str, Any]], by_length: bool = False, idle_first: bool = False
+) -> list[dict[str, Any]]:
     """The rows of shuffled `batches` (equal sizes, same keys, ``prompts`` among them) dealt out anew, the rows of a
-    group together: groups in the order of their first rows, or `by_length` from short to long longest replies. That
-    is for batches of one update, whose gradients are summed: of several, the first would learn from short replies.
+    group together: groups in the order of their first rows, or `by_length` from short to long longest replies, with
+    `idle_first` behind the groups that have no advantage. That is for batches of one update, whose gradients are
+    summed: of several, the first would learn from short replies.
     """
     size, width = len(batches[0]["prompts"]), len(batches)
     prompts = [prompt for batch in batches for prompt in batch["prompts"]]
-    longest = dict.fromkeys(prompts, 0)
+    places = dict.fromkeys(prompts, (False, 0))  # whether it teaches, its longest reply
     if by_length:
         lengths = torch.cat([batch["completion_mask"].sum(1) for batch in batches]).tolist()
-        for prompt, length in zip(prompts, lengths, strict=True):
-            longest[prompt] = max(longest[prompt], length)
-    rank = {prompt: number for number, prompt in enumerate(sorted(longest, key=longest.__getitem__))}  # a stable sort
+        teaches = (torch.cat([batch["advantages"] for batch in batches]) != 0).tolist()
+        for prompt, length, some in zip(prompts, lengths, teaches, strict=True):
+            before, longest = places[prompt]
+            places[prompt] = (before or (idle_first and some), max(longest, length))
+    rank = {prompt: number for number, prompt in enumerate(sorted(places, key=places.__getitem__))}  # a stable sort
     order = sorted(range(len(prompts)), key=lambda row: rank[prompts[row]])
     dealt: list[dict[str, Any]] = [dict(batch) for batch in batches]
     for name, value in batches[0].items():
@@ -84,6 +89,13 @@ def gather_groups(batches: list[dict[str, Any]], by_length: bool = False) -> lis
         for number in range(width):
             dealt[number][name] = rows[number * size : (number + 1) * size]
     return dealt
+
+
+def idle_passes(batches: Sequence[dict[str, Any]]) -> int:
+    """How many of the first `batches` have no advantage in any row, and so no gradient. Never all of them: with the
+    last the processes exchange theirs."""
+    teaching = (number for number, batch in enumerate(batches) if batch["advantages"].any())
+    return min(next(teaching, len(batches)), len(batches) - 1)
 
 
 def trimmed(batch: dict[str, Any]) -> dict[str, Any]:
