@@ -8,12 +8,14 @@ same command goes on where it was.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,13 +31,15 @@ from audio_llm.errors import (
     one_line,
     require,
 )
-from audio_llm.files import atomic_file, content_hash, parse_json
+from audio_llm.files import MAX_JSON_BYTES, atomic_file, content_hash, parse_json
 
 # How `pathlib` keeps an address: with one slash in the place of two.
 _ADDRESS = re.compile(r"(s3|gs|gcs|az|abfs|abfss|hf|https?|memory):/+(.+)")
 CACHE, BOUND = "AUDIO_LLM_CACHE", "AUDIO_LLM_CACHE_GB"
 DEFAULT_GB = 50.0
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between tries
+SILENCE = 60.0  # seconds without a byte after which a connection is broken; a whole shard may take hours
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def address(folder: str | Path) -> str | None:
@@ -81,7 +85,7 @@ class Remote:
         """Read ``sizes.json``. Raises :class:`ShardError` where it is none of ours, :class:`StoreError` without it."""
         url = str(address(folder))
         bound()
-        text = _tried(f"{url}/sizes.json", lambda files, path: files.cat_file(path))
+        text = _tried(f"{url}/sizes.json", _small)
         try:
             shards = parse_json(text)["shards"]
             assert all(isinstance(entry["bytes"], int) and len(entry["sha256"]) == 64 for entry in shards.values())
@@ -123,9 +127,27 @@ class Remote:
         raise StoreError(describe(f"{self.url}/{name}", "a cache that holds one shard a process", "a smaller one"))
 
 
+def _small(files: Any, source: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        _get(files, source, Path(folder) / "file", MAX_JSON_BYTES)
+        return (Path(folder) / "file").read_bytes()
+
+
+def _get(files: Any, source: str, path: Path, limit: int) -> None:
+    """Copy a file here. Raises :class:`_WrongBytes` for one of more than `limit` bytes, before it fills the disk."""
+    from fsspec.callbacks import Callback
+
+    class Bounded(Callback):
+        def call(self, *_: Any, **__: Any) -> None:
+            if self.value > limit:
+                raise _WrongBytes(f"more than {limit} bytes")
+
+    files.get_file(source, str(path), callback=Bounded())
+
+
 def _download(files: Any, source: str, path: Path, entry: Mapping[str, Any]) -> None:
     with atomic_file(path) as temporary:
-        files.get_file(source, str(temporary))
+        _get(files, source, temporary, entry["bytes"])
         found = content_hash(temporary)
         if found != entry["sha256"]:
             size = temporary.stat().st_size
@@ -143,7 +165,7 @@ def _tried(url: str, action: Any) -> Any:
 
     for wait in (*WAITS, None):
         try:
-            files, path = fsspec.core.url_to_fs(url)
+            files, path = fsspec.core.url_to_fs(url, **_limits(url))
             return action(files, path)
         except ImportError as error:
             cure = "Install it in the repository: pip install -e '.[remote]'"
@@ -153,6 +175,8 @@ def _tried(url: str, action: Any) -> Any:
         except (AudioLLMError, StoreError):
             raise
         except Exception as error:  # every store has errors of its own
+            if isinstance(error, OSError) and error.errno in _DISK:  # of this machine: it does not pass by itself
+                raise
             reason = one_line(str(error).strip() or type(error).__name__)[:200]
             if isinstance(error, PermissionError) or wait is None:
                 cure = "Mend the connection and give the same command again: it goes on where it was."
@@ -160,6 +184,15 @@ def _tried(url: str, action: Any) -> Any:
             print(f"note: {url}: {reason}; next try in {wait:g} s", file=sys.stderr)
             time.sleep(wait)
     raise AssertionError("unreachable")
+
+
+def _limits(url: str) -> dict[str, Any]:
+    """aiohttp gives a reply five minutes in all, in which a large shard does not come through a small line."""
+    if not url.startswith("http"):
+        return {}
+    import aiohttp
+
+    return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=SILENCE)}}
 
 
 def _make_room(size: int) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
@@ -39,11 +43,27 @@ class Store(SimpleHTTPRequestHandler):
                 return self.send_error(503)
             data = (Path(self.folder) / self.path.strip("/")).read_bytes()
             self.send_response(200)
+            if how in ("slow", "endless", "silent"):
+                self.end_headers()
+                return self.trickle(how, data)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data[:1000])
             return self.connection.close() if how == "cut" else None
         return super().do_GET()
+
+    def trickle(self, how: str, data: bytes) -> None:
+        """A shard in ten parts over a second; one that has no end; one that stops after its first part."""
+        part, count = len(data) // 10 + 1, 0
+        with contextlib.suppress(OSError):  # whoever asked may have gone
+            while how == "endless" or count < 10:
+                self.wfile.write(data[count * part : (count + 1) * part] if count < 10 else data)
+                self.wfile.flush()
+                if how != "endless":
+                    time.sleep(0.1)
+                if how == "silent":
+                    return time.sleep(1.0)
+                count += 1
 
     def log_message(self, *_: object) -> None:
         pass
@@ -111,6 +131,37 @@ def test_a_broken_connection_is_tried_again_then_told(how: str, store, tmp_path:
     assert not fetched(tmp_path) and not list((tmp_path / "cache").rglob("*.tmp"))
     facts["broken"].clear()
     assert len(ShardDataset(url)) == 24
+
+
+def test_a_shard_may_take_its_time_and_no_more_than_its_bytes(store, tmp_path: Path, monkeypatch, capsys) -> None:
+    """aiohttp ends a reply after five minutes, here a third of a second; a silent server is given up, one that sends
+    more than the shard has is not let fill the disk."""
+    import aiohttp
+
+    monkeypatch.setattr(aiohttp.client, "DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.3))
+    url, _, facts = store
+    facts["broken"] += ["slow"]
+    assert len(ShardDataset(url)) == 24 and "next try" not in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setattr(remote, "SILENCE", 0.4)
+    facts["broken"] += ["endless", "silent"]
+    assert len(ShardDataset(url)) == 24
+    told = capsys.readouterr().err
+    assert "more than" in told and told.count("next try in") == 2
+    (size,) = {len(path.read_bytes()) for path in (tmp_path / "cache").rglob("shard-000000.tar")}
+    assert f"more than {size} bytes" in told and not list((tmp_path / "cache").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_full_disk_is_no_broken_connection(reason: int, monkeypatch) -> None:
+    """Nothing passes by itself there, and the cure is another."""
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("tried again"))
+
+    def write(*_: Any) -> None:
+        raise OSError(reason, os.strerror(reason), "shard.tar")
+
+    with pytest.raises(OSError, match=os.strerror(reason)):
+        remote._tried("memory://x", write)
 
 
 def test_what_is_no_folder_of_shards_is_one_sentence(store, tmp_path: Path, capsys) -> None:
