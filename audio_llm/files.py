@@ -120,8 +120,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         _allow(temporary, rights)
         os.replace(temporary, target)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename == str(temporary):
-            error.filename = str(target)  # the name that a person knows
+        _by_name(error, temporary, target)
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
@@ -135,6 +134,12 @@ def _allow(path: Path, rights: int) -> None:
     mode = path.stat().st_mode
     if wanted := rights & 0o666 & ~mode:
         path.chmod(stat.S_IMODE(mode | wanted))
+
+
+def _by_name(error: BaseException, temporary: Path, target: Path) -> None:
+    """Put the name that a person knows into an error about what lies under another for now."""
+    if isinstance(error, OSError) and str(error.filename).startswith(str(temporary)):
+        error.filename = str(target) + str(error.filename)[len(str(temporary)) :]
 
 
 def _takes_bytes(path: Path) -> bool:
@@ -159,9 +164,9 @@ def atomic_folder(destination: str | Path) -> Iterator[Path]:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     folder, old = _beside(target, "tmp"), _beside(target, "old")
-    folder.mkdir()
-    rights = folder.stat().st_mode
     try:
+        folder.mkdir()
+        rights = folder.stat().st_mode
         yield folder
         there = _names(target)
         if there and there.isdisjoint(path.name for path in folder.iterdir()):
@@ -170,7 +175,8 @@ def atomic_folder(destination: str | Path) -> Iterator[Path]:
             if path.is_file() and not path.is_symlink():
                 _allow(path, rights)
         _exchange(folder, target, old)
-    except BaseException:
+    except BaseException as error:
+        _by_name(error, folder, target)
         shutil.rmtree(folder, ignore_errors=True)
         raise
 

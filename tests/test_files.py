@@ -52,6 +52,12 @@ def test_damaged_lines_are_told_of_where_that_is_wanted(tmp_path, capsys):
         assert (f"note: {path}: 2 of 5 lines are no JSON objects, line 3 first" in told) == tell
 
 
+def test_an_error_names_the_folder_that_a_person_knows(tmp_path):
+    with pytest.raises(OSError, match="target/part") as failed, files.atomic_folder(tmp_path / "target") as temporary:
+        (temporary / "part" / "x").read_bytes()
+    assert failed.value.filename == str(tmp_path / "target" / "part" / "x")
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_an_error_leaves_what_was_there(tmp_path, kind):
     target = tmp_path / "thing"

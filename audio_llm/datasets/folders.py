@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -82,9 +84,20 @@ def _add(found: Listing, real: str, path: Path, below: Path, suffixes: Collectio
     elif path.is_symlink() and os.path.realpath(path).startswith(real + os.sep):
         found.omit(below, "a link to another file of this folder")
     elif not path.is_file():
-        found.omit(below, "no file")
+        found.omit(below, "a link to a file that is not there" if path.is_symlink() else "no file")
     else:
         found.files.append(below)
+
+
+def tell(root: Path, left_out: list[dict[str, str]]) -> None:
+    """Say, once, what was left out of the folder `root`: links whose files were not fetched, other formats."""
+    if text := told(left_out):
+        _note(f"note: {readable(root)}: {text}")
+
+
+@cache  # a folder is gone through several times
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def told(left_out: list[dict[str, str]]) -> str:

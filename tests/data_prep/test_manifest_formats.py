@@ -247,6 +247,24 @@ def test_words_beside_a_sound_may_be_missing_or_no_text(tmp_path: Path) -> None:
     assert [sample.id for sample in samples(tmp_path)] == ["mine-0", "mine-5_0"] and manifest["rows"] == 8
 
 
+@pytest.mark.parametrize(
+    "how", [{"format": "classes"}, {"format": "names", "options": {"pattern": "(?P<answer>.+)/.+"}}]
+)
+def test_what_is_left_out_of_a_folder_is_told(how: dict[str, Any], tmp_path: Path, capsys) -> None:
+    """Links of git-annex and DVC whose files were not fetched; formats that are not read."""
+    folder = tmp_path / "data"
+    for number in range(4):
+        wav(folder / ("dog", "cat")[number % 2] / f"{number}.wav", number)
+    for number in range(3):
+        (folder / "dog" / f"annexed{number}.wav").symlink_to(tmp_path / f"object{number}")
+    (folder / "cat" / "u.m4a").write_bytes(b"x")
+    made(tmp_path, path=str(folder), question="What?", **how)
+    told = capsys.readouterr().err
+    assert f"note: {folder}: Left out: " in told and told.count("Left out") == 1
+    assert "3, dog/annexed0.wav the first (a link to a file that is not there)" in told
+    assert "cat/u.m4a (m4a is no format that is read" in told
+
+
 def test_a_chat_is_one_question_with_one_reply(tmp_path: Path) -> None:
     wav(tmp_path / "a.wav", 1)
     user, reply = {"role": "user", "content": "<audio>What?"}, {"role": "assistant", "content": "A dog."}

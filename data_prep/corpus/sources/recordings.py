@@ -96,7 +96,9 @@ class Recordings:
         if not self.path.is_dir():
             found = "a file" if self.path.exists() else "no such folder"
             raise DataError(describe(f"source.path {self.path}", "a folder of recordings", found))
-        for file in folders.listing(self.path, folders.SUFFIXES | folders.OTHERS).files:
+        listed = folders.listing(self.path, folders.SUFFIXES | folders.OTHERS)
+        folders.tell(self.path, listed.left_out)
+        for file in listed.files:
             where = folders.readable(file)
             yield Record({"audio": File(self.path / file, where), "id": where}, where)
 

@@ -136,7 +136,9 @@ class Subtitles:
             found = "a file" if self.media.exists() else "no such folder"
             raise DataError(describe(f"source.media {self.media}", "a folder of recordings", found))
         found_files: dict[str, Path] = {}
-        for file in folders.listing(self.media, folders.SUFFIXES | folders.OTHERS).files:
+        listed = folders.listing(self.media, folders.SUFFIXES | folders.OTHERS)
+        folders.tell(self.media, listed.left_out)
+        for file in listed.files:
             path = self.media / file
             found_files.setdefault(path.stem, path)
         return found_files

@@ -178,7 +178,9 @@ def _files(path: Path) -> Iterable[Path]:
     if not path.is_dir():
         raise DataError(describe(f"deduplicate.against {path}", "a folder", "none"))
     suffixes = folders.SUFFIXES | folders.OTHERS if films.installed() else folders.SUFFIXES
-    return folders.listing(path, suffixes).files
+    found = folders.listing(path, suffixes)
+    folders.tell(path, found.left_out)
+    return found.files
 
 
 def _listed(path: Path) -> str:

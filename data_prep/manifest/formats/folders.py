@@ -21,7 +21,7 @@ WORDS = (".json", ".txt")
 def _sidecars(place: Place) -> Iterator[Record | Reject]:
     """``x.wav`` with ``x.json`` (an object, or a list of them) and ``x.txt``, which is the column ``txt``."""
     root = _folder(place.path)
-    stems: dict[Path, Path] = {file.with_suffix(""): file for file in folders.listing(root).files}
+    stems: dict[Path, Path] = {file.with_suffix(""): file for file in _files(root)}
     beside = {path.relative_to(root) for kind in WORDS for path in root.rglob(f"*{kind}") if path.is_file()}
     seen = {path for path in beside if not any(folders.hidden(part) for part in path.parts)}
     for stem in sorted({*stems, *(path.with_suffix("") for path in seen)}):
@@ -66,7 +66,7 @@ def _words(root: Path, files: list[Path]) -> list[Any]:
 def _names(place: Place) -> Iterator[Record | Reject]:
     """Files whose names hold the words: the named groups of the option `pattern` are columns."""
     root, pattern = _folder(place.path), _pattern(place.options.get("pattern"))
-    for file in folders.listing(root).files:
+    for file in _files(root):
         where, stem = folders.readable(file), folders.readable(file.with_suffix("").as_posix())
         match = pattern.fullmatch(stem)
         if match is None:
@@ -92,10 +92,17 @@ def _classes(place: Place) -> Iterator[Record | Reject]:
         library = sounds.find(place.path)
     except AudioError as error:
         raise DataError(str(error)) from error
+    folders.tell(place.path, library.left_out)
     for clip in library.clips:
         sound = File(Path(str(clip.path)), clip.name)
         values = {"audio": sound, "id": clip.name, "answer": clip.label, "group": clip.recording, "split": clip.fold}
         yield Record(values, clip.name)
+
+
+def _files(root: Path) -> list[Path]:
+    found = folders.listing(root)
+    folders.tell(root, found.left_out)
+    return found.files
 
 
 def _folder(path: Path) -> Path:
