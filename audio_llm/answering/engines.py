@@ -28,6 +28,9 @@ def find_engine(kind: str, model: str) -> type[Engine]:
     `kind` is the address of a server, an engine's name, or ``auto``: whichever recognises the folder `model`. Raises
     :class:`ConfigError` for an engine that there is not, or that cannot answer from that folder.
     """
+    if is_address(model) and kind in ("auto", "http"):
+        cure = f"Give the model's name at that server, and --engine {model}."
+        raise ConfigError(describe(f"model {model}", "a folder, or a served model's name", "an address", cure))
     engines: list[type[Engine]] = [ENGINES[name] for name in ENGINES]
     where, asked = model, engines
     if is_address(kind):

@@ -45,6 +45,12 @@ def test_an_engine_that_cannot_is_refused_with_those_that_can(tmp_path: Path, ki
         find_engine(kind, folder(tmp_path / "m", FOLDERS[name]))
 
 
+@pytest.mark.parametrize("kind", ["auto", "http"])
+def test_an_address_in_the_place_of_a_model_is_told_where_it_belongs(kind: str) -> None:
+    with pytest.raises(ConfigError, match="found an address.*model's name at that server, and --engine http://h:1/v1"):
+        find_engine(kind, "http://h:1/v1")
+
+
 def test_what_nobody_recognises_is_told_as_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="expected model_type audio_llm, found qwen3"):
         find_engine("auto", folder(tmp_path / "m", {"model_type": "qwen3"}))
