@@ -77,7 +77,8 @@ def _task(args: argparse.Namespace) -> Any:
     if task is None or not task.formats:
         expected = "; ".join(dict.fromkeys(task.models for task in able))
         found = f"one of task {task.name}" if task else "none of them" if Path(args.model).exists() else "nothing"
-        raise CheckpointError(describe(f"model {args.model}", expected, found))
+        cure = f"audio-llm eval {args.model} DATA --out RUN scores it." if task else None
+        raise CheckpointError(describe(f"model {args.model}", expected, found, cure))
     asked = {f"--{name}": [other for other in able if name in other.options] for name in OPTIONS if _given(args, name)}
     asked[f"--format {args.format}"] = [other for other in able if args.format in other.formats]
     for flag, takers in asked.items():

@@ -85,7 +85,8 @@ def print_run(run: Run) -> None:
         label += _at(run, control)
         print(f"  {label:<34} {found.difference!s:>22}  n {found.difference.n}, p {found.p_value:.2g}")
     if summary.permutations is not None:
-        orders, label = summary.permutations, f"options in {summary.permutations.k} other orders"
+        orders = summary.permutations
+        label = f"options in {orders.k} other order{'s' * (orders.k != 1)}"
         spread = f"std {100 * orders.std:.1f}, worst {orders.worst}, all {orders.all_k}"
         print(f"  {label:<34} {orders.mean!s:>22}  {spread}")
         print(f"  {'the same option in every order':<34} {orders.consistency!s:>22}  n {orders.consistency.n}")

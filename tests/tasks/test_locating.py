@@ -97,6 +97,14 @@ def test_a_spoilt_configuration_is_one_sentence(folder, tmp_path, capsys, change
     assert words in error and str(tmp_path) in error and error.count("\n") == 1
 
 
+def test_a_model_that_is_only_scored_is_answered_with_the_command(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"task": "spatial"}')
+    (tmp_path / "encoder.safetensors").touch()
+    assert main(["predict", str(tmp_path), "any.wav"]) == 2
+    error = capsys.readouterr().err
+    assert f"found one of task spatial. audio-llm eval {tmp_path} DATA --out RUN scores it." in error
+
+
 def test_files_of_one_name_do_not_replace_each_other(folder, file, tmp_path, capsys):
     other = tmp_path / "street.flac"
     soundfile.write(other, np.zeros((8000, 2)), 8000)
