@@ -28,6 +28,7 @@ from data_prep.corpus.ledger import Ledger, hashed, key_of, line_of
 from data_prep.corpus.sources.recordings import Recordings
 from data_prep.corpus.stage import Item, Reject, Step
 from data_prep.corpus.stages import STAGES
+from data_prep.scenes import pool
 
 CAPTIONS = Path(__file__).parents[1] / "recipes" / "corpus" / "tiny_captions.csv"
 
@@ -114,6 +115,7 @@ def stages(folder: Path, clips: str) -> None:
             calls = [jobs] if stage.whole else [[job] for job in jobs]
             (Path(out) / "items").mkdir(exist_ok=True)
             lines = [json.loads(line) for call in calls for line in holder.call(call)]
+            pool.stop()  # what workers took is known when they have ended
             seconds = spent() - start
             stage.close()
             both = list(zip(items, lines, strict=True))
@@ -137,14 +139,16 @@ def engines(count: int) -> None:
     """Items of 50 ms by two workers of each engine; starting them does not count."""
     for name in ("local", "ray"):
         with tempfile.TemporaryDirectory() as out:
-            pool = ENGINES.find(name)().pool(Path(out), 2)
-            done = pool.map("wait", Wait(), Running(cpus=0.5), (Job(hashed(n), Item(str(n), {})) for n in range(count)))
+            workers = ENGINES.find(name)().pool(Path(out), 2)
+            done = workers.map(
+                "wait", Wait(), Running(cpus=0.5), (Job(hashed(n), Item(str(n), {})) for n in range(count))
+            )
             for _ in range(2):
                 next(done)
             start = time.monotonic()
             left = sum(1 for _ in done)
             say(what="engine", engine=name, items=left, per_second=left / (time.monotonic() - start))
-            pool.close()
+            workers.close()
 
 
 def main() -> None:

@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.scenes import pool
+
 LIMIT = 1.1
 SMALLEST = 0.05  # processor seconds below which a ratio says nothing
 PER_SHARD = 100
@@ -226,6 +228,7 @@ def measure(part: str, folder: Path, size: int) -> None:
     """In this process: print processor seconds, those of the clock and the peak of memory."""
     begin, own, clock = _processor_seconds(), time.process_time(), time.perf_counter()
     PARTS[part][1](folder, size)
+    pool.stop()  # what workers took is known when they have ended
     seconds, own, clock = _processor_seconds() - begin, time.process_time() - own, time.perf_counter() - clock
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     rounded = {"cpu_seconds": seconds, "own_cpu_seconds": own, "seconds": clock}

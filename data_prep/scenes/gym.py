@@ -50,6 +50,8 @@ def level_of(questions: QuestionsConfig, audio: render.AudioConfig, level: str) 
 class Drawer:
     """What makes the draws: all that one needs, built once a process. `formats` are shares of question formats."""
 
+    imports = ("scipy.signal",)
+
     def __init__(
         self,
         config: SceneConfig,

@@ -1,15 +1,19 @@
-"""Worker processes for rendering: results in order, a bounded number in flight, no orphans."""
+"""Worker processes: forked from one that has imported what they need; results in order, a bounded number in flight, no
+orphans."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 from typing import Any
 
 from audio_llm.errors import AudioLLMError
@@ -30,9 +34,45 @@ def die_with_parent() -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
+def forking(*modules: str) -> Any:
+    """The context of worker processes, which are forked from a server of this process; where there is none yet, one
+    begins, and imports `modules` while this process goes on. They are imported once, not once a worker.
+
+    The server has no threads, as forking one that has may hang: each worker computes with one. It finds modules where
+    this process does, whatever lies in the current folder. Where it cannot be (a long ``TMPDIR``, no sockets), workers
+    are processes of their own from the start.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, *modules])
+    paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+    given = {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": paths}
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    try:
+        forkserver.ensure_running()
+        atexit.unregister(stop)
+        atexit.register(stop, os.getpid())
+    except OSError:
+        return multiprocessing.get_context("spawn")
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    return context
+
+
+def stop(owner: int | None = None) -> None:
+    """End the server of this process, after its workers: at the latest where this one ends, so that nothing of it is
+    left, and that the time of all of them counts as this one's. `owner`: the process that began it."""
+    if owner in (None, os.getpid()):
+        with contextlib.suppress(AttributeError, OSError):
+            forkserver._forkserver._stop()  # type: ignore[attr-defined]
+
+
 def _start(kind: Any, args: tuple[Any, ...]) -> None:
     global _worker
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     die_with_parent()
     _worker = kind(*args)
 
@@ -84,23 +124,22 @@ class Jobs:
 
 @contextlib.contextmanager
 def open_pool(workers: int, kind: Any, args: tuple[Any, ...], *, apart: bool = False) -> Iterator[Jobs]:
-    """A pool whose processes each hold one ``kind(*args)``; `kind` and `args` must be picklable.
+    """A pool whose processes each hold one ``kind(*args)``; `kind` and `args` must be picklable. `kind` may say in
+    ``imports`` which modules its methods import when they are first called.
 
     One worker is this process, or, `apart`, another one; none is this process.
     """
     if workers < (1 if apart else 2):
         yield Jobs(None, kind(*args), 1)
         return
-    with plain_pool(workers, _start, (kind, args)) as executor:
+    with plain_pool(workers, _start, (kind, args), kind.__module__, *getattr(kind, "imports", ())) as executor:
         yield Jobs(executor, None, workers)
 
 
 @contextlib.contextmanager
-def plain_pool(workers: int, initializer: Any = None, args: tuple[Any, ...] = ()) -> Iterator[Executor]:
-    """A process pool by spawn (forking a process that has threads may hang), cancelled on the way out."""
-    executor = ProcessPoolExecutor(
-        max(1, workers), multiprocessing.get_context("spawn"), initializer or die_with_parent, args
-    )
+def plain_pool(workers: int, initializer: Any = None, args: tuple[Any, ...] = (), *modules: str) -> Iterator[Executor]:
+    """A process pool that is cancelled on the way out; `modules` as of :func:`forking`."""
+    executor = ProcessPoolExecutor(max(1, workers), forking(*modules), initializer or die_with_parent, args)
     try:
         yield executor
     except BrokenProcessPool as error:

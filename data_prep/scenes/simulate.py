@@ -278,6 +278,8 @@ def intervention(
 class Renderer:
     """What a worker process knows: worlds, the bank and the head. Built once per process."""
 
+    imports = ("scipy.signal",)
+
     def __init__(
         self, config: SceneConfig, groups: dict[str, list[sounds.Clip]], bank: Path, dataset: str, licence: str | None
     ) -> None:
@@ -368,6 +370,8 @@ def prepare(
         return ledger.finished
     ledger.begin()
     workers = workers or machine.cpus()
+    if workers > 1:
+        pool.forking(__name__, *Renderer.imports)  # which takes a second, while sounds and questions are chosen
     library, groups, rejects = split_sounds(config, out, library, workers, quiet)
     worlds = build_worlds(config, groups)
     plans = {name: plan_jobs(config, worlds[part.split], name) for name, part in config.parts.items()}

@@ -260,6 +260,8 @@ def _find(row: dict[str, Any], clips: dict[str, DryClip], responses: dict[str, R
 class Renderer:
     """What a worker process knows. Items in, samples with audio (or the reason why not) out."""
 
+    imports = ("scipy.signal",)
+
     def __init__(self, rendering: Rendering, splits: dict[str, tuple[str, str]]) -> None:
         self.rendering, self.splits = rendering, splits  # by subset: corpus and split
 

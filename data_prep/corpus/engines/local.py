@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import threading
@@ -18,7 +17,7 @@ from audio_llm import machine
 from audio_llm.errors import AudioLLMError, ConfigError, describe
 from data_prep.corpus.engines.base import Answer, Done, Holder, Job, Running, raised, spread, told
 from data_prep.corpus.stage import Stage
-from data_prep.scenes.pool import die_with_parent
+from data_prep.scenes.pool import die_with_parent, forking
 
 _END = object()  # of what is sent to a worker
 
@@ -92,11 +91,11 @@ class _Process:
 
 
 class LocalPool:
-    """Processes by spawn: forking one that has threads may hang."""
+    """Processes that stay for all stages, forked from one that has what each of them imports."""
 
     def __init__(self, folder: Path, workers: int) -> None:
         self.folder, self.workers = folder, workers
-        self._context = multiprocessing.get_context("spawn")
+        self._context = forking(__name__, "data_prep.corpus.sounds")
         self._idle: list[_Process] = []
 
     def start(self, stage: Stage, running: Running) -> _Process:
