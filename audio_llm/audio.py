@@ -334,6 +334,8 @@ def encode(
     frames: np.ndarray
     if bits is None:
         _check_finite(waveform.samples, "waveform")
+        if (format.lower(), subtype) == ("wav", "FLOAT"):
+            return _float_wav(waveform)
         frames = waveform.samples.T
     else:
         integers = (quantise(waveform, bits) if integers is None else integers).T
@@ -354,10 +356,11 @@ def write(frames: np.ndarray, sample_rate: int, format: str, subtype: str, item:
 def encode_level(waveform: Waveform) -> bytes:
     """A WAV file that holds `waveform` at its own level: 16-bit PCM, or 32-bit float where the peak is above full
     scale, which no integers hold. Equal samples are equal bytes. Raises :class:`AudioError` for NaN/Inf."""
-    if waveform.peak <= 1.0:
-        return encode(waveform, "wav")
-    _check_finite(waveform.samples, "waveform")
-    # By hand, for libsndfile stamps the time of writing into its float files.
+    return encode(waveform, "wav", "PCM_16" if waveform.peak <= 1.0 else "FLOAT")
+
+
+def _float_wav(waveform: Waveform) -> bytes:
+    """By hand, for libsndfile stamps the time of writing into its float files: equal samples are equal bytes."""
     data = np.ascontiguousarray(waveform.samples.T, dtype="<f4").tobytes()
     channels, count = waveform.samples.shape
     rate, frame = waveform.sample_rate, 4 * channels
