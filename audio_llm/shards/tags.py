@@ -129,8 +129,6 @@ def check_where(where: Mapping[str, Any], name: str) -> None:
     if not isinstance(where.get(TAGS_KEY, ""), (str, Path)):
         raise ConfigError(describe(f"{name}.{TAGS_KEY}", "the folder of the tags", repr(where[TAGS_KEY])))
     for tag, wanted in conditions.items():
-        if not isinstance(tag, str):
-            raise ConfigError(describe(name, "the names of tags", f"{tag!r}"))
         values = wanted if isinstance(wanted, list) and wanted else [wanted]
         limits = wanted if isinstance(wanted, dict) else {}
         bounds = bool(limits) and set(limits) <= {"min", "max"} and all(map(_is_number, limits.values()))

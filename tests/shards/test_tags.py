@@ -82,6 +82,7 @@ def test_what_is_no_choice_is_one_sentence(folder, tmp_path):
         ({"gian": 1}, "where: gian: expected a tag of .*did you mean 'gain'"),
         ({"gain": "hard"}, "where: gain: expected numbers, as this tag has, found = hard"),
         ({"band": {"min": 1}}, "where: band: expected words, as this tag has"),
+        ({"1": 2}, "where: 1: expected a tag of"),  # a key 1 of a recipe is this name
         ({"gain": {"min": 99}}, "samples that meet it, found 0 of 24"),
     ):
         with pytest.raises(ConfigError, match=told):
@@ -92,7 +93,7 @@ def test_what_is_no_choice_is_one_sentence(folder, tmp_path):
         ({"gain": {"least": 1}}, "where of a.gain: expected a number, a word"),
         ({"gain": True}, "where of a.gain: expected a number"),
         ({"gain": []}, "where of a.gain: expected a number"),
-        ({1: 2}, "where of a: expected the names of tags, found 1"),
+        ({True: 2}, "where: key: expected str, found True"),
     ):
         with pytest.raises(ConfigError, match=told):
             config.build(SFTData, {"train": [{"path": "a", "where": where}]})
