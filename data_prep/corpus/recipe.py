@@ -120,7 +120,7 @@ class CorpusConfig:
         found = []
         own = {item.name for item in dataclasses.fields(Running)}
         for label, keys in self.stages.items():
-            if not isinstance(label, str) or not LABEL.fullmatch(label):
+            if not LABEL.fullmatch(label):
                 raise ConfigError(describe("stages", "names of letters, digits, - and _", f"{label!r}"))
             where, tree = f"stages.{label}", {"name": label} | (keys or {})
             running = config.build(Running, {k: v for k, v in tree.items() if k in own}, where)

@@ -109,7 +109,7 @@ class AudioQuestionsConfig:
         if not self.parts or not self.splits:
             raise ConfigError(describe("recipe", "'parts' and 'splits'", "none"))
         for name, split in self.split_configs.items():
-            if not re.fullmatch(r"[A-Za-z0-9_-]+", str(name)) or not isinstance(name, str) or name in FOLDERS:
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in FOLDERS:
                 found = f"{name!r}"
                 raise ConfigError(describe("splits", f"names of letters and digits beside {', '.join(FOLDERS)}", found))
             if not sum(split.count.values()):

@@ -148,7 +148,7 @@ def test_a_kind_that_there_is_not_names_all_kinds(tmp_path: Path, capsys: pytest
     [
         ("splits.train.count={part1: 0}", "splits.train.count: expected at least one question, found none"),
         ("splits={audio: {split: train, count: {part1: 1}}}", "splits: expected names .*, found 'audio'"),
-        ("splits={5: {split: train, count: {part1: 1}}}", "splits: expected names .*, found 5"),
+        ("splits={a.b: {split: train, count: {part1: 1}}}", "splits: expected names .*, found 'a.b'"),
         ("defects.mpeg=2", "defects.mpeg: expected a share between 0 and 1, found 2"),
         ("seed=-1", "seed: expected 0 or more, found -1"),
     ],
