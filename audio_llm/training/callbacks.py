@@ -34,16 +34,31 @@ def quiet(trainer: Any) -> None:
         trainer.add_callback(Progress())
 
 
+def clock(checkpoint: Path | None) -> Callable[[], float]:
+    """Seconds of training from now on, to which those before `checkpoint`, from which the run goes on, are added."""
+    before = saved_whole(checkpoint).get("seconds", 0.0) if checkpoint else 0.0  # version 0.2 did not keep them
+    started = time.monotonic() - before
+    return lambda: round(time.monotonic() - started, 3)
+
+
 class MetricsFile(TrainerCallback):
     """``metrics.jsonl``: one line per logged step, full precision, with samples seen and seconds of training."""
 
-    def __init__(self, path: Path, samples_per_step: int, epoch_size: float, others: Sequence[Path] = ()):
+    def __init__(
+        self,
+        path: Path,
+        samples_per_step: int,
+        epoch_size: float,
+        others: Sequence[Path] = (),
+        checkpoint: Path | None = None,
+    ):
         self.path, self.samples_per_step, self.epoch_size = path, samples_per_step, epoch_size
         self.others = others  # logs by step that the trainer writes itself
-        self.started = time.monotonic()
+        self.checkpoint = checkpoint  # where the run goes on
+        self.seconds = clock(checkpoint)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.started = time.monotonic()
+        self.seconds = clock(self.checkpoint)
         if state.is_world_process_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             for path in (self.path, *self.others):
@@ -55,7 +70,7 @@ class MetricsFile(TrainerCallback):
         samples = state.global_step * self.samples_per_step
         record = {"step": state.global_step, "samples": samples, "epoch": samples / max(self.epoch_size, 1)}
         record |= {key: value for key, value in logs.items() if key != "epoch"}
-        append_line(self.path, record | {"seconds": round(time.monotonic() - self.started, 3)})
+        append_line(self.path, record | {"seconds": self.seconds()})
 
 
 class Tracked(TrainerCallback):
@@ -101,11 +116,12 @@ class Checkpoints(TrainerCallback):
     ``best.json`` names.
 
     The trainer's own rotation runs before the new checkpoint is known to be whole, so it is switched off
-    (``save_total_limit=None``). `position` goes into the marker: the coordinates of the data stream.
+    (``save_total_limit=None``). `position` goes into the marker: the coordinates of the data stream; so does the time
+    that `log` has counted.
     """
 
-    def __init__(self, folder: Path, keep: int, position: Mapping[str, Any]):
-        self.folder, self.keep, self.position = folder, keep, dict(position)
+    def __init__(self, folder: Path, keep: int, position: Mapping[str, Any], log: MetricsFile):
+        self.folder, self.keep, self.position, self.log = folder, keep, dict(position), log
 
     def on_save(self, args, state, control, **kwargs):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -113,7 +129,7 @@ class Checkpoints(TrainerCallback):
         if not state.is_world_process_zero:
             return
         newest = self.folder / f"checkpoint-{state.global_step}"
-        facts = {"pickles": pickles(newest), "files": written(newest)}
+        facts = {"pickles": pickles(newest), "files": written(newest), "seconds": self.log.seconds()}
         write_json(newest / COMPLETE, {"step": state.global_step, **facts, **self.position})
         best = self.folder / BEST
         spared = f"checkpoint-{read_own(best, 'Delete it.').get('step')}" if best.is_file() else ""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -37,6 +36,7 @@ from audio_llm.training.callbacks import (
     MetricsFile,
     StopOnNaN,
     Tracked,
+    clock,
     complete_checkpoints,
     pickles,
     quiet,
@@ -147,8 +147,8 @@ class Run:
         """What a trainer of the run is watched by; `logs` are more JSON lines files whose lines say their step."""
         output = self.recipe.output
         return [
-            MetricsFile(output / "metrics.jsonl", samples_per_step, epoch_size, logs),
-            Checkpoints(output, self.recipe.keep_checkpoints, self.position),
+            log := MetricsFile(output / "metrics.jsonl", samples_per_step, epoch_size, logs, self.checkpoint),
+            Checkpoints(output, self.recipe.keep_checkpoints, self.position, log),
             StopOnNaN(),
             Tracked(self._trackers),
         ]
@@ -163,14 +163,14 @@ class Run:
         quiet(trainer)
         if self.main and self.checkpoint:
             print(f"resuming from {self.checkpoint}")
-        started = time.monotonic()
+        seconds = clock(self.checkpoint)
         try:
             outcome = trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         except (AudioLLMError, StoreError) as error:
             raise plain_error(error) from None
         return {
             "steps": trainer.state.global_step,
-            "seconds": round(time.monotonic() - started, 2),
+            "seconds": seconds(),
             "train_loss": outcome.training_loss,
             "processes": self.arguments.world_size,
             "position": self.position,

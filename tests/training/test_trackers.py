@@ -25,16 +25,26 @@ def logged(folder: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in files.read_lines(folder / "metrics.jsonl") if "loss" in line}
 
 
+def clock_of(folder: Path) -> dict[int, float]:
+    return {line["step"]: line["seconds"] for line in files.read_lines(folder / "metrics.jsonl")}
+
+
 def test_a_run_and_its_resumption_are_one_curve(checkpoint, shards, tmp_path):
     recipe = recipe_of(tmp_path, checkpoint(), shards(), steps=4, save_steps=2, keep_checkpoints=9)
     assert recipe.report_to == ["tensorboard"]
     sft.run(recipe)
     whole = curve_of(tmp_path)
     assert whole == pytest.approx(logged(tmp_path)) and list(whole) == [1, 2, 3, 4]
+    marker = tmp_path / "checkpoint-2" / "complete.json"
+    saved, before = files.read_json(marker), clock_of(tmp_path)
+    assert before[2] <= saved["seconds"] <= before[3]
+    files.write_json(marker, saved | {"seconds": 1000.0})
     (tmp_path / "result.json").unlink()
     shutil.rmtree(tmp_path / "checkpoint-4")
-    sft.run(recipe)
+    result = sft.run(recipe)
     assert curve_of(tmp_path) == pytest.approx(whole)
+    after = clock_of(tmp_path)
+    assert after[2] == before[2] and 1000 < after[3] <= after[4] <= result["seconds"] < 1100
 
 
 def test_a_run_keeps_its_mark_when_it_goes_on_and_loses_it_when_made_anew(checkpoint, shards, tmp_path):
