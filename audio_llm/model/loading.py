@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from audio_llm.errors import AudioLLMError, CheckpointError, describe
+from audio_llm.model.validate import check_index
 
 # What a model may lack: a pooler that nothing reads, and buffers that follow from the configuration.
 _UNNEEDED = re.compile(r"(?:^|\.)(?:pooler\.|position_ids$)|inv_freq$")
+# Where Transformers looks for weights, in its order.
+_PLACES = [f"{name}{ending}" for name in ("model.safetensors", "pytorch_model.bin") for ending in ("", ".index.json")]
 _LAYER = re.compile(r"\.(?:layers?|blocks?|h)\.\d+\.")
 
 
@@ -34,6 +37,8 @@ def reading(item: str, expected: str, cure: str | None = None) -> Iterator[None]
         if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, KeyError):  # its text is the bare key
+            reason = f"no {reason} in one of its files"
         raise CheckpointError(describe(item, expected, reason, cure)) from error
 
 
@@ -53,6 +58,9 @@ def whole_model(
     them in other shapes than its configuration says, or has more layers; `strict`: also for more weights of any name,
     and for some that are no finite numbers.
     """
+    place = next((path for name in _PLACES if (path := Path(folder) / name).is_file()), None)
+    if place is not None and place.suffix == ".json":
+        check_index(place)
     logger = logging.getLogger("transformers.modeling_utils")
     logger.addFilter(_no_table)
     try:

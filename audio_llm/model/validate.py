@@ -589,13 +589,23 @@ def weight_files(folder: Path, stem: str) -> list[str]:
     return [f"{stem}.safetensors"] if places is None else sorted(set(places.values()))
 
 
+def check_index(path: Path) -> dict[str, Any]:
+    """The index of a model's shards. Raises :class:`CheckpointError` where it lacks a part that Transformers reads."""
+    index = _read_json(path.parent, path.name, "a sharded checkpoint")
+    for key, cure in (("weight_map", "Copy it again."), ("metadata", 'Write "metadata": {} into it; it may be empty.')):
+        if not isinstance(index.get(key), dict):
+            found = "none" if key not in index else repr(index[key])[:60]
+            raise CheckpointError(describe(str(path), f"a mapping '{key}'", found, cure))
+    return index
+
+
 def _weight_map(folder: Path, stem: str) -> dict[str, str] | None:
     """The file of each tensor by the index of a sharded checkpoint; None where there is no index."""
     index = folder / f"{stem}.safetensors.index.json"
     if not index.is_file():
         return None
-    weights = _read_json(folder, index.name, "a sharded checkpoint").get("weight_map")
-    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
+    weights = check_index(index)["weight_map"]
+    if not all(isinstance(name, str) for name in weights.values()):
         raise CheckpointError(describe(str(index), "a weight_map of names", "something else"))
     names = set(weights.values())
     try:

@@ -63,7 +63,7 @@ def torn(file: str) -> Damage:
 
 
 TEXT, CONFIG, EXTRACTOR = "text_config", "config.json", ("processor_config.json", "feature_extractor")
-ELSEWHERE = {"weight_map": {"model.projector.linear.weight": "model-00001-of-00002.safetensors"}}
+ELSEWHERE = {"metadata": {}, "weight_map": {"model.projector.linear.weight": "model-00001-of-00002.safetensors"}}
 NAN, ONES = float("nan"), torch.ones(2)
 DAMAGED: dict[str, tuple[Damage, str]] = {
     "vocabulary": (said(CONFIG, TEXT, "vocab_size", value=4096), "embed_tokens.weight of [4096, 128]"),
@@ -149,11 +149,24 @@ DAMAGED |= {
         lambda folder: (sharded()(folder), _loop(folder / "model-00001-of-00002.safetensors")),
         "weights in model-00001-of-00002.safetensors, found no such file",
     ),
+    "an index of no model": (
+        lambda folder: (sharded()(folder), json_of(folder / INDEX, lambda tree: tree.pop("metadata"))),
+        "model.safetensors.index.json: expected a mapping 'metadata', found none. Write",
+    ),
     "weights of another save": (
         lambda folder: shutil.copy(folder / "model.safetensors", folder / "model-00001-of-00002.safetensors"),
         "weights in model.safetensors alone, found model-00001-of-00002.safetensors. Move it away",
     ),
 }
+
+
+INDEX = "model.safetensors.index.json"
+
+
+def json_of(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    tree = json.loads(path.read_text())
+    change(tree)
+    path.write_text(json.dumps(tree))
 
 
 def _loop(path: Path) -> None:
@@ -290,6 +303,18 @@ LANGUAGE_MODELS: dict[str, tuple[Damage, str]] = {
     "other heads": (said(CONFIG, "num_attention_heads", value=8), "where config.json says"),
     "another model's tokenizer": (another_tokenizer, "a tokenizer of its own"),
     "torn words": (torn("tokenizer.json"), "a language model that Transformers can load"),
+    "an index of shards alone": (
+        lambda folder: (sharded()(folder), json_of(folder / INDEX, lambda tree: tree.pop("metadata"))),
+        "model.safetensors.index.json: expected a mapping 'metadata'",
+    ),
+    "another's index": (
+        lambda folder: (
+            (folder / "model.safetensors")
+            .rename(folder / "pytorch_model.bin.index.json")
+            .write_text('{"metadata": {}, "weight_map": []}')
+        ),
+        "pytorch_model.bin.index.json: expected a mapping 'weight_map', found []",
+    ),
 }
 
 
@@ -321,5 +346,8 @@ def test_the_machines_own_errors_stay_what_they_are() -> None:
         with pytest.raises(type(error)) as found, reading("model", "one"):
             raise error
         assert found.value is error
-    with pytest.raises(AudioLLMError, match=r"model: expected one, found 3\."), reading("model", "one"):
+    with (
+        pytest.raises(AudioLLMError, match=r"model: expected one, found no 3 in one of its files\."),
+        reading("model", "one"),
+    ):
         raise KeyError(3)
