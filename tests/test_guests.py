@@ -365,6 +365,7 @@ def test_an_engine_answers_a_guest_benchmark(guest: Guest, sounds: Path, tmp_pat
     assert {(row["control"], row["raw"]) for row in rows} == {("", "yes"), ("text_only", "I hear nothing")}
     run = json.loads((out / "run.json").read_text())
     assert (run["engine"], run["scorer"]["name"]) == ("parrot", "guests:BREVITY")
+    assert "answer:   yes" in guest(["ask", str(sounds / "yes-1.wav"), "Is it loud?", "--model", str(model)])
 
 
 def test_a_declared_benchmark_comes_in_by_its_address_and_by_its_file(

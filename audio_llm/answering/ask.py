@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from audio_llm.answering.base import Request, check_beams, check_choices, check_sampling, check_style
-from audio_llm.answering.engines import find_engine, open_engine
+from audio_llm.answering.engines import find_engine, open_engine, soonest
 from audio_llm.audio import Waveform
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, describe
 
@@ -28,7 +28,7 @@ def ask(
     files: Sequence[str | Path | Waveform] = (),
     choices: Sequence[str] = (),
     *,
-    engine: str = "transformers",
+    engine: str | None = None,
     adapter: str | None = None,
     style: str | None = None,
     constrain: bool = False,
@@ -40,9 +40,10 @@ def ask(
 ) -> str:
     """The reply of `model` to a question about audio files, or waveforms, which are heard in their order.
 
-    `engine` is what :func:`audio_llm.answering.engines.find_engine` takes; behind an address, `model` and `adapter` are
-    the server's names (`model` "" is the first that it serves) and the files' bytes are sent as they are. `hearing` is
-    what is heard of a file in another layout than the model's (:data:`audio_llm.audio.HEARINGS`); the rest are those of
+    `engine` is what :func:`audio_llm.answering.engines.find_engine` takes, :func:`soonest`'s by default; behind an
+    address, `model` and `adapter` are the server's names (`model` "" is the first that it serves) and the files' bytes
+    are sent as they are. `hearing` is what is heard of a file in another layout than the model's
+    (:data:`audio_llm.audio.HEARINGS`); the rest are those of
     :class:`Request`. Raises children of ``AudioLLMError``, also for what the model refuses.
     """
     check_style(style)
@@ -55,6 +56,7 @@ def ask(
     for sound in sounds:
         if isinstance(sound, Path) and not sound.is_file():
             raise AudioError(describe(str(sound), "an audio file", "no such file"))
+    engine = engine or soonest(model)
     kind = find_engine(engine, model)
     if constrain and not kind.constrains:
         raise ConfigError(describe("--constrain", "vLLM (--url, or --engine vllm)", f"--engine {kind.name}"))

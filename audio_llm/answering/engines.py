@@ -46,6 +46,12 @@ def find_engine(kind: str, model: str) -> type[Engine]:
     raise ConfigError(describe(f"engine {kind}, model {model}", "a model that it answers from", "another's", cure))
 
 
+def soonest(model: str) -> str:
+    """The engine that answers one question of `model` without being told: Transformers, which has begun before vLLM
+    has, where it can, else whichever recognises the folder."""
+    return TransformersEngine.name if TransformersEngine.recognises(model) else "auto"
+
+
 def open_engine(
     kind: str,
     model: str,

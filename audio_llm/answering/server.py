@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import http.client
+import io
 import json
 import os
+import socket
 import time
 import urllib.error
 import urllib.parse
@@ -136,6 +138,9 @@ class Endpoint:
                     cure = f"Mend the address, the model's name or {KEY_VARIABLE}, and repeat the command."
                     kind = ClosedEndpoint
                     break
+            except _Endless as error:
+                limit = f"a reply of at most {MAX_REPLY_BYTES} bytes within {TIMEOUT_SECONDS:g} s"
+                raise EngineError(describe(f"{self.base}{path}", limit, "one that goes on")) from error
             except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
                 reason = str(getattr(error, "reason", error)) or type(error).__name__
             if attempt < retries:
@@ -237,19 +242,73 @@ class _Stay(urllib.request.HTTPRedirectHandler):
         return None
 
 
-_OPENER = urllib.request.build_opener(_Stay)
+class _Endless(TimeoutError):
+    """A reply that has begun and does not end: the next one would not either."""
+
+
+class _Timed(io.RawIOBase):
+    """What comes out of a socket until ``TIMEOUT_SECONDS`` are over. The limit of the socket itself begins anew with
+    every byte, so that a reply which drips would hold its reader for days."""
+
+    def __init__(self, sock: socket.socket, stream: io.RawIOBase) -> None:
+        self._socket, self._stream = sock, stream
+        self._end, self._begun = time.monotonic() + TIMEOUT_SECONDS, False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._socket.settimeout(max(self._end - time.monotonic(), 1e-3))
+        try:
+            count = self._stream.readinto(buffer)
+        except TimeoutError as error:
+            raise (_Endless() if self._begun else error) from None
+        self._begun = True
+        return count
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+class _Reply(http.client.HTTPResponse):
+    """One whose head and body come in time, or not at all."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp: Any = io.BufferedReader(_Timed(sock, self.fp.detach()))
+
+
+class _Connection(http.client.HTTPConnection):
+    response_class = _Reply
+
+
+class _SecureConnection(http.client.HTTPSConnection):
+    response_class = _Reply
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, request: urllib.request.Request) -> Any:
+        return self.do_open(_Connection, request)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, request: urllib.request.Request) -> Any:
+        return self.do_open(_SecureConnection, request)
+
+
+_OPENER = urllib.request.build_opener(_Stay, _Http, _Https)
 
 
 def _read(response: Any) -> bytes:
-    """The whole reply. Raises :class:`EngineError` for one that does not end, in bytes or in time."""
+    """The whole reply. Raises :class:`_Endless` for one that does not end."""
     parts: list[bytes] = []
-    size, end = 0, time.monotonic() + TIMEOUT_SECONDS
+    size = 0
     while part := response.read1(2**20):
         parts.append(part)
         size += len(part)
-        if size > MAX_REPLY_BYTES or time.monotonic() > end:
-            limit = f"a reply of at most {MAX_REPLY_BYTES} bytes within {TIMEOUT_SECONDS:g} s"
-            raise EngineError(describe(response.url, limit, "one that goes on"))
+        if size > MAX_REPLY_BYTES:
+            raise _Endless
     if response.length:  # `read1` says nothing of a reply that ends too early
         raise http.client.IncompleteRead(b"", response.length)
     return b"".join(parts)

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--choices", nargs="+", default=[], help="options to choose from")
     parser.add_argument("--url", help="a running server, for instance http://127.0.0.1:8000")
     parser.add_argument("--model", help="checkpoint folder, run in this process")
-    parser.add_argument("--engine", default="transformers", help="with --model: transformers (default), vllm, …")
+    parser.add_argument("--engine", help="with --model: transformers (default, where it can answer), vllm, …")
     parser.add_argument("--adapter", help="adapter: a folder with --model, a served name with --url")
     parser.add_argument("--style", choices=prompts.STYLES, help="begin the reply in this form")
     parser.add_argument("--constrain", action="store_true", help="allow nothing but one of the choices (needs vLLM)")

@@ -14,7 +14,7 @@ HELP = "a page to see sounds and ask a model about them"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "audio-llm demo MODEL_OR_URL [options]"
     parser.add_argument("model", metavar="MODEL_OR_URL", help="checkpoint folder, or http://HOST:PORT of a server")
-    parser.add_argument("--engine", default="transformers", help="of a folder: transformers (default), vllm, …")
+    parser.add_argument("--engine", help="of a folder: transformers (default, where it can answer), vllm, …")
     parser.add_argument("--adapter", help="adapter: a folder, or a served name of a server's")
     parser.add_argument("--examples", type=Path, metavar="SHARDS", help="offer the first questions of these shards")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from audio_llm import ranges
     from audio_llm.answering.base import check_sampling, check_style, is_address
-    from audio_llm.answering.engines import open_engine
+    from audio_llm.answering.engines import open_engine, soonest
     from audio_llm.answering.page.app import PageOptions, check_page, serve_page, shown_name
     from audio_llm.answering.page.trial import Asker
 
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     check_sampling(args.max_tokens)
     ranges.check("--port", args.port, ranges.PORT)
     remote = is_address(args.model)
-    kind, model = (args.model, "") if remote else (args.engine, args.model)
+    kind, model = (args.model, "") if remote else (args.engine or soonest(args.model), args.model)
     engine = open_engine(kind, model, args.adapter, max_audios=1, hearing=args.hearing)
     try:
         asker = Asker(engine, style=args.style, max_tokens=args.max_tokens, remote=remote)
