@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import threading
+import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +207,47 @@ def test_a_reply_that_a_filter_withheld_is_no_answer_of_the_model(tmp_path: Path
         assert main(command(data, out, address, "--controls", "none")) == 1
     assert "withheld (content_filter)" in capsys.readouterr().err
     assert [row["raw"] for row in lines(out)] == ["", ""]
+
+
+@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n"], ids=["head", "body"])
+def test_a_reply_that_drips_is_not_waited_for(monkeypatch, sent: bytes) -> None:
+    """Byte by byte, each within the limit of a socket: the head as well, before there is a reply to read."""
+    from audio_llm.answering import server as server_module
+
+    monkeypatch.setattr(server_module, "TIMEOUT_SECONDS", 0.6)
+    over = threading.Event()
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        with contextlib.suppress(OSError):
+            handler.wfile.write(sent)
+            while not over.wait(0.02):
+                handler.wfile.write(b" " if sent else b"H")
+                handler.wfile.flush()
+
+    started = time.monotonic()
+    with serving(BaseHTTPRequestHandler, do_GET=drip) as address:
+        try:
+            with pytest.raises(EngineError, match=rf"{address}/v1/models: expected .* within 0.6 s, found one that"):
+                server_module.Endpoint(address).models()
+        finally:
+            over.set()
+    assert time.monotonic() - started < 10
+
+
+def test_a_server_that_says_nothing_is_asked_again(monkeypatch) -> None:
+    from audio_llm.answering import server as server_module
+
+    monkeypatch.setattr(server_module, "TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(server_module.time, "sleep", lambda seconds: None)
+    asked: list[float] = []
+    over = threading.Event()
+    with serving(BaseHTTPRequestHandler, do_GET=lambda handler: (asked.append(1), over.wait(30))) as address:
+        try:
+            with pytest.raises(EngineError, match="a reply in JSON, found timed out"):
+                server_module.Endpoint(address).models()
+        finally:
+            over.set()
+    assert len(asked) == 3
 
 
 def test_a_server_is_not_asked_by_a_name_it_does_not_know(tmp_path: Path, capsys) -> None:
