@@ -30,6 +30,7 @@ metadata or in its repository; what these packages bring along in turn is not li
 | package | licence | wanted by |
 |---|---|---|
 | ray | Apache-2.0 | ray |
+| pycocoevalcap | BSD-2-Clause; in it METEOR (LGPL-2.1) and CoreNLP (GPL-2.0 or later) as programs | captions |
 | wandb | MIT | trackers |
 | trackio | MIT | trackers |
 | mlflow-skinny | Apache-2.0 | trackers |

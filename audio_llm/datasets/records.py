@@ -18,6 +18,7 @@ from audio_llm.errors import DataError, describe, nearest, require
 from audio_llm.files import RepeatedKey, parse_json
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
+SEPARATORS = {".csv": ",", ".tsv": "\t"}  # of tables of text
 MAX_TABLE_BYTES = 2**30
 
 
@@ -145,6 +146,16 @@ def each_line(path: str | Path, separator: str = ",") -> Iterator[Record | NoRec
     except csv.Error as error:
         where = f"{path}: line {reader.line_num}"
         raise DataError(describe(where, "a table with quoted fields", str(error))) from error
+
+
+def each_row(path: str | Path) -> Iterator[Record]:
+    """The rows of a table of text, by its ending, or of what :func:`each_record` reads. Raises :class:`DataError`
+    naming the file and the row."""
+    separator = SEPARATORS.get(Path(path).suffix.lower())
+    for row in each_line(path, separator) if separator else each_record(path):
+        if isinstance(row, NoRecord):
+            raise row
+        yield row
 
 
 def _json(path: Path) -> Iterator[Record | NoRecord]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,9 +23,9 @@ import numpy as np
 
 from audio_llm import config
 from audio_llm.audio import Waveform, decode
-from audio_llm.datasets.records import Cell, NoRecord, Record, each_line, each_record
+from audio_llm.datasets.records import SEPARATORS, Cell, Record, each_row
 from audio_llm.errors import DataError, describe
-from audio_llm.files import content_hash, parse_json, within
+from audio_llm.files import content_hash, parse_json
 from eval.benchmarks.base import (
     BenchmarkError,
     Collection,
@@ -37,15 +36,12 @@ from eval.benchmarks.base import (
     whole_number,
     without_sound,
 )
-from eval.benchmarks.sounds import ALSO_IN, also_in, unlike_most
+from eval.benchmarks.sounds import ALSO_IN, also_in, located, unlike_most
 from eval.benchmarks.submissions import TOLD, Form, Layout, check_layout
 from eval.controls import item_seed
 from eval.predictions import Prediction
 from eval.scorers import Scorer, get_scorers
 from eval.scorers.base import Asking, Checking
-
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
-ENDINGS = (".wav", ".flac", ".mp3", ".ogg")  # of sounds whose name is given without one
 
 
 class LeftOut(StrEnum):
@@ -157,7 +153,7 @@ class Declared:
         counts, left_out = Counter[str](), Counter[str]()
         rule = self._rule()
         for path in files:
-            for number, row in enumerate(_rows(path)):
+            for number, row in enumerate(each_row(path)):
                 entry = self._read(row, f"{path.stem}/{number}", options)
                 if isinstance(entry, LeftOut):
                     left_out[entry.value] += 1
@@ -172,7 +168,7 @@ class Declared:
         clips = Counter(item.clip for item in items)
         if again := len(items) - len(clips):
             counts["questions about a clip that an earlier question has"] = again
-        places = iter(_sounds([sound for entry in found for sound in entry.sounds], folder))
+        places = iter(located([sound for entry in found for sound in entry.sounds], folder))
         sounds = [[next(places) for _ in entry.sounds] for entry in found]
         counts.update(unlike_most(list(dict.fromkeys(one for there in sounds for one in there))) if asked.alike else {})
         if "also" in options:
@@ -413,14 +409,6 @@ def _key_of(row: Prediction, answer_as: str) -> str | int:
     return place if answer_as == "index" else str(row.meta.get("letters", ascii_uppercase)[place])
 
 
-def _rows(path: Path) -> Iterator[Record]:
-    separator = SEPARATORS.get(path.suffix.lower())
-    for row in each_line(path, separator) if separator else each_record(path):
-        if isinstance(row, NoRecord):
-            raise row
-        yield row
-
-
 def _keys(named: str | list[str]) -> list[str]:
     return [named] if isinstance(named, str) else named
 
@@ -459,28 +447,6 @@ def _matches(pattern: str, value: Any) -> bool:
     return any(
         isinstance(one, str) and re.search(pattern, one) for one in (value if isinstance(value, list) else [value])
     )
-
-
-def _sounds(named: Sequence[str | Cell], folder: Path) -> list[Path | Cell | None]:
-    """Where each sound lies: under its path, else under its last name, where no other sound has that; else None."""
-    last = {Path(one).name: set[str]() for one in named if isinstance(one, str)}
-    for one in named:
-        if isinstance(one, str):
-            last[Path(one).name].add(one)
-    return [one if isinstance(one, Cell) else _sound(folder, one, len(last[Path(one).name]) == 1) for one in named]
-
-
-def _sound(folder: Path, name: str, by_last_name: bool) -> Path | None:
-    places = [name.lstrip("/"), *([Path(name).name] if by_last_name else [])]  # MMSU's begin with a slash
-    for place in places:
-        try:
-            path = within(folder, place)
-        except DataError:
-            continue  # it leads out of the folder
-        for file in (path, *(path.with_name(path.name + ending) for ending in ENDINGS)):
-            if os.path.isfile(file):  # False as well for a name that no disk can have
-                return file
-    return None
 
 
 BENCHMARK = tuple(map(Declared.read, sorted(Path(__file__).parent.glob("*.yaml"))))
