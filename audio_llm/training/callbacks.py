@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from audio_llm.errors import ConfigError, TrainingError, describe
 from audio_llm.files import append_line, read_lines, read_own, write_json, write_lines
+from audio_llm.training.schedule import NO_END, TimeBudget
 from audio_llm.training.trackers import Trackers
 
 BEST = "best.json"  # of a run folder: the step of the best validation, whose checkpoint is spared
@@ -31,7 +34,7 @@ def quiet(trainer: Any) -> None:
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     if not trainer.args.disable_tqdm:
-        trainer.add_callback(Progress())
+        trainer.add_callback(Progress(trainer.callback_handler))
 
 
 def clock(checkpoint: Path | None) -> Callable[[], float]:
@@ -90,7 +93,8 @@ class Tracked(TrainerCallback):
 
 
 class Progress(ProgressCallback):
-    """One bar with the newest numbers beside it; Trainer's own prints a line per logged step."""
+    """One bar with the newest numbers beside it; Trainer's own prints a line per logged step. Where the clock ends the
+    run, the bar is of its seconds: nobody knows how many steps these are."""
 
     SHOWN = {
         **{name: name for name in ("stage", "loss", "eval_loss")},
@@ -100,9 +104,33 @@ class Progress(ProgressCallback):
         **{name: name for name in ("learning_rate", "reward", "kl")},
     }
 
-    def __init__(self) -> None:
+    def __init__(self, handler: Any) -> None:
         super().__init__()
         self.newest: dict[str, str] = {}
+        self.handler = handler
+
+    @property
+    def budget(self) -> TimeBudget | None:
+        """The run's clock, where it has one: another after a resume, for Trainer replaces its callbacks."""
+        found = (one for one in self.handler.callbacks if isinstance(one, TimeBudget) and math.isfinite(one.seconds))
+        return next(found, None)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.max_steps < NO_END or not state.is_world_process_zero:
+            return super().on_train_begin(args, state, control, **kwargs)
+        budget, self.current_step = self.budget, 0
+        of_seconds = (
+            {"total": round(budget.seconds), "bar_format": "{l_bar}{bar}| {n:.0f}/{total} s{postfix}"} if budget else {}
+        )
+        self.training_bar = tqdm(dynamic_ncols=True, **of_seconds)  # without an end: the last of several stages
+
+    def on_step_end(self, args, state, control, **kwargs):
+        budget = self.budget if state.max_steps >= NO_END else None
+        if self.training_bar is None or budget is None:
+            return super().on_step_end(args, state, control, **kwargs)
+        self.newest["step"] = str(state.global_step)
+        self.training_bar.set_postfix(self.newest, refresh=False)
+        self.training_bar.update(min(budget.elapsed, budget.seconds) - self.training_bar.n)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and self.training_bar is not None:
