@@ -42,7 +42,8 @@ from data_prep.scenes import pool
 from data_prep.tasks.base import Kind
 
 KIND_NAME = "audioset_reverb"
-FORMAT_VERSION = 1  # raise it when the same recipe would give other bytes
+FORMAT_VERSION = 2  # raise it when the same recipe would give other bytes
+MANIFEST_VERSION = 1  # ... and this one when the same rows would mean other scenes
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ def write_manifest(path: str | Path, items: Sequence[Item]) -> str:
     rows = [item.row() for item in items]
     digest = manifest_hash(rows)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_lines(path, [{"version": FORMAT_VERSION, "items": len(rows), "sha256": digest}, *rows])
+    write_lines(path, [{"version": MANIFEST_VERSION, "items": len(rows), "sha256": digest}, *rows])
     return digest
 
 
@@ -230,7 +231,7 @@ def read_manifest(path: str | Path, clips: Sequence[DryClip], responses: Sequenc
     """
     try:
         header, *rows = (json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines())
-        expected, found = (header["version"], header["items"], header["sha256"]), (FORMAT_VERSION, len(rows))
+        expected, found = (header["version"], header["items"], header["sha256"]), (MANIFEST_VERSION, len(rows))
         if expected != (*found, manifest_hash(rows)):
             raise ConfigError(describe(f"manifest {path}", f"rows of SHA-256 {expected[2]}", "other rows"))
         known = {clip.name: clip for clip in clips}, {response.name: response for response in responses}
@@ -272,14 +273,15 @@ class Renderer:
         for item in items:
             try:
                 waveform, facts = render_item(item, self.rendering)
-                found.append(Rendered(item.key, pack(sample_of(item, facts, *self.splits[name]), waveform)))
+                form = "flac" if waveform.peak <= 1 else "float"  # the level is a cue of distance
+                found.append(Rendered(item.key, pack(sample_of(item, facts, *self.splits[name]), waveform, form)))
             except AudioLLMError as error:
                 found.append(Rendered(item.key, None, str(error)))
         return found
 
 
 def render_item(item: Item, rendering: Rendering) -> tuple[Waveform, dict[str, Any]]:
-    """The sound of an item, and what was done to it: seconds of dry sound that were cut, gain against clipping."""
+    """The sound of an item, also beyond full scale, and what was done to it: seconds of dry sound that were cut."""
     decoded = [audio.decode(heard.clip.path) for heard in item.heard]
     clips = [dry(waveform, rendering, heard.clip.name) for waveform, heard in zip(decoded, item.heard, strict=True)]
     responses = [load_response(heard.response, rendering.layout) for heard in item.heard]
@@ -288,15 +290,11 @@ def render_item(item: Item, rendering: Rendering) -> tuple[Waveform, dict[str, A
     mixed = hear(clips, responses[: len(clips)], rendering)
     if rendering.gain_db:
         mixed = mixed * np.float32(10 ** (rendering.gain_db / 20))
-    waveform = Waveform(mixed, rendering.sample_rate, rendering.layout)
     facts: dict[str, Any] = {}
     cut = max(len(samples) for samples in clips) / rendering.sample_rate - rendering.seconds
     if cut > 0:
         facts["cut_seconds"] = round(cut, 4)
-    peak = float(np.abs(mixed).max(initial=0.0))
-    if peak > 1:  # legal in the published floating-point data; 16-bit samples end at full scale
-        facts["clip_gain_db"] = round(-20 * float(np.log10(peak)), 4)
-    return audio.limit_peak(waveform), facts
+    return Waveform(mixed, rendering.sample_rate, rendering.layout), facts
 
 
 def _weighted_sum(clips: Sequence[Array], weights: Sequence[float]) -> Array:

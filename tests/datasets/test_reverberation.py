@@ -193,8 +193,7 @@ def test_shards_say_what_is_heard_and_where(tmp_path: Path) -> None:
                 np.allclose((event.azimuth, event.elevation, event.distance), where.place, atol=1e-3)
                 for event in sample.events
             )
-        gain = 10 ** ((-12 + sample.meta.get("clip_gain_db", 0)) / 20)
-        assert np.abs(np.mean(wet, axis=0) * gain - sound.samples).max() < 1 / 32768
+        assert np.abs(np.mean(wet, axis=0) * 10 ** (-12 / 20) - sound.samples).max() < 1 / 32768
         if len(wet) == 2:
             pairs += 1
             (first, a), (second, b) = (source.values() for source in sample.meta["sources"])
@@ -226,8 +225,23 @@ def test_shared_places_are_one_response_and_one_place(tmp_path: Path) -> None:
     response = np.load(tmp_path / "mp3d" / "binaural" / pairs[0].meta["sources"][0]["response"])
     mixed = pairs[0].meta["share"] * clips[0] + (1 - pairs[0].meta["share"]) * clips[1]
     expected = np.stack([lfilter(row, [1.0], mixed) for row in response])
-    gain = 10 ** ((-12 + pairs[0].meta.get("clip_gain_db", 0)) / 20)
-    assert np.abs(expected * gain - dataset.load_waveform(number).samples).max() < 2 / 32768
+    assert np.abs(expected * 10 ** (-12 / 20) - dataset.load_waveform(number).samples).max() < 2 / 32768
+
+
+def test_scenes_beyond_full_scale_keep_their_level(tmp_path: Path) -> None:
+    write_world(tmp_path)
+    made = recipe(tmp_path, rendering={"sample_rate": RATE, "seconds": 1.0, "gain_db": 9.0})
+    audioset_reverb.prepare(made, tmp_path / "out", workers=1, quiet=True)
+    dataset, peaks = ShardDataset(tmp_path / "out" / "test"), []
+    for number in range(len(dataset)):
+        (source,) = dataset.load_sample(number).meta["sources"]
+        clip = rendered.dry(audio.decode(tmp_path / "eval" / f"{source['clip']}.wav"), made.rendering)
+        response = np.load(tmp_path / "mp3d" / "binaural" / source["response"])
+        expected = np.stack([lfilter(row, [1.0], clip) for row in response]) * 10 ** (9 / 20)
+        found = dataset.load_waveform(number).samples
+        assert np.abs(expected - found).max() < 1e-4
+        peaks.append(np.abs(found).max())
+    assert max(peaks) > 1.2 and len({round(float(peak), 3) for peak in peaks}) > 1  # near ones are louder than far ones
 
 
 def test_a_manifest_renders_the_same_bytes_elsewhere_and_detects_changes(tmp_path: Path) -> None:
