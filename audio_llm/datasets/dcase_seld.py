@@ -8,6 +8,7 @@ its echoes. ``classes.json`` beside the folders names other classes than the cha
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -20,14 +21,14 @@ import numpy as np
 from audio_llm import audio
 from audio_llm.datasets import seld_tables
 from audio_llm.datasets.folders import SUFFIXES, hidden
-from audio_llm.errors import AudioError, ConfigError, DataError, describe, nearest
+from audio_llm.errors import AudioError, ConfigError, DataError, ShardError, describe, nearest
 from audio_llm.files import glance, read_json
 from audio_llm.shards.schema import AudioInfo, Event, Sample, Source
 
 AUDIO, TABLES, EVALUATION, CLASSES_FILE = "stereo_dev", "metadata_dev", "stereo_eval", "classes.json"
 TEST_FOLD = "fold4"  # scores are reported on it: it neither trains nor chooses
 DATASET = "dcase2025_task3"
-_METRES = 20  # a table in which nothing is further than so many centimetres was written in metres
+_METRES = 20  # tables in none of which anything is further than so many centimetres were written in metres
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class SELDFolder:
 
     def __init__(self, clips: Sequence[Clip], labels: Sequence[str]) -> None:
         self.clips, self.labels, self.dataset = list(clips), list(labels), DATASET
+        self._centimetres = False  # whether a table was seen that cannot be in metres
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -93,9 +95,14 @@ class SELDFolder:
         if table is None:
             return np.zeros((0, len(seld_tables.COLUMNS)))
         rows = seld_tables.read_rows(table)
-        if len(rows) and 0 < rows[:, 4].max() < _METRES:
-            found = f"at most {rows[:, 4].max():g} in all of it, which looks like metres"
-            raise DataError(describe(str(table), "distances in centimetres", found))
+        farthest = rows[:, 4].max(initial=0.0)
+        self._centimetres = self._centimetres or farthest >= _METRES
+        if not self._centimetres and farthest > 0:
+            # A sound close by in one clip, or all tables in metres: any that goes further tells.
+            self._centimetres = any(_farthest(clip.table) >= _METRES for clip in self.clips)
+            if not self._centimetres:
+                found = f"at most {farthest:g} in it, and no more in any other, which looks like metres"
+                raise DataError(describe(str(table), "distances in centimetres", found))
         return rows
 
     @property
@@ -193,6 +200,13 @@ def find_evaluation(folder: str | Path) -> SELDFolder:
     if not paths:
         raise DataError(describe(str(folder), f"clips below {EVALUATION}", "none"))
     return SELDFolder([Clip(path.stem, path) for path in paths], read_labels(folder))
+
+
+def _farthest(table: Path | None) -> float:
+    """The largest distance of a table; 0 of one that cannot be read, which is told of where it is used."""
+    with contextlib.suppress(ShardError):
+        return seld_tables.read_rows(table)[:, 4].max(initial=0.0) if table else 0.0
+    return 0.0
 
 
 def events_of_rows(rows: np.ndarray, labels: Sequence[str]) -> list[Event]:

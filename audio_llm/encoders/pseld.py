@@ -96,6 +96,7 @@ TABLES: dict[Layout, tuple[tuple[str, str | None], ...]] = {
 _AC = {"columns": "reinterpreted", "time_rows": 251}  # what the asymmetric decoder was trained with
 _SWITCHES = ("ssd", "columns", "time_rows", "block_dropout")  # of a decoder: they change none of its weights
 TAGGER = {"task": "tagging", "head": {"name": "panns"}}
+PSELDNETS_CLASSES = 170  # of AudioSet's, that the published ones know
 _FIRST = {"cnn14": "convs.conv_block1.conv1.weight", "htsat": "patch_embed.proj.weight"}
 
 
@@ -160,10 +161,32 @@ def _layout(tree: Mapping[str, Any], state: Mapping[str, Tensor], name: str, pat
     if any(key.startswith("bn0.") for key in state):
         return "audioset" if name == "htsat" else "panns"
     if any(key.startswith("scalar.") for key in state):
-        return "pseldnets" if "state_dict" in tree else "stereo"
+        return _layout_of_events(tree, state, path)
     expected = "keys of stereo SELD or PSELDNets (scalar.0), or of PANNs or HTS-AT (bn0)"
     found = ", ".join(list(state)[:3])
     raise CheckpointError(describe(f"checkpoint {path}", expected, f"{len(state)} others ({found}, …)"))
+
+
+def _layout_of_events(tree: Mapping[str, Any], state: Mapping[str, Tensor], path: str) -> Layout:
+    """Of two networks with the same keys: the third number of a track is a distance in one and z in the other."""
+    if "seld_model" in tree:
+        return "stereo"
+    lightning = tree.get("state_dict")
+    lightning = lightning if isinstance(lightning, Mapping) else {}
+    if any(str(key).startswith("net.") for key in lightning) or any(key.startswith("af_extractor.") for key in state):
+        return "pseldnets"
+    head = next((value for key, value in state.items() if key in ("fc.bias", "tscam_conv.bias")), None)
+    outputs = 0 if head is None else length(head)
+    if outputs == TRACKS * 3 * PSELDNETS_CLASSES:
+        return "pseldnets"
+    if outputs == TRACKS * len(ELEMENTS) * len(CLASSES) and not lightning:
+        return "stereo"
+    expected = (
+        "stereo SELD (weights under 'seld_model') or PSELDNets (under 'state_dict', names that begin with 'net.')"
+    )
+    found = f"neither, and {outputs} outputs" if outputs else "neither, and no head"
+    cure = "Their keys are the same: save the weights again as they were published."
+    raise CheckpointError(describe(f"checkpoint {path}", expected, found, cure))
 
 
 def _measured_decoder(state: Mapping[str, Tensor], path: str) -> dict[str, Any]:

@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="checkpoint folder, the model's name behind an address, an encoder folder, or one of SELD tables",
+        help="checkpoint folder, the model's name behind an address, an encoder folder, or one of SELD tables; "
+        "or a published file of stereo SELD",
     )
     add_benchmark(parser)
     parser.add_argument("--out", required=True, help="run folder: predictions.jsonl, run.json, scores")
@@ -86,7 +87,7 @@ def _run(args: argparse.Namespace) -> int:
             raise ConfigError(describe(f"data {path}", "a file or folder", "none of that name"))
     if args.adapter and not is_address(args.engine):
         expect_files(f"adapter {args.adapter}", Path(args.adapter), ("adapter_config.json",))
-    if Path(args.model).is_dir() and (evaluate := evaluator(args.model)):
+    if Path(args.model).exists() and (evaluate := evaluator(args.model)):
         if args.full:
             raise ConfigError("--full: expected a model that answers questions, found a folder of another task.")
         pairs = key_values(args.option) | ({"labels": args.labels} if args.labels else {})

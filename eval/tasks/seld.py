@@ -185,7 +185,7 @@ def begin(model: str | Path, clips: dcase_seld.SELDFolder, out: Path, threshold:
     names = "\n".join(f"{clip.name} {clip.path.stat().st_size}" for clip in clips.clips)
     claimed = {
         "model": Path(model).name,
-        "sha256": content_hash(Path(model) / WEIGHTS),
+        "sha256": content_hash(Path(model) if Path(model).is_file() else Path(model) / WEIGHTS),
         "clips": len(clips),
         "data": hashlib.sha256(names.encode()).hexdigest(),
         "threshold": threshold,

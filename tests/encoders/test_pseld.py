@@ -302,6 +302,38 @@ def test_other_layouts_load_strictly(layout, tmp_path):
         assert not published.heads
 
 
+def test_weights_saved_again_are_not_taken_for_those_of_the_other_network(tmp_path):
+    """Stereo SELD and PSELDNets have the same keys, and what is a distance in one is a height in the other."""
+    stereo, theirs = published_htsat(13, 3), published_htsat(170, 3, layout="foa")
+    lightning = {f"net._orig_mod.{key}": value for key, value in published_htsat(13, 3, layout="foa").items()}
+    files = {
+        "published": {"seld_model": stereo, "opt": {}},
+        "renamed": {"model": stereo},
+        "bare": stereo,
+        "wrapped": {"state_dict": stereo},
+        "sphere": {"state_dict": lightning},  # PSELDNets trained on as many classes
+        "sphere renamed": {"model": theirs},
+        "sphere bare": theirs,
+        "sphere unwrapped": {"state_dict": theirs},
+        "ten classes": published_htsat(10, 3),
+        "trunk": {"model": {key: value for key, value in stereo.items() if "tscam" not in key}},
+    }
+    found = {}
+    for name, content in files.items():
+        torch.save(content, tmp_path / "file.pth")
+        try:
+            published = HTSAT.load_published(tmp_path / "file.pth", **SMALL_HTSAT)
+        except CheckpointError as error:
+            assert "their keys are the same" in str(error).lower() and "seld_model" in str(error)
+            found[name] = "refused"
+        else:
+            found[name] = f"{published.encoder.layouts[0]} {published.heads['seld'].elements[2]}"
+    like = {"stereo": "stereo distance", "sphere": "foa z"}
+    expected = {name: like[name.partition(" ")[0]] for name in files if name.startswith("sphere")}
+    expected |= dict.fromkeys(("published", "renamed", "bare"), like["stereo"])
+    assert found == expected | dict.fromkeys(("wrapped", "ten classes", "trunk"), "refused")
+
+
 def test_a_tagging_network_tags(tmp_path, capsys):
     """PANNs' file is one of classes, not of events; as a folder it tags a sound, with names from AudioSet's table."""
     content, fields = wrapped("panns")

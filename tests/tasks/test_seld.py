@@ -243,7 +243,24 @@ def test_a_table_that_does_not_fit_its_clip(tmp_path):
         wrong[0, column] = value
         seld_tables.write_rows(table / f"{name}.csv", wrong)
         with pytest.raises(AudioLLMError, match=told):
-            source.load_sample(0)
+            dcase_seld.find(tmp_path).load_sample(0)
+
+
+def test_a_sound_close_by_is_no_table_in_metres(tmp_path):
+    sound, table = tmp_path / "stereo_dev/dev-train-tau", tmp_path / "metadata_dev/dev-train-tau"
+    for folder in (sound, table):
+        folder.mkdir(parents=True)
+    for number, distance in enumerate((3, 2, 150)):
+        name = f"fold3_room1_mix00{number}_deg000_start0000"
+        (sound / f"{name}.flac").write_bytes(
+            audio.encode(audio.Waveform(np.zeros((2, 24000), np.float32), 24000, "stereo"))
+        )
+        seld_tables.write_rows(table / f"{name}.csv", np.array([[9, 0, 0, 30, distance, 0]], float))
+    source = dcase_seld.find(tmp_path)
+    assert [source.rows(number)[0, 4] for number in range(3)] == [3, 2, 150]
+    (table / f"{name}.csv").write_text("frame,class,source,azimuth,distance,onscreen\n9,0,0,30,nowhere,0\n")
+    with pytest.raises(AudioLLMError, match="mix000.*looks like metres"):
+        dcase_seld.find(tmp_path).rows(0)
 
 
 # -------------------------------------------------------------------------------------------------------------- head

@@ -13,6 +13,7 @@ from audio_llm import config as recipes
 from audio_llm.cli import main
 from audio_llm.datasets import dcase_seld, seld_tables
 from audio_llm.errors import AudioLLMError, CheckpointError, ConfigError
+from audio_llm.model.encoder import build_encoder
 from audio_llm.tasks import clips
 from audio_llm.tasks import trainer as trainer_module
 from audio_llm.tasks.seld import SELDRecipe
@@ -203,6 +204,36 @@ def test_a_submission_has_every_clip_of_the_evaluation_set(trained, corpus, tmp_
     assert any(len(rows) for rows in tables.values()) and all(
         abs(rows[:, 3]).max(initial=0) <= 90 for rows in tables.values()
     )
+
+
+def test_a_published_file_is_scored_as_it_is(tmp_path):
+    """As the folder that it is converted to, and with the counts that its constant answer has."""
+    encoder = build_encoder({"name": "htsat"})
+    state = {
+        key if key.startswith("scalar.") else f"encoder.{key}": value for key, value in encoder.state_dict().items()
+    }
+    bias = torch.zeros(3, 3, 13)
+    bias[0, 0, 3] = bias[0, 2, 3] = 1.5  # one track: a telephone straight ahead, at 1.5 m, whatever is heard
+    state |= {"tscam_conv.weight": torch.zeros(117, 768, 2, 3), "tscam_conv.bias": bias.flatten()}
+    torch.save({"seld_model": state, "epoch": 1, "best_f_score": np.float64(0.4)}, tmp_path / "best_model.pth")
+    for number, (label, azimuth) in enumerate(((3, 10), (8, 10), (3, 80))):
+        name = f"fold4_room{number}_mix000_deg000_start0000"
+        for part in ("stereo_dev", "metadata_dev"):
+            (tmp_path / "data" / part / "dev-test-tau").mkdir(parents=True, exist_ok=True)
+        samples = 0.1 * np.random.default_rng(number).standard_normal((120000, 2))
+        soundfile.write(tmp_path / "data/stereo_dev/dev-test-tau" / f"{name}.wav", samples, 24000)
+        rows = np.array([[frame, label, 0, azimuth, 150, 0] for frame in range(11)], float)
+        seld_tables.write_rows(tmp_path / "data/metadata_dev/dev-test-tau" / f"{name}.csv", rows)
+    assert main(["convert", str(tmp_path / "best_model.pth"), str(tmp_path / "folder")]) == 0
+    scores = []
+    for model in ("best_model.pth", "folder"):
+        out = tmp_path / f"run_{model}"
+        assert main(["eval", str(tmp_path / model), str(tmp_path / "data"), "--out", str(out), "--quiet"]) == 0
+        scores.append(json.loads((out / "scores.json").read_text()))
+    assert scores[0] == scores[1]
+    # Ten frames of each clip count: 10 right, 10 misplaced, and in the second clip 10 of another class.
+    assert scores[0]["classes"]["telephone"]["f_score"] == pytest.approx(10 / (10 + 10 + 5))
+    assert scores[0]["classes"]["telephone"]["doa_error"] == pytest.approx(45)
 
 
 def test_the_test_fold_neither_trains_nor_chooses_unless_it_is_said(corpus, tmp_path):
