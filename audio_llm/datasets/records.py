@@ -8,17 +8,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from audio_llm.errors import DataError, describe, nearest, require
-from audio_llm.files import RepeatedKey, parse_json
+from audio_llm.files import RepeatedKey, parse_json, within
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 SEPARATORS = {".csv": ",", ".tsv": "\t"}  # of tables of text
+ENDINGS = (".wav", ".flac", ".mp3", ".ogg")  # of sounds whose name is given without one
 MAX_TABLE_BYTES = 2**30
 
 
@@ -310,3 +312,25 @@ def _group(path: Path, column: str, group: int) -> Any:
 
 def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(describe(str(path), "a Parquet file", f"one that cannot be read ({str(error).splitlines()[0]})"))
+
+
+def located(named: Sequence[str | Cell], folder: Path) -> list[Path | Cell | None]:
+    """Where each sound lies: under its path, else under its last name, where no other sound has that; else None."""
+    last = {Path(one).name: set[str]() for one in named if isinstance(one, str)}
+    for one in named:
+        if isinstance(one, str):
+            last[Path(one).name].add(one)
+    return [one if isinstance(one, Cell) else _sound(folder, one, len(last[Path(one).name]) == 1) for one in named]
+
+
+def _sound(folder: Path, name: str, by_last_name: bool) -> Path | None:
+    places = [name.lstrip("/"), *([Path(name).name] if by_last_name else [])]  # MMSU's begin with a slash
+    for place in places:
+        try:
+            path = within(folder, place)
+        except DataError:
+            continue  # it leads out of the folder
+        for file in (path, *(path.with_name(path.name + ending) for ending in ENDINGS)):
+            if os.path.isfile(file):  # False as well for a name that no disk can have
+                return file
+    return None

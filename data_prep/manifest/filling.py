@@ -33,10 +33,15 @@ def fill(
     kept: list[Sample] = []
     asked: set[tuple[str, ...]] = set()
     first: Reject | None = None
+
+    def question(sample: Sample) -> tuple[str, ...]:
+        further = (sample.answer or "",) if config.reader.several_answers else ()
+        return *further, *_question(sample)
+
     with ShardWriter(folder, samples_per_shard=config.samples_per_shard) as writer:
         for sample in writer.stored():
             seen.update(dict.fromkeys(contents_of(sample), side))
-            asked.add(_question(sample))
+            asked.add(question(sample))
             kept.append(sample)
         todo = [row for row in rows if row.sample.id not in writer]
         for draft, made in zip(todo, jobs.each("pack", todo, side, quiet), strict=True):
@@ -47,11 +52,11 @@ def fill(
                 owner = next((seen[content] for content in contents if seen.get(content, side) != side), side)
                 if owner != side:
                     refused = Reject(draft.where, Reason.OTHER_SIDE, f"the sound of '{draft.name}' is in {owner}.")
-                elif _question(sample) in asked:
+                elif question(sample) in asked:
                     refused = Reject(draft.where, Reason.REPEATED, f"'{draft.name}': {sample.question}")
                 else:
                     seen.update(dict.fromkeys(contents, side))
-                    asked.add(_question(sample))
+                    asked.add(question(sample))
                     kept.append(writer.add(made.packed))
             if refused is not None:
                 first = first or refused

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from audio_llm.audio import Waveform, decode
+from audio_llm.datasets.captions import INSTRUCTION
 from audio_llm.datasets.records import SUFFIXES, Cell, Record, read_records
 from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.files import content_hash, within, write_json
@@ -31,7 +32,6 @@ SETS = {
     "wavcaps": "caption",
     "muchomusic": "choice",
 }
-CAPTION = "Describe in one sentence what is heard in this recording."
 SOUND, ANSWER = ("context", "audio"), ("answer", "reference")
 _OPTION_LINE = re.compile(r"\s*\(?[A-Z][).]\s*\S.*")
 
@@ -60,7 +60,7 @@ class AudioBench:
             place = path.stem if path == data else path.relative_to(data).with_suffix("").as_posix()
             for number, record in enumerate(read_records(path)):
                 sound = _sound_of(record, path.parent)
-                item, repaired = read_item(record, name, f"{place}/{number}", options.get("instruction", CAPTION))
+                item, repaired = read_item(record, name, f"{place}/{number}", options.get("instruction", INSTRUCTION))
                 if isinstance(sound, Path) and not sound.is_file():
                     errors[item.id] = describe(str(sound), "an audio file", "no such file")
                     counts["audio file missing"] += 1

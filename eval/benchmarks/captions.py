@@ -1,30 +1,21 @@
-"""Captions of sounds: Clotho (Drossos et al. 2020), AudioCaps (Kim et al. 2019), or any file of sounds and captions.
-
-A sound has several captions: Clotho in columns of one row (``file_name``, ``caption_1`` …), AudioCaps in rows of their
-own (``youtube_id``, ``start_time``, ``caption``), others as a list under ``captions``.
-"""
+"""Captions of sounds: Clotho's and AudioCaps' own files, or any that ``audio_llm.datasets.captions`` reads."""
 
 from __future__ import annotations
 
 import csv
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from audio_llm.audio import Waveform, decode
-from audio_llm.datasets.records import SEPARATORS, SUFFIXES, Cell, Record, each_row
-from audio_llm.errors import DataError, describe
+from audio_llm.datasets.captions import INSTRUCTION, captioned
+from audio_llm.datasets.records import SEPARATORS, SUFFIXES, Cell, each_row, located
+from audio_llm.errors import describe
 from audio_llm.files import atomic_file, content_hash
 from eval.benchmarks.base import BenchmarkError, Collection, Item, check_options, without_sound
-from eval.benchmarks.sounds import located
 from eval.predictions import Prediction
 from eval.scorers.captions import check_installed
-
-INSTRUCTION = "Describe in one sentence what is heard in this recording."
-NAMES = ("file_name", "audio", "path", "youtube_id")
-SECONDS = 10  # of an AudioCaps clip; some name the files by both ends in milliseconds
 
 
 @dataclass
@@ -94,10 +85,9 @@ def _clips(data: Path) -> tuple[dict[str, _Clip], Counter[str]]:
     clips: dict[str, _Clip] = {}
     counts = Counter[str]()
     for number, row in enumerate(each_row(data)):
-        name, sounds = _sound(row, number)
-        captions = [" ".join(text.split()) for text in _captions(row)]
-        counts.update("caption that is empty, left away" for text in captions if not text)
-        clips.setdefault(name, _Clip(sounds, [])).captions.extend(filter(None, captions))
+        found = captioned(row, number)
+        counts.update("caption that is empty, left away" for text in found.captions if not text)
+        clips.setdefault(found.name, _Clip(found.sounds, [])).captions.extend(filter(None, found.captions))
     for name, clip in clips.items():
         if not clip.captions:
             raise BenchmarkError(describe(f"{data}: sound '{name}'", "a caption", "none that is not empty"))
@@ -105,37 +95,6 @@ def _clips(data: Path) -> tuple[dict[str, _Clip], Counter[str]]:
         raise BenchmarkError(describe(str(data), "at least one sound", "no rows"))
     counts.update(f"sound with {len(clip.captions)} captions" for clip in clips.values())
     return clips, counts
-
-
-def _sound(row: Record, number: int) -> tuple[str, list[str | Cell]]:
-    """A sound's name in tables, and the names its file may have."""
-    key = next((key for key in NAMES if row.values.get(key) not in (None, "")), None)
-    if key is None:
-        raise row.lacks(*NAMES)
-    value = row.values[key]
-    if isinstance(value, Cell):
-        return row.identity("id", default="") or f"row {number}", [value]
-    name = row.identity(key)
-    if key != "youtube_id":
-        return name, [name]
-    start = str(row.values.get("start_time") or "").removesuffix(".0")
-    if not start.isdecimal():
-        raise DataError(describe(f"{row.where}: 'start_time'", "whole seconds", f"'{start}'"))
-    span = f"{name}_{1000 * int(start)}_{1000 * (int(start) + SECONDS)}"
-    return f"{name}_{start}", [f"{name}_{start}", name, f"Y{name}", f"Y{name}_{start}", span]
-
-
-def _captions(row: Record) -> Iterator[str]:
-    """Those of one row: a list, numbered columns in order, or one."""
-    numbered = {int(match[1]): key for key in row.values if (match := re.fullmatch(r"caption_(\d+)", key))}
-    if isinstance(row.values.get("captions"), list):
-        yield from row.texts("captions")
-    elif numbered:
-        yield from (row.text(numbered[place], default="") for place in sorted(numbered))
-    elif "caption" in row.values or "captions" in row.values:
-        yield row.text("caption", "captions", default="")
-    else:
-        raise row.lacks("caption", "captions", "caption_1")
 
 
 BENCHMARK = Captions()

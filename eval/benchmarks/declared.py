@@ -23,7 +23,7 @@ import numpy as np
 
 from audio_llm import config
 from audio_llm.audio import Waveform, decode
-from audio_llm.datasets.records import SEPARATORS, Cell, Record, each_row
+from audio_llm.datasets.records import SEPARATORS, Cell, Record, each_row, located
 from audio_llm.errors import DataError, describe
 from audio_llm.files import content_hash, parse_json
 from eval.benchmarks.base import (
@@ -36,7 +36,7 @@ from eval.benchmarks.base import (
     whole_number,
     without_sound,
 )
-from eval.benchmarks.sounds import ALSO_IN, also_in, located, unlike_most
+from eval.benchmarks.sounds import ALSO_IN, also_in, unlike_most
 from eval.benchmarks.submissions import TOLD, Form, Layout, check_layout
 from eval.controls import item_seed
 from eval.predictions import Prediction

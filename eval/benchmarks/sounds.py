@@ -10,11 +10,9 @@ from pathlib import Path
 from audio_llm.audio import read_header
 from audio_llm.datasets.dcase_aqa import content_names
 from audio_llm.datasets.records import Cell
-from audio_llm.errors import AudioError, DataError, describe
-from audio_llm.files import within
+from audio_llm.errors import AudioError, describe
 from eval.benchmarks.base import BenchmarkError
 
-ENDINGS = (".wav", ".flac", ".mp3", ".ogg")  # of sounds whose name is given without one
 ALSO_IN = "also_in"  # the key of an item's `meta` that has the names of other folders with its sound
 
 
@@ -54,25 +52,3 @@ def unlike_most(sounds: Sequence[Path | Cell | None]) -> Counter[str]:
             if (channels, rate) != most
         }
     )
-
-
-def located(named: Sequence[str | Cell], folder: Path) -> list[Path | Cell | None]:
-    """Where each sound lies: under its path, else under its last name, where no other sound has that; else None."""
-    last = {Path(one).name: set[str]() for one in named if isinstance(one, str)}
-    for one in named:
-        if isinstance(one, str):
-            last[Path(one).name].add(one)
-    return [one if isinstance(one, Cell) else _sound(folder, one, len(last[Path(one).name]) == 1) for one in named]
-
-
-def _sound(folder: Path, name: str, by_last_name: bool) -> Path | None:
-    places = [name.lstrip("/"), *([Path(name).name] if by_last_name else [])]  # MMSU's begin with a slash
-    for place in places:
-        try:
-            path = within(folder, place)
-        except DataError:
-            continue  # it leads out of the folder
-        for file in (path, *(path.with_name(path.name + ending) for ending in ENDINGS)):
-            if os.path.isfile(file):  # False as well for a name that no disk can have
-                return file
-    return None

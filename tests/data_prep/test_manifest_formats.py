@@ -265,6 +265,31 @@ def test_what_is_left_out_of_a_folder_is_told(how: dict[str, Any], tmp_path: Pat
     assert "cat/u.m4a (m4a is no format that is read" in told
 
 
+def test_captions_of_a_sound_are_samples_of_one_side(tmp_path: Path) -> None:
+    """Clotho's columns and AudioCaps' rows; an empty caption and a sound that is missing are rejects."""
+    clotho = ["file_name,caption_1,caption_2"]
+    for number in range(6):
+        wav(tmp_path / f"a clip {number}.wav", number)
+        clotho.append(f'a clip {number}.wav,"one, of {number}",' + (f"two of {number}" if number else " "))
+    (tmp_path / "clotho.csv").write_text("\n".join(clotho))
+    how = {"format": "captions", "question": "What is heard?", "max_rejects": 2}
+    splits = {"train": 0.5, "test": 0.5}
+    made(tmp_path, path=tmp_path / "clotho.csv", splits=splits, **how)
+    sides = [{(*one.recordings, one.answer) for one in samples(tmp_path, side)} for side in splits]
+    assert not {group for group, _ in sides[0]} & {group for group, _ in sides[1]} and all(sides)
+    said = {(f"mine/a clip {n}.wav", text.format(n)) for n in range(6) for text in ("one, of {}", "two of {}")}
+    assert sides[0] | sides[1] == said - {("mine/a clip 0.wav", "two of 0")}
+    assert rejected(tmp_path) == {"clotho.csv: line 2": Reason.NO_ANSWER.name.lower()}
+
+    rows = ["audiocap_id,youtube_id,start_time,caption", "1,q,30,rain", "2,q,30,rain falls", "3,r,5,wind"]
+    (tmp_path / "caps.csv").write_text("\n".join([*rows, "4,q,30,rain"]))
+    wav(tmp_path / "wavs" / "Yq.wav", 9)
+    caps = {"path": tmp_path / "caps.csv", "root": tmp_path / "wavs", "splits": {"train": 1}, "corpus": "caps"}
+    made(tmp_path / "caps", **caps, **how)
+    assert [one.answer for one in samples(tmp_path / "caps")] == ["rain", "rain falls"]
+    assert sorted(rejected(tmp_path / "caps").values()) == ["no_such_file", "repeated"]
+
+
 def test_a_chat_is_one_question_with_one_reply(tmp_path: Path) -> None:
     wav(tmp_path / "a.wav", 1)
     user, reply = {"role": "user", "content": "<audio>What?"}, {"role": "assistant", "content": "A dog."}

@@ -37,7 +37,8 @@ class Format:
     :mod:`data_prep.manifest.sounds`; a list of these where a row is about several. `columns` tells what our fields are
     called where the names differ; `options` are the keys it takes under ``options`` in a recipe. `answer_as` is how its
     answers name a choice. `roots` are the folders of ``roots.json`` for sounds that can be rendered when they are read
-    (:mod:`audio_llm.shards.rendering`); None where sounds are none.
+    (:mod:`audio_llm.shards.rendering`); None where sounds are none. With `several_answers` rows that ask the same about
+    a sound are further right answers to it; otherwise they are rejects.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Format:
     options: Sequence[str] = ()
     answer_as: str = "text"
     roots: Callable[[Place], dict[str, str]] | None = None
+    several_answers: bool = False
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise :class:`ConfigError` for an option that this format does not take."""

@@ -12,7 +12,7 @@ from data_prep.manifest.formats.base import Format, Place
 from data_prep.manifest.rows import Reason, Reject
 
 
-def _separated(place: Place, separator: str) -> Iterator[Record | Reject]:
+def separated(place: Place, separator: str) -> Iterator[Record | Reject]:
     """The rows of a table with a heading."""
     path = _file(place.path)
     for row in each_line(path, separator):
@@ -52,8 +52,8 @@ def _file(path: Path) -> Path:
 
 
 FORMAT = (
-    Format("csv", partial(_separated, separator=",")),
-    Format("tsv", partial(_separated, separator="\t")),
+    Format("csv", partial(separated, separator=",")),
+    Format("tsv", partial(separated, separator="\t")),
     Format("json", records),
     Format("jsonl", records),
     Format("parquet", records),
