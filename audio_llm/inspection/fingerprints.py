@@ -74,7 +74,8 @@ _BANDS, _HANN = _bands(), np.hanning(WINDOW).astype(np.float32)
 def fingerprint(waveform: Waveform) -> Fingerprint:
     """Of a sound of any length, rate and layout; of several channels, of their sum, of ambisonics its first."""
     samples = waveform.samples
-    mixed = samples[:1] if waveform.layout == "foa" else samples.sum(axis=0, keepdims=True) / len(samples)
+    alone = len(samples) == 1 or waveform.layout == "foa"
+    mixed = samples[:1] if alone else samples.sum(axis=0, keepdims=True) / len(samples)
     mono = resample(Waveform(mixed, waveform.sample_rate, "mono"), RATE).samples[0]
     mono = np.pad(mono, (0, max(0, WINDOW + HOP - len(mono))))
     energies = np.concatenate([power @ _BANDS.T for power in spectra(mono, _HANN, HOP, _USED)])  # (frames + 1, bands)
@@ -97,9 +98,13 @@ def spectra(
     from scipy.fft import rfft  # NumPy's takes four times as long
 
     frames = np.lib.stride_tricks.sliding_window_view(samples, len(window))[::hop]  # (frames, samples)
+    windowed = np.empty((min(_BLOCK, len(frames)), len(window)), np.float32)
     for start in range(0, len(frames), _BLOCK):
-        found = rfft(frames[start : start + _BLOCK] * window, axis=1)[:, used]
-        yield found.real**2 + found.imag**2
+        block = frames[start : start + _BLOCK]
+        found = rfft(np.multiply(block, window, out=windowed[: len(block)]), axis=1)[:, used]
+        power = np.square(found.real)
+        power += np.square(found.imag)
+        yield power
 
 
 def score(one: Fingerprint, other: Fingerprint) -> float:

@@ -26,6 +26,8 @@ THIN = 8  # frames between the places around which they are: 0.13 s
 SILENCE = -60.0  # dB re full scale: frames below it are silent
 PITCHES = (65.0, 2000.0)  # Hz, C2 to B6
 SOURCE = "librosa"
+_BLOCK = 16  # frames whose pitch is found at once
+_PARTS = 4  # of the mel filters
 
 
 def measured(waveform: Waveform) -> list[Fact]:
@@ -37,8 +39,9 @@ def measured(waveform: Waveform) -> list[Fact]:
     """
     seconds = waveform.seconds
     facts = [Fact("", "duration", round(seconds, 2), "s", "file")]
-    samples = waveform.samples[int(np.square(waveform.samples).sum(axis=1).argmax())]  # (time,)
-    level = _decibels(float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))))
+    energies = [float(channel @ channel) for channel in waveform.samples]
+    samples = waveform.samples[int(np.argmax(energies))]  # (time,)
+    level = 10 * float(np.log10(max(max(energies) / max(1, len(samples)), 1e-20)))
     if level <= SILENCE or len(samples) < FRAME:
         return [*facts, Fact("", "silence", 1.0 if level <= SILENCE else 0.0, "", "level")]
     facts.append(Fact("", "loudness", round(level, 1), "dB", "level"))
@@ -47,37 +50,59 @@ def measured(waveform: Waveform) -> list[Fact]:
 
 
 def _spectral(samples: np.ndarray) -> Iterator[Fact]:
-    padded = np.pad(samples, (0, max(0, FRAME - len(samples))))
     # What is there from the first sample on begins there: silence before it shows its beginning.
-    led = np.pad(padded, (LEAD + FRAME // 2, FRAME // 2))
-    window = np.asarray(librosa().filters.get_window("hann", FRAME), np.float32)
-    every = np.concatenate(list(spectra(led, window, HOP)))  # (frames, frequencies), the first ones of the silence
-    power = every[-(-LEAD // HOP) :]
-    energy = power.sum(axis=1)
+    before, length = LEAD + FRAME // 2, max(FRAME, len(samples))
+    led = np.zeros(before + length + FRAME // 2, np.float32)
+    led[before : before + len(samples)] = samples
+    bands, energy, spectrum = _summed(led)
     silent = 10 * np.log10(np.maximum(energy / (FRAME**2 / 8), 1e-12)) < SILENCE
     yield Fact("", "silence", round(float(silent.mean()), 3), "", "level")
-    number, sure, strength = _onsets(every)
+    number, sure, strength = _onsets(bands)
     yield Fact("", "onsets", number, "", SOURCE, round(sure, 3))
     if number >= 4:
         tempo, steady = _tempo(strength)
         yield Fact("", "tempo", round(tempo, 1), "beats per minute", SOURCE, round(min(sure, steady), 3))
-    pitch, periodic = _pitch(padded, ~silent[:: STRIDE // HOP])
+    pitch, periodic = _pitch(led[LEAD:], ~silent[:: STRIDE // HOP])
     if pitch:
         yield Fact("", "pitch", round(pitch, 1), "Hz", SOURCE, round(periodic, 3))
     frequencies = np.fft.rfftfreq(FRAME, 1 / RATE)
-    yield Fact("", "centroid", round(float((power @ frequencies).sum() / energy.sum()), 1), "Hz", SOURCE)
+    yield Fact("", "centroid", round(float(spectrum @ frequencies / energy.sum()), 1), "Hz", SOURCE)
+
+
+def _summed(led: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the power spectra of a sound with the silence of `LEAD` before it: their mel bands (bands, frames); and, of
+    the frames behind that silence, their energies (frames,) and their sum (frequencies,). A block of them at a time is
+    looked at while a processor's cache holds it."""
+    first = -(-LEAD // HOP)
+    bands, energies, spectrum, done = [], [], np.zeros(FRAME // 2 + 1), 0
+    for power in spectra(led, _hann(), HOP):
+        bands.append(np.concatenate([power[:, used] @ filters for used, filters in _mel()], axis=1))
+        energies.append(power.sum(axis=1))
+        spectrum += power[max(0, first - done) :].sum(axis=0)
+        done += len(power)
+    return np.concatenate(bands).T, np.concatenate(energies)[first:], spectrum
 
 
 @cache
-def _mel() -> np.ndarray:
-    """(bands, frequencies): librosa makes it anew for every sound."""
-    return np.asarray(librosa().filters.mel(sr=RATE, n_fft=FRAME))
+def _hann() -> np.ndarray:
+    return np.asarray(librosa().filters.get_window("hann", FRAME), np.float32)
 
 
-def _onsets(power: np.ndarray) -> tuple[int, float, np.ndarray]:
+@cache
+def _mel() -> list[tuple[slice, np.ndarray]]:
+    """The mel filters, some at a time (frequencies, bands), and the frequencies that these hear: with all of them in
+    one matrix, nearly all of it zeros, a spectrum takes twice as long. librosa makes it anew for every sound."""
+    whole = np.asarray(librosa().filters.mel(sr=RATE, n_fft=FRAME)).T
+    parts = np.array_split(whole, _PARTS, axis=1)
+    heard = [np.flatnonzero(part.any(axis=1)) for part in parts]
+    used = [slice(int(places[0]), int(places[-1]) + 1) for places in heard]
+    return [(place, np.ascontiguousarray(part[place])) for place, part in zip(used, parts, strict=True)]
+
+
+def _onsets(bands: np.ndarray) -> tuple[int, float, np.ndarray]:
     """How many beginnings, how sure: the weakest one's strength over what lies between them, re the strongest; and the
-    strength of every frame after the silence of `LEAD`, (frames,). `power`: (frames, frequencies)."""
-    levels = librosa().power_to_db(_mel() @ power.T)  # (bands, frames)
+    strength of every frame after the silence of `LEAD`, (frames,). `bands`: (bands, frames) of power."""
+    levels = librosa().power_to_db(bands)
     strength = librosa().onset.onset_strength(S=levels, sr=RATE, hop_length=HOP)
     peaks = librosa().onset.onset_detect(onset_envelope=strength, sr=RATE, hop_length=HOP, units="frames", delta=0.1)
     if not len(peaks):
@@ -111,23 +136,27 @@ def _tempogram(strength: np.ndarray) -> np.ndarray:
     return librosa().util.normalize(librosa().autocorrelate(frames * window, axis=0), axis=0)
 
 
-def _pitch(samples: np.ndarray, loud: np.ndarray) -> tuple[float, float]:
+def _pitch(padded: np.ndarray, loud: np.ndarray) -> tuple[float, float]:
     """Median of the fundamental (YIN, de Cheveigné and Kawahara 2002) over frames that repeat themselves after a
-    period, and the share of loud frames that do; (0, 0) where fewer than one in ten does."""
+    period, and the share of loud frames that do; (0, 0) where fewer than one in ten does. `padded`: (time,), half a
+    frame of silence on both sides; `loud`: (frames,)."""
     low, high = PITCHES
-    found = librosa().yin(samples, fmin=low, fmax=high, sr=RATE, frame_length=FRAME, hop_length=STRIDE)
-    centred = np.pad(samples, FRAME // 2)
-    frames = librosa().util.frame(centred, frame_length=FRAME, hop_length=STRIDE)[:, : len(found)]  # (FRAME, frames)
-    periodic = np.zeros(len(found), dtype=bool)
-    for place in np.flatnonzero(loud[: len(found)]):
-        lag = round(RATE / found[place])
-        one, other = frames[:-lag, place], frames[lag:, place]
-        scale = float(np.sqrt((one @ one) * (other @ other)))
-        periodic[place] = scale > 0 and float(one @ other) / scale > 0.9
-    share = float(periodic.sum() / max(1, loud.sum()))
-    inside = periodic & (found > low * 1.02) & (found < high * 0.98)  # at an end, nothing was found
-    return (float(np.median(found[inside])), share) if share >= 0.1 and inside.any() else (0.0, 0.0)
+    every = np.lib.stride_tricks.sliding_window_view(padded, FRAME)[::STRIDE]  # (frames, samples)
+    pitches = []
+    places = np.flatnonzero(loud[: len(every)])
+    for start in range(0, len(places), _BLOCK):
+        frames = every[places[start : start + _BLOCK]]
+        framing = {"sr": RATE, "frame_length": FRAME, "hop_length": FRAME, "center": False}  # one behind the other
+        found = librosa().yin(frames.ravel(), fmin=low, fmax=high, **framing)
+        pitches += [pitch for frame, pitch in zip(frames, found.tolist(), strict=True) if _repeats(frame, pitch)]
+    inside = [pitch for pitch in pitches if low * 1.02 < pitch < high * 0.98]  # at an end, nothing was found
+    share = len(pitches) / max(1, int(loud.sum()))
+    return (float(np.median(inside)), share) if share >= 0.1 and inside else (0.0, 0.0)
 
 
-def _decibels(amplitude: float) -> float:
-    return 20 * float(np.log10(max(amplitude, 1e-10)))
+def _repeats(frame: np.ndarray, pitch: float) -> bool:
+    """Whether a frame (time,) is much the same a period of `pitch` later."""
+    lag = round(RATE / pitch)
+    one, other = frame[:-lag], frame[lag:]
+    alike = float(one @ other)
+    return alike > 0 and alike**2 > 0.81 * float(one @ one) * float(other @ other)

@@ -30,7 +30,7 @@ class Fact:
 
     def plain(self) -> dict[str, Any]:
         """For the fields of an item; what is not there is left out."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value not in (None, "")}
+        return {name: value for name, value in vars(self).items() if value not in (None, "")}
 
     @property
     def words(self) -> str:

@@ -29,7 +29,7 @@ class Describe(Step):
     The whole sound of an item is heard: put the stage ``cut`` before where items are stretches."""
 
     name: ClassVar[str] = "describe"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     gives: ClassVar[tuple[str, ...]] = ("facts",)
     retryable = ("unreadable", *endpoint.REASONS)
     reasons = ("silent", *retryable)

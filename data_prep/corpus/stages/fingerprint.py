@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
+from audio_llm.audio import Waveform
 from audio_llm.errors import AudioError
 from audio_llm.inspection import fingerprints
 from data_prep.corpus.sounds import hear
@@ -27,6 +30,7 @@ class FingerprintStage(Step):
 
     def open(self, folder: Path) -> None:
         self._folder = folder
+        fingerprints.fingerprint(Waveform(np.zeros((1, 2), np.float32), 2 * fingerprints.RATE, "mono"))  # loads SciPy
 
     def run(self, items: Sequence[Item]) -> list[Item | Reject]:
         found: list[Item | Reject] = []

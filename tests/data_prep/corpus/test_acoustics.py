@@ -94,3 +94,18 @@ def test_spectra_that_are_taken_once_give_the_onsets_and_tempo_that_librosa_find
     assert found["onsets"].value == len(
         librosa.onset.onset_detect(onset_envelope=strength, hop_length=HOP, sr=RATE, delta=0.1)
     )
+
+
+def test_the_pitch_is_the_one_that_librosa_finds_where_something_sounds() -> None:
+    """librosa gets the whole sound here, its silence as well, and is asked frame by frame what repeats itself."""
+    time = np.arange(RATE) / RATE
+    tones = [np.zeros(RATE // 2), *(0.3 * np.sin(2 * np.pi * hertz * time) for hertz in (220, 330, 330, 550))]
+    samples = np.concatenate(tones).astype(np.float32)
+    found = sound(samples)["pitch"]
+    low, high = acoustics.PITCHES
+    every = acoustics.librosa().yin(
+        samples, fmin=low, fmax=high, sr=RATE, frame_length=FRAME, hop_length=acoustics.STRIDE
+    )
+    loud = every[round(0.6 * RATE / acoustics.STRIDE) :]
+    assert found.value == pytest.approx(float(np.median(loud)), abs=0.5)
+    assert found.value == pytest.approx(330, abs=1) and found.confidence > 0.9
