@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,23 @@ from audio_llm.errors import AudioError, describe
 from audio_llm.files import glance
 from audio_llm.integers import floats
 from data_prep.manifest.sounds import File, Part, Sound, TableCell
+
+
+@dataclass(frozen=True)
+class Clip(File):
+    """A file that the stage ``cut`` wrote, of samples that are known by `content`."""
+
+    content: str
+
+    def stored(self, content: str) -> bytes | None:
+        """Its bytes, where it is FLAC of 16 bits and holds the samples that it was written with: those of a shard are
+        the same, by the same encoder. `content` is the hash of what was decoded."""
+        data = self.path.read_bytes() if content == self.content else b""
+        bits = (data[20] & 1) << 4 | data[21] >> 4 if data.startswith(_FLAC) and len(data) > 42 else 0
+        return data if bits + 1 == 16 else None
+
+
+_FLAC = b"fLaC\0\0\0\x22"  # STREAMINFO follows, whose bits 103 to 107 are the bits of a sample, less one
 
 
 def reference(sound: Sound) -> tuple[Any, str]:

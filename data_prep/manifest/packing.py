@@ -32,6 +32,7 @@ class Made:
 class _Decoded(NamedTuple):
     waveform: Waveform | Integers
     content: str
+    stored: bytes | None  # its file, where that is what the encoder would make of the samples
 
 
 class Packer:
@@ -96,10 +97,14 @@ class Packer:
             waveform = sound.hear(self.config.max_file_seconds)
         if waveform.layout == "stereo":
             waveform = replace(waveform, layout=self.config.two_channels)
-        return _Decoded(waveform, waveform.sha256() if isinstance(waveform, Integers) else audio.sha256(waveform))
+        content = waveform.sha256() if isinstance(waveform, Integers) else audio.sha256(waveform)
+        stored = sound.stored(content) if self.config.store == "flac" and hasattr(sound, "stored") else None
+        return _Decoded(waveform, content, stored)
 
     def _encoded(self, found: _Decoded, name: str, start: float, end: float | None) -> Encoded:
         waveform = self._fitted(self._cut(found.waveform, start, end), name)
+        if found.stored is not None and isinstance(waveform, Waveform) and waveform is found.waveform:
+            return Encoded(AudioInfo.of(waveform, found.content), found.stored)
         return encode_stored(waveform, self.config.store, found.content if waveform is found.waveform else None)
 
     def _cut(self, waveform: Waveform | Integers, start: float, end: float | None) -> Waveform | Integers:

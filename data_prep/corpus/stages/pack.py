@@ -16,7 +16,7 @@ from audio_llm.files import read_json, write_json, write_lines
 from audio_llm.shards.schema import Sample
 from data_prep import text_check
 from data_prep.corpus.ledger import hashed
-from data_prep.corpus.sounds import sound_of
+from data_prep.corpus.sounds import Clip, sound_of
 from data_prep.corpus.stage import FOLDERS, Item, Reject, Stage, Step
 from data_prep.manifest import checks, sides
 from data_prep.manifest.filling import about, fill
@@ -24,6 +24,7 @@ from data_prep.manifest.packing import Packer
 from data_prep.manifest.recipe import AudioConfig, ManifestConfig
 from data_prep.manifest.rows import Draft, Reason
 from data_prep.manifest.rows import Reject as RowReject
+from data_prep.manifest.sounds import File
 from data_prep.scenes import pool
 
 NO_QUESTIONS, NOT_TAKEN = "no_questions", "not_taken"
@@ -142,6 +143,8 @@ class Pack(Step):
                 values |= {name: fields.get(name) for name in self.keep} | {_WRITERS: question.get(_WRITERS)}
                 if "content" not in fields:  # not cut yet
                     values |= {"start": fields.get("start"), "end": fields.get("end")}
+                elif isinstance(sound, File):
+                    values["audio"] = Clip(sound.path, sound.name, str(fields["content"]))
                 yield Record(values, where)
 
     def _taken(self, side: str, drafts: Sequence[Draft], refused: list[tuple[str, str, str]]) -> list[Draft]:

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from audio_llm import audio
 from audio_llm import config as recipes
 from audio_llm.cli import main
 from audio_llm.errors import ConfigError, DataError
 from audio_llm.shards.reader import ShardDataset
 from audio_llm.shards.schema import Sample
 from data_prep.corpus.recipe import CorpusConfig
+from data_prep.corpus.sounds import Clip
 from data_prep.tasks.corpus import prepare
 from tests.data_prep.manifest_tools import wav
 from tests.paths import ROOT
@@ -125,6 +127,31 @@ def test_without_cut_the_stretch_of_the_recording_is_packed(tmp_path: Path) -> N
     made(tmp_path, tree, "other")
     sounds = [Counter(s.audio[0].sha256 for f in samples(tmp_path / o).values() for s in f) for o in ("out", "other")]
     assert sounds[0] == sounds[1] and whole["subsets"]["sft"]["seconds"] > 0
+
+
+def test_clips_of_any_form_give_the_same_shards_and_those_in_flac_are_not_encoded_again(tmp_path: Path) -> None:
+    rows, packed = recordings(tmp_path, 6), {}
+    for name, cut in {"flac": {}, "wav": {"format": "wav"}, "deep": {"subtype": "PCM_24"}}.items():
+        tree = recipe(tmp_path, rows)
+        tree["stages"]["cut"] = cut
+        made(tmp_path, tree, f"of_{name}")
+        packed[name] = shards(tmp_path / f"of_{name}")
+    assert packed["flac"] == packed["wav"] == packed["deep"] and len(packed["flac"]) > 3
+    clips = {path.read_bytes() for path in (tmp_path / "of_flac" / "clips").rglob("*.flac")}
+    shard_folders = [ShardDataset(tmp_path / "of_flac" / side) for side in SIDES]
+    stored = {sound for found in shard_folders for n in range(len(found)) for sound in found.load_audio_bytes(n)}
+    assert stored <= clips  # those that are 24 bits deep are none of these
+
+
+def test_a_clip_that_is_another_sound_by_now_is_packed_as_what_it_is(tmp_path: Path) -> None:
+    clip, other = tmp_path / "a.flac", wav(tmp_path / "b.wav", 1, seconds=0.5)
+    waveform = audio.decode(other)
+    clip.write_bytes(audio.encode(waveform))
+    content = audio.sha256(waveform)
+    assert Clip(clip, "a", content).stored(content) == clip.read_bytes()
+    assert Clip(clip, "a", "0" * 64).stored(content) is None
+    clip.write_bytes(audio.encode(waveform, subtype="PCM_24"))
+    assert Clip(clip, "a", content).stored(content) is None
 
 
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
