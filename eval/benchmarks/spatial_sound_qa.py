@@ -64,9 +64,12 @@ class SpatialSoundQA:
                     errors[item.id] = missing
                 items.append(item)
                 scenes.append(heard)
-        if not items:
+        if len(errors) == len(items):
             found = f"{sum(counts.values())} questions, none of them with its sound" if counts else "none"
-            raise BenchmarkError(describe(str(data), "questions", found, "Name the folders: audio=…, responses=…."))
+            if first := next(iter(errors.values()), ""):
+                found += f" (the first one's {first})"
+            cure = "Name the folders: --option audio=FOLDER --option responses=FOLDER."
+            raise BenchmarkError(describe(str(data), "questions", found, cure))
         refuse_doubles(items, str(data))
         digests = [content_hash(path) for path in files]
         return Collection(items, errors, dict(counts), digests, lambda index: scenes[index].render(rendering))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sklearn.metrics import average_precision_score, f1_score
 
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError
 from eval.benchmarks import get_benchmark, open_benchmark
+from eval.benchmarks.base import BenchmarkError
 from eval.embedders import CharacterNgrams, LocalEncoder
 from eval.predictions import Prediction
 from eval.scorers import SCORERS, get_scorers
@@ -128,6 +130,11 @@ def test_missing_sound_is_that_rows_error_alone_or_left_out(folder: Path) -> Non
     (folder / "dry" / "eval" / "audio" / "Ya.wav").write_bytes(b"RIFF nonsense")
     with pytest.raises(AudioError, match=r"Ya\.wav"):
         opened(folder).waveform(0)
+    shutil.rmtree(folder / "mp3d_reverb")
+    with pytest.raises(
+        BenchmarkError, match=r"9 questions, none of them with its sound \(the first one's room resp.*0.npy"
+    ):
+        opened(folder)
 
 
 @pytest.mark.parametrize(
