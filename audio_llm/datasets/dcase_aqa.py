@@ -25,7 +25,7 @@ from string import ascii_uppercase
 from typing import Any, Literal
 
 from audio_llm.audio import Waveform, decode
-from audio_llm.datasets.folders import find_file, hidden
+from audio_llm.datasets.folders import files_below, find_file
 from audio_llm.datasets.records import SUFFIXES, Cell, Record, read_records
 from audio_llm.errors import DataError, describe
 from audio_llm.files import atomic_file, content_hash, glance, write_atomically
@@ -177,13 +177,7 @@ def question_files(root: Path) -> list[Path]:
         return [root]
     if not root.is_dir():
         raise DataError(describe(str(root), "a folder of questions, or a file of them", "no such path"))
-    files = sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(hidden(part) for part in path.relative_to(root).parts)
-    )
+    files = files_below(root, endings=SUFFIXES)
     if not files:
         raise DataError(describe(str(root), f"question files ({', '.join(SUFFIXES)})", "none"))
     return files

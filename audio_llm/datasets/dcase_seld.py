@@ -20,7 +20,7 @@ import numpy as np
 
 from audio_llm import audio
 from audio_llm.datasets import seld_tables
-from audio_llm.datasets.folders import SUFFIXES, hidden
+from audio_llm.datasets.folders import SUFFIXES, files_below, hidden
 from audio_llm.errors import AudioError, ConfigError, DataError, ShardError, describe, nearest
 from audio_llm.files import glance, read_json
 from audio_llm.shards.schema import AudioInfo, Event, Sample, Source
@@ -196,7 +196,7 @@ def find(folder: str | Path) -> SELDFolder:
 
 def find_evaluation(folder: str | Path) -> SELDFolder:
     """The clips of the evaluation set, which have no tables. Raises :class:`DataError` when there are none."""
-    paths = _sounds((Path(folder) / EVALUATION).rglob("*"))
+    paths = _sounds(files_below(Path(folder) / EVALUATION, endings=SUFFIXES))
     if not paths:
         raise DataError(describe(str(folder), f"clips below {EVALUATION}", "none"))
     return SELDFolder([Clip(path.stem, path) for path in paths], read_labels(folder))

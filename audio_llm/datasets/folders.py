@@ -9,11 +9,13 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
+
+from audio_llm.errors import DataError, describe
 
 # What decoding reads, by its usual endings, and other sound and film files, which it does not.
 SUFFIXES = frozenset(
@@ -45,29 +47,69 @@ def hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM
 
 
-def listing(root: Path, suffixes: Collection[str] = SUFFIXES) -> Listing:
-    """All sound files below `root`, which end with one of `suffixes`. Links to what lies in `root` as well, hidden and
-    system files are left out."""
-    found, real = Listing(), os.path.realpath(root)
+def files_below(root: Path, *, endings: Collection[str] = (), named: Collection[str] = ()) -> list[Path]:
+    """The files below `root` that end with one of `endings`, or have one of the names in `named`, which may be patterns
+    (all files without either), sorted. Hidden and system files are left out.
+
+    Folders that are linked in `root` belong to it, each once, so that links in a circle end. Raises :class:`DataError`
+    for a file that is wanted and is only a link to nothing (git-annex, DVC), and :class:`OSError` for a folder that
+    cannot be read: without a word there would be less of it.
+    """
+    found: list[Path] = []
+    for folder, _, names in _walk(root, lambda path, reason: None, _fail):
+        for path in (Path(folder) / name for name in names if not hidden(name)):
+            if endings and path.suffix.lower() not in endings or named and not any(map(path.match, named)):
+                continue
+            if not path.exists():
+                raise DataError(describe(str(path), "a file", "a link to one that is not there", "Fetch or delete it."))
+            found.append(path)
+    return sorted(found)
+
+
+def _fail(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # of no folder there are no files
+        raise error
+
+
+def _walk(
+    root: Path, omit: Callable[[Path, str], None], fail: Callable[[OSError], None]
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """``os.walk`` into links as well, in order, and into every folder once. `omit` is told of a folder that is left out
+    by its path below the root and the reason, `fail` of one that cannot be read."""
+    real = os.path.realpath(root)
     seen = {real}
-    for folder, inner, names in os.walk(root, followlinks=True):
-        here = Path(folder).relative_to(root)
+    for folder, inner, names in os.walk(root, followlinks=True, onerror=fail):
         for name in sorted(inner):
             path = Path(folder) / name
             target = os.path.realpath(path)
-            inside = path.is_symlink() and (target + os.sep).startswith(real + os.sep)
             if hidden(name):
-                found.omit(here / name, "a hidden or system folder")
-            elif inside or target in seen:
-                found.omit(here / name, "a link to another folder of this one")
-            elif Path(name).suffix.lower() in suffixes:
-                found.omit(here / name, "a folder with the name of a sound")
+                omit(path.relative_to(root), "a hidden or system folder")
+            elif target in seen or path.is_symlink() and (target + os.sep).startswith(real + os.sep):
+                omit(path.relative_to(root), "a link to another folder of this one")
             else:
                 seen.add(target)
                 continue
             inner.remove(name)
         inner.sort()
-        for name in sorted(names):
+        yield folder, inner, sorted(names)
+
+
+def listing(root: Path, suffixes: Collection[str] = SUFFIXES) -> Listing:
+    """All sound files below `root`, which end with one of `suffixes`. Links to what lies in `root` as well, hidden and
+    system files are left out."""
+    found, real = Listing(), os.path.realpath(root)
+
+    def unread(error: OSError) -> None:
+        path = Path(os.fsdecode(error.filename or root)).relative_to(root)
+        if path.parts or root.exists():
+            found.omit(path, f"a folder that cannot be read: {error.strerror}")
+
+    for folder, inner, names in _walk(root, found.omit, unread):
+        here = Path(folder).relative_to(root)
+        for name in [name for name in inner if Path(name).suffix.lower() in suffixes]:
+            found.omit(here / name, "a folder with the name of a sound")
+            inner.remove(name)
+        for name in names:
             _add(found, real, Path(folder) / name, here / name, suffixes)
     found.files.sort()
     return found

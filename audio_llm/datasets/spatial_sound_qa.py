@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from audio_llm.audio import Waveform
+from audio_llm.datasets.folders import files_below
 from audio_llm.datasets.records import SUFFIXES, Record
 from audio_llm.errors import DataError, describe, nearest
 from audio_llm.shards.rendering import Rendering, render_files
@@ -66,7 +67,7 @@ def question_files(data: Path) -> list[Path]:
     """The file, or the files of a folder that may hold questions, sorted. Raises :class:`DataError`."""
     if data.is_file():
         return [data]
-    files = sorted(path for path in data.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+    files = files_below(data, endings=SUFFIXES)
     if not files:
         found = "none" if data.is_dir() else "no such path"
         raise DataError(describe(str(data), f"a file or a folder of files {', '.join(SUFFIXES)}", found))

@@ -16,6 +16,7 @@ from typing import Any
 
 from audio_llm.audio import Waveform, decode
 from audio_llm.datasets.captions import INSTRUCTION
+from audio_llm.datasets.folders import files_below
 from audio_llm.datasets.records import SUFFIXES, Cell, Record, read_records
 from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.files import content_hash, within, write_json
@@ -49,7 +50,7 @@ class AudioBench:
         """Items of a file or of a folder of files. Raises :class:`DataError` naming file, row and key."""
         check_options(self.name, options, ("set", "instruction"))
         name = _set_of(data, options.get("set"))
-        files = [data] if data.is_file() else sorted(path for path in data.rglob("*") if path.suffix in SUFFIXES)
+        files = [data] if data.is_file() else files_below(data, endings=SUFFIXES)
         if not files:
             raise BenchmarkError(describe(str(data), f"a file or a folder of files {', '.join(SUFFIXES)}", "none"))
         items: list[Item] = []

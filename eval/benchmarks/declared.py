@@ -23,6 +23,7 @@ import numpy as np
 
 from audio_llm import config
 from audio_llm.audio import Waveform, decode
+from audio_llm.datasets.folders import files_below
 from audio_llm.datasets.records import SEPARATORS, Cell, Record, each_row, located
 from audio_llm.errors import DataError, describe
 from audio_llm.files import content_hash, parse_json
@@ -328,7 +329,7 @@ class Declared:
         if data.is_file():
             return [data]
         names = self.declaration.files
-        found = {name: sorted(path for path in data.rglob(name) if path.is_file()) for name in names}
+        found = {name: files_below(data, named=(name,)) for name in names}
         files = {path for paths in found.values() for path in paths}
         first = next((paths for paths in found.values() if paths), [])
         if not files:

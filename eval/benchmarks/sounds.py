@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from audio_llm.audio import read_header
 from audio_llm.datasets.dcase_aqa import content_names
+from audio_llm.datasets.folders import files_below
 from audio_llm.datasets.records import Cell
 from audio_llm.errors import AudioError, describe
 from eval.benchmarks.base import BenchmarkError
@@ -21,7 +21,7 @@ def also_in(sounds: Sequence[Path | Cell | None], folders: Sequence[Path]) -> li
     in another format, or cut, is not found. Raises :class:`BenchmarkError` for a folder without files."""
     files: dict[Path, str] = {}
     for folder in folders:
-        found = sorted(Path(place) / name for place, _, names in os.walk(folder) for name in names)
+        found = files_below(folder)
         if not found:
             raise BenchmarkError(describe(f"option also={folder}", "a folder of another benchmark's audio", "no files"))
         files |= {file: f"{folder.name}/{file.relative_to(folder)}" for file in found if file.is_file()}

@@ -22,6 +22,7 @@ import numpy as np
 from audio_llm import config as recipes
 from audio_llm.audio import Waveform
 from audio_llm.datasets import dcase_seld, seld_tables
+from audio_llm.datasets.folders import files_below
 from audio_llm.datasets.seld_tables import FRAME_SECONDS
 from audio_llm.errors import AudioLLMError, ConfigError, NothingHeardError, describe, nearest
 from audio_llm.files import content_hash, write_json, write_lines
@@ -95,7 +96,7 @@ def recognises(path: Path) -> bool:
 
 def is_table_folder(folder: str | Path) -> bool:
     """Whether `folder` has predictions as CSV tables and is no model."""
-    return Path(folder).is_dir() and not (Path(folder) / CONFIG).is_file() and any(Path(folder).rglob("*.csv"))
+    return not (Path(folder) / CONFIG).is_file() and bool(files_below(Path(folder), endings=(".csv",)))
 
 
 def evaluate(model: str | Path, data: Sequence[str], out: Path, options: Options) -> str:

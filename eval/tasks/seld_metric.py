@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from audio_llm.datasets.folders import files_below
 from audio_llm.datasets.seld_tables import FRAME_SECONDS, fold_azimuth, read_rows, write_rows
 from audio_llm.encoders.seld_head import CLASSES
 from audio_llm.errors import ConfigError, ShardError, describe, nearest
@@ -145,7 +146,7 @@ def score_tables(
 def read_folder(folder: str | Path) -> dict[str, np.ndarray]:
     """All CSV tables below a folder, by file name. Raises :class:`ShardError` when there are none, or two of a name."""
     tables: dict[str, np.ndarray] = {}
-    for path in sorted(Path(folder).rglob("*.csv")):
+    for path in files_below(Path(folder), endings=(".csv",)):
         if path.name in tables:
             raise ShardError(describe(f"folder {folder}", "one table of each name", f"two of {path.name}"))
         tables[path.name] = read_rows(path)

@@ -247,6 +247,14 @@ def test_words_beside_a_sound_may_be_missing_or_no_text(tmp_path: Path) -> None:
     assert [sample.id for sample in samples(tmp_path)] == ["mine-0", "mine-5_0"] and manifest["rows"] == 8
 
 
+def test_sidecars_lie_beside_their_sounds_in_a_linked_folder_as_well(tmp_path: Path) -> None:
+    """Sounds were found there, and every one rejected for words that lay beside it."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "part").symlink_to(tmp_path / "disk")
+    how = sidecars(tmp_path / "disk") | {"path": str(tmp_path / "data")}
+    assert made(tmp_path, **how)["rejects"] == 0 and len(samples(tmp_path)) == len(ANSWERS)
+
+
 @pytest.mark.parametrize(
     "how", [{"format": "classes"}, {"format": "names", "options": {"pattern": "(?P<answer>.+)/.+"}}]
 )

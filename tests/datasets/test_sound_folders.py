@@ -189,3 +189,49 @@ def test_a_folder_of_nothing_is_refused_for_shards(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(AudioLLMError, match="shards"):
         open_source([tmp_path])
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """A folder of texts with a part on another disk, links in circles, and what systems leave behind."""
+    root = tmp_path / "root"
+    for name in ("a/one.json", "a/deeper/Two.JSON", "a/.hidden.json", "@eaDir/x.json", "notes.txt"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("{}")
+    (tmp_path / "disk" / "inner").mkdir(parents=True)
+    (tmp_path / "disk" / "inner" / "three.json").write_text("{}")
+    (root / "part").symlink_to(tmp_path / "disk")
+    (root / "part again").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "inner" / "back").symlink_to(root)
+    (root / "b").symlink_to("a")
+    (root / "a" / "linked.json").symlink_to(tmp_path / "disk" / "inner" / "three.json")
+    return root
+
+
+def test_files_of_a_linked_folder_are_the_folders_own(linked: Path) -> None:
+    """``Path.rglob`` leaves them out without a word; each is found once."""
+    found = [str(path.relative_to(linked)) for path in folders.files_below(linked, endings=(".json",))]
+    assert found == ["a/deeper/Two.JSON", "a/linked.json", "a/one.json", "part/inner/three.json"]
+    assert [path.name for path in folders.files_below(linked, named=("o*.json", "t*.txt"))] == ["one.json"]
+    assert len(folders.files_below(linked)) == 5 and folders.files_below(linked / "none") == []
+
+
+def test_what_cannot_be_read_is_not_left_out_in_silence(linked: Path, monkeypatch, capsys) -> None:
+    (linked / "a" / "gone.txt").symlink_to("nowhere")
+    assert len(folders.files_below(linked, endings=(".json",))) == 4
+    with pytest.raises(AudioLLMError, match=r"a/gone\.txt: expected a file, found a link to one that is not there"):
+        folders.files_below(linked)
+    put(linked, "a/x.wav", "part/y.wav")
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:
+        if Path(path).name == "part":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError):
+        folders.files_below(linked, endings=(".json",))
+    listed = folders.listing(linked)
+    assert listed.files == [Path("a/x.wav")]
+    assert {"item": "part", "reason": "a folder that cannot be read: Permission denied"} in listed.left_out

@@ -118,9 +118,9 @@ class Subtitles:
             return
         if not self.path.exists():
             raise DataError(describe(f"source.path {self.path}", "a folder of subtitles, or a file", "nothing there"))
-        files = sorted(self.path.rglob("*")) if self.path.is_dir() else [self.path]
+        files = folders.files_below(self.path, endings=SUFFIXES) if self.path.is_dir() else [self.path]
         for file in files:
-            if file.suffix.lower() in SUFFIXES and file.is_file():
+            if file.suffix.lower() in SUFFIXES:
                 yield from cues.overlapping(self._read(file))
 
     def _read(self, file: Path) -> Iterator[Cue | Broken]:

@@ -22,8 +22,7 @@ def _sidecars(place: Place) -> Iterator[Record | Reject]:
     """``x.wav`` with ``x.json`` (an object, or a list of them) and ``x.txt``, which is the column ``txt``."""
     root = _folder(place.path)
     stems: dict[Path, Path] = {file.with_suffix(""): file for file in _files(root)}
-    beside = {path.relative_to(root) for kind in WORDS for path in root.rglob(f"*{kind}") if path.is_file()}
-    seen = {path for path in beside if not any(folders.hidden(part) for part in path.parts)}
+    seen = {path.relative_to(root) for path in folders.files_below(root, endings=WORDS)}
     for stem in sorted({*stems, *(path.with_suffix("") for path in seen)}):
         file = stems.get(stem, stem.with_suffix(".wav"))
         where, sound = folders.readable(file), File(root / file, folders.readable(file))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from audio_llm.datasets.folders import files_below
 from audio_llm.datasets.records import Record, each_line, each_record
 from audio_llm.errors import DataError, describe
 from data_prep.manifest.formats.base import Format, Place
@@ -39,7 +40,7 @@ def files(path: Path) -> list[Path]:
     """`path`, or the files of rows below it where it is a folder. Raises :class:`DataError` where there is none."""
     if not path.is_dir():
         return [_file(path)]
-    found = sorted(file for kind in ("parquet", "jsonl", "json") for file in path.rglob(f"*.{kind}"))
+    found = files_below(path, endings=(".parquet", ".jsonl", ".json"))
     if not found:
         raise DataError(describe(str(path), "files .parquet, .jsonl or .json", "none"))
     return found
