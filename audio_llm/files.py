@@ -140,6 +140,8 @@ def _by_name(error: BaseException, temporary: Path, target: Path) -> None:
     """Put the name that a person knows into an error about what lies under another for now."""
     if isinstance(error, OSError) and str(error.filename).startswith(str(temporary)):
         error.filename = str(target) + str(error.filename)[len(str(temporary)) :]
+    elif isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        error.filename = str(target)  # a write does not know where it went, and one of several disks is full
 
 
 def _takes_bytes(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pwd
 import shutil
 import subprocess
 import tarfile
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from audio_llm import cli
 from audio_llm.cli import main
 from audio_llm.shards.index import INDEX_REJECTS
 from tests.paths import ROOT
@@ -292,6 +294,33 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"cannot mount a tmpfs: {made.stderr.strip()}")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch) -> None:
+    """Of a container that runs as any number."""
+    from audio_llm.inspection import doctor
+    from eval.scorers.kept_replies import default_cache
+
+    def nobody(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("HF_HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert doctor._accelerate_config() == {}
+    with pytest.raises(RuntimeError) as error:
+        default_cache()
+    assert "set HOME to a folder" in str(cli._message(error.value))
+
+
+def test_an_interrupt_before_a_verb_has_begun_is_no_defect(monkeypatch, capsys) -> None:
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "entry_points", interrupted)
+    assert cli.main(["inspect", "x"]) == 130
+    assert capsys.readouterr().err == "audio-llm: interrupted.\n"
 
 
 @pytest.mark.parametrize("verb", ["convert", "sft"])

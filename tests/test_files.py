@@ -1,5 +1,6 @@
 """What a killed process, a full disk or an odd character may do to files: nothing."""
 
+import errno
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from audio_llm import files
+from audio_llm import cli, files
 from audio_llm.errors import ConfigError
 from tests.paths import ROOT
 
@@ -70,6 +71,16 @@ def test_an_error_leaves_what_was_there(tmp_path, kind):
             (temporary if kind == "file" else temporary / "part").write_text("half")
             raise error
     assert whole.read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["thing"]
+
+
+def test_a_full_disk_is_named_by_what_did_not_fit(tmp_path) -> None:
+    """A write knows no name, and one of several disks is full."""
+    with pytest.raises(OSError) as error, files.atomic_file(tmp_path / "thing"), open("/dev/full", "w") as stream:
+        stream.write("x")
+    assert str(tmp_path / "thing") == error.value.filename
+    told = f"{tmp_path / 'thing'}: No space left on device. Finished work is kept"
+    assert str(cli._message(error.value)).startswith(told)
+    assert "Disk quota exceeded. Finished work" in str(cli._message(OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))))
 
 
 @pytest.mark.parametrize("by", ["name", "link"])

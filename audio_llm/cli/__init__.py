@@ -82,6 +82,9 @@ def main(argv: list[str] | None = None) -> int:
         code = _main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return code
+    except KeyboardInterrupt:  # before a verb has begun, or once more while it ended
+        print("audio-llm: interrupted.", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         with contextlib.suppress(OSError):  # else Python says once more, at its end, that it could not write
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -179,11 +182,15 @@ def _message(error: Exception) -> str | None:
     if isinstance(error, AudioLLMError) or hasattr(error, "exit_code"):
         return str(error)
     # safetensors and torch report a full disk by errors of their own types, the latter without its reason.
-    full = ("No space left on device", "PytorchStreamWriter failed writing", ". unexpected pos ")
-    if any(reason in str(error) for reason in full):
-        return "No space left on device. Finished work is kept; free some space and give the same command again."
+    full = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing", ". unexpected pos ")
+    if reason := next((reason for reason in full if reason in str(error)), ""):
+        where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        told = where + (reason if reason in full[:2] else full[0])
+        return f"{told}. Finished work is kept; free some space and give the same command again."
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from"):  # of `Path.resolve`
         return f"{str(error).partition(' from ')[2]}: Too many levels of symbolic links."
+    if isinstance(error, RuntimeError) and str(error).startswith("Could not determine home directory"):
+        return "This user has no home folder, below which caches are kept: set HOME to a folder that can be written."
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror or error}."
     return None

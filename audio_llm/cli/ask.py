@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -57,6 +58,9 @@ def run(args: argparse.Namespace) -> int:
     if args.url is not None and not is_address(args.url):
         raise ConfigError(describe("--url", "http://HOST:PORT or https://HOST:PORT", f"'{args.url}'"))
     *files, question = args.words
+    if os.path.isfile(question):  # a model would answer a file's name, which it never hears
+        cure = "Write the question behind the files, and --choices behind the question."
+        raise ConfigError(describe("ask", "files, then a question", f"the file {question} as the question", cure))
     sounds = [_scene(args, files)] if args.dry or args.response else files
     with contextlib.redirect_stdout(sys.stderr):  # libraries print while they load; standard output is the answer's
         text = ask(

@@ -372,8 +372,8 @@ def _sound_formats() -> list[str] | None:
 
 
 def _accelerate_config() -> dict[str, object]:
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    path = home / "accelerate" / "default_config.yaml"
+    home = os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")  # as it is for a user without one
+    path = Path(home) / "accelerate" / "default_config.yaml"
     if not path.exists():
         return {}
     import yaml

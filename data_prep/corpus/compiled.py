@@ -30,11 +30,11 @@ def cache_folder() -> Path:
 @cache
 def librosa() -> Any:
     """The package, with what :mod:`data_prep.corpus.acoustics` calls compiled, once on a machine (ten seconds)."""
-    folder = cache_folder()
     try:
+        folder = cache_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = open(folder / ".lock", "ab")  # noqa: SIM115 (closed below)
-    except OSError:  # a user without a home, as in containers: this process compiles for itself
+    except (OSError, RuntimeError):  # a user without a home, as in containers: this process compiles for itself
         folder = Path(tempfile.mkdtemp(prefix="audio-llm-numba-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         lock = open(folder / ".lock", "ab")  # noqa: SIM115 (closed below)
