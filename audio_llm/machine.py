@@ -84,11 +84,14 @@ def _words(path: Path) -> list[str]:
         return []
 
 
+_NAMES = {"encoding": "utf-8", "errors": "surrogateescape"}  # a disk may be mounted under a name that is no UTF-8
+
+
 def _groups(controller: str, proc: Path) -> Iterator[tuple[int, Path]]:
     """Version and folder of this process's group, and of all above it that can be seen from here (cgroups(7))."""
     try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
-        mounts = (proc / "self" / "mountinfo").read_text().splitlines()
+        lines = (proc / "self" / "cgroup").read_text(**_NAMES).splitlines()
+        mounts = (proc / "self" / "mountinfo").read_text(**_NAMES).splitlines()
     except OSError:
         return
     mine = {name: path for line in lines for _, names, path in [line.split(":", 2)] for name in names.split(",")}

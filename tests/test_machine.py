@@ -125,7 +125,8 @@ def test_the_smallest_limit_counts_wherever_it_stands(name: str, tmp_path: Path,
         f"{30 + number} 23 0:{number} {root} {tmp_path / folder} rw,nosuid shared:9 - {kind} {kind} {options}\n"
         for number, (root, folder, kind, options) in enumerate(mounts)
     ]
-    (proc / "self" / "mountinfo").write_text("".join(lines) + "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n")
+    others = b"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n61 22 8:2 / /media/caf\xe9 rw - vfat /dev/sdb1 rw\n"
+    (proc / "self" / "mountinfo").write_bytes("".join(lines).encode() + others)
     for folder, files in folders.items():
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         for file, text in files.items():

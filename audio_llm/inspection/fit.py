@@ -583,7 +583,7 @@ def task_need(recipe: Any, launch: Launch, device: int | None) -> Need:
 def resident() -> int:
     """Bytes of this process's memory, that of libraries included; what a training process has before its model."""
     try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return GIB
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
