@@ -80,12 +80,8 @@ def read_config(folder: str | os.PathLike[str]) -> Any:
     """The Transformers configuration in `folder`. Raises :class:`CheckpointError` where there is none."""
     from transformers import AutoConfig
 
-    try:
+    with reading(f"model {folder}: config.json", "a configuration that Transformers knows"):
         return AutoConfig.from_pretrained(os.fspath(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        expected = "a configuration that Transformers knows"
-        raise CheckpointError(describe(f"model {folder}: config.json", expected, reason)) from error
 
 
 def checkpoint_of(folder: str | Path) -> Path:

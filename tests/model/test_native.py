@@ -341,6 +341,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]),
         "safetensors file",
     ),
+    "a layer less": (  # Transformers refuses it by an error of its own kind
+        lambda f: rewrite(f / "config.json", {"text_config": {"num_hidden_layers": 1, "layer_types": ["a", "b"]}}),
+        r"config\.json: expected a configuration that Transformers knows, found .*layer_types",
+    ),
     "a tensor under two names": (
         lambda f: edited(
             f, lambda s: s.update({"language_model.model.model.norm.weight": s["language_model.model.norm.weight"] * 2})
