@@ -46,6 +46,8 @@ def ask(
     (:data:`audio_llm.audio.HEARINGS`); the rest are those of
     :class:`Request`. Raises children of ``AudioLLMError``, also for what the model refuses.
     """
+    if not question.strip():
+        raise ConfigError(describe("question", "words", "none"))
     check_style(style)
     check_sampling(max_tokens, temperature, seed)
     check_choices(choices)

@@ -78,6 +78,7 @@ def test_a_request_says_what_is_heard(clip: Path) -> None:
         (["what?", "--model", "{model}", "--temperature", "-1"], "temperature: expected 0 to 2, found -1.0"),
         (["what?", "--model", "{model}", "--seed", "-1"], "seed: expected 0 to"),
         (["{mono}", "what?", "--model", "{model}"], "--hearing duplicate"),
+        (["{mono}", " ", "--model", "{model}"], "question: expected words, found none"),
         (["{mono}", "--model", "{model}"], "ask: expected files, then a question, found the file"),
         (["{mono}", "--choices", "a", "b", "what?", "--model", "{model}"], "--choices behind the question"),
     ],
