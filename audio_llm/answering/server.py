@@ -23,7 +23,7 @@ from audio_llm.audio import Waveform, encode_level, hear
 from audio_llm.errors import AudioLLMError, ConfigError, describe, nearest
 from audio_llm.files import parse_json
 from audio_llm.language import prompts
-from audio_llm.serving.health import broken_off
+from audio_llm.serving.health import Proxies, broken_off
 
 RETRIES = 5  # 1 + 2 + 4 + 8 + 16 s: outlives a restarting server, not a dead one
 MAX_REPLY_BYTES = 2**26
@@ -297,7 +297,7 @@ class _Https(urllib.request.HTTPSHandler):
         return self.do_open(_SecureConnection, request)
 
 
-_OPENER = urllib.request.build_opener(_Stay, _Http, _Https)
+_OPENER = urllib.request.build_opener(Proxies, _Stay, _Http, _Https)
 
 
 def _read(response: Any) -> bytes:

@@ -7,8 +7,10 @@ The key of ``OPENAI_API_KEY`` is sent where there is one. Nothing but the standa
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import os
 import sys
+import urllib.parse
 import urllib.request
 from typing import Any
 
@@ -16,12 +18,34 @@ URL = "http://127.0.0.1:8000/health"
 BROKEN_OFF = ("abort", "error")  # vLLM's finish reasons of a reply that nobody ended: its engine was stopped, or died
 
 
+def is_here(url: str) -> bool:
+    """Whether `url`, or ``HOST:PORT``, is an address of this machine alone (localhost, 127.0.0.1, ::1)."""
+    try:
+        name = urllib.parse.urlsplit(url if "//" in url else f"//{url}").hostname or ""
+        return name == "localhost" or name.endswith(".localhost") or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+class Proxies(urllib.request.ProxyHandler):
+    """Those of the environment (``http_proxy``), but for servers on this machine: a proxy would look for them on its
+    own, and be sent the key and the sounds. Containers often get the variable without ``no_proxy``."""
+
+    def proxy_open(self, req: urllib.request.Request, proxy: str, type: str) -> Any:
+        return None if is_here(req.host) else super().proxy_open(req, proxy, type)
+
+
+def proxies_for(url: str) -> dict[str, Any]:
+    """The same as the package `requests` takes it."""
+    return {"http": None, "https": None} if is_here(url) else {}
+
+
 def healthy(url: str = URL) -> bool:
     """Whether `url` answers a GET with 2xx within five seconds."""
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
     try:
-        with urllib.request.urlopen(request, timeout=5) as reply:
+        with urllib.request.build_opener(Proxies).open(request, timeout=5) as reply:
             return 200 <= reply.status < 300
     except (OSError, http.client.HTTPException, ValueError):
         return False

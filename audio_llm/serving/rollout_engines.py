@@ -37,7 +37,7 @@ from audio_llm.errors import ConfigError, PrerequisiteError, TrainingError, desc
 from audio_llm.files import atomic_file
 from audio_llm.model.export import write_adapter, write_language_model
 from audio_llm.serving.guard import TOKEN, TOKEN_FILE
-from audio_llm.serving.health import broken_off
+from audio_llm.serving.health import broken_off, is_here, proxies_for
 from audio_llm.serving.launcher import LORA_RANKS, cpu_build, server_environment
 from audio_llm.serving.plugin import hide_llvmlite_attributes
 from audio_llm.serving.scratch import private_folder
@@ -283,6 +283,7 @@ class _Remote:
 
         self.url = url.rstrip("/")
         self._requests, self._session = requests, requests.Session()
+        self._session.trust_env = not is_here(self.url)
         if token:
             self._session.headers["Authorization"] = f"Bearer {token}"
         self._session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=CONNECTIONS))
@@ -332,7 +333,12 @@ class _Remote:
         try:
             # Not by the session, whose connections may all be taken.
             return bool(
-                self._requests.get(f"{self.url}/health", headers=self._session.headers, timeout=HEALTH_INTERVAL).ok
+                self._requests.get(
+                    f"{self.url}/health",
+                    headers=self._session.headers,
+                    timeout=HEALTH_INTERVAL,
+                    proxies=proxies_for(self.url),
+                ).ok
             )
         except OSError:
             return False
@@ -655,7 +661,12 @@ class Server:
                 break
             with contextlib.suppress(OSError):
                 head = {"Authorization": f"Bearer {self.token}"}
-                if requests.get(f"{self.url}/health", headers=head, timeout=5).status_code == 200:
+                if (
+                    requests.get(
+                        f"{self.url}/health", headers=head, timeout=5, proxies=proxies_for(self.url)
+                    ).status_code
+                    == 200
+                ):
                     return
             time.sleep(0.5)
         self._log.seek(0)

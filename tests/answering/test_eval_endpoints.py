@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -248,6 +251,40 @@ def test_a_server_that_says_nothing_is_asked_again(monkeypatch) -> None:
         finally:
             over.set()
     assert len(asked) == 3
+
+
+# Whether each client reaches a server of this machine, and what it is told by one that lies elsewhere.
+CLIENTS = """
+import sys
+import requests
+from audio_llm.answering.server import Endpoint
+from audio_llm.serving.health import healthy, is_here, proxies_for
+here, there = sys.argv[1:]
+assert is_here(here) and is_here("localhost") and is_here("[::1]:8000") and not is_here("192.168.0.1:80")
+assert not is_here("localhost.example:80") and not is_here("//[")
+for url in (here, there):
+    session = requests.Session()
+    session.trust_env = not is_here(url)
+    print(Endpoint(url).models(), healthy(url + "/v1/models"), session.get(url + "/v1/models").json()["data"][0]["id"],
+          requests.get(url + "/v1/models", proxies=proxies_for(url)).json()["data"][0]["id"])
+"""
+
+
+def test_a_proxy_is_not_asked_for_a_server_of_this_machine() -> None:
+    """It would be sent the key and the sounds, and look for the server on a machine of its own."""
+
+    def answering(name: str) -> Callable[[Listener], None]:
+        return lambda handler: handler.reply(200, {"data": [{"id": name}]})
+
+    with serving(Listener, do_GET=answering("own")) as own, serving(Listener, do_GET=answering("proxy")) as proxy:
+        kept = {name: value for name, value in os.environ.items() if name.lower() not in ("no_proxy", "all_proxy")}
+        done = subprocess.run(
+            [sys.executable, "-c", CLIENTS, own, "http://elsewhere.test"],
+            env=kept | {"http_proxy": proxy, "HTTP_PROXY": proxy},
+            capture_output=True,
+            text=True,
+        )
+    assert done.stdout.splitlines() == ["['own'] True own own", "['proxy'] True proxy proxy"], done.stderr
 
 
 def test_a_server_is_not_asked_by_a_name_it_does_not_know(tmp_path: Path, capsys) -> None:
