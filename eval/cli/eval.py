@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="checkpoint folder, the model's name behind an address, an encoder folder, or one of SELD tables; "
-        "or a published file of stereo SELD",
+        help="checkpoint folder, the model's name behind an address, an encoder folder, one of SELD tables; "
+        "or a published classifier or stereo SELD",
     )
     add_benchmark(parser)
     parser.add_argument("--out", required=True, help="run folder: predictions.jsonl, run.json, scores")

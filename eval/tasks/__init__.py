@@ -18,10 +18,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from audio_llm import config as recipes
 from audio_llm.errors import ConfigError, describe
 from audio_llm.files import write_json
 from audio_llm.identity import Identity, compare, refusal
 from audio_llm.tasks.base import TASKS
+
+RECIPE = "recipe.yaml"  # what training leaves in a model's folder
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,23 @@ def claim(path: Path, facts: Mapping[str, Any], digests: Mapping[str, Any], usua
         if differing := compare(Identity(tree, tree), Identity(plain["facts"], plain["digests"], usual=usual)):
             raise ConfigError(refusal(str(path.parent), differing, cure))
     write_json(path, {**facts, **digests})
+
+
+def folds_seen(model: str | Path) -> set[str] | None:
+    """The folds that trained a model or decided what was kept of it, by the recipes that runs leave in its folder.
+
+    Those of the model that training started from (``init``) count too. None where there is no recipe.
+    """
+    names: set[str] | None = None
+    folder: Path | None = Path(model)
+    visited: set[Path] = set()
+    while folder is not None and folder.resolve() not in visited and (folder / RECIPE).is_file():
+        visited.add(folder.resolve())
+        tree = recipes.read(folder / RECIPE)
+        names = names or set()
+        names |= {str(name) for key in ("train_folds", "validation_folds") for name in tree.get(key) or ()}
+        folder = Path(tree["init"]) if tree.get("init") else None
+    return names
 
 
 def evaluator(path: str | Path) -> Callable[..., str] | None:

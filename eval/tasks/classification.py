@@ -1,7 +1,11 @@
-"""Scores of classification over a corpus's folds: mean and deviation, recall of every class, what is taken for what."""
+"""Scores of classification over a corpus's folds: mean and deviation, recall of every class, what is taken for what.
+
+:func:`evaluate` makes them of a model that is there, ours or published; ``audio-llm folds`` of those that it trains.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,10 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from audio_llm.errors import require
+from audio_llm import audio
+from audio_llm import config as recipes
+from audio_llm.datasets import folders, sounds
+from audio_llm.errors import AudioLLMError, ConfigError, NothingHeardError, describe, nearest, require
+from audio_llm.files import append_line, read_lines, write_atomically, write_json, write_lines
+from audio_llm.identity import start_digest
+from audio_llm.tasks.classification import predict
 from audio_llm.tasks.classification.task import class_scores
+from eval.benchmarks.base import one_of
 from eval.figures.estimates import proportion
+from eval.tasks import RECIPE, Options, claim, folds_seen
 
+PREDICTIONS, RUN, SCORES, TABLE, REJECTS = "predictions.jsonl", "run.json", "scores.json", "scores.md", "rejects.jsonl"
+ALL = "all"  # the one fold of a folder without any
 Predictions = Sequence[Mapping[str, Any]]  # lines of predictions.jsonl: clip, recording, label, probabilities
 
 
@@ -61,7 +75,7 @@ def summarise(seeds: Mapping[int, Mapping[str, Predictions]], labels: Sequence[s
         "accuracy": _plain("value", [entry for entries in clips.values() for entry in entries]),
         "chance": 1 / len(labels),
         "one_answer": float(silent.max() / silent.sum()),
-        "recall": {label: _plain("recall", clips[label]) for label in labels},
+        "recall": {label: _plain("recall", clips[label]) for label in labels if clips[label]},
         "confusion": pooled.tolist(),
         "labels": list(labels),
     }
@@ -109,6 +123,8 @@ def table(scores: Mapping[str, Any]) -> str:
     lines += ["| **mean ± sd** | " + " | ".join(means) + " |", "", "| class | recall | 95 % | clips | taken for |"]
     lines.append("|---|---|---|---|---|")
     for index, label in enumerate(scores["labels"]):
+        if label not in scores["recall"]:  # the model knows it, the folder has none
+            continue
         entry, others = scores["recall"][label], np.array(scores["confusion"][index])
         others[index] = 0
         taken = f"{scores['labels'][int(others.argmax())]} ({others.max()})" if others.any() else ""
@@ -133,6 +149,128 @@ def _number(name: str, value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.3f}" if name == "log_loss" else f"{100 * value:.1f}"
+
+
+# ------------------------------------------------------------------------------------------- of a model that is there
+
+
+def line_of(classifier: predict.Classifier, clip: sounds.Clip, fold: str) -> dict[str, Any]:
+    """The line of ``predictions.jsonl`` of a clip. Raises :class:`AudioLLMError` for one that cannot be heard."""
+    found = classifier.predict(audio.decode(str(clip.path)), name=clip.name)
+    line: dict[str, Any] = {"clip": clip.name, "recording": clip.recording, "fold": fold, "label": clip.label}
+    if clip.foreground is not None:
+        line["foreground"] = clip.foreground
+    guess = found.labels[found.best]
+    return line | {"guess": guess, "probabilities": [round(float(p), 6) for p in found.probabilities]}
+
+
+def evaluate(model: str | Path, data: Sequence[str], out: Path, options: Options) -> str:
+    """Score a classifier on a labelled sound folder: of a folder of folds every model on the fold it was tested on.
+
+    ``--option folds=1,2`` hears these alone; ``seen=true`` lets folds be heard that the model was trained or chosen on.
+    Raises :class:`ConfigError` for such folds, and for classes that the model does not know.
+    """
+    if len(data) > 1:
+        raise ConfigError(describe("data", "one folder of labelled sounds", str(len(data))))
+    if unknown := sorted(set(options.pairs) - {"folds", "seen"}):
+        raise ConfigError(
+            describe("--option", "folds, seen", f"'{unknown[0]}'{nearest(unknown[0], ('folds', 'seen'))}")
+        )
+    library = sounds.find(data[0])
+    if left_out := folders.told(library.left_out):
+        print(left_out, file=sys.stderr)
+    members = predict.folds_of(Path(model))
+    clips = _chosen(library, options.pairs.get("folds"), list(members))
+    seen, note = _seen(Path(model), Path(data[0]), clips, bool(members))
+    if seen and one_of(options.pairs, "seen", ("false", "true")) != "true":
+        cure = "Name other folds (--option folds=…), or add --option seen=true, and the scores will say so."
+        expected = "clips that the model was neither trained nor chosen on"
+        raise ConfigError(describe(f"folds of {data[0]}", expected, ", ".join(seen), cure))
+    if options.overwrite:
+        for name in (PREDICTIONS, RUN, SCORES, TABLE, REJECTS):
+            (out / name).unlink(missing_ok=True)
+    weights = [start_digest(path) for fold in clips for path in members.get(fold, [])] or [start_digest(model)]
+    facts = {"model": Path(model).name, "sha256": weights, "folds": list(clips), "seen": seen}
+    claim(out / RUN, facts, {"sounds": sounds.SoundFolder(library.clips, library.dataset).fingerprint}, {})
+    labels, rejects = _hear(Path(model), clips, bool(members), out, quiet=options.quiet)
+    lines = read_lines(out / PREDICTIONS)
+    if not lines:
+        found = f"none of {len(rejects)}: {rejects[0]['reason']}"
+        raise NothingHeardError(describe(f"evaluation of {model}", "clips that can be heard", found))
+    if rejects:
+        print(f"{len(rejects)} clips could not be heard, see {out / REJECTS}", file=sys.stderr)
+    by_fold = {fold: [line for line in lines if line["fold"] == fold] for fold in clips}
+    scores = summarise({0: {fold: part for fold, part in by_fold.items() if part}}, labels) | {
+        "dataset": library.dataset,
+        "seen": seen,
+        "rejects": len(rejects),
+    }
+    write_json(out / SCORES, scores)
+    write_atomically(out / TABLE, table(scores) + "\n")
+    return "\n".join([table(scores), "", f"accuracy {headline(scores)}", *note])
+
+
+def _chosen(library: sounds.Library, folds: str | None, tested: Sequence[str]) -> dict[str, list[sounds.Clip]]:
+    """Clips by fold: those named, else those that `tested` has a model for, else all."""
+    if not tested and folds is None and any(clip.fold is None for clip in library.clips):
+        return {ALL: library.clips}
+    official = sounds.official_folds(library)
+    known = [fold for fold in official if fold in tested] if tested else list(official)
+    asked = folds.split(",") if folds else known
+    if unknown := [fold for fold in asked if fold not in known] or ([] if asked else ["none"]):
+        expected = f"folds of {library.dataset} that there is a model for" if tested else f"folds of {library.dataset}"
+        raise ConfigError(describe("folds", f"{expected} ({', '.join(known) or 'none'})", f"'{unknown[0]}'"))
+    return {fold: official[fold] for fold in asked}
+
+
+def _seen(model: Path, data: Path, folds: Mapping[str, Any], tested: bool) -> tuple[list[str], list[str]]:
+    """Which of `folds` a model saw, and what is to be said of it. Members of a folder of folds did not see theirs."""
+    if tested:
+        return [], []
+    known = folds_seen(model)
+    if known is not None and not known:  # of a run on all clips of its folders
+        trained = recipes.read(model / RECIPE).get("train") or []
+        known = set(folds) if data.resolve() in {Path(path).resolve() for path in trained} else None
+    if known is None:
+        return [], ["What this model was trained on is not known: the scores hold for clips that it has not heard."]
+    seen = sorted(set(folds) & known, key=lambda fold: (len(fold), fold))
+    return seen, [f"seen in training or by what was chosen: {', '.join(seen)}"] if seen else []
+
+
+def _hear(
+    model: Path, folds: Mapping[str, Sequence[sounds.Clip]], tested: bool, out: Path, *, quiet: bool
+) -> tuple[list[str], list[dict[str, str]]]:
+    """Answer what is not answered yet in ``predictions.jsonl``; returns the classes and what could not be heard."""
+    from tqdm import tqdm
+
+    done = {(line["fold"], line["clip"]) for line in read_lines(out / PREDICTIONS)}
+    labels: list[str] = []
+    rejects: list[dict[str, str]] = []
+    classifier: predict.Classifier | None = None
+    for fold, clips in folds.items():
+        if tested or classifier is None:
+            classifier = predict.load(model, fold=fold if tested else None)
+        if not labels:
+            labels = classifier.labels
+            if strange := sorted({clip.label for part in folds.values() for clip in part} - set(labels)):
+                found = f"'{strange[0]}'{nearest(strange[0], labels)}"
+                raise ConfigError(
+                    describe(f"classes of {model}", f"those of the sounds ({', '.join(labels[:4])}, …)", found)
+                )
+        elif labels != classifier.labels:
+            raise ConfigError(describe(f"model of fold {fold}", "the classes of the others", "other ones"))
+        for clip in tqdm(clips, desc=f"fold {fold}", unit="clip", leave=False, disable=quiet):
+            if (fold, clip.name) in done:
+                continue
+            try:
+                append_line(out / PREDICTIONS, line_of(classifier, clip, fold))
+            except AudioLLMError as error:
+                rejects.append({"clip": clip.name, "reason": str(error)})
+    write_lines(out / REJECTS, rejects)
+    return labels, rejects
+
+
+# -------------------------------------------------------------------------------------------------------- the picture
 
 
 def require_drawing() -> None:

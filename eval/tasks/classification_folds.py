@@ -12,7 +12,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from audio_llm import audio
 from audio_llm import config as recipes
 from audio_llm.datasets import folders, sounds
 from audio_llm.encoders.heads import UrbanSoundHead
@@ -171,15 +170,9 @@ class CrossValidation:
         lines, rejects = [], []
         for clip in tqdm(self.folds[test], desc=f"test fold {test}", unit="clip"):
             try:
-                found = classifier.predict(audio.decode(str(clip.path)), name=clip.name)
+                lines.append(classification.line_of(classifier, clip, test))
             except AudioLLMError as error:
                 rejects.append({"clip": clip.name, "reason": str(error)})
-                continue
-            line = {"clip": clip.name, "recording": clip.recording, "fold": test, "label": clip.label}
-            if clip.foreground is not None:
-                line["foreground"] = clip.foreground
-            guess = found.labels[found.best]
-            lines.append(line | {"guess": guess, "probabilities": [round(float(p), 6) for p in found.probabilities]})
         write_lines(model.parent / "rejects.jsonl", rejects)
         if len(rejects) > self.recipe.max_reject_share * len(self.folds[test]) or not lines:
             expected = f"at most {100 * self.recipe.max_reject_share:g} % of the clips unusable"

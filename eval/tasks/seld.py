@@ -19,7 +19,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from audio_llm import config as recipes
 from audio_llm.audio import Waveform
 from audio_llm.datasets import dcase_seld, seld_tables
 from audio_llm.datasets.folders import files_below
@@ -31,12 +30,11 @@ from audio_llm.tasks.seld.predict import load, locate_file
 from audio_llm.tasks.seld.predict import recognises as is_model
 from audio_llm.tasks.seld.scores import SCORES, Average, Criteria
 from eval.benchmarks.base import one_of
-from eval.tasks import Options, claim
+from eval.tasks import Options, claim, folds_seen
 from eval.tasks.seld_metric import Evaluation, Groups, read_folder, score_tables, write_submission
 
 PREDICTIONS, SUBMISSION, RUN, RESULT, REJECTS = "predictions", "submission", "run.json", "scores.json", "rejects.jsonl"
 STANDS_OUT = 1.0  # dB, about the smallest difference of level that is heard
-RECIPE = "recipe.yaml"  # what training leaves in a model's folder
 _SWITCHES = {"true": True, "false": False}
 _CHOICES = {"part": ("development", "evaluation"), "average": ("macro", "micro"), "intervals": get_args(Groups)}
 
@@ -166,18 +164,8 @@ def hear(
 
 
 def seen_in_training(model: str | Path, clips: dcase_seld.SELDFolder) -> list[str]:
-    """Which rooms of `clips` trained the model or decided what was kept of it, by the recipes that runs leave behind.
-
-    The recipe of a model that training started from (``init``) counts too. Nothing is known of a model without one.
-    """
-    names: set[str] = set()
-    folder: Path | None = Path(model)
-    visited: set[Path] = set()
-    while folder is not None and folder.resolve() not in visited and (folder / RECIPE).is_file():
-        visited.add(folder.resolve())
-        tree = recipes.read(folder / RECIPE)
-        names |= {str(name) for key in ("train_folds", "validation_folds") for name in tree.get(key) or ()}
-        folder = Path(tree["init"]) if tree.get("init") else None
+    """Which rooms of `clips` the model saw (:func:`eval.tasks.folds_seen`)."""
+    names = folds_seen(model) or set()
     return sorted({clip.room for clip in clips.clips if {clip.room, clip.fold} & names})
 
 

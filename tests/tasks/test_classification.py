@@ -600,27 +600,6 @@ def test_folds_leave_the_files_of_the_urbansound_project_where_its_layout_holds_
         np.testing.assert_array_equal(theirs.probabilities, ours.probabilities)
 
 
-def test_cross_validation_of_the_published_network_leaves_its_files(tmp_path):
-    root, rng = tmp_path / "US8K", np.random.default_rng(0)
-    (root / "metadata").mkdir(parents=True)
-    rows = []
-    for fold in (1, 2, 3):
-        (root / "audio" / f"fold{fold}").mkdir(parents=True)
-        for number, label in enumerate(urbansound_cnn.CLASSES):
-            name = f"{100 * fold + number}-{number}-0-0.wav"
-            soundfile.write(root / "audio" / f"fold{fold}" / name, 0.1 * rng.standard_normal(2000), RATE)
-            row = {"slice_file_name": name, "fsID": 100 * fold + number, "fold": fold, "classID": number}
-            rows.append(row | {"class": label.replace(" ", "_")})
-    write_rows(root / "metadata" / "UrbanSound8K.csv", rows)
-    training = {"encoder": {"name": "urbansound_cnn"}, "steps": 1, "batch_size": 4, "report_to": []}
-    output = tmp_path / "run"
-    folds.CrossValidation(folds.FoldsRecipe(root, output, training, test_folds=[1, 3])).run()
-    assert sorted(path.name for path in (output / "models").iterdir()) == [
-        "model_fold_1_best.safetensors",
-        "model_fold_3_best.safetensors",
-    ]
-
-
 def test_sounds_made_anew_under_their_old_names_are_other_data(tmp_path):
     corpus = write_esc50(tmp_path / "esc", per_class=1)
     trainer_module.TaskTrainer(recipe(corpus, tmp_path / "run", steps=1)).fit()

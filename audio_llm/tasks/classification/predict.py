@@ -126,7 +126,7 @@ def recognises(path: Path) -> bool:
         return published_name(path) in _PUBLISHED
     facts = read_facts(path)
     if not facts:
-        return bool(_folds(path))
+        return bool(folds_of(path))
     return facts.get("task") == "classification" or ("head" in facts and facts.get("task") != "tagging")
 
 
@@ -138,7 +138,7 @@ def load(path: str | Path, hearing: str | None = None, fold: str | None = None) 
     :class:`ConfigError` for a fold that is not there.
     """
     path = Path(path)
-    folds = _folds(path)
+    folds = folds_of(path)
     if fold is not None:
         if fold not in folds:
             expected = f"one of {', '.join(folds)}" if folds else "a folder of folds as the model"
@@ -174,7 +174,7 @@ def named(labels: Sequence[str], table: str | Path) -> list[str]:
     return found
 
 
-def _folds(path: Path) -> dict[str, list[Path]]:
+def folds_of(path: Path) -> dict[str, list[Path]]:
     """The models of a folder of folds by the fold that each was tested on, in order; empty for a single model.
 
     They are those of `audio-llm folds` (one for every seed), or the files of the UrbanSound8K project.
