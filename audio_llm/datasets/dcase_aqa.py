@@ -33,6 +33,7 @@ from audio_llm.language.replies import read_key, strip_letters
 from audio_llm.yaml_text import yaml_of
 
 PARTS = {1: "bioacoustics", 2: "temporal soundscapes", 3: "complex questions"}
+_SPLIT = re.compile(r"(train|dev|eval|test|val|validation)(?:-\d+-of-\d+)?")  # a folder, or a Parquet file of a hub
 _PART = re.compile(r"part[ _-]?([123])(?!\d)", re.IGNORECASE)
 Key = Literal["id", "stem"]
 AnswerForm = Literal["text", "letter"]
@@ -180,6 +181,12 @@ def question_files(root: Path) -> list[Path]:
     files = files_below(root, endings=SUFFIXES)
     if not files:
         raise DataError(describe(str(root), f"question files ({', '.join(SUFFIXES)})", "none"))
+    parts = {part for path in files for part in (*path.relative_to(root).parts[:-1], path.stem)}
+    splits = {found[1] for part in parts if (found := _SPLIT.fullmatch(part.lower()))}
+    if "train" in splits and len(splits) > 1:
+        raise DataError(
+            describe(str(root), "the questions of one split", ", ".join(sorted(splits)), "Name one of them.")
+        )
     return files
 
 

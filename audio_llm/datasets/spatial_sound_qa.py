@@ -74,6 +74,13 @@ def question_files(data: Path) -> list[Path]:
     return files
 
 
+def without_training(files: list[Path], data: Path) -> tuple[list[Path], int]:
+    """`files` of `data` but those of training questions, and how many these are: published folders hold ``train.json``
+    beside the others. Where one is named itself, or there are no others, they stay."""
+    kept = [path for path in files if path == data or path.stem.lower() != "train"]
+    return (kept, len(files) - len(kept)) if kept else (files, 0)
+
+
 def read_question(record: Record) -> Question:
     """Raises :class:`DataError` for a type that there is not, half a second source, and paths that lead elsewhere."""
     kind = record.text("question_type")

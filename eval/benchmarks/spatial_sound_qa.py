@@ -12,7 +12,7 @@ from pathlib import Path
 
 from audio_llm.audio import LAYOUT_CHANNELS
 from audio_llm.datasets.records import Record, read_records
-from audio_llm.datasets.spatial_sound_qa import RATES, Heard, question_files, read_question
+from audio_llm.datasets.spatial_sound_qa import RATES, Heard, question_files, read_question, without_training
 from audio_llm.errors import ConfigError, describe
 from audio_llm.files import content_hash, write_atomically
 from audio_llm.shards.rendering import SAMPLE_RATE, Rendering
@@ -29,7 +29,8 @@ NO_ANSWER = "(no answer)"  # the published script cannot read a line whose answe
 
 
 class SpatialSoundQA:
-    """``{"data": […]}`` files, JSON lines or Parquet; a folder stands for all of its files, in order of name.
+    """``{"data": […]}`` files, JSON lines or Parquet; a folder stands for all of its files, in order of name, but those
+    of training questions (``train.json``) that lie beside others, as in the published folders; they are counted.
 
     Options: ``audio``, the folder of the dry clips; ``responses``, the folder that holds ``<layout>/<scene>/<n>.npy``
     (default: ``responses`` beside the questions); ``layout`` (binaural) and ``sample_rate`` (32000) of the responses;
@@ -44,7 +45,7 @@ class SpatialSoundQA:
     def open(self, data: Path, **options: str) -> Collection:
         """Items of `data`. Raises :class:`BenchmarkError` or :class:`DataError` naming file, row and key."""
         check_options(self.name, options, OPTIONS)
-        files = question_files(data)
+        files, training = without_training(question_files(data), data)
         root = data if data.is_dir() else data.parent
         audio, responses = Path(options.get("audio", root)), Path(options.get("responses", root / "responses"))
         rendering = rendering_of(options)
@@ -52,7 +53,7 @@ class SpatialSoundQA:
         items: list[Item] = []
         scenes: list[Heard] = []
         errors: dict[str, str] = {}
-        counts: Counter[str] = Counter()
+        counts = Counter({"file of training questions left out": training} if training else {})
         for path in files:
             name = path.relative_to(root).with_suffix("").as_posix()
             for number, record in enumerate(read_records(path)):

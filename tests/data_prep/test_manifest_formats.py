@@ -16,6 +16,7 @@ import soundfile
 import yaml
 
 from audio_llm.cli import main
+from audio_llm.errors import ConfigError
 from audio_llm.model.encoder import build_encoder
 from audio_llm.shards.reader import ShardDataset
 from data_prep.manifest.formats import FORMATS
@@ -228,6 +229,11 @@ def test_spatial_scenes_are_rendered(tmp_path: Path) -> None:
     assert [(info.layout, info.seconds) for info in sample.audio] == [("binaural", 10.0)]
     assert sample.meta["question_type"] == "MIXUP_DISTANCE_BOTH" and sample.source and sample.source.clip == "Y0+Y1"
     assert rejected(tmp_path) == {"qa/1": "broken_row", "qa/2": "no_such_file"}
+    for name in ("train", "eval-stage3-distance"):  # as published, side by side
+        (tmp_path / "closed-end").mkdir(exist_ok=True)
+        (tmp_path / "closed-end" / f"{name}.json").write_text(json.dumps({"data": rows[:1]}))
+    with pytest.raises(ConfigError, match="questions of one split"):
+        made(tmp_path, format="spatial_sound_qa", path=str(tmp_path / "closed-end"))
 
 
 def test_words_beside_a_sound_may_be_missing_or_no_text(tmp_path: Path) -> None:

@@ -57,6 +57,14 @@ def dev(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_training_questions_are_not_read_with_those_of_another_split(dev: Path) -> None:
+    assert len(dcase_aqa.read(dev / "questions").rows) == 6  # one split, in a folder below
+    ask(dev / "questions" / "train", "t0", "../../audio/dev/whale.wav", "A. rain", LETTERED)
+    with pytest.raises(DataError, match="the questions of one split, found dev, train"):
+        dcase_aqa.read(dev / "questions")
+    assert [row.id for row in dcase_aqa.read(dev / "questions" / "train").rows] == ["t0"]
+
+
 def test_the_layout_is_read_with_its_defects_counted(dev: Path) -> None:
     found = dcase_aqa.read(dev / "questions" / "dev")
     assert [row.part for row in found.rows] == [1, 2, 3, 3, 3, 3]

@@ -1,4 +1,4 @@
-"""Scores of classifiers that are there: of a run over folds, of the UrbanSound8K project's files, of a folder of classes."""
+"""Scores of classifiers that are there: of a run over folds, of published files, of a folder of classes."""
 
 import json
 from pathlib import Path

@@ -120,6 +120,20 @@ def test_the_three_containers_are_one(folder: Path) -> None:
         assert len(found.fingerprint) == 1 and len(found.fingerprint[0]) == 64
 
 
+def test_training_questions_beside_others_are_not_asked(folder: Path) -> None:
+    """The published folders hold ``train.json`` beside the evaluation's files."""
+    known = [item.id for item in opened(folder).items]
+    train = folder / "qa" / "stage3-mixup" / "train.json"
+    train.write_text(json.dumps({"data": records()[:4]}))
+    for data in (folder / "qa", folder / "qa" / "stage3-mixup"):
+        found = opened(folder, data)
+        assert len(found.items) == len(known) and found.counts == {"file of training questions left out": 1}
+    assert [item.id for item in opened(folder).items] == known
+    assert len(opened(folder, train).items) == 4
+    (folder / "qa" / "stage3-mixup" / "eval.json").unlink()
+    assert len(opened(folder).items) == 4
+
+
 def test_missing_sound_is_that_rows_error_alone_or_left_out(folder: Path) -> None:
     (folder / "mp3d_reverb" / "binaural" / "room" / "1.npy").unlink()
     found = opened(folder)

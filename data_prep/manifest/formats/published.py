@@ -130,7 +130,11 @@ def _spatial_sound_qa(place: Place) -> Iterator[Record | Reject]:
     rendering = Rendering(sample_rate=rate, layout=layout, silent="keep")
     responses = _responses(place)
     top = place.path if place.path.is_dir() else place.path.parent
-    for path in spatial_sound_qa.question_files(place.path):
+    files = spatial_sound_qa.question_files(place.path)
+    if spatial_sound_qa.without_training(files, place.path)[1]:
+        expected, found = "questions of one split", "train.json beside others"
+        raise ConfigError(describe(f"path {place.path}", expected, found, "Name the file."))
+    for path in files:
         name = path.relative_to(top).with_suffix("").as_posix()
         for number, row in enumerate(rows_of(path, top)):
             where = f"{name}/{number}"
