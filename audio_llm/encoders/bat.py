@@ -78,11 +78,13 @@ def adapted_layers(decoder: Any, name: str) -> dict[tuple[int, str], tuple[int, 
 
 
 def read_model(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The tensors of a ``model.pt``, which has these keys and `shapes`, float32 and finite, and nothing else.
+    """The tensors of a ``model.pt``, or the same in safetensors: these keys and `shapes`, float32, finite, no others.
 
     Nothing in the file is run. Raises :class:`CheckpointError` that names what deviates.
     """
     tree = read_published(path)
+    if "metadata" in tree and isinstance(tree.get("model"), Mapping):  # safetensors, as others keep these weights
+        tree = tree["model"]
     if known := next((key for key in _OTHERS if key in tree), None):
         cure = "Give the model.pt, which holds projector and LoRA alone."
         raise CheckpointError(describe(f"checkpoint {path}", "BAT's model.pt", f"{_OTHERS[known]} ('{known}')", cure))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from audio_llm.cli import main
 from audio_llm.encoders import bat
@@ -185,6 +187,18 @@ def test_malformed_files_are_refused_by_name(name: str, parts: Path, tmp_path: P
     assert convert(path, tmp_path / "out", parts) == 2
     said = capsys.readouterr().err
     assert words in said and "Traceback" not in said and not (tmp_path / "out").exists()
+
+
+def test_the_same_weights_as_safetensors_are_read(parts: Path, tmp_path: Path) -> None:
+    forge(tmp_path, parts / "llama", encoder=48)
+    state = torch.load(tmp_path / "model.pt")
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "model.safetensors")
+    found = bat.read_model(tmp_path / "model.safetensors", shapes)
+    assert found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in state)
+    save_file({key: value.contiguous() for key, value in without(state, KEY).items()}, tmp_path / "model.safetensors")
+    with pytest.raises(AudioLLMError, match=f"missing {re.escape(KEY)}"):
+        bat.read_model(tmp_path / "model.safetensors", shapes)
 
 
 def test_parts_that_do_not_belong_are_named(parts: Path, tmp_path: Path, capsys: Any) -> None:
