@@ -346,6 +346,10 @@ def page_of(where: str, folder: Path, *options: str) -> Iterator[str]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "audio_llm", "demo", where, "--port", str(port), *options]
     environment = {**os.environ, "TMPDIR": str(folder), "GRADIO_SHARE": "True", "GRADIO_ANALYTICS_ENABLED": "True"}
+    environment |= {
+        "http_proxy": "http://127.0.0.1:9",
+        "no_proxy": "",
+    }  # where nobody is
     with (folder / "demo.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:

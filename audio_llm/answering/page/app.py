@@ -260,6 +260,9 @@ def _launch(blocks: Any, options: PageOptions) -> str:
     import gradio as gr
     from starlette.middleware import Middleware
 
+    # Gradio asks its own page whether it is there; the proxy of `http_proxy` would look for it on another machine.
+    here = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "localhost", "127.0.0.1", "::1", options.host)
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, here))
     theme = gr.themes.Default(
         primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )
