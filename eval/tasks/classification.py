@@ -186,13 +186,18 @@ def evaluate(model: str | Path, data: Sequence[str], out: Path, options: Options
         cure = "Name other folds (--option folds=…), or add --option seen=true, and the scores will say so."
         expected = "clips that the model was neither trained nor chosen on"
         raise ConfigError(describe(f"folds of {data[0]}", expected, ", ".join(seen), cure))
+    first = predict.load(model, fold=next(iter(clips)) if members else None)
+    labels = first.labels
+    if strange := sorted({clip.label for part in clips.values() for clip in part} - set(labels)):
+        found = f"'{strange[0]}'{nearest(strange[0], labels)}"
+        raise ConfigError(describe(f"classes of {model}", f"those of the sounds ({', '.join(labels[:4])}, …)", found))
     if options.overwrite:
         for name in (PREDICTIONS, RUN, SCORES, TABLE, REJECTS):
             (out / name).unlink(missing_ok=True)
     weights = [start_digest(path) for fold in clips for path in members.get(fold, [])] or [start_digest(model)]
     facts = {"model": Path(model).name, "sha256": weights, "folds": list(clips), "seen": seen}
     claim(out / RUN, facts, {"sounds": sounds.SoundFolder(library.clips, library.dataset).fingerprint}, {})
-    labels, rejects = _hear(Path(model), clips, bool(members), out, quiet=options.quiet)
+    rejects = _hear(first, clips, Path(model) if members else None, out, quiet=options.quiet)
     lines = read_lines(out / PREDICTIONS)
     if not lines:
         found = f"none of {len(rejects)}: {rejects[0]['reason']}"
@@ -238,26 +243,25 @@ def _seen(model: Path, data: Path, folds: Mapping[str, Any], tested: bool) -> tu
 
 
 def _hear(
-    model: Path, folds: Mapping[str, Sequence[sounds.Clip]], tested: bool, out: Path, *, quiet: bool
-) -> tuple[list[str], list[dict[str, str]]]:
-    """Answer what is not answered yet in ``predictions.jsonl``; returns the classes and what could not be heard."""
+    classifier: predict.Classifier,
+    folds: Mapping[str, Sequence[sounds.Clip]],
+    members: Path | None,
+    out: Path,
+    *,
+    quiet: bool,
+) -> list[dict[str, str]]:
+    """Answer what is not answered yet in ``predictions.jsonl``; returns what could not be heard.
+
+    `classifier` is that of the first fold, those of the others are in the folder `members`; without it, it hears all.
+    """
     from tqdm import tqdm
 
     done = {(line["fold"], line["clip"]) for line in read_lines(out / PREDICTIONS)}
-    labels: list[str] = []
-    rejects: list[dict[str, str]] = []
-    classifier: predict.Classifier | None = None
-    for fold, clips in folds.items():
-        if tested or classifier is None:
-            classifier = predict.load(model, fold=fold if tested else None)
-        if not labels:
-            labels = classifier.labels
-            if strange := sorted({clip.label for part in folds.values() for clip in part} - set(labels)):
-                found = f"'{strange[0]}'{nearest(strange[0], labels)}"
-                raise ConfigError(
-                    describe(f"classes of {model}", f"those of the sounds ({', '.join(labels[:4])}, …)", found)
-                )
-        elif labels != classifier.labels:
+    labels, rejects = classifier.labels, []
+    for number, (fold, clips) in enumerate(folds.items()):
+        if members is not None and number:
+            classifier = predict.load(members, fold=fold)
+        if classifier.labels != labels:
             raise ConfigError(describe(f"model of fold {fold}", "the classes of the others", "other ones"))
         for clip in tqdm(clips, desc=f"fold {fold}", unit="clip", leave=False, disable=quiet):
             if (fold, clip.name) in done:
@@ -267,7 +271,7 @@ def _hear(
             except AudioLLMError as error:
                 rejects.append({"clip": clip.name, "reason": str(error)})
     write_lines(out / REJECTS, rejects)
-    return labels, rejects
+    return rejects
 
 
 # -------------------------------------------------------------------------------------------------------- the picture

@@ -1,6 +1,7 @@
 """Scores of classifiers that are there: of a run over folds, of published files, of a folder of classes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -90,5 +91,6 @@ def test_a_folder_of_classes_is_not_scored_by_what_was_trained_on_it(tmp_path, c
     assert scored("train") == 2 and "neither trained nor chosen on" in capsys.readouterr().err
     (tmp_path / "test" / "snow").mkdir()
     soundfile.write(tmp_path / "test" / "snow" / "a.wav", sound("hiss", rng), RATE)
-    (tmp_path / "out_test" / "run.json").unlink()
+    shutil.rmtree(tmp_path / "out_test")
     assert scored("test") == 2 and "found 'snow'" in capsys.readouterr().err
+    assert not (tmp_path / "out_test" / "run.json").exists()  # the folder is nobody's: nothing was asked
