@@ -94,7 +94,8 @@ def recognises(path: Path) -> bool:
 
 def is_table_folder(folder: str | Path) -> bool:
     """Whether `folder` has predictions as CSV tables and is no model."""
-    return not (Path(folder) / CONFIG).is_file() and bool(files_below(Path(folder), endings=(".csv",)))
+    folder = Path(folder)
+    return folder.is_dir() and not (folder / CONFIG).is_file() and bool(files_below(folder, endings=(".csv",)))
 
 
 def evaluate(model: str | Path, data: Sequence[str], out: Path, options: Options) -> str:
