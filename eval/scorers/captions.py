@@ -5,6 +5,7 @@ Its words are those of Stanford's tokenizer and its METEOR is the authors' progr
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -162,9 +163,13 @@ def measure(candidates: Sequence[str], known: Sequence[Sequence[str]]) -> Measur
     bleu, _ = Bleu(4).compute_score(right, said, verbose=0)
     _, cider = Cider().compute_score(right, said)
     _, rouge = Rouge().compute_score(right, said)
+    program = meteor()
     try:
-        of_all, of_each = meteor().compute_score(right, said)
+        of_all, of_each = program.compute_score(right, said)
     except (OSError, ValueError) as error:  # its pipe is closed, or empty where a number is due
+        program.lock.release()  # held by the call that failed, and waited for when the program is thrown away
+        with contextlib.suppress(OSError):
+            program.meteor_p.stdin.close()
         meteor.cache_clear()
         raise CaptionError(describe("METEOR's program", "a score a caption", str(error))) from error
     whole = {"METEOR of the set": float(of_all), **{f"BLEU-{n}": float(value) for n, value in enumerate(bleu, 1)}}

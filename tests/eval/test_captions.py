@@ -19,7 +19,7 @@ from audio_llm.errors import AudioLLMError, PrerequisiteError
 from eval.benchmarks import open_benchmark
 from eval.benchmarks.base import Item
 from eval.predictions import FILE_NAME, MANIFEST_NAME, Prediction, PredictionWriter
-from eval.scorers.captions import CaptionMeasures, tokenised
+from eval.scorers.captions import CaptionError, CaptionMeasures, measure, meteor, tokenised
 
 pytest.importorskip("pycocoevalcap", reason="needs the captions extra")
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
@@ -108,6 +108,21 @@ def test_without_java_captions_are_refused_before_a_model_is_asked(
         open_benchmark("captions", path)
     with pytest.raises(PrerequisiteError, match="default-jre-headless"):
         CaptionMeasures().prepare([Prediction("a", "caption", "captions", "?", [], "a dog", raw="a dog")])
+
+
+@pytest.mark.parametrize("script", ["exit 1", "read line; echo 1 2 3; exit 1", "read line; echo; read line; echo"])
+def test_a_program_that_dies_is_told_and_not_waited_for(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    java = tmp_path / "java"
+    java.write_text(f"#!/bin/sh\n{script}\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    meteor.cache_clear()
+    with pytest.raises(CaptionError, match="METEOR's program: expected a score a caption"):
+        measure(["a dog", "rain"], [["a dog"], ["it rains"]])
+    with pytest.raises(CaptionError, match="Stanford's tokenizer: expected 1 lines"):
+        tokenised(["a dog"])
 
 
 # ------------------------------------------------------------------------------------------------------ transcriptions
