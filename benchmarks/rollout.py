@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from audio_llm.serving.rollout_engines import VLLMRollouts
-from audio_llm.training.recipes import EngineRecipe
+from audio_llm.training.engine_recipe import EngineRecipe
 from audio_llm.training.rollouts import PolicyWeights, RolloutEngine, Sampling, forbid_tokens
 from audio_llm.training.transformers_rollouts import TransformersRollouts
 from benchmarks.policy import build_policy, embeddings

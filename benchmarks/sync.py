@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from audio_llm.serving.rollout_engines import HTTPRollouts, VLLMRollouts
-from audio_llm.training.recipes import EngineRecipe
+from audio_llm.training.engine_recipe import EngineRecipe
 from audio_llm.training.rollouts import PolicyWeights, Sampling
 from benchmarks.policy import build_policy, embeddings
 

@@ -5,6 +5,9 @@ The model is the run's own, with its adapters and its trained parts. A process h
 
     runtime + weights + optimiser + max(gradients and activations of a step, a rollout, the export) + engine + buffers
 
+An engine that sleeps (``engine.sleep``) holds nothing while the policy learns, so of it and of gradients and
+activations the larger counts.
+
 Weights and what belongs to them are bytes of parameters as the run has them. What is kept for the gradient is counted
 over the real forward and backward passes of 2 and of 4 layers and continued to all of them: layers are alike. Shards of
 ZeRO (Rajbhandari et al. 2020, "ZeRO", §3) and FSDP follow their definitions; they have not been measured.
@@ -79,13 +82,16 @@ class Need:
     host: int = 0  # of each process beside a GPU
     disk: int = 0
     shm: int = 0
+    takes_turns: bool = False  # the engine sleeps while the policy learns, which has no gradients while the engine runs
 
     def put(self, item: str, size: float, note: str) -> None:
         self.rows[item], self.notes[item] = round(size), note
 
     @property
     def total(self) -> int:
-        return sum(self.rows.values())
+        learning = self.rows.get("gradients", 0) + self.rows.get("activations", 0)
+        spared = min(self.rows.get("engine", 0), learning) if self.takes_turns else 0
+        return sum(self.rows.values()) - spared
 
 
 def launch_of(path: Path | None, processes: int | None) -> Launch:
@@ -298,7 +304,7 @@ def policy_need(recipe: PolicyRecipe, launch: Launch, device: int | None, longes
         offloaded = (parts.weights if launch.offload else 0) // launch.shards
         if launch.offload or launch.optimiser_offload:
             offloaded += (4 + states) * parts.trained // launch.shards
-        need.host = 2 * GIB + max(parts.weights + offloaded, parts.plain + parts.adapted)  # read whole, exported there
+        need.host += 2 * GIB + max(parts.weights + offloaded, parts.plain + parts.adapted)  # read whole, exported there
     return need
 
 
@@ -529,7 +535,12 @@ def _put_engine(
         text, sequence = (-(-size // engine.tensor_parallel_size) for size in (text, sequence))  # of each of its GPUs
         at_once = max(0, share - text) // sequence
         note = f"engine.gpu_memory_utilization {engine.gpu_memory_utilization:g}: weights {text / GIB:.1f} GiB"
-        need.put("engine", share, f"{note}, cache for {at_once} of {rows} sequences")
+        note += f", cache for {at_once} of {rows} sequences"
+        if engine.sleep and backend == "vllm":
+            need.takes_turns = True
+            need.host += text  # where its weights wait
+            note += "; asleep in a step, so the total has the larger of it and gradients with activations"
+        need.put("engine", share, note)
         if at_once < 1:
             need.notes["too small"] = "engine"
     else:

@@ -41,7 +41,7 @@ from audio_llm.serving.health import broken_off, is_here, proxies_for
 from audio_llm.serving.launcher import LORA_RANKS, cpu_build, server_environment
 from audio_llm.serving.plugin import hide_llvmlite_attributes
 from audio_llm.serving.scratch import private_folder
-from audio_llm.training.recipes import EngineRecipe, SyncMode
+from audio_llm.training.engine_recipe import EngineRecipe, SyncMode
 from audio_llm.training.rollouts import (
     FORBIDDEN_BIAS,
     LANGUAGE_MODEL,
@@ -130,11 +130,22 @@ def _check_lengths(prompts: Sequence[Tensor], sampling: Sampling, limit: int) ->
 # --- in process ----------------------------------------------------------------------------------------------------
 
 
+PARTS = ("weights", "kv_cache")  # of an engine's memory, as vLLM's sleep mode calls them
+
+
+def check_sleep(recipe: EngineRecipe) -> None:
+    """:class:`ConfigError` for an engine that is to sleep and has no GPU whose memory that would free."""
+    if recipe.sleep and cpu_build():
+        cure = "On a CPU the engine has memory of its own: leave it out."
+        raise ConfigError(describe("engine.sleep: true", "vLLM on a GPU", "its build for a CPU", cure))
+
+
 class VLLMRollouts:
     """vLLM inside the trainer's process, one engine per rank.
 
     Sampling draws from the process's random generator, which the trainer saves with a checkpoint: a resumed run samples
-    what an uninterrupted one would have. Build it after ``torch.distributed`` is up.
+    what an uninterrupted one would have. Build it after ``torch.distributed`` is up. With ``recipe.sleep`` it lies down
+    after every :meth:`generate`, and what the next call needs is woken.
     """
 
     name = "vllm"
@@ -143,9 +154,11 @@ class VLLMRollouts:
     def __init__(self, policy: PolicyWeights, recipe: EngineRecipe | None = None, seed: int = 0) -> None:
         require("vllm", "the vLLM rollout engine", "vllm")
         self.recipe, self.seed = recipe or EngineRecipe(), seed
+        check_sleep(self.recipe)
         self.mode = resolve_sync(self.recipe.sync, policy)
         self.max_model_len = _model_length(policy, self.recipe)
         self.version: int | None = None
+        self._asleep: set[str] = set()  # of PARTS
         self._closing = contextlib.ExitStack()
         self._folder = self._closing.enter_context(private_folder())
         atexit.register(self.close)
@@ -167,7 +180,10 @@ class VLLMRollouts:
         rank, world = _rank()
         arguments: dict[str, Any] = {"enforce_eager": True} if on_cpu else {}
         if not on_cpu:
-            arguments["gpu_memory_utilization"] = self.recipe.gpu_memory_utilization
+            arguments |= {
+                "gpu_memory_utilization": self.recipe.gpu_memory_utilization,
+                "enable_sleep_mode": self.recipe.sleep,
+            }
         if self.mode == "adapter":
             arguments |= {"enable_lora": True, "max_lora_rank": _lora_rank(policy), "max_loras": 1, "max_cpu_loras": 2}
         else:
@@ -197,6 +213,7 @@ class VLLMRollouts:
         if version == self.version:
             return 0.0
         start = time.perf_counter()
+        self._wake("weights")  # without the cache: the policy's merged tensors need room beside them
         if self.mode == "merged":
             with policy.merged(_unties(self.mode)) as tensors:
                 self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors)})
@@ -206,6 +223,11 @@ class VLLMRollouts:
             raise TrainingError("rollout engine: the prefix cache of the old policy could not be dropped.")
         self.version = version
         return time.perf_counter() - start
+
+    def _wake(self, *parts: str) -> None:
+        if asleep := [part for part in parts if part in self._asleep]:
+            self._llm.wake_up(asleep)
+            self._asleep.difference_update(asleep)
 
     def _swap_adapter(self, policy: PolicyWeights, version: int) -> None:
         """A new name, id and path per version: vLLM caches by all three."""
@@ -246,7 +268,11 @@ class VLLMRollouts:
             for size in group_sizes
         ]
         prompts = [{"prompt_embeds": embeddings.detach().cpu()} for embeddings in prompt_embeddings]
+        self._wake(*PARTS)
         outputs = self._llm.generate(prompts, parameters, use_tqdm=False, lora_request=self._adapter)
+        if self.recipe.sleep:
+            self._llm.sleep(level=1)  # level 2 would lose the weights, which the next replies of this policy need
+            self._asleep.update(PARTS)
         return [[_completion(choice) for choice in output.outputs] for output in outputs]
 
     def close(self) -> None:

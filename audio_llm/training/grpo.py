@@ -12,13 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 from audio_llm.errors import ConfigError
+from audio_llm.training.engine_recipe import EngineRecipe
 from audio_llm.training.examples import Examples, open_shards
 from audio_llm.training.grpo_trainer import AudioGRPOTrainer
 from audio_llm.training.gym import GymRun, GymTrainer
 from audio_llm.training.launch import batch_layout, training_processes
 from audio_llm.training.parity import ParityGate, check_distribution
 from audio_llm.training.policy import resolve_precision
-from audio_llm.training.recipes import EngineRecipe, GRPORecipe
+from audio_llm.training.recipes import GRPORecipe
 from audio_llm.training.rewards import build_rewards
 from audio_llm.training.rollouts import PolicyWeights, RolloutEngine
 from audio_llm.training.run import PolicyRun, trainer_settings

@@ -62,6 +62,7 @@ GRPO_WORDS = {
     "vllm_server_host": "engine.url",
     "vllm_server_port": "engine.url",
     "vllm_gpu_memory_utilization": "engine.gpu_memory_utilization",
+    "vllm_enable_sleep_mode": "engine.sleep",
     "vllm_max_model_length": "engine.max_model_len",
     "temperature": "temperature",
     "max_completion_length": "max_completion_length",
@@ -118,8 +119,6 @@ GRPO_NO_USE = {
     **dict.fromkeys(("generation_kwargs", "cache_implementation", "use_transformers_continuous_batching"), _ENGINE),
     **dict.fromkeys(("transformers_continuous_batching_config", "use_transformers_paged"), _ENGINE),
     **dict.fromkeys(("vllm_tensor_parallel_size", "vllm_model_impl"), _ENGINE),
-    "vllm_enable_sleep_mode": "the engine keeps its memory while the policy learns: engine.gpu_memory_utilization says "
-    "how much that is, and a server (engine.url) has its own",
     **dict.fromkeys(("vllm_structured_outputs_regex", "vllm_server_timeout", "vllm_group_port"), _ENGINE),
     "ds3_gather_for_generation": _ENGINE,
     **dict.fromkeys(("model_init_kwargs", "trust_remote_code"), "the model is built from the recipe's parts (model:)"),

@@ -17,6 +17,7 @@ import yaml
 from audio_llm import config
 from audio_llm.errors import AudioLLMError
 from audio_llm.inspection import fit
+from audio_llm.model.build import load_model
 from audio_llm.shards.reader import ShardDataset
 from audio_llm.training.recipes import GRPORecipe, SFTRecipe
 from tests.conftest import tiny_corpus
@@ -223,6 +224,32 @@ def test_grpo_shares_prompts_and_splits_over_processes(checkpoint):
     assert alone < 0.7 * apart
     with pytest.raises(AudioLLMError, match="max_model_len"):
         fit.policy_need(recipe, fit.Launch(), None, fit.Rows(prompt=2000))
+
+
+def test_of_an_engine_that_sleeps_and_a_step_the_larger_counts(checkpoint):
+    tree = {"output": "runs/fit", "model": {"path": str(checkpoint())}, "data": {"train": ["runs/none"]}}
+    device = 8 * fit.GIB
+    model = load_model(checkpoint())
+    parts = (model.model.language_model, model.lm_head)
+    numbers = sum({id(p): p.numel() for part in parts for p in part.parameters()}.values())  # a tied head is one
+    for share, larger in ((0.5, "engine"), (0.0001, "step")):
+        awake, asleep = (
+            fit.policy_need(
+                config.build(
+                    GRPORecipe,
+                    tree | {"engine": {"backend": "vllm", "gpu_memory_utilization": share, "sleep": sleep}},
+                ),
+                fit.Launch(),
+                device,
+                fit.Rows(prompt=64),
+            )
+            for sleep in (False, True)
+        )
+        assert awake.rows == asleep.rows and awake.total == sum(awake.rows.values())
+        step = asleep.rows["gradients"] + asleep.rows["activations"]
+        assert ("engine" if asleep.rows["engine"] > step else "step") == larger
+        assert awake.total - asleep.total == min(asleep.rows["engine"], step)
+        assert asleep.host - awake.host == 2 * numbers
 
 
 @pytest.mark.parametrize("way", ["zero2", "zero3", "fsdp"])

@@ -28,11 +28,11 @@ from audio_llm import config, files  # noqa: E402
 from audio_llm.errors import ConfigError, TrainingError  # noqa: E402
 from audio_llm.model.build import load_model  # noqa: E402
 from audio_llm.training import grpo, parity, settings  # noqa: E402
+from audio_llm.training.engine_recipe import EngineRecipe  # noqa: E402
 from audio_llm.training.examples import Example, join_audio  # noqa: E402
 from audio_llm.training.grpo_trainer import AudioGRPOTrainer, GroupSampler  # noqa: E402
 from audio_llm.training.launch import batch_layout  # noqa: E402
 from audio_llm.training.passes import gather_groups  # noqa: E402
-from audio_llm.training.recipes import EngineRecipe  # noqa: E402
 from audio_llm.training.rewards import build_rewards  # noqa: E402
 from audio_llm.training.rollouts import PolicyWeights  # noqa: E402
 from audio_llm.training.transformers_rollouts import TransformersRollouts  # noqa: E402

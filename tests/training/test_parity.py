@@ -18,8 +18,8 @@ from torch import Tensor  # noqa: E402
 
 from audio_llm.errors import TrainingError  # noqa: E402
 from audio_llm.training import grpo  # noqa: E402
+from audio_llm.training.engine_recipe import EngineRecipe  # noqa: E402
 from audio_llm.training.parity import PATIENCE, UNMOVED, ParityGate  # noqa: E402
-from audio_llm.training.recipes import EngineRecipe  # noqa: E402
 from audio_llm.training.rollouts import PolicyWeights  # noqa: E402
 from tests.training.test_grpo import make_recipe  # noqa: E402
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import os
 import threading
 import time
@@ -21,8 +22,9 @@ pytest.importorskip("peft")
 from audio_llm.errors import ConfigError, TrainingError  # noqa: E402
 from audio_llm.model.build import load_model, load_processor  # noqa: E402
 from audio_llm.model.export import language_model_weights, write_adapter, write_language_model  # noqa: E402
+from audio_llm.training.engine_recipe import EngineRecipe  # noqa: E402
 from audio_llm.training.policy import make_trainable  # noqa: E402
-from audio_llm.training.recipes import EngineRecipe, LoRARecipe, TrainedParts  # noqa: E402
+from audio_llm.training.recipes import LoRARecipe, TrainedParts  # noqa: E402
 from audio_llm.training.rollouts import (  # noqa: E402
     FORBIDDEN_BIAS,
     Completion,
@@ -278,6 +280,52 @@ def test_a_prompt_too_long_is_refused_with_both_numbers(vllm_engine):
         engine.generate(make_prompts(policy, folder), [1] * 4, sampling_of(policy, max_tokens=250))
 
 
+@pytest.mark.vllm
+def test_an_engine_that_sleeps_is_awake_whenever_it_works(vllm_engine, monkeypatch):
+    """vLLM's build for a CPU frees nothing, but it stops its scheduler and counts what is asleep as on a GPU: asked
+    while any part of it sleeps it would answer nothing, for ever."""
+    engine, policy, folder = vllm_engine
+    core = engine._llm.llm_engine.engine_core.engine_core
+    sleeping = core.model_executor.sleeping_tags
+    seen: list[tuple[str, set[str]]] = []
+
+    def watch(owner: Any, name: str) -> None:
+        call = getattr(owner, name)
+
+        def watched(*arguments: Any, **named: Any) -> Any:
+            seen.append((name, set(sleeping)))
+            return call(*arguments, **named)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(engine._llm, "generate")
+    # What brings an update may not write into memory that is given back.
+    watch(*((engine._llm, "collective_rpc") if engine.mode == "merged" else (engine._llm.llm_engine, "add_lora")))
+    monkeypatch.setattr(engine, "recipe", dataclasses.replace(engine.recipe, sleep=True))
+    prompts = make_prompts(policy, folder)
+    for version in range(4000, 4003):
+        move(policy.model, version)
+        engine.sync(policy, version)
+        for _ in range(2):  # the second of one policy: groups that are drawn again, or its validation
+            groups = engine.generate(prompts, [2, 1, 1, 2], sampling_of(policy))
+            assert core.is_sleeping() and sleeping == {"weights", "kv_cache"}
+            assert largest_difference(policy, prompts, groups) < 1e-4
+    assert not any(asleep for name, asleep in seen if name == "generate")
+    assert not any("weights" in asleep for name, asleep in seen)
+    assert any(asleep == {"kv_cache"} for name, asleep in seen), "an update woke the cache, which takes room beside it"
+    monkeypatch.undo()
+    engine._wake("weights", "kv_cache")
+
+
+@needs_vllm
+def test_an_engine_on_a_cpu_does_not_sleep(checkpoint, monkeypatch):
+    from audio_llm.serving import rollout_engines
+
+    monkeypatch.setattr(rollout_engines, "cpu_build", lambda: True)
+    with pytest.raises(ConfigError, match="engine.sleep: true: expected vLLM on a GPU, found its build for a CPU"):
+        rollout_engines.VLLMRollouts(make_policy(checkpoint()), EngineRecipe(sleep=True))
+
+
 @needs_vllm
 def test_adapter_sync_needs_an_adapter(checkpoint):
     from audio_llm.serving.rollout_engines import resolve_sync
@@ -461,6 +509,8 @@ def test_a_run_goes_on_without_a_server_that_was_killed_and_ends_without_any(che
         ({"tensor_parallel_size": 2, "backend": "vllm"}, "expected engine.backend: vllm_http, .* found vllm"),
         ({"tensor_parallel_size": 2}, "expected engine.backend: vllm_http, .* found auto"),
         ({"max_num_batched_tokens": 512, "backend": "transformers"}, "an engine of vLLM, .* found transformers"),
+        ({"sleep": True, "backend": "vllm_http"}, "sleep: true: expected engine.backend: vllm, found vllm_http"),
+        ({"sleep": True, "backend": "transformers"}, "sleep: true: expected engine.backend: vllm, found transformers"),
         ({"max_num_batched_tokens": 64, "max_num_seqs": 128}, r"at least engine.max_num_seqs \(128\).* found 64"),
     ],
 )

@@ -23,7 +23,7 @@ from audio_llm.errors import ConfigError  # noqa: E402
 from audio_llm.model.build import load_model  # noqa: E402
 from audio_llm.training import grpo, validation  # noqa: E402
 from audio_llm.training.callbacks import complete_checkpoints  # noqa: E402
-from audio_llm.training.recipes import EngineRecipe  # noqa: E402
+from audio_llm.training.engine_recipe import EngineRecipe  # noqa: E402
 from audio_llm.training.rollouts import Completion, PolicyWeights, Sampling  # noqa: E402
 from audio_llm.training.transformers_rollouts import TransformersRollouts  # noqa: E402
 from audio_llm.training.validation import Answered  # noqa: E402
