@@ -390,10 +390,10 @@ def test_an_engine_may_be_built_beside_llvmlite() -> None:
 
 @pytest.mark.parametrize("hangs", [True, False])
 def test_a_server_that_hangs_is_given_up_and_one_that_computes_is_waited_for(monkeypatch, hangs: bool) -> None:
-    from audio_llm.serving import rollout_engines
+    from audio_llm.serving import rollout_server
 
-    monkeypatch.setattr(rollout_engines, "HEALTH_INTERVAL", 0.1)
-    monkeypatch.setattr(rollout_engines, "LONGEST_SILENCE", 0.5)
+    monkeypatch.setattr(rollout_server, "HEALTH_INTERVAL", 0.1)
+    monkeypatch.setattr(rollout_server, "LONGEST_SILENCE", 0.5)
     ended = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -419,9 +419,9 @@ def test_a_server_that_hangs_is_given_up_and_one_that_computes_is_waited_for(mon
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            remote = rollout_engines._Remote(f"http://127.0.0.1:{server.server_port}", "")
+            remote = rollout_server.Remote(f"http://127.0.0.1:{server.server_port}", "")
             if hangs:
-                with pytest.raises(rollout_engines.ServerGone, match=r"expected an answer, found nothing for \d+ s"):
+                with pytest.raises(rollout_server.ServerGone, match=r"expected an answer, found nothing for \d+ s"):
                     remote.post("/v1/completions")
             else:
                 assert remote.post("/v1/completions").json()["data"]
@@ -433,7 +433,7 @@ def test_a_server_that_hangs_is_given_up_and_one_that_computes_is_waited_for(mon
 @pytest.mark.parametrize(("reason", "whole"), [("stop", True), ("length", True), ("abort", False), ("error", False)])
 def test_a_reply_of_a_server_that_is_stopped_is_not_learnt_from(reason: str, whole: bool) -> None:
     """vLLM ends open requests with status 200 and the tokens that there are, which may be none."""
-    from audio_llm.serving import rollout_engines
+    from audio_llm.serving import rollout_server
     from tests.servers import ChatServer, serving
 
     class Stopped(ChatServer):
@@ -442,11 +442,11 @@ def test_a_reply_of_a_server_that_is_stopped_is_not_learnt_from(reason: str, who
             self.reply(200, {"choices": [ended, {"index": 1, "token_ids": [], "finish_reason": reason}]})
 
     with serving(Stopped) as address:
-        remote = rollout_engines._Remote(address, "")
+        remote = rollout_server.Remote(address, "")
         if whole:
             assert len(remote.post("/v1/completions", {}).json()["choices"]) == 2
         else:
-            with pytest.raises(rollout_engines.ServerGone, match=rf"expected whole replies, found one .*\({reason}\)"):
+            with pytest.raises(rollout_server.ServerGone, match=rf"expected whole replies, found one .*\({reason}\)"):
                 remote.post("/v1/completions", {})
 
 
@@ -456,7 +456,7 @@ def test_a_reply_of_a_server_that_is_stopped_is_not_learnt_from(reason: str, who
 @pytest.mark.parametrize("sync", ["merged", "adapter"])
 def test_a_run_goes_on_without_a_server_that_was_killed_and_ends_without_any(checkpoint, tmp_path, sync):
     """Two servers give the replies of one, also when one is killed while it answers."""
-    from audio_llm.serving import rollout_engines
+    from audio_llm.serving import rollout_engines, rollout_server
 
     policy = make_policy(checkpoint())
     (tmp_path / "token").write_text("of both")
@@ -468,7 +468,7 @@ def test_a_run_goes_on_without_a_server_that_was_killed_and_ends_without_any(che
     with contextlib.ExitStack() as stack:
         servers = []
         for _ in range(2):
-            servers.append(rollout_engines.Server(model, "float32", recipe, 256, rank, token="of both"))
+            servers.append(rollout_server.Server(model, "float32", recipe, 256, rank, token="of both"))
             stack.callback(servers[-1].stop)
         recipe.url, recipe.token = [server.url for server in servers], tmp_path / "token"
         recipe.shared_folder = tmp_path
@@ -520,20 +520,20 @@ def test_what_no_engine_would_do_is_refused_by_name(engine, message):
 
 
 def test_a_server_is_told_over_how_many_devices_and_needs_them(monkeypatch):
-    from audio_llm.serving import rollout_engines
+    from audio_llm.serving import rollout_server
 
-    monkeypatch.setattr(rollout_engines, "cpu_build", lambda: False)
+    monkeypatch.setattr(rollout_server, "cpu_build", lambda: False)
     recipe = EngineRecipe(backend="vllm_http", tensor_parallel_size=4, max_num_batched_tokens=2048)
     recipe.check()
-    command = rollout_engines.server_command(Path("model"), "bfloat16", recipe, 512, None, 0, 8000)
+    command = rollout_server.server_command(Path("model"), "bfloat16", recipe, 512, None, 0, 8000)
     given = dict(zip(command, command[1:], strict=False))
     assert given["--tensor-parallel-size"] == "4" and given["--max-num-batched-tokens"] == "2048"
-    plain = rollout_engines.server_command(Path("model"), "bfloat16", EngineRecipe(), 512, None, 0, 8000)
+    plain = rollout_server.server_command(Path("model"), "bfloat16", EngineRecipe(), 512, None, 0, 8000)
     assert not {"--tensor-parallel-size", "--max-num-batched-tokens"} & set(plain)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match=r"tensor_parallel_size: expected 4 visible GPUs, found 2\. Lower it"):
-        rollout_engines.check_devices(recipe)
+        rollout_server.check_devices(recipe)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    rollout_engines.check_devices(recipe)
+    rollout_server.check_devices(recipe)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    rollout_engines.check_devices(EngineRecipe())
+    rollout_server.check_devices(EngineRecipe())
