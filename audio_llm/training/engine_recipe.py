@@ -9,6 +9,14 @@ from typing import Literal
 from audio_llm.errors import ConfigError, describe
 
 SyncMode = Literal["auto", "merged", "adapter"]
+# Keys that only some engines look at, and that somebody would miss: where samples come from, and what they may take.
+_SERVER, _HERE = ("vllm_http",), ("vllm", "auto")
+_LOOK_AT = {
+    **dict.fromkeys(("url", "shared_folder", "token", "tensor_parallel_size"), _SERVER),
+    "sleep": _HERE,
+    "max_num_batched_tokens": (*_HERE, *_SERVER),
+    "batch_size": ("transformers", "auto"),
+}
 
 
 @dataclass
@@ -46,18 +54,12 @@ class EngineRecipe:
         size, tokens = self.tensor_parallel_size, self.max_num_batched_tokens
         if size < 1:
             raise ConfigError(describe("engine.tensor_parallel_size", "a number of GPUs", f"{size}"))
-        if size > 1 and self.backend != "vllm_http":
-            cure = (
-                "An engine in the trainer's process has that process's device; its ranks ask for replies of their own."
-            )
-            expected = "engine.backend: vllm_http, whose server has its own processes"
-            raise ConfigError(describe(f"engine.tensor_parallel_size: {size}", expected, self.backend, cure))
-        if self.sleep and self.backend not in ("auto", "vllm"):
-            cure = "A server has GPUs of its own, and Transformers samples from the policy itself: leave it out."
-            raise ConfigError(describe("engine.sleep: true", "engine.backend: vllm", self.backend, cure))
-        if tokens is not None and self.backend == "transformers":
-            expected = "an engine of vLLM, which alone counts them"
-            raise ConfigError(describe("engine.max_num_batched_tokens", expected, self.backend))
+        plain = type(self)()
+        for key, engines in _LOOK_AT.items():
+            if self.backend not in engines and (value := getattr(self, key)) != getattr(plain, key):
+                expected = f"engine.backend: {' or '.join(engines)}, for no other engine looks at it"
+                cure = "Set engine.backend, or leave the key out."
+                raise ConfigError(describe(f"engine.{key}: {value}", expected, self.backend, cure))
         if tokens is not None and tokens < self.max_num_seqs:
             expected = f"at least engine.max_num_seqs ({self.max_num_seqs}): one token of every sequence"
             raise ConfigError(describe("engine.max_num_batched_tokens", expected, f"{tokens}"))

@@ -506,11 +506,20 @@ def test_a_run_goes_on_without_a_server_that_was_killed_and_ends_without_any(che
             {"tensor_parallel_size": 0, "backend": "vllm_http"},
             "tensor_parallel_size: expected a number of GPUs, found 0",
         ),
-        ({"tensor_parallel_size": 2, "backend": "vllm"}, "expected engine.backend: vllm_http, .* found vllm"),
-        ({"tensor_parallel_size": 2}, "expected engine.backend: vllm_http, .* found auto"),
-        ({"max_num_batched_tokens": 512, "backend": "transformers"}, "an engine of vLLM, .* found transformers"),
-        ({"sleep": True, "backend": "vllm_http"}, "sleep: true: expected engine.backend: vllm, found vllm_http"),
-        ({"sleep": True, "backend": "transformers"}, "sleep: true: expected engine.backend: vllm, found transformers"),
+        *(
+            ({**changes, "backend": backend}, f"{key}: .*expected engine.backend: {engine}.*, found {backend}")
+            for changes, backends, engine in (
+                ({"tensor_parallel_size": 2}, ("vllm", "auto", "transformers"), "vllm_http"),
+                ({"url": "http://127.0.0.1:8000"}, ("vllm", "auto", "transformers"), "vllm_http"),
+                ({"token": Path("token")}, ("vllm", "auto"), "vllm_http"),
+                ({"shared_folder": Path("sync")}, ("vllm", "transformers"), "vllm_http"),
+                ({"sleep": True}, ("vllm_http", "transformers"), "vllm or auto"),
+                ({"max_num_batched_tokens": 512}, ("transformers",), "vllm or auto or vllm_http"),
+                ({"batch_size": 4}, ("vllm", "vllm_http"), "transformers or auto"),
+            )
+            for key in changes
+            for backend in backends
+        ),
         ({"max_num_batched_tokens": 64, "max_num_seqs": 128}, r"at least engine.max_num_seqs \(128\).* found 64"),
     ],
 )
