@@ -76,20 +76,23 @@ class ShardDataset:
         further = [index.further + [self._starts[n], 0, 0, 0, 0] for n, index in enumerate(self.indexes)]
         self._further = np.concatenate(further)  # of audio members behind the first: sample, offset, size, …
         self._opened: dict[int, _Opened] = {}
-        self._compared = np.zeros(len(self), bool)  # with their JSON's checksum, by this process
+        self.compared = np.zeros(len(self), bool)  # with their JSON's checksum, by this process
         self._check_formats()
 
     def __len__(self) -> int:
         return len(self.shard_ids)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        i = self._position(i)
-        sample = self.load_sample(i)
-        path = self._paths[self.shard_ids[i]]
-        coordinates = {"index": i, "shard": path, "key": sample.id}
+        item = self.entry(i)
         if not self.decode:
-            return {"sample": sample, "coordinates": coordinates}
-        return {"sample": sample, "waveforms": self._waveforms(i, sample), "coordinates": coordinates}
+            return item
+        return item | {"waveforms": self._waveforms(item["coordinates"]["index"], item["sample"])}
+
+    def entry(self, i: int) -> dict[str, Any]:
+        """``dataset[i]`` without its waveforms."""
+        i, sample = self._position(i), self.load_sample(i)
+        coordinates = {"index": i, "shard": self._paths[self.shard_ids[i]], "key": sample.id}
+        return {"sample": sample, "coordinates": coordinates}
 
     def load_sample(self, i: int) -> Sample:
         """The JSON of sample `i`; the audio is not touched."""
@@ -162,7 +165,7 @@ class ShardDataset:
         called = f", sound {{}} of {len(members)}" if len(members) > 1 else ""
         pairs = enumerate(zip(members, infos, strict=True), 1)
         heard = [self._waveform(i, data, info, name + called.format(n)) for n, (data, info) in pairs]
-        self._compared[i] = True  # once: it takes as long as decoding
+        self.compared[i] = True  # once: it takes as long as decoding
         return heard
 
     def _waveform(self, i: int, data: bytes, info: AudioInfo | None, name: str) -> Waveform:
@@ -176,7 +179,7 @@ class ShardDataset:
         if waveform.sample_rate != info.sample_rate or abs(waveform.seconds - info.seconds) * info.sample_rate > 1:
             expected = f"{info.seconds} s at {info.sample_rate} Hz, as its JSON says"
             raise AudioError(describe(name, expected, f"{waveform.seconds:.6f} s at {waveform.sample_rate} Hz"))
-        if info.sha256 and data.startswith(UNGUARDED) and not self._compared[i] and sha256(waveform) != info.sha256:
+        if info.sha256 and data.startswith(UNGUARDED) and not self.compared[i] and sha256(waveform) != info.sha256:
             raise AudioError(describe(name, "samples of the SHA-256 in its JSON", "others: damaged or changed"))
         return waveform
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from torch.utils.data import Dataset
 from audio_llm import audio
 from audio_llm.errors import AudioLLMError, ShardError, TrainingError, describe
 from audio_llm.language import prompts, replies
-from audio_llm.language.mirroring import mirror_sample
 from audio_llm.shards.reader import ShardDataset
 from audio_llm.shards.schema import Sample
+from audio_llm.training.encoder_cache import EncoderCache, Kept
 from audio_llm.training.recipes import DataRecipe
+from audio_llm.training.sounds import Sounds, hear
 
 IGNORED = -100  # the label torch's cross entropy leaves out
 # Keep these draws apart from the order of samples, which has the same seed.
@@ -43,15 +44,16 @@ class Example:
     row: dict[str, Any]  # where the sample lies, and what rewards are told of it: TRL's columns of a row
     ids: Tensor  # (n,) int64, audio placeholders expanded
     labels: Tensor  # (n,) int64, the reply's ids; IGNORED over the prompt
-    input_audio: Tensor | None = None  # (windows, channels, time) float32
+    input_audio: Tensor | None = None  # (windows, channels, time) float32; None where `kept` has the tokens
     audio_lengths: Tensor | None = None  # (windows,) int64, valid samples
     rejects: list[tuple[str, str]] = field(default_factory=list)  # (sample, reason) of those that it replaces
     words: Tensor | None = None  # (t,) int64, ids of words for what is heard
     tokens: tuple[Tensor, Tensor] | None = None  # of a frozen encoder: (windows, n, hidden), mask (windows, n)
+    kept: Kept | None = None  # what the encoder's cache has of it, where there is one
 
     @property
     def windows(self) -> int:
-        return 0 if self.input_audio is None else len(self.input_audio)
+        return 0 if self.audio_lengths is None else len(self.audio_lengths)
 
 
 def encode(
@@ -71,38 +73,33 @@ def encode(
     what is wrong with all of them: a chat template that does not begin the conversation with the prompt, or sound that
     does not arrive at the model.
     """
-    sample, waveforms = item["sample"], item.get("waveforms", [])
-    name = f"sample '{sample.id}'"
+    sample, name = item["sample"], f"sample '{item['sample'].id}'"
     if sample.question is None or sample.answer is None:
         raise ShardError(describe(name, "a question with an answer", "none to learn from"))
     if not reply and sample.choices and replies.resolve_option(sample.answer, sample.choices).index is None:
         raise ShardError(describe(name, "an answer among its choices", repr(sample.answer)))
-    extractor = processor.feature_extractor
-    audios = []
-    for number, waveform in enumerate(waveforms, 1):
-        called = sample.id if len(waveforms) == 1 else f"{sample.id}, sound {number}"
-        waveform = audio.hear(waveform, extractor.layouts, hearing, name=called)
-        audio.check(waveform, layouts=None, sample_rate=extractor.sampling_rate, name=called)
-        audios.append(waveform.samples)
-    messages = prompts.conversation(sample, style=None, audios=len(audios), order=order)
+    heard = hear(processor.feature_extractor, item, hearing)
+    sounds = len(heard.samples)
+    messages = prompts.conversation(sample, style=None, audios=sounds, order=order)
     prompt = processor.render(messages, generate=True)
-    features = processor(text=[prompt], audio=[audios] if audios else None)
-    ids = features["input_ids"][0]
+    (text,) = processor.expand([prompt], heard.samples)
+    ids = torch.tensor(processor.tokenizer(text, add_special_tokens=False)["input_ids"])
     example = Example(
         row=_columns(item, messages, style),
         ids=ids,
         labels=torch.full_like(ids, IGNORED),
-        input_audio=features.get("input_audio"),
-        audio_lengths=features.get("audio_lengths"),
+        input_audio=heard.input_audio,
+        audio_lengths=heard.audio_lengths,
+        kept=heard.kept,
     )
     placeholders = int((ids == processor.audio_token_id).sum())
-    if len(audios) < len(sample.audio) or (audios and not (placeholders and example.windows)):
-        expected = f"{max(len(audios), len(sample.audio))} sounds, with audio placeholders and windows"
-        found = f"{len(audios)}, with {placeholders} placeholders and {example.windows} windows"
+    if sounds < len(sample.audio) or (sounds and not (placeholders and example.windows)):
+        expected = f"{max(sounds, len(sample.audio))} sounds, with audio placeholders and windows"
+        found = f"{sounds}, with {placeholders} placeholders and {example.windows} windows"
         cure = "Training on it would teach the model to guess without listening."
         raise TrainingError(describe(f"{name}, which has audio", expected, found, cure))
     if reply:
-        whole = processor.render(prompts.conversation(sample, style=style, audios=len(audios), order=order))
+        whole = processor.render(prompts.conversation(sample, style=style, audios=sounds, order=order))
         if not whole.startswith(prompt):
             expected = "the prompt to be a prefix of the conversation"
             raise TrainingError(describe("chat template", expected, f"{prompt!r} against {whole!r}"))
@@ -157,7 +154,7 @@ def _columns(item: Mapping[str, Any], messages: list[dict[str, Any]], style: str
 
 def collate(examples: Sequence[Example], tokenizer: Any) -> dict[str, Any]:
     """A batch padded on the right: input_ids, attention_mask and labels (batch, n), the audio of :func:`join_audio`,
-    the `words` for what is heard, `ids` of the samples and the `rejects` they replace."""
+    what a cache has `kept` of it, the `words` for what is heard, `ids` of the samples, `rejects` they replace."""
     return {
         "input_ids": pad([example.ids for example in examples], tokenizer.pad_token_id),
         "attention_mask": pad([torch.ones_like(example.ids) for example in examples], 0),
@@ -165,6 +162,7 @@ def collate(examples: Sequence[Example], tokenizer: Any) -> dict[str, Any]:
         "words": [example.ids[:0] if example.words is None else example.words for example in examples],
         "ids": [example.row["sample_id"] for example in examples],
         "rejects": [reject for example in examples for reject in example.rejects],
+        "kept": [example.kept for example in examples if example.kept is not None],
         **join_audio(examples),
     }
 
@@ -174,15 +172,15 @@ def pad(tensors: Sequence[Tensor], value: int) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True, padding_value=value)
 
 
-def join_audio(examples: Iterable[Example]) -> dict[str, Tensor]:
+def join_audio(examples: Sequence[Example]) -> dict[str, Tensor]:
     """`input_audio` (windows, channels, time), padded to the longest window, and `audio_lengths` (windows,), in the
-    order of `examples`; nothing where none of them has audio."""
+    order of `examples`, of those that bring samples; nothing where none does."""
     windows = [example.input_audio for example in examples if example.input_audio is not None]
     if not windows:
         return {}
     longest = max(part.shape[-1] for part in windows)
     padded = [torch.nn.functional.pad(part, (0, longest - part.shape[-1])) for part in windows]
-    lengths = [example.audio_lengths for example in examples if example.audio_lengths is not None]
+    lengths = [one.audio_lengths for one in examples if one.input_audio is not None and one.audio_lengths is not None]
     return {"input_audio": torch.cat(padded), "audio_lengths": torch.cat(lengths)}
 
 
@@ -206,12 +204,14 @@ class Examples(Dataset[Example]):
         order_share: float = 0.0,
         seed: int = 0,
         hearing: str = "refuse",
+        cache: EncoderCache | None = None,
     ):
         self.shards, self.size = shards, len(shards) if limit is None else min(limit, len(shards))
         how: dict[str, Any] = {"style": style, "reply": reply, "max_length": max_length, "hearing": hearing}
         self.encode: Callable[..., Example] = functools.partial(encode, processor, **how)
         self.silent = np.random.default_rng([seed, SILENCE_STREAM]).random(len(shards)) < silent_share
         self.swapped = np.random.default_rng([seed, SWAP_STREAM]).random(len(shards)) < swap_share
+        self.sounds = Sounds(shards, processor.feature_extractor, hearing, cache.store if cache else None)
         draws = np.random.default_rng([seed, ORDER_STREAM]).random(len(shards))
         self.orders = np.select([draws < order_share / 2, draws < order_share], ["text", "system"], "audio")
 
@@ -235,16 +235,7 @@ class Examples(Dataset[Example]):
         raise TrainingError(f"{len(rejects)} samples in a row cannot be used; the first: {rejects[0][1]}")
 
     def _read(self, position: int) -> dict[str, Any]:
-        item = self.shards[position]
-        waveforms = item.get("waveforms", [])
-        if self.silent[position]:
-            waveforms = [audio.silence(waveform) for waveform in waveforms]
-        if self.swapped[position] and any(waveform.num_channels > 1 for waveform in waveforms):
-            mirrored = mirror_sample(item["sample"])
-            if mirrored is not None:  # else it stays as it is: what it says has no certain mirror image
-                item["sample"] = mirrored
-                waveforms = [audio.swap_channels(wave) if wave.num_channels > 1 else wave for wave in waveforms]
-        return item | {"waveforms": waveforms}
+        return self.sounds.read(position, bool(self.silent[position]), bool(self.swapped[position]))
 
 
 def open_shards(folders: Sequence[Any], processor: Any, data: DataRecipe) -> ShardDataset:

@@ -42,7 +42,7 @@ from audio_llm.training.callbacks import (
     quiet,
     saved_whole,
 )
-from audio_llm.training.encoder_cache import open_cache
+from audio_llm.training.encoder_cache import EncoderCache, open_cache
 from audio_llm.training.examples import open_shards
 from audio_llm.training.launch import check_build_locks, check_launch
 from audio_llm.training.order import RunSampler
@@ -192,6 +192,7 @@ class PolicyRun(Run):
     """
 
     recipe: PolicyRecipe
+    cache: EncoderCache | None = None  # of the model's encoder, once it is loaded
 
     def __init__(self, recipe: PolicyRecipe, arguments: Any, samples_per_step: int, position: Mapping[str, Any]):
         super().__init__(recipe, arguments)
@@ -241,6 +242,8 @@ class PolicyRun(Run):
         model = make_trainable(self.load_reference(), recipe.trained(), recipe.lora)
         if recipe.model.adapter:
             load_adapter(model, recipe.model.adapter)
+        if recipe.encoder_cache:
+            self.cache = open_cache(recipe, model, bool(self.arguments.bf16))
         if self.main:
             summary = trainable_map(model)
             write_json(recipe.output / "trainable.json", summary)
@@ -270,7 +273,7 @@ class PolicyRun(Run):
             "order": self.order,
             "rejects": self.rejects,
             "rates": rates if divided or len({*rates.values()} - {0.0}) > 1 else None,
-            "cache": open_cache(self.recipe, model, bool(self.arguments.bf16)) if self.recipe.encoder_cache else None,
+            "cache": self.cache,
             "callbacks": [*self.callbacks(self.samples_per_step, self.epoch_size, logs), *checks, *budget],
         }
 

@@ -90,6 +90,7 @@ def build_trainer(run: PolicyRun, recipe: SFTRecipe, model: Any) -> SFTTrainer:
             order_share=stage.order_share,
             seed=recipe.seed,
             hearing=data.hearing,
+            cache=run.cache,
         )
         for stage, shards in run.data
     ]
@@ -154,9 +155,10 @@ class SFTTrainer(PassesByLength, ScheduledTrainer, Trainer):
 
     def _listen(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """`inputs` with the encoder's tokens from the cache in place of samples, where there is a cache."""
-        if self.cache is None or "input_audio" not in inputs:
+        kept = inputs.pop("kept", [])
+        if self.cache is None or not (kept or "input_audio" in inputs):
             return inputs
-        heard = self.cache(inputs.pop("input_audio"), inputs.pop("audio_lengths"))
+        heard = self.cache(inputs.pop("input_audio", None), inputs.pop("audio_lengths", None), kept)
         return inputs | {"audio_tokens": heard}
 
     @torch.no_grad()
