@@ -340,6 +340,11 @@ class PolicyRecipe(RunRecipe):
                     )
         if self.eval_steps == 0:
             raise ConfigError(describe("eval_steps", "at least 1, or null", "0"))
+        if self.eval_steps and not self.data.validation:
+            cure = "Name folders of shards that are not learnt from, or leave eval_steps out."
+            raise ConfigError(
+                describe(f"eval_steps: {self.eval_steps}", "data.validation to evaluate on", "none", cure)
+            )
         self.trained().check()
         self.model.check()
         if self.model.quantization and self.trained().language_model != "lora":

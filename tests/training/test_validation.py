@@ -153,6 +153,7 @@ def test_a_resumed_run_validates_as_an_unbroken_one(checkpoint, shards, tmp_path
     "changes, message",
     [
         ({"eval_steps": 0}, "eval_steps: expected at least 1"),
+        ({"data": {"train": ["t"]}}, "eval_steps: 2: expected data.validation to evaluate on, found none"),
         ({"eval_steps": None, "keep": "best", "save_steps": 2}, "keep: best: expected data.validation and eval_steps"),
         ({"eval_steps": None, "on_overfit": "stop"}, "on_overfit: stop: expected data.validation and eval_steps"),
         ({"keep": "best"}, "keep: best: expected eval_steps that are a multiple of save_steps.*save_steps: null"),
