@@ -16,7 +16,7 @@ import re
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -585,6 +585,32 @@ def check_folders(learnt: Sequence[Path], validated: Sequence[Path]) -> None:
             copy = f"{folder}, a copy of {twin}" if str(twin) != str(folder) else f"{folder}"
             text = describe("data.validation", "folders that nothing is learnt from", f"{copy}, which data.train has")
             warnings.warn(text, stacklevel=2)
+
+
+def each_once(indexes: Iterable[ShardIndex]) -> list[ShardIndex]:
+    """`indexes` as a list. Raises :class:`ShardError` where two have a shard in common, as a folder, a link or a copy:
+    its samples would count twice. Parts that tags chose by other conditions may have."""
+    listed = list(indexes)
+    seen: dict[tuple[Any, str], int] = {}
+    for number, index in enumerate(listed):
+        for shard, mark in _marks(index) if len(listed) > 1 else ():
+            if (other := seen.setdefault((mark, index.chosen), number)) != number:
+                twin = listed[other].folder
+                found = "it a second time" if twin == index.folder else f"{shard}, which {twin} has as well"
+                cure = f"List it once; data.train takes more of one by a weight: {{path: {twin}, weight: 2}}."
+                raise ShardError(describe(str(index.folder), "samples of no other folder in the list", found, cure))
+    return listed
+
+
+def _marks(index: ShardIndex) -> Iterator[tuple[str, Any]]:
+    """Names of an index's shards with what tells each: its checksum in ``sizes.json``, and its place on the disk."""
+    sizes = index.remote.sizes if index.remote else read_sizes(index.folder)
+    for shard in index.shards:
+        if known := sizes.get(shard, {}).get("sha256"):
+            yield shard, known
+        if not index.remote:
+            facts = (index.folder / shard).stat()
+            yield shard, (facts.st_dev, facts.st_ino)
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ import numpy as np
 from audio_llm.audio import Waveform, check_format, sha256
 from audio_llm.containers import UNGUARDED
 from audio_llm.errors import AudioError, ShardError, describe
-from audio_llm.shards.index import Row, ShardIndex
+from audio_llm.shards.index import Row, ShardIndex, each_once
 from audio_llm.shards.rendering import sound_of
 from audio_llm.shards.schema import AudioInfo, Sample
 
@@ -63,7 +63,7 @@ class ShardDataset:
         opened = (
             f if isinstance(f, ShardIndex) else ShardIndex.load(f, verify, max_reject_share, reject_key) for f in listed
         )
-        self.indexes: list[ShardIndex] = list(opened)
+        self.indexes: list[ShardIndex] = each_once(opened)
         self._starts = np.cumsum([0] + [len(index) for index in self.indexes])
         # Columns over all folders: reading a sample must cost less than decoding it, so it builds no index rows.
         firsts = np.cumsum([0] + [len(index.shards) for index in self.indexes])

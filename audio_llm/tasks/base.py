@@ -10,6 +10,8 @@ Nothing here imports torch, so that a recipe is checked before anything heavy is
 from __future__ import annotations
 
 import dataclasses
+import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -85,12 +87,18 @@ def load_recipe(path: str | Path | None, overrides: list[str] | None = None) -> 
 
 
 def check_paths(recipe: Any) -> None:
-    """:class:`ConfigError` for data, or a folder to start from, that is not there."""
+    """:class:`ConfigError` for data, or a folder to start from, that is not there. Warns of a validation on what is
+    learnt from: the weights that learnt most by heart would be kept."""
     for name in ("train", "validation", "init", "classes", "text", "audio", "sounds"):
         value = getattr(recipe, name, None)
         for path in value if isinstance(value, list) else [value]:
             if isinstance(path, Path) and not path.exists():
                 raise ConfigError(describe(f"{name} {path}", "a file or folder", "none of that name"))
+    held = getattr(recipe, "validation", None)
+    if isinstance(held, Path) and any(os.path.samefile(held, folder) for folder in recipe.train):
+        warnings.warn(
+            describe("validation", "a folder that nothing is learnt from", f"{held}, which train has"), stacklevel=2
+        )
 
 
 def build_recipe(task: Task, tree: Mapping[str, Any], where: str) -> Any:
