@@ -166,12 +166,13 @@ def answer(
 ) -> dict[str, Any]:
     """Answer what is not answered yet in ``out/predictions.jsonl``, then score the file into ``scores.json``.
 
-    Raises :class:`ConfigError` when `out` has answers of another model or other data, and for classes of the data that
-    the model does not know.
+    Raises :class:`ConfigError` when `out` has answers of another model or other data, for classes of the data that
+    the model does not know, and for an id that two folders have.
     """
     from tqdm import tqdm
 
     dataset = ShardDataset([Path(folder) for folder in folders])
+    _check_ids(dataset)
     claimed = {**facts, "labels": network.labels, "data": [content_hash(Path(folder) / SIZES) for folder in folders]}
     claim(out / RUN, claimed, {"shards": dataset.fingerprint}, {})
     path = out / PREDICTIONS
@@ -183,6 +184,17 @@ def answer(
     scores = score(read_lines(path), network.labels)
     write_json(out / SCORES, {name: _plain(found) for name, found in scores.items()})
     return scores
+
+
+def _check_ids(dataset: ShardDataset) -> None:
+    """A clip is known by its id: of two with one id, a resumed run would leave out the second, scores the first."""
+    first: dict[bytes, Path] = {}
+    for index in dataset.indexes:
+        if twice := [key for key in index.keys.tolist() if key in first]:
+            found = f"it in {first[twice[0]]} and {index.folder}"
+            cure = "Evaluate them in runs of their own."
+            raise ConfigError(describe(f"sample '{twice[0].decode()}'", "one id", found, cure))
+        first |= dict.fromkeys(index.keys.tolist(), index.folder)
 
 
 def _plain(found: Estimate | int) -> Any:

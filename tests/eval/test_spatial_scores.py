@@ -236,6 +236,17 @@ def test_the_command_line_goes_on_where_it_was_stopped(network: Path, shards: Pa
     assert "another run" in capsys.readouterr().err
 
 
+def test_two_clips_of_one_id_are_refused(network: Path, shards: Path, tmp_path: Path) -> None:
+    """Folders of two seeds have the same ids: one of the clips was left out of the scores without a word."""
+    with ShardWriter(tmp_path / "other") as writer:
+        samples = np.full((2, 8000), 0.1, dtype=np.float32)
+        for name in ("x", "s-3"):
+            writer.write(Sample(name, "localisation", events=[Event("dog")]), Waveform(samples, 16_000, "binaural"))
+    with pytest.raises(ConfigError, match="sample 's-3': expected one id, found it in .*test and .*other"):
+        spatial.answer(spatial.load(network), [shards, tmp_path / "other"], tmp_path / "run", {})
+    assert not (tmp_path / "run").exists()
+
+
 def test_clips_that_cannot_be_heard_are_lines_with_an_error(network: Path, tmp_path: Path) -> None:
     noise = (np.random.default_rng(0).standard_normal((2, 50_000)) * 0.1).astype(np.float32)
     with ShardWriter(tmp_path / "shards") as writer:
