@@ -280,9 +280,10 @@ class TaskTrainer:
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.raw)
-        if not torch.isfinite(loss):
-            cure = "Lower learning_rate, or use precision=fp32."
-            raise TrainingError(describe(f"step {self.step}", "a finite loss", str(float(loss)), cure))
+        for what, value in (("loss", loss), ("gradient", norm)):  # either makes the weights NaN
+            if not torch.isfinite(value):
+                cure = "Lower learning_rate, or use precision=fp32."
+                raise TrainingError(describe(f"step {self.step + 1}", f"a finite {what}", str(float(value)), cure))
         for name, value in {"loss": loss.detach(), "gradient_norm": norm, **parts}.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
 

@@ -20,6 +20,7 @@ from audio_llm.training.schedule import NO_END, TimeBudget
 from audio_llm.training.trackers import Trackers
 
 BEST = "best.json"  # of a run folder: the step of the best validation, whose checkpoint is spared
+CALMER = "Lower learning_rate, or use precision=fp32."
 COMPLETE = "complete.json"  # the last file of a checkpoint: without it, the checkpoint was cut off while being written
 
 
@@ -151,7 +152,8 @@ class Checkpoints(TrainerCallback):
     def __init__(self, folder: Path, keep: int, position: Mapping[str, Any], log: MetricsFile):
         self.folder, self.keep, self.position, self.log = folder, keep, dict(position), log
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args, state, control, model=None, **kwargs):
+        check_weights(model, state.global_step)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()  # every process has written its own files (random states, ZeRO partitions)
         if not state.is_world_process_zero:
@@ -205,9 +207,19 @@ class StopOnNaN(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         loss = (logs or {}).get("loss")
-        if loss is not None and loss != loss:
+        if loss is not None and not math.isfinite(loss):
             raise TrainingError(
-                describe(
-                    f"step {state.global_step}", "a finite loss", "NaN", "Lower learning_rate, or use precision=fp32."
-                )
+                describe(f"step {state.global_step}", "a finite loss", "NaN" if loss != loss else "infinity", CALMER)
             )
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        check_weights(model, state.global_step)
+
+
+def check_weights(model: Any, step: int) -> None:
+    """Raise :class:`TrainingError` where what `model` has learnt is not finite: a gradient that was no number shows in
+    the loss of the next step, which a log may never tell of, and no checkpoint and no export is worth having then."""
+    for name, weight in model.named_parameters():
+        here = weight.to_local() if hasattr(weight, "to_local") else weight  # FSDP: this process's part
+        if weight.requires_grad and here.is_floating_point() and not here.isfinite().all():
+            raise TrainingError(describe(f"step {step}: {name}", "finite weights", "NaN or infinity", CALMER))

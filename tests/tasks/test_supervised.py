@@ -274,6 +274,15 @@ def test_a_process_killed_at_a_random_step_goes_on_to_the_same_metrics(scenes, t
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
+def test_a_gradient_that_is_no_number_ends_the_run(scenes, tmp_path):
+    """With a finite loss, in the last step: nothing else would have told of it."""
+    run = trainer.TaskTrainer(recipe(scenes, tmp_path / "run", steps=1, eval_steps=0))
+    next(run.raw.parameters()).register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(TrainingError, match="step 1: expected a finite gradient, found nan. Lower learning_rate"):
+        run.fit()
+    assert not (tmp_path / "run" / "encoder.safetensors").exists()
+
+
 def test_shards_made_anew_are_other_data(tmp_path):
     folders = [write_scenes(tmp_path / "shards", 8, seed=1)] * 2
     trainer.TaskTrainer(recipe(folders, tmp_path / "run", steps=1, batch_size=4)).fit()
