@@ -21,7 +21,8 @@ from audio_llm.language.words import Text
 
 ARTICLES = ("a", "an", "the")
 _LETTERED = re.compile(r"\s*[(\[]?([A-Za-z])\s*[.):\]]\s*(\S.*)", re.DOTALL)  # an option as it is offered
-_NUMBERED = re.compile(r"\s*[(\[]?(\d{1,2})\s*[.):\]]\s*(\S.*)", re.DOTALL)
+# Not "1.5 s", "2.5 s", … nor "1:30", "2:30", …: a point or colon between digits belongs to a number.
+_NUMBERED = re.compile(r"\s*[(\[]?(\d{1,2})\s*(?:[)\]]|[.:](?!\d))\s*(\S.*)", re.DOTALL)
 _LABELS = frozenset("option options choice choices letter answer statement".split())
 _COUNTED = (("first", "1st"), ("second", "2nd"), ("third", "3rd"), ("fourth", "4th"), ("fifth", "5th"))
 # What a capital that stands alone may follow, and what may follow it, to be the letter of an option.

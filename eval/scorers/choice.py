@@ -20,7 +20,7 @@ class OptionResolution:
     """
 
     name = "option-resolution"
-    version = "3"
+    version = "4"
     title = "Resolved option"
 
     def score(self, row: Prediction) -> Score | None:

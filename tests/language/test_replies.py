@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audio_llm.language.mentions import offered
+from audio_llm.language.mentions import bare_options, offered
 from audio_llm.language.parts import take_apart, unwrap
 from audio_llm.language.quantities import quantities, read_text
 from audio_llm.language.replies import holds, mentions, normalise, read_labels, read_reply, resolve_option
@@ -211,6 +211,24 @@ def test_options_know_their_letters_articles_and_quantities() -> None:
     assert offered(("A minor", "C minor"))[0].keys == ("a", "minor")
     assert offered(("2 m", "up to 2 m"))[0].quantity.value == 2.0
     assert offered(("hip-hop", "rock"))[0].compact == "hiphop"
+
+
+@pytest.mark.parametrize("amount", ["{}.5 s", "{}.25", "{}:30", "{}:30:15", "{}.0 m", "{}.500 kHz"])
+def test_a_point_or_colon_between_digits_is_no_label(amount: str) -> None:
+    """Amounts whose whole parts happen to count 1, 2, 3, … are what is offered; only the whole of one names it."""
+    options = [amount.format(number) for number in range(1, 5)]
+    assert bare_options(options) == (tuple(options), False)
+    for place, option in enumerate(options):
+        assert resolve_option(option, options).index == place
+    assert resolve_option(amount.format("").lstrip(".:"), options).index is None
+
+
+@pytest.mark.parametrize("label", ["{}. ", "{}.", "{}) ", "{})", "({}) ", "[{}]", "{}: ", "{}:"])
+@pytest.mark.parametrize("thing", ["a dog", "5 s"])
+def test_numbered_options_are_told_by_what_follows_the_number(label: str, thing: str) -> None:
+    options = [f"{label.format(number)}{thing}" for number in (1, 2)]
+    amount = thing[0].isdigit() and label[-1] in ".:"  # "1.5 s"
+    assert bare_options(options) == (tuple(options) if amount else (thing, thing), not amount)
 
 
 @pytest.mark.parametrize(
