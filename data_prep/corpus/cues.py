@@ -134,12 +134,13 @@ def outside(text: str, found: Iterable[Mark]) -> str:
 _CLOCK = r"(?:(\d{1,3}):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,3}))?"
 _TIMES = re.compile(rf"^\s*(-?){_CLOCK}\s*-->\s*(-?){_CLOCK}(?=\s|$)")
 _TAG = re.compile(r"</?[A-Za-z][^<>\n]*>|<\d[\d:.,]*>|\{\\[^{}]*\}")
+_READING = re.compile(r"<rt\b[^>]*>.*?(?:</rt>|(?=</ruby>)|$)", re.DOTALL)  # how the characters before it are spoken
 _VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]+)>")
 
 
-def read_file(path: Path, encoding: str = ENCODING) -> Iterator[Cue | Broken]:
-    """The cues of a file by its ending: ``.srt``, ``.vtt``, ``.json3`` or ``.json`` of one recording. It is UTF-8, or
-    UTF-16, or else in `encoding`; in none of them it is one :class:`Broken`.
+def read_file(path: Path, encoding: str = ENCODING, video: str = "") -> Iterator[Cue | Broken]:
+    """The cues of a file by its ending: ``.srt``, ``.vtt``, ``.json3`` or ``.json`` of one recording, `video` or the
+    one it is named after. It is UTF-8, or UTF-16, or else in `encoding`; in none of them it is one :class:`Broken`.
 
     Raises :class:`DataError` for a file that cannot be read, or of another kind.
     """
@@ -153,7 +154,7 @@ def read_file(path: Path, encoding: str = ENCODING) -> Iterator[Cue | Broken]:
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(describe(f"subtitles {path}", "a file", error.strerror or str(error))) from error
-    video = video_of(path)
+    video = video or video_of(path)
     try:
         text = _decoded(raw, encoding)
     except UnicodeDecodeError as error:
@@ -182,26 +183,28 @@ def video_of(path: Path) -> str:
 
 def read_srt(text: str, video: str) -> Iterator[Cue | Broken]:
     """SubRip: blocks of a number, a line of times and words. A missing number is no fault, a missing time is."""
-    yield from _blocks(text.replace("\r\n", "\n").replace("\r", "\n"), video)
+    yield from _blocks(re.split(r"\n[ \t]*\n+", _lines(text).strip("\n")), video)
 
 
 def read_vtt(text: str, video: str) -> Iterator[Cue | Broken]:
     """WebVTT: as SubRip, with a head, notes and styles between the cues; ``<v NAME>`` says who speaks."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = _lines(text)
     if not text.startswith("WEBVTT"):
         yield Broken(video, 0, "broken", "expected 'WEBVTT' at the beginning of the file")
         return
-    blocks = re.split(r"\n[ \t]*\n+", text)[1 if "-->" not in text.split("\n\n")[0] else 0 :]
+    # A line of spaces divides nothing here: rolling captions have them above and below their words.
+    blocks = re.split(r"\n{2,}", text)[1 if "-->" not in text.split("\n\n")[0] else 0 :]
     kept = [block for block in blocks if not re.match(r"\s*(?:NOTE|STYLE|REGION)\b", block)]
-    yield from _blocks("\n\n".join(kept), video, html.unescape)
+    yield from _blocks(kept, video, html.unescape)
 
 
-def _blocks(text: str, video: str, decode: Any = None) -> Iterator[Cue | Broken]:
+def _lines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _blocks(blocks: Iterable[str], video: str, decode: Any = None) -> Iterator[Cue | Broken]:
     number = -1
-    for block in re.split(r"\n[ \t]*\n+", text.strip("\n")):
-        lines = block.strip("\n").split("\n")
-        if not block.strip():
-            continue
+    for lines in (lines for block in blocks if block.strip() for lines in _divided(block.strip("\n").split("\n"))):
         number += 1
         place = next((n for n, line in enumerate(lines[:3]) if "-->" in line), None)
         times = _TIMES.match(lines[place]) if place is not None else None
@@ -211,8 +214,21 @@ def _blocks(text: str, video: str, decode: Any = None) -> Iterator[Cue | Broken]
         start, end = (_clock(times.group(*groups)) for groups in ((1, 2, 3, 4, 5), (6, 7, 8, 9, 10)))
         words = "\n".join(lines[place + 1 :])
         words = _VOICE.sub(lambda voice: f"{voice[1].upper()}: ", words)
-        words = _TAG.sub("", words)
+        words = _TAG.sub("", _READING.sub("", words))
         yield _cue(video, number, start, end, decode(words) if decode else words)
+
+
+def _divided(lines: list[str]) -> Iterator[list[str]]:
+    """The cues of a block, with their numbers: more than one where no empty line stands between them."""
+    begin, first = 0, True
+    for place, line in enumerate(lines):
+        if _TIMES.match(line):
+            numbered = place > begin and lines[place - 1].strip().isdecimal()
+            if not first:
+                yield lines[begin : place - numbered]
+                begin = place - numbered
+            first = False
+    yield lines[begin:]
 
 
 def _clock(parts: tuple[str | None, ...]) -> float:
@@ -257,6 +273,8 @@ def _cue(video: str, number: int, start: float, end: float, text: str) -> Cue | 
         text.encode()
     except UnicodeEncodeError:
         return Broken(video, number, "broken", "expected valid Unicode, found half of a surrogate pair")
+    if "\ufffd" in text:  # what stands for bytes that could not be read
+        return Broken(video, number, "broken", f"expected words in UTF-8, found {text!r:.60}")
     return Cue(video, number, round(start, 3), round(end, 3), text)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -28,7 +28,8 @@ class Subtitles:
     ``end`` in it (seconds), ``text`` (the words between the marks), ``marks`` (each with its kind and its words),
     ``said`` (the whole cue) and ``overlaps`` (whether it begins before an earlier one ended).
 
-    A recording is found under `media` by the name of its video, whatever its ending.
+    A recording is found under `media` by the name of its video, whatever its ending: first in the folder there that
+    the subtitles lie in below `path`, else anywhere, where one file alone has that name.
     """
 
     name: ClassVar[str] = "subtitles"
@@ -68,8 +69,8 @@ class Subtitles:
         rule = Rule(self.min_seconds, self.max_seconds, tuple(self.kinds), self.alone)  # type: ignore[arg-type]
         recordings = self._recordings()
         marks: dict[str, tuple[object, str]] = {}  # of the recordings so far; a video's cues come together
-        for cue, overlaps in self._cues():
-            where = f"{cue.video}-{cue.number:05d}"
+        for named, cue, overlaps in self._cues(recordings):
+            where = f"{named}-{cue.number:05d}"
             if isinstance(cue, Broken):
                 yield Reject(where, cue.reason, cue.detail)
                 continue
@@ -79,12 +80,14 @@ class Subtitles:
             if reason:
                 yield Reject(where, reason, f"{cue.start:g} to {cue.end:g} s: {cue.text[:120]!r}")
                 continue
-            path = recordings.get(cue.video)
-            if path is None:
-                yield Reject(where, NO_RECORDING, f"no file called '{cue.video}' under {self.media}")
+            paths = recordings.get(cue.video) or recordings.get(f"/{Path(cue.video).name}") or []
+            if len(paths) != 1:
+                several = f"several files ({paths[0]}, {paths[1]}) are" if paths else "no file is"
+                yield Reject(where, NO_RECORDING, f"{several} called '{cue.video}' under {self.media}")
                 continue
+            path = self.media / paths[0]
             if cue.video not in marks:
-                marks = {cue.video: reference(File(path, path.relative_to(self.media).as_posix()))}
+                marks = {cue.video: reference(File(path, paths[0].as_posix()))}
             audio, mark = marks[cue.video]
             try:
                 key = identity(self.corpus, where, cue.number)
@@ -107,40 +110,51 @@ class Subtitles:
                 },
             )
 
-    def _cues(self) -> Iterator[tuple[Cue | Broken, bool]]:
-        """Each cue, and whether it overlaps an earlier one of its file."""
+    def _cues(self, recordings: Mapping[str, list[Path]]) -> Iterator[tuple[str, Cue | Broken, bool]]:
+        """Each cue with what begins its id, and whether it overlaps an earlier one of its file."""
         if self.format == "dump":
             try:
                 with open(self.path, encoding="utf-8", errors="replace") as stream:
-                    yield from cues.overlapping(cues.read_dump(stream, self.language))
+                    for cue, overlaps in cues.overlapping(cues.read_dump(stream, self.language)):
+                        yield cue.video, cue, overlaps
             except OSError as error:
                 raise DataError(describe(f"source.path {self.path}", "a file", error.strerror or str(error))) from error
             return
         if not self.path.exists():
             raise DataError(describe(f"source.path {self.path}", "a folder of subtitles, or a file", "nothing there"))
+        root = self.path if self.path.is_dir() else self.path.parent
         files = folders.files_below(self.path, endings=SUFFIXES) if self.path.is_dir() else [self.path]
+        read: set[str] = set()
         for file in files:
             if file.suffix.lower() in SUFFIXES:
-                yield from cues.overlapping(self._read(file))
+                below = file.relative_to(root)
+                whole = below.with_suffix("")  # "one.two.srt" may be of "one.two", or of "one" in the language "two"
+                known = whole.as_posix() in recordings or f"/{whole.name}" in recordings
+                video = (whole if known else whole.with_name(cues.video_of(file))).as_posix()
+                named = below.as_posix() if video in read else video  # of several files of a recording, all but one
+                read.add(video)
+                for cue, overlaps in cues.overlapping(self._read(file, video)):
+                    yield named, cue, overlaps
 
-    def _read(self, file: Path) -> Iterator[Cue | Broken]:
+    def _read(self, file: Path, video: str) -> Iterator[Cue | Broken]:
         """One file that cannot be read costs no other."""
         try:
-            yield from cues.read_file(file, encoding=self.encoding)
+            yield from cues.read_file(file, self.encoding, video)
         except DataError as error:
-            yield Broken(cues.video_of(file), 0, "broken", str(error))
+            yield Broken(video, 0, "broken", str(error))
 
-    def _recordings(self) -> dict[str, Path]:
-        """The files under `media` by their names without ending; of several of one name, the first by its path."""
+    def _recordings(self) -> dict[str, list[Path]]:
+        """The files under `media`, by their paths there without ending, and by "/" and their names alone: of several
+        endings in a folder the first, of several folders all of them."""
         if not self.media.is_dir():
             found = "a file" if self.media.exists() else "no such folder"
             raise DataError(describe(f"source.media {self.media}", "a folder of recordings", found))
-        found_files: dict[str, Path] = {}
         listed = folders.listing(self.media, folders.SUFFIXES | folders.OTHERS)
         folders.tell(self.media, listed.left_out)
+        found_files: dict[str, list[Path]] = {}
         for file in listed.files:
-            path = self.media / file
-            found_files.setdefault(path.stem, path)
+            if [file] == found_files.setdefault(file.with_suffix("").as_posix(), [file]):
+                found_files.setdefault(f"/{file.stem}", []).append(file)
         return found_files
 
 

@@ -181,3 +181,51 @@ def test_a_file_of_another_kind_is_one_sentence(tmp_path: Path) -> None:
         list(read_file(tmp_path / "a.txt"))
     with pytest.raises(DataError, match="expected a file"):
         list(read_file(tmp_path / "a.srt"))
+
+
+ROLLING = """WEBVTT
+Kind: captions
+
+00:00.000 --> 00:02.000 align:start position:0%
+\x20
+[Music]
+
+00:02.000 --> 00:04.000 align:start position:0%
+[Music]
+\x20
+
+00:04.000 --> 00:07.000
+[Music]
+welcome<00:05.000><c> back</c>
+"""
+CROWDED = """1
+00:00:01,000 --> 00:00:03,000
+[rain]
+2
+00:00:04,000 --> 00:00:06,000
+[wind]
+00:00:07,000 --> 00:00:09,000
+7
+[a line that is a number]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.vtt", ROLLING, [(0, "[Music]"), (2, "[Music]"), (4, "[Music]\nwelcome back")]),
+        ("a.vtt", "WEBVTT\n\n00:01.000 --> 00:03.000\n[a]\n00:04.000 --> 00:06.000\n[b]", [(1, "[a]"), (4, "[b]")]),
+        ("a.vtt", "WEBVTT\n\n00:01.000 --> 00:03.000\n<ruby>[鐘<rt>kane</rt>]</ruby>", [(1, "[鐘]")]),
+        ("a.srt", CROWDED, [(1, "[rain]"), (4, "[wind]"), (7, "7\n[a line that is a number]")]),
+        ("a.srt", CROWDED.replace("\n", "\r\n"), [(1, "[rain]"), (4, "[wind]"), (7, "7\n[a line that is a number]")]),
+    ],
+)
+def test_a_cue_ends_where_the_next_begins(name: str, text: str, expected: Any, tmp_path: Path) -> None:
+    """WebVTT's own rule: an empty line, or a line of times. Players take SubRip so as well."""
+    (tmp_path / name).write_bytes(text.encode())
+    assert [(cue.start, cue.text) for cue in read_file(tmp_path / name) if isinstance(cue, Cue)] == expected
+
+
+def test_bytes_of_the_dump_that_are_no_words_are_counted() -> None:
+    found = list(read_dump(io.StringIO(dump(1, "[caf\ufffd]"))))
+    assert [cue.reason for cue in found if isinstance(cue, Broken)] == ["broken"] * 3 == ["broken"] * len(found)

@@ -21,6 +21,7 @@ from audio_llm import config as recipes
 from audio_llm.errors import CheckpointError, ConfigError
 from data_prep.corpus.endpoint import spent
 from data_prep.corpus.recipe import CorpusConfig
+from data_prep.corpus.sources.subtitles import Subtitles
 from data_prep.corpus.stage import Item, Reject
 from data_prep.corpus.stages import STAGES
 from data_prep.corpus.stages.classify import decided
@@ -161,6 +162,42 @@ def test_subtitles_give_items_for_the_cues_that_are_kept(tmp_path: Path) -> None
     assert len(square.kept["source"]) < len(kept) and apart.rejects["source"]["overlaps"] == 2
     lost = run(tmp_path, {"classify": {"threshold": 0.0}}, source=source | {"media": str(words)})
     assert lost.rejects["source"]["no_recording"] == len(kept)
+
+
+def test_subtitles_find_the_recording_of_their_own_folder(tmp_path: Path) -> None:
+    """Two recordings of one name are two; one whose name ends as a language's does is no other's."""
+    media, words = tmp_path / "media", tmp_path / "words"
+    recordings = ("a/film.wav", "b/film.wav", "part.one.wav", "part.wav", "c/alone.wav", "both.wav")
+    for name in recordings:
+        (media / name).parent.mkdir(parents=True, exist_ok=True)
+        (media / name).write_bytes(name.encode())
+    files = (
+        "a/film.srt",
+        "b/film.en.srt",
+        "part.one.srt",
+        "part.en.srt",
+        "alone.srt",
+        "film.srt",
+        "both.srt",
+        "both.de.srt",
+    )
+    for name in files:
+        (words / name).parent.mkdir(parents=True, exist_ok=True)
+        (words / name).write_text(f"1\n00:00:01,000 --> 00:00:03,000\n[{name.replace('.', ' ').replace('/', ' ')}]\n")
+    found = list(Subtitles(words, media, "mine").items())
+    heard = {item.fields["text"]: Path(item.fields["audio"]) for item in found if isinstance(item, Item)}
+    assert {text: path.relative_to(media.absolute()).as_posix() for text, path in heard.items()} == {
+        "a film srt": "a/film.wav",
+        "b film en srt": "b/film.wav",
+        "part one srt": "part.one.wav",
+        "part en srt": "part.wav",
+        "alone srt": "c/alone.wav",
+        "both srt": "both.wav",
+        "both de srt": "both.wav",
+    }
+    (lost,) = (reject for reject in found if isinstance(reject, Reject))
+    assert lost.reason == "no_recording" and "several files (a/film.wav, b/film.wav)" in lost.detail
+    assert len({item.id for item in found}) == len(files)
 
 
 # ------------------------------------------------------------------------------------------------ models at an address
