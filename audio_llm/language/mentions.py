@@ -43,6 +43,8 @@ _NAMING = frozenset(  # "vitamin B"
     "bluetooth".split()
 )
 _GRADED = re.compile(r"\s*[(\[]\s*(?:\d|conf|prob|score|sure|certain)", re.IGNORECASE)  # "B (confidence: 0.9)"
+_PRONOUNS = frozenset("i you we they he she it one who which that".split())
+_GRAMMAR = frozenset("am can do it may so us will".split())  # also a chord, a month, a note, a country, a name
 _NOTES = frozenset("flat sharp major minor natural maj min".split())
 
 
@@ -91,10 +93,10 @@ def offered(choices: tuple[str, ...]) -> tuple[Option, ...]:
     """The options, ready to be found."""
     bare, numbered = bare_options(choices)
     texts = [read_text(text) for text in bare]
-    shared = Counter(map(_without_article, texts))
+    shared = Counter(map(without_article, texts))
     options = []
     for place, text in enumerate(texts):
-        keys = _without_article(text)
+        keys = without_article(text)
         hyphens = len(text.tokens) > 1 and all(text.gap(at) == "-" for at in range(1, len(text.tokens)))
         amounts = quantities(text)
         whole = amounts[0] if len(amounts) == 1 and amounts[0].span == (0, len(text.tokens)) else None
@@ -110,7 +112,7 @@ def offered(choices: tuple[str, ...]) -> tuple[Option, ...]:
     return tuple(options)
 
 
-def _without_article(text: Text) -> tuple[str, ...]:
+def without_article(text: Text) -> tuple[str, ...]:
     """ "A piano" may be named "the piano"; "A minor" may not."""
     keys = text.plain_keys
     article = len(keys) > 1 and keys[0] in ARTICLES and text.gap(1) == " "
@@ -211,7 +213,7 @@ def _places(text: Text, option: Option, amounts: Sequence[Quantity]) -> list[Spa
         spans += [one.span for one in amounts if _equal(text, one, option.quantity) and not _joined(text, one.span)]
     if len(option.keys) == 1 and option.keys[0] in DIRECTION_WORDS:  # "That's right: left" names one side
         spans = [span for span in spans if means_place(text, span[0])]
-    return spans
+    return [span for span in spans if span[1] > span[0] + 1 or not _function_word(text, span[0], option)]
 
 
 def _genitives(text: Text, option: Option, amounts: Sequence[Quantity]) -> list[Span]:
@@ -263,6 +265,26 @@ def _in_one(text: Text, span: Span, option: Option) -> bool:
         re.search(r"[.;!?:]", text.gap(at)) and not re.search(r"[.;!?:]", option.text.gap(skipped + at - span[0]))
         for at in range(span[0] + 1, span[1])
     )
+
+
+def _function_word(text: Text, place: int, option: Option) -> bool:
+    """Whether the word at `place` is grammar, as in "a dog", "I hear", "I can", "it may be", "one another", and not the
+    note, chord, vowel, vessel, month or number that is written like it."""
+    key, token, after = text.keys[place], text.tokens[place], text.gap(place + 1)
+    previous = text.keys[place - 1] if place and text.gap(place) == " " else ""
+    following = text.keys[place + 1] if place + 1 < len(text.tokens) and after in (" ", "\n") else ""
+    if token.text.casefold() == "one":
+        return following == "another" or previous in ("no", "every", "each", "any")
+    if key == "a":
+        first = place == 0 or bool(re.search(r"[.!?:\n]", text.gap(place)))
+        return bool(following) and following not in CUES_AFTER and (first or token.text == "a")
+    if key == "i":
+        return bool(following) and following not in ("is", "and", "or")
+    if key == "can" and previous in _PRONOUNS:
+        return True
+    offered_as = option.text.tokens[-1].text
+    other = token.text != offered_as and not (token.text.isupper() or offered_as.islower())  # "it may", not "May"
+    return other and key in _GRAMMAR and previous not in (*ARTICLES, "is", "in", "from")
 
 
 def _joined(text: Text, span: Span) -> bool:

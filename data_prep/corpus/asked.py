@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from audio_llm.datasets.mmau import word_set
 from audio_llm.language.groups import ELEMENT_GROUPS, REASONING, group_of
-from audio_llm.language.mentions import bare_options
+from audio_llm.language.mentions import bare_options, without_article
 from audio_llm.language.polarity import YES_NO
+from audio_llm.language.quantities import read_text
 from audio_llm.language.replies import holds, mentions, normalise, read_key
 from data_prep.corpus.facts import Fact
 from data_prep.manifest.checks import MARKS
@@ -31,7 +32,7 @@ REASONS = {
     "question_long": "the question has more words than allowed",
     "yes_no": "the answer is yes or no",
     "few_options": "there are fewer options than asked for",
-    "equal_options": "two options are equal but for case, spaces and punctuation",
+    "equal_options": "two options are equal but for case, spaces, punctuation and an article",
     "lettered_options": "the options bring letters of their own, or stand in the question",
     "options_collide": "all words of one option are in another",
     "answer_no_option": "the answer is none of the options",
@@ -122,22 +123,30 @@ BANNED = (
     "closed captioning", "the caption", "the captions", "audio caption", "the subtitle", "the subtitles",
     "the transcript", "video caption", "the video description", "audio tag", "audio tags", "the tags", "metadata",
     "predictions per second", "per second predictions", "sat predictions", "ast classification", "conette",
-    "the dataset",
+    "the dataset", "the facts provided", "provided facts", "given facts", "the facts given", "from the facts",
+    "based on the facts", "the facts say", "the facts state", "the facts list", "listed facts",
     "the data provided", "provided data", "provided information", "given information", "the classifier",
     "confidence score", "as an ai", "language model", "the prompt", "json", "the evidence", "according to the facts",
     "the fact list", "the label", "the labels", "ground truth",
 )  # fmt: skip
 # What is seen and cannot be heard. A word that a fact of sound has is heard: the click of a camera.
+_COLOURS = "red green blue yellow purple brown black white grey gray pink"
 VISUAL = frozenset(
     "video videos image images picture pictures photo photograph footage frame frames screen camera onscreen visible "
     "visibly visual visually visuals seen sees seeing see saw looking watches watching watched wearing colour color "
-    "coloured colored red green blue yellow purple displayed depicts depicted shows showing blurry".split()
+    f"coloured colored {_COLOURS} displayed depicts depicted shows showing blurry".split()
 )
 _SAYS_SEEN = re.compile(
     r"\b(?:we|you|i|they|one) can see\b|\bcan be seen\b|\bas seen\b|\bin the (?:video|image|picture|frame)\b"
 )
 # "I see", "let me see": said in thinking, and nothing is seen.
 _FIGURES = re.compile(r"\b(?:i see|let me see|let's see|see whether|see if|see what|sea ?saw|chain ?saw|hand ?saw)\b")
+_COLOUR = rf"\b(?:{_COLOURS.replace(' ', '|')})"
+# A colour in the name of a sound, or of what makes it: white noise, a blue jay, a black-capped chickadee.
+_NAMED_BY_COLOUR = re.compile(
+    rf"{_COLOUR}(?:[ -](?:noise|bear|bird|deer|duck|finch|fox|frog|goose|grouse|gull|hawk|heron|jay|kite|monkey|owl|"
+    r"parrot|rhino|robin|seal|squirrel|swan|thrush|warbler|water|whale|wolf|woodpecker)(?:s|es)?|-\w+ed)\b"
+)
 _CLOCK = re.compile(
     r"\b\d{1,2}:\d{2}(?:[.:]\d+)?\b|\btimestamps?\b"
     r"|\b(?:at|from|after|until|to) (?:around |about )?\d+(?:\.\d+)? ?(?:s|sec|secs|seconds?)\b(?! long)",
@@ -207,10 +216,11 @@ def _options(asked: Asked, rules: Rules, facts: Sequence[Fact]) -> Iterator[Faul
     if match := _LETTERED.search(asked.question):
         yield Fault("lettered_options", f"in the question: '{match[0][:60]}'", "question")
     seen: dict[str, str] = {}
+    alike: dict[str, str] = {}
     for option in options:
-        if (plain := normalise(option)) in seen:
-            yield Fault("equal_options", f"'{seen[plain]}' and '{option}'", "choices")
-        seen[plain] = option
+        if (plain := _alike(option)) in alike:
+            yield Fault("equal_options", f"'{alike[plain]}' and '{option}'", "choices")
+        seen[normalise(option)] = alike[plain] = option
     if not normalise(asked.answer) or normalise(asked.answer) not in seen:
         found = read_key(asked.answer, options)[1] or f"'{asked.answer}' is a letter"
         yield Fault("answer_no_option", found, "answer")
@@ -223,11 +233,23 @@ def _options(asked: Asked, rules: Rules, facts: Sequence[Fact]) -> Iterator[Faul
     answer = seen[normalise(asked.answer)]
     others = [len(option.split()) for option in options if option != answer]
     length = len(answer.split())
-    if others and length > 2 and (length > rules.stands_out * max(others) or length * rules.stands_out < min(others)):
+    if others and (
+        (length > 2 and length > rules.stands_out * max(others))
+        # "yes" beside "no, it gets louder" gives nothing away; a word beside whole sentences does.
+        or (length * rules.stands_out < min(others) and (length > 2 or min(others) - length > 4))
+    ):
         yield Fault("answer_stands_out", f"{length} words beside {', '.join(map(str, others))}", "answer")
     named = [option for option in options if holds(asked.question, option)]
     if named == [answer]:
         yield Fault("question_tells", f"'{answer}' in '{asked.question[:80]}'", "question")
+
+
+def _alike(option: str) -> str:
+    """The same for "a dog" and "The dog", "air-conditioner" and "air conditioner"; not for "5 dB" and "-5 dB"."""
+    text, plain = read_text(option), normalise(option)
+    if len(without_article(text)) < len(text.plain_keys):
+        plain = plain.partition(" ")[2]
+    return re.sub(r"(?<=[^\W\d])-(?=[^\W\d])", " ", plain)
 
 
 def _words(asked: Asked, rules: Rules, facts: Sequence[Fact]) -> Iterator[Fault]:
@@ -237,10 +259,18 @@ def _words(asked: Asked, rules: Rules, facts: Sequence[Fact]) -> Iterator[Fault]
         yield Fault("question_tells", f"'{asked.answer}' in '{asked.question[:80]}'", "question")
     heard = frozenset[str]().union(*(word_set(str(fact.value)) for fact in facts if fact.kind != "seen"))
     banned = _phrases(rules.banned)
+    colourless: dict[str, str] = {}
+    for option in asked.choices if rules.visual else ():
+        bare = re.sub(rf"{_COLOUR}\b(?! noise)", "", _alike(option).lower())
+        if colourless.setdefault(bare, option) != option:
+            yield Fault("visual", f"choices: '{option}' and '{colourless[bare]}' differ in colour alone", "choices")
+    strange = {f"semantic_elements.{name}" for name in asked.semantic_elements if group_of(name, loose=True) is None}
     for name, text in asked.texts():
         if match := banned.search(text):
             yield Fault("banned_phrase", f"{name}: '{match[0]}'", name)
-        if found := _visual(text.lower(), heard) if rules.visual else "":
+        # A group that there is not is a fault of its own.
+        looked = rules.visual and not (rules.elements != "any" and name in strange)
+        if found := _visual(text.lower(), heard) if looked else "":
             yield Fault("visual", f"{name}: '{found}'", name)
         if match := _CLOCK.search(text) if name != "choices" else None:
             yield Fault("timestamps", f"{name}: '{match[0]}'", name)
@@ -255,7 +285,7 @@ def _phrases(more: tuple[str, ...]) -> re.Pattern[str]:
 def _visual(text: str, heard: frozenset[str]) -> str:
     if match := _SAYS_SEEN.search(text):
         return match[0]
-    found = sorted(set(re.findall(r"[\w']+", _FIGURES.sub(" ", text))) & VISUAL - heard)
+    found = sorted(set(re.findall(r"[\w']+", _NAMED_BY_COLOUR.sub(" ", _FIGURES.sub(" ", text)))) & VISUAL - heard)
     return found[0] if found else ""
 
 

@@ -20,7 +20,7 @@ class OptionResolution:
     """
 
     name = "option-resolution"
-    version = "4"
+    version = "5"
     title = "Resolved option"
 
     def score(self, row: Prediction) -> Score | None:

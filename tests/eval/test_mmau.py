@@ -268,7 +268,7 @@ def test_the_published_rule_stands_beside_ours_on_the_first_line(tmp_path: Path,
     (tmp_path / "answers.json").write_text(json.dumps(items))
     assert main(["rescore", str(tmp_path / "answers.json"), "--scorers", "option-resolution"]) == 0
     head, first = [line for line in capsys.readouterr().out.splitlines() if line.strip()][:2]
-    assert head.endswith("scorer option-resolution 4")
+    assert head.endswith("scorer option-resolution 5")
     ours, published = first.split("; mmau-official ")
     assert ours.split()[:2] == ["greedy", "66.7"] and published.split()[0] == "66.7"
     assert main(["rescore", str(tmp_path / "answers.json"), "--scorers", "mmau-official"]) == 0

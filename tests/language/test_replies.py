@@ -232,6 +232,32 @@ def test_numbered_options_are_told_by_what_follows_the_number(label: str, thing:
 
 
 @pytest.mark.parametrize(
+    ("reply", "options", "meant"),
+    [
+        ("It is a C.", "A B C D", "C"),
+        ("A bright tone, in the key of C", "A B C D", "C"),
+        ("The note is an A", "A B C D", "A"),
+        ("I think it is IV", "I IV V", "IV"),
+        ("the vowel a is sung", "a e i o", "a"),
+        ("I think the vowel is o", "a e i o", "o"),
+        ("I can hear a bottle", "can bottle", "bottle"),
+        ("It can be a can", "can bottle", "can"),
+        ("It may be June", "May June", "June"),
+        ("It may well be May", "May June", "May"),
+        ("The accent tells us: UK", "US UK", "UK"),
+        ("The accent of the us", "US UK", "US"),
+        ("I am sure it is C", "Am C", "C"),
+        ("It is HR", "IT HR", "HR"),
+        ("They bark at one another, two of them", "one two three", "two"),
+        ("No one speaks, so the answer is three", "one two three", "three"),
+    ],
+)
+def test_articles_pronouns_and_verbs_are_no_options_of_the_same_letters(reply: str, options: str, meant: str) -> None:
+    choices = options.split()
+    assert resolve_option(reply, choices).index == choices.index(meant)
+
+
+@pytest.mark.parametrize(
     "text", ["(" * 20_000 + "B", "\\boxed{" * 5_000, "not " * 20_000 + "rain", "1-" * 10_000, "{" * 9_000 + "}"]
 )
 def test_endless_repetition_is_read_in_a_moment(text: str) -> None:

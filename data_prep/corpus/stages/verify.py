@@ -21,7 +21,7 @@ class Verify(Sifting):
     ``answerable``, ``helps`` and ``judge``."""
 
     name: ClassVar[str] = "verify"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs = ("questions", "facts")
     reasons = (*asking.REASONS, NO_QUESTIONS)
 

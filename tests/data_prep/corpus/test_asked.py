@@ -28,6 +28,43 @@ def test_each_of_the_80_is_kept_or_rejected_for_its_reason(row: dict[str, Any]) 
     assert bool(reason) == bool(detail)
 
 
+CHOICE = {"form": "choice", "question": "Which of these is heard first?"}
+
+
+@pytest.mark.parametrize(
+    ("choices", "reason"),
+    [
+        (["a dog", "the dog", "a cat"], "equal_options"),
+        (["an air-conditioner", "air conditioner", "a tap"], "equal_options"),
+        (["A", "B", "C"], ""),  # notes
+        (["A minor", "C major"], ""),
+        (
+            ["a rooster", "a large flock of birds that takes off", "an old engine on a wooden bridge"],
+            "answer_stands_out",
+        ),
+        (["yes", "no, it gets louder"], ""),
+        (["a brown dog", "a cat"], "visual"),
+        (["a black bear", "a brown bear"], "visual"),  # a listener knows the bear, not its coat
+        (["white noise", "pink noise", "brown noise"], ""),
+        (["a blue jay", "a red fox", "a black-capped chickadee"], ""),
+    ],
+)
+def test_options_that_no_listener_tells_apart_or_that_give_the_answer_away(choices: list[str], reason: str) -> None:
+    assert fault(CHOICE | {"choices": choices, "answer": choices[0]}, Rules())[0] == reason
+
+
+@pytest.mark.parametrize("said", ["From the facts provided, it barks.", "Based on the facts, it barks."])
+def test_thinking_that_speaks_of_what_it_was_given(said: str) -> None:
+    asked = {"form": "open", "question": "What is heard?", "answer": "a dog", "thinking": said}
+    assert fault(asked, Rules())[0] == "banned_phrase"
+
+
+def test_the_article_of_the_thinking_is_no_note() -> None:
+    asked = CHOICE | {"choices": ["A", "B", "C"], "answer": "C", "thinking": "I hear a tone. It has a bright colour."}
+    assert fault(asked, Rules(visual=False)) == ("", "")
+    assert fault(asked | {"thinking": "I hear a tone, so it is the note A."}, Rules())[0] == "thinking_elsewhere"
+
+
 def test_the_table_has_forty_of_each_and_every_reason() -> None:
     counts = Counter(row["reason"] for row in TABLE)
     assert counts[""] == 40 and len(TABLE) == 80 and set(counts) == {"", *REASONS}
