@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import soundfile
 
-from audio_llm import containers, pcm
+from audio_llm import containers, files, pcm
 from audio_llm.errors import AudioError, ConfigError, describe, nearest
 
 LAYOUT_CHANNELS: dict[str, int] = {"mono": 1, "stereo": 2, "binaural": 2, "foa": 4}
@@ -152,7 +152,7 @@ def counted(
 
 def _read_file(path: Path, name: str) -> bytes:
     try:
-        return path.read_bytes()
+        return files.read_plain(path)
     except FileNotFoundError as error:
         raise AudioError(describe(name, "an audio file", "no such file"), "missing") from error
     except OSError as error:
@@ -179,7 +179,7 @@ def read_header(path: str | Path) -> Header:
     """
     name = str(path)
     try:
-        with open(path, "rb") as stream:
+        with files.open_plain(path) as stream:
             if os.fstat(stream.fileno()).st_size == 0:
                 raise AudioError(describe(name, "an audio file", "an empty file of 0 bytes"))
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:

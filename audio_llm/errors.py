@@ -24,8 +24,8 @@ class AudioLLMError(Exception):
 
 
 class AudioError(AudioLLMError):
-    """An audio file or array that cannot be used. `cause` says what is wrong in a word: missing, empty, cut, channels,
-    short, long, loud, "not finite", or "" for anything else."""
+    """An audio file or array that cannot be used. `cause` says what is wrong in a word: none, outside, missing, empty,
+    cut, channels, short, long, loud, "not finite", or "" for anything else."""
 
     def __init__(self, message: str, cause: str = "") -> None:
         super().__init__(message)

@@ -20,7 +20,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from audio_llm.errors import AudioLLMError, ConfigError, DataError, describe
 
@@ -396,13 +396,29 @@ def _depth(tree: Any) -> int:
 
 def read_json(path: str | Path) -> Any:
     """:func:`parse_json` of a plain file of at most ``MAX_JSON_BYTES``. Raises :class:`OSError`, or ValueError."""
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:  # a pipe would wait for its writer
-        facts = os.fstat(stream.fileno())
-        if not stat.S_ISREG(facts.st_mode):
-            raise OSError(errno.EINVAL, "not a file", str(path))
-        if facts.st_size > MAX_JSON_BYTES:
-            raise ValueError(f"{facts.st_size} bytes, where at most {MAX_JSON_BYTES} are read")
+    with open_plain(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > MAX_JSON_BYTES:
+            raise ValueError(f"{size} bytes, where at most {MAX_JSON_BYTES} are read")
         return parse_json(stream.read())
+
+
+def open_plain(path: str | Path, *, pipes: bool = False) -> BinaryIO:
+    """A file to read, and with `pipes` a pipe that somebody writes to: one without a writer would be waited for, and a
+    device may have no end. Raises :class:`OSError`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if not (stat.S_ISREG(mode) or (pipes and stat.S_ISFIFO(mode))):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "a folder" if stat.S_ISDIR(mode) else "not a file", str(path))
+    os.set_blocking(descriptor, True)
+    return open(descriptor, "rb")
+
+
+def read_plain(path: str | Path) -> bytes:
+    """All of a file or of such a pipe. Raises :class:`OSError`."""
+    with open_plain(path, pipes=True) as stream:
+        return stream.read()
 
 
 def read_own(path: Path, cure: str) -> dict[str, Any]:

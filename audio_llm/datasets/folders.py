@@ -180,7 +180,7 @@ def find_file(folder: Path, name: str) -> Path:
     """
     below = [Path(form) for form in spelt(name) if not form.startswith("/") and ".." not in form.split("/")]
     for path in below:
-        if (folder / path).is_file():
+        if os.path.isfile(folder / path):  # False as well for a name that no disk can have
             return folder / path
     for path in below:
         others = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def question_file(data: Path) -> Path:
 def audio_file(folder: Path, audio_id: str) -> Path:
     """The named file under `folder`, else the one of its last name there."""
     with contextlib.suppress(DataError):
-        if (file := within(folder, audio_id)).is_file():
+        if os.path.isfile(file := within(folder, audio_id)):  # False as well for a name that no disk can have
             return file
     return folder / Path(audio_id).name
 

@@ -135,7 +135,7 @@ def each_line(path: str | Path, separator: str = ",") -> Iterator[Record | NoRec
     try:
         heading = next(reader, [])
         if len(set(heading)) < len(heading) or not any(heading):
-            found = ", ".join(heading) or "an empty file"
+            found = ", ".join(heading) or "an empty line"
             raise DataError(describe(f"{path}: line 1", "a name for each column, once", found))
         for row in reader:
             where = f"{path}: line {reader.line_num}"
@@ -147,7 +147,10 @@ def each_line(path: str | Path, separator: str = ",") -> Iterator[Record | NoRec
                 yield NoRecord(describe(where, f"{len(heading)} fields", str(len(row))), where)
     except csv.Error as error:
         where = f"{path}: line {reader.line_num}"
-        raise DataError(describe(where, "a table with quoted fields", str(error))) from error
+        long = "limit" in str(error)
+        expected = f"fields of at most {csv.field_size_limit()} characters" if long else "a table with quoted fields"
+        found = "a longer one, or a quotation mark that none follows" if long else str(error)
+        raise DataError(describe(where, expected, found)) from error
 
 
 def each_row(path: str | Path) -> Iterator[Record]:
@@ -185,13 +188,20 @@ def _lines(path: Path) -> Iterator[Record | NoRecord]:
 def read_text(path: Path) -> str:
     """The whole of a text file. Raises :class:`DataError` for one that is not UTF-8 or cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(describe(str(path), "UTF-8 text", f"other bytes at {error.start}")) from error
+        data = path.read_bytes()
     except OSError as error:
         raise DataError(describe(str(path), "a readable file", error.strerror or str(error))) from error
+    return as_text(data, str(path))
+
+
+def as_text(data: bytes, where: str) -> str:
+    """UTF-8 without its mark. Raises :class:`DataError` for anything else."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(describe(where, "UTF-8 text", f"other bytes at {error.start}")) from error
     if "\0" in text:  # as UTF-16 without its mark reads, for one
-        raise DataError(describe(str(path), "UTF-8 text", f"a byte of zero at character {text.index(chr(0))}"))
+        raise DataError(describe(where, "UTF-8 text", f"a byte of zero at character {text.index(chr(0))}"))
     return text
 
 
@@ -253,12 +263,14 @@ def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
 
 def named(row: dict[str, Any], names: Mapping[str, list[str]]) -> dict[str, Any]:
     """`row` with the `names` of :func:`class_names` in the place of its numbers of classes."""
-    known = {name: words[row[name]] for name, words in names.items() if _is_class(row.get(name), words)}
-    return row | known
+    return row | {name: _class(row[name], words) for name, words in names.items() if name in row}
 
 
-def _is_class(value: Any, words: list[str]) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(words)
+def _class(value: Any, words: list[str]) -> Any:
+    """The name of a class, None for a number that is none: -1 is what ``datasets`` writes where no class is known."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return value
+    return words[value] if 0 <= value < len(words) else None
 
 
 def holds_bytes(kind: Any) -> bool:

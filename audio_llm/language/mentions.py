@@ -88,6 +88,13 @@ def bare_options(choices: Sequence[str]) -> tuple[tuple[str, ...], bool]:
     return tuple(choices), False
 
 
+def misplaced(letter: str, choices: Sequence[str]) -> bool:
+    """Whether `letter` means two of the options: they all bring letters, and this one stands at another place."""
+    found = [match for option in choices if (match := _LETTERED.fullmatch(option))]
+    letters = [match[1].upper() for match in found] if len(found) == len(choices) else []
+    return letter.upper() in letters and letters.index(letter.upper()) != ascii_uppercase.index(letter.upper())
+
+
 @lru_cache(maxsize=4096)
 def offered(choices: tuple[str, ...]) -> tuple[Option, ...]:
     """The options, ready to be found."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from string import ascii_uppercase
 
-from audio_llm.language.mentions import ARTICLES, Mention, Option, bare_options, find, in_words, offered
+from audio_llm.language.mentions import ARTICLES, Mention, Option, bare_options, find, in_words, misplaced, offered
 from audio_llm.language.parts import take_apart, unwrap
 from audio_llm.language.polarity import YES_NO, read_yes_no
 from audio_llm.language.quantities import read_text
@@ -298,7 +298,8 @@ def read_key(said: str, choices: Sequence[str]) -> tuple[int | None, str]:
     repaired; a letter beside another choice's text, several letters or more words than the choice's are not.
     """
     found, match = resolve_option(said, choices), re.fullmatch(r"\s*[(\[]?[A-Za-z]\s*[.):\]]\s*(\S.*)", said, re.DOTALL)
-    if found.how == "letter" and re.fullmatch(r"[\W_]*[A-Za-z][\W_]*", said):
+    alone = re.fullmatch(r"[\W_]*([A-Za-z])[\W_]*", said) if found.how == "letter" else None
+    if alone and not misplaced(alone[1], choices):
         return found.index, "answer is a letter alone"
     words = match[1] if match and found.how == "both" else said
     if found.index is not None and normalise(words) == normalise(choices[found.index]):

@@ -257,8 +257,10 @@ def _add_row(
 
 
 def further_members(parts: Mapping[str, tuple[int, int]]) -> list[tuple[int, int]] | None:
-    """The (offset, size) of audio members behind the first, in order; None where a number is left out or stands twice.
-    `parts` are the members of a key by their suffixes."""
+    """The (offset, size) of audio members behind the first, in order; None where a number is left out or stands twice,
+    and where there are two first ones, such as ``flac`` and ``wav``. `parts` are a key's members by their suffixes."""
+    if len(parts) > 2 and sum(suffix in parts for suffix in AUDIO_SUFFIXES) > 1:
+        return None
     numbered: dict[int, tuple[int, int]] = {}
     for suffix, place in parts.items():
         found = _FURTHER.fullmatch(suffix)

@@ -15,6 +15,7 @@ from typing import Any
 from audio_llm.datasets.records import Cell, Record
 from audio_llm.errors import AudioLLMError, ConfigError, DataError, ShardError, describe, nearest
 from audio_llm.files import parse_json
+from audio_llm.language.mentions import misplaced
 from audio_llm.language.replies import normalise, read_key
 from audio_llm.shards.schema import MAX_KEY_BYTES, MOST_CHOICES, Event, Sample, Source
 from data_prep.manifest.formats.base import FIELDS
@@ -23,9 +24,9 @@ from data_prep.manifest.rows import Draft, Reason, Reject, RowError
 from data_prep.manifest.sounds import Sound, TableCell, file_under, is_sound
 from data_prep.scenes.rooms import seeded
 
-# Marks of sound and of turns as language models have them, and the tags of a reply.
+# Marks of sound and of turns as language models have them, and the tags of a reply, which are read in any case.
 MARKS = re.compile(
-    r"<\|[^|<>\s]+\|>|</?(?:audio|think|answer|semantic_elements|s)>|</?(?:start|end)_of_turn>|\[/?INST\]"
+    r"<\|[^|<>\s]+\|>|</?(?:audio|s|(?i:think|answer|semantic_elements))>|</?(?:start|end)_of_turn>|\[/?INST\]"
 )
 
 
@@ -77,7 +78,8 @@ def _draft(row: Record, number: int, config: ManifestConfig) -> Draft:
     if not question:
         raise RowError(Reason.NO_QUESTION)
     thinking = text_of(value["thinking"], "thinking")
-    for text in (question, answer, thinking or "", *choices):
+    elements, events = _elements(value["semantic_elements"]), _events(value["events"])
+    for text in (question, answer, thinking or "", *choices, *_texts([elements, [event.label for event in events]])):
         if mark := MARKS.search(text):
             raise RowError(Reason.MARKS, f"expected words alone, found '{mark[0]}'.")
     named = (_composed(text_of(group, "group")) for group in _listed(row, "group", config))
@@ -94,8 +96,8 @@ def _draft(row: Record, number: int, config: ManifestConfig) -> Draft:
         choices=choices,
         answer=answer,
         thinking=thinking,
-        semantic_elements=_elements(value["semantic_elements"]),
-        events=_events(value["events"]),
+        semantic_elements=elements,
+        events=events,
         source=Source(config.corpus, clip=groups[0], licence=config.licence),
         places=_places(value["places"]) if len(sounds) > 1 else [],
         meta={"question_type": kind or config.corpus, "format": config.format}
@@ -111,8 +113,9 @@ def _draft(row: Record, number: int, config: ManifestConfig) -> Draft:
             Reason.WRONG_TYPE, f"places: expected one for each of {len(sounds)} sounds, found {sample.places}."
         )
     split = _composed(text_of(value["split"], "split"))
+    own = "" if value["id"] is None else _composed(str(value["id"]).strip())
     stretches = tuple((start or 0.0, end) for start, end in zip(starts, ends, strict=True))
-    return Draft(row.where, sample, sounds, groups, split, stretches)
+    return Draft(row.where, sample, sounds, groups, split, stretches, own)
 
 
 # ------------------------------------------------------------------------------------------------ one value
@@ -124,11 +127,14 @@ def identity(corpus: str, value: Any, number: int) -> str:
         return f"{corpus}-{number:07d}"
     if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
         raise RowError(Reason.NO_ID, f"expected a text or a whole number, found {value!r:.60}.")
-    raw = str(value).strip()
+    raw = _composed(str(value).strip())
     key = re.sub(r"[^\w-]+", "_", raw)
     key = key if key.startswith(f"{corpus}-") else f"{corpus}-{key}"  # an id that came from shards is one already
-    if len(key.encode()) <= MAX_KEY_BYTES:
-        return key
+    return key if len(key.encode()) <= MAX_KEY_BYTES else _told_apart(key, raw)
+
+
+def _told_apart(key: str, raw: str) -> str:
+    """`key` with a digest of the `raw` id that it stands for, of which it says too little."""
     digest = hashlib.sha256(raw.encode(errors="replace")).hexdigest()[:12]
     return f"{key.encode()[: MAX_KEY_BYTES - 13].decode(errors='ignore')}-{digest}"
 
@@ -189,7 +195,10 @@ def text_of(value: Any, name: str) -> str | None:
     if _nothing(value):
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int, float)) or value in (math.inf, -math.inf):
-        raise RowError(Reason.WRONG_TYPE, f"{name}: expected a text, found {value!r:.60}.")
+        found = "bytes" if isinstance(value, Cell) else f"{value!r:.60}"
+        raise RowError(Reason.WRONG_TYPE, f"{name}: expected a text, found {found}.")
+    if "\0" in str(value):  # of 16-bit text that was read as one of bytes, or of a torn file
+        raise RowError(Reason.WRONG_TYPE, f"{name}: expected a text, found a character of zero in {value!r:.60}.")
     return str(value).strip() or None
 
 
@@ -219,7 +228,7 @@ def seconds_of(value: Any, name: str) -> float | None:
     if text is None:
         return None
     try:
-        seconds = float(text)
+        seconds = math.nan if "_" in text else float(text)  # Python reads 1_0 as ten
     except ValueError:
         seconds = math.nan
     if not math.isfinite(seconds) or seconds < 0:
@@ -274,7 +283,8 @@ def _answer(value: Any, choices: Sequence[str], config: ManifestConfig) -> str:
     elif how == "key":  # as published keys are read: a text, its letter, or both
         index = read_key(answer, choices)[0]
     elif how == "letter":
-        index = ascii_uppercase.find(answer.strip("().").upper()) if len(answer.strip("().")) == 1 else None
+        letter = answer.strip("().").upper()
+        index = ascii_uppercase.find(letter) if len(letter) == 1 and not misplaced(letter, choices) else None
     elif re.fullmatch(r"\d{1,3}(?:\.0)?", answer):
         index = int(float(answer)) - (how == "number")
     if index is None or not 0 <= index < len(choices):
@@ -305,6 +315,13 @@ def _events(value: Any) -> list[Event]:
         raise RowError(Reason.BAD_EVENT, f"events: expected {expected}, found {value!r:.80}.") from error
 
 
+def _texts(value: Any) -> list[str]:
+    """All texts in a tree of mappings and lists, the names too."""
+    if isinstance(value, Mapping):
+        return [text for name, part in value.items() for text in (str(name), *_texts(part))]
+    return [text for part in value for text in _texts(part)] if isinstance(value, list) else [str(value)]
+
+
 def _json(text: str, name: str) -> Any:
     try:
         return parse_json(text)
@@ -322,11 +339,16 @@ def _kept(value: Any, name: str) -> Any:
 
 
 def _refuse_doubles(found: list[Draft], rejects: list[Reject]) -> list[Draft]:
-    """The first of each id; the others are rejects."""
+    """The first of each id; the others are rejects. Ids of their own that are one id in shards, where dots and spaces
+    are none, are told apart."""
     first: dict[str, Draft] = {}
     kept = []
     for draft in found:
         other = first.setdefault(draft.sample.id, draft)
+        if other is not draft and other.own != draft.own:
+            key = _told_apart(draft.sample.id, draft.own)
+            draft = replace(draft, sample=replace(draft.sample, id=key))
+            other = first.setdefault(key, draft)
         if other is draft:
             kept.append(draft)
         else:

@@ -40,9 +40,9 @@ class Packer:
 
     def __init__(self, config: AudioConfig) -> None:
         self.config = config
-        # The sounds of the last row, by their names, and their stretches as they are stored: many rows ask about one.
-        self._last: dict[str, _Decoded] = {}
-        self._stored: dict[tuple[str, float, float | None], Encoded] = {}
+        # The sounds of the last row and their stretches as they are stored: many rows ask about one.
+        self._last: dict[Sound, _Decoded] = {}
+        self._stored: dict[tuple[Sound, float, float | None], Encoded] = {}
 
     def pack(self, job: tuple[Sequence[Draft]]) -> list[Made]:
         """One result a draft, in order."""
@@ -72,9 +72,9 @@ class Packer:
     def _packed(self, draft: Draft) -> Packed:
         if self.config.store == "recipe":
             return self._recipes(draft)
-        self._last = {sound.name: self._decoded(sound) for sound in draft.sounds}
-        decoded = [self._last[sound.name] for sound in draft.sounds]
-        places = [(sound.name, *stretch) for sound, stretch in zip(draft.sounds, draft.stretches, strict=True)]
+        self._last = {sound: self._decoded(sound) for sound in draft.sounds}
+        decoded = [self._last[sound] for sound in draft.sounds]
+        places = [(sound, *stretch) for sound, stretch in zip(draft.sounds, draft.stretches, strict=True)]
         self._stored = {
             place: self._stored.get(place) or self._encoded(found, *place)
             for place, found in zip(places, decoded, strict=True)
@@ -88,8 +88,8 @@ class Packer:
         return packed.describing(replace(packed.sample, meta=packed.sample.meta | {CONTENT: kept}))
 
     def _decoded(self, sound: Sound) -> _Decoded:
-        if sound.name in self._last:
-            return self._last[sound.name]
+        if sound in self._last:
+            return self._last[sound]
         waveform: Waveform | Integers
         if self.config.store == "float":
             waveform = sound.exact() if hasattr(sound, "exact") else floats(sound.hear(self.config.max_file_seconds))
@@ -101,8 +101,8 @@ class Packer:
         stored = sound.stored(content) if self.config.store == "flac" and hasattr(sound, "stored") else None
         return _Decoded(waveform, content, stored)
 
-    def _encoded(self, found: _Decoded, name: str, start: float, end: float | None) -> Encoded:
-        waveform = self._fitted(self._cut(found.waveform, start, end), name)
+    def _encoded(self, found: _Decoded, sound: Sound, start: float, end: float | None) -> Encoded:
+        waveform = self._fitted(self._cut(found.waveform, start, end), sound.name)
         if found.stored is not None and isinstance(waveform, Waveform) and waveform is found.waveform:
             return Encoded(AudioInfo.of(waveform, found.content), found.stored)
         return encode_stored(waveform, self.config.store, found.content if waveform is found.waveform else None)

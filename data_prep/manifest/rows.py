@@ -55,6 +55,8 @@ class Reason(Enum):
 # What :class:`audio_llm.errors.AudioError` says of a sound, in the words of this list.
 CAUSES: Mapping[str, Reason] = {
     "missing": Reason.NO_SUCH_FILE,
+    "none": Reason.NO_SOUND_NAMED,
+    "outside": Reason.OUTSIDE_ROOT,
     "empty": Reason.EMPTY_FILE,
     "": Reason.NOT_AUDIO,
     "cut": Reason.TORN,
@@ -112,6 +114,7 @@ class Draft:
     groups: tuple[str, ...]
     split: str = ""
     stretches: tuple[tuple[float, float | None], ...] = ()
+    own: str = ""  # the row's own id, "" for none
 
     @property
     def name(self) -> str:

@@ -86,9 +86,13 @@ class TableCell:
         value = self.cell.load()
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (value, None)
         if data is None and path:
-            return file_under(self.root, str(path)).hear(max_seconds)
+            try:
+                file = file_under(self.root, str(path))
+            except DataError as error:
+                raise AudioError(str(error), "outside") from error
+            return file.hear(max_seconds)
         if not isinstance(data, bytes):
-            raise AudioError(describe(self.name, "the bytes of a sound", "none"), "missing")
+            raise AudioError(describe(self.name, "the bytes of a sound", "none"), "none")
         return decode(data, name=self.name, max_seconds=max_seconds)
 
 
@@ -101,7 +105,7 @@ def file_under(root: Path, name: str) -> File:
     elif given.is_absolute() or ".." in given.parts or "\0" in name:
         raise DataError(describe(f"sound '{name}'", f"a name under {root}", "one that leads out of it"))
     path = find_file(root, name)
-    return File(path, Path(os.path.normpath(name)).as_posix() if not path.is_file() else _below(path, root))
+    return File(path, Path(os.path.normpath(name)).as_posix() if not os.path.isfile(path) else _below(path, root))
 
 
 def _below(path: Path, root: Path) -> str:

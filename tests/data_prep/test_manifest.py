@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import signal
 import subprocess
@@ -100,6 +101,8 @@ def _broken_sounds(folder: Path) -> None:
     wav(folder / "long.wav", 8, seconds=1.5)
     wav(folder / "short.wav", 9, seconds=0.01)
     (folder / "folder.wav").mkdir()
+    os.mkfifo(folder / "pipe.wav")  # that nobody writes to
+    (folder / "endless.wav").symlink_to("/dev/zero")
     wav(folder.parent / "outside.wav", 10)
 
 
@@ -119,6 +122,9 @@ DEFECTS: list[tuple[dict[str, Any] | str, Reason]] = [
     ({"audio": "..\\outside.wav"}, Reason.OUTSIDE_ROOT),
     ({"audio": "gone.wav"}, Reason.NO_SUCH_FILE),
     ({"audio": "folder.wav"}, Reason.NO_SUCH_FILE),
+    ({"audio": "x" * 300 + ".wav"}, Reason.NO_SUCH_FILE),  # longer than a name can be
+    ({"audio": "endless.wav"}, Reason.NO_SUCH_FILE),
+    ({"audio": "pipe.wav"}, Reason.EMPTY_FILE),
     ({"audio": "empty.wav"}, Reason.EMPTY_FILE),
     ({"audio": "text.wav"}, Reason.NOT_AUDIO),
     ({"audio": "torn.flac"}, Reason.TORN),
@@ -131,6 +137,7 @@ DEFECTS: list[tuple[dict[str, Any] | str, Reason]] = [
     ({"audio": "short.wav"}, Reason.SHORT),
     ({"start": "soon"}, Reason.BAD_TIME),
     ({"start": -1}, Reason.BAD_TIME),
+    ({"start": "0_0"}, Reason.BAD_TIME),  # 0 for Python
     ({"start": 0.1, "end": 0.1}, Reason.END_BEFORE_START),
     ({"start": 0.15, "end": 0.05}, Reason.END_BEFORE_START),
     ({"end": 0.5}, Reason.BEYOND_THE_SOUND),
@@ -142,6 +149,8 @@ DEFECTS: list[tuple[dict[str, Any] | str, Reason]] = [
     ({"question": ""}, Reason.NO_QUESTION),
     ({"question": {"text": "?"}}, Reason.WRONG_TYPE),
     ({"question": "<|audio|> What is it?"}, Reason.MARKS),
+    ({"question": "<THINK>What is it?"}, Reason.MARKS),  # replies are read in any case
+    ({"question": "What\0 is it?"}, Reason.WRONG_TYPE),
     ({"answer": " "}, Reason.NO_ANSWER),
     ({"answer": True}, Reason.WRONG_TYPE),
     ({"answer": "bird"}, Reason.ANSWER_NO_CHOICE),
@@ -157,7 +166,9 @@ DEFECTS: list[tuple[dict[str, Any] | str, Reason]] = [
     ({"thinking": "So it is <|im_end|>"}, Reason.MARKS),
     ({"events": [{"label": "dog", "onset": 2, "offset": 1}]}, Reason.BAD_EVENT),
     ({"events": [{"name": "dog"}]}, Reason.BAD_EVENT),
+    ({"events": [{"label": "<|im_end|>"}]}, Reason.MARKS),
     ({"semantic_elements": ["dog"]}, Reason.WRONG_TYPE),
+    ({"semantic_elements": {"who": ["a dog", "</semantic_elements>"]}}, Reason.MARKS),
     ({"who": ""}, Reason.NO_GROUP),
 ]
 
@@ -367,6 +378,32 @@ def test_accents_in_either_unicode_form_are_one_text(tmp_path: Path) -> None:
     how = {"format": "jsonl", "path": str(write_lines(tmp_path / "rows.jsonl", rows)), "columns": {"group": "who"}}
     assert made(tmp_path, **how)["subsets"]["train"]["groups"] == 1
     assert [sample.answer for sample in samples(tmp_path)] == [whole, parted]
+
+
+def test_ids_that_differ_stay_apart(tmp_path: Path) -> None:
+    """Dots, slashes and spaces are none in shards; the two forms of an accent are one id."""
+    wav(tmp_path / "good.wav", 1)
+    ids = ["a.b", "a b", "a_b", "Ä", "A\u0308", "ä", "कि", "की", "🐶", "🐱", "a.b", None, "0000011"]
+    rows = [GOOD | {"id": name, "question": f"{number}?"} for number, name in enumerate(ids)]
+    how = {"format": "jsonl", "path": str(write_lines(tmp_path / "rows.jsonl", rows)), "max_reject_share": 1.0}
+    made(tmp_path, **how)
+    found = {sample.question: sample.id for sample in samples(tmp_path)}
+    assert len(found) == len(set(found.values())) == len(ids) - 2
+    assert (found["0?"], found["3?"], found["11?"]) == ("mine-a_b", "mine-Ä", "mine-0000011")
+    twice = {f"rows.jsonl: line {number}": "duplicate_id" for number in (5, 11)}
+    assert rejected(tmp_path) == twice
+
+
+@pytest.mark.parametrize("how", ["letter", "key"])
+def test_a_letter_that_means_two_choices_is_no_answer(how: str, tmp_path: Path) -> None:
+    wav(tmp_path / "good.wav", 1)
+    mixed, ordered = ["B. dog", "A. cat"], ["A. cat", "B. dog"]
+    rows = [GOOD | {"question": f"{n}?", "choices": listed, "answer": "B"} for n, listed in enumerate((mixed, ordered))]
+    rows += [GOOD | {"question": "2?", "choices": ["J. S. Bach", "W. A. Mozart"], "answer": "B"}]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    made(tmp_path, format="jsonl", path=str(path), answer_as=how, max_reject_share=1.0)
+    assert [sample.answer for sample in samples(tmp_path)] == ["B. dog", "W. A. Mozart"]
+    assert rejected(tmp_path) == {"rows.jsonl: line 1": "answer_no_choice"}
 
 
 def test_nan_is_nothing_and_infinity_no_text(tmp_path: Path) -> None:

@@ -236,6 +236,56 @@ def test_spatial_scenes_are_rendered(tmp_path: Path) -> None:
         made(tmp_path, format="spatial_sound_qa", path=str(tmp_path / "closed-end"))
 
 
+def test_sounds_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
+    folders = ("a", "b")
+    rows = [{"id": name, "audio_id": f"./{name}/1.wav", "question": "Which?", "answer": name} for name in folders]
+    for number, row in enumerate(rows):
+        wav(tmp_path / row["audio_id"], number)
+    (tmp_path / "mmau.json").write_text(json.dumps([row | {"choices": ["a", "b"]} for row in rows]))
+    made(tmp_path, format="mmau", path=str(tmp_path / "mmau.json"))
+    dataset = ShardDataset(tmp_path / "out" / "train")
+    for number in range(2):
+        stored = np.round(32768 * noise(number)).T / 32768
+        assert np.array_equal(dataset.load_waveform(number).samples, stored.astype(np.float32))
+
+
+def test_no_sound_and_no_class_are_told(tmp_path: Path) -> None:
+    """As ``datasets`` writes them: null for a sound, -1 for a class."""
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    data, text = wav(tmp_path / "a.wav", 1).read_bytes(), "rows.parquet: row"
+    sounds = [{"bytes": data, "path": None}, {"bytes": None, "path": None}, {"bytes": None, "path": "../a.wav"}, None]
+    rows = [{"audio": sound, "answer": 0} for sound in sounds] + [{"audio": sounds[0], "answer": -1}]
+    struct = {"bytes": Value("binary"), "path": Value("string")}
+    features = Features({"audio": struct, "answer": ClassLabel(names=["dog", "rain"])})
+    Dataset.from_list(rows, features=features).to_parquet(tmp_path / "rows.parquet")
+    how = {"format": "parquet", "path": str(tmp_path / "rows.parquet"), "question": "Which?", "max_reject_share": 1.0}
+    assert made(tmp_path, **how)["rows"] == 5
+    reasons = ("no_sound_named", "outside_root", "no_sound_named", "no_answer")
+    assert rejected(tmp_path) == {f"{text} {number}": reason for number, reason in enumerate(reasons, start=1)}
+
+
+def test_what_two_files_say_is_not_taken_of_one(tmp_path: Path) -> None:
+    """Two sounds of one name, and words that differ: beside sounds, and in tars."""
+    one, other = wav(tmp_path / "one.wav", 1).read_bytes(), wav(tmp_path / "other.flac", 2).read_bytes()
+    members = {"a.wav": one, "a.flac": other, "a.txt": b"dog", "b.wav": one, "b.txt": b"dog"}
+    members |= {"b.json": b'{"txt": "rain"}', "c.wav": one, "c.txt": b"\xef\xbb\xbfdog\n"}
+    members |= {"d.wav": other, "d.txt": "dog".encode("utf-16-le"), "e.wav": other, "e.json": b"[]"}
+    (tmp_path / "beside").mkdir()
+    for name, data in members.items():
+        (tmp_path / "beside" / name).write_bytes(data)
+    _tar(tmp_path / "0.tar", members)
+    how = {"columns": {"answer": "txt"}, "question": "Which?", "max_reject_share": 1.0}
+    made(tmp_path, format="webdataset", path=str(tmp_path / "0.tar"), **how)
+    assert [sample.answer for sample in samples(tmp_path)] == ["dog"]
+    wrong = {"a": "broken_row", "b": "broken_row", "d": "not_text", "e": "broken_row"}
+    assert rejected(tmp_path) == {f"0.tar: {key}": reason for key, reason in wrong.items()}
+    made(tmp_path / "again", format="sidecars", path=str(tmp_path / "beside"), **how)
+    assert [sample.answer for sample in samples(tmp_path / "again")] == ["dog"]
+    beside = {("a.flac" if key == "a" else f"{key}.wav"): reason for key, reason in wrong.items()}
+    assert rejected(tmp_path / "again") == beside | {"a.flac": "several_sounds"}
+
+
 def test_words_beside_a_sound_may_be_missing_or_no_text(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     for number, words in enumerate(

@@ -9,13 +9,23 @@ from typing import Any
 
 from audio_llm.datasets.records import Record
 from audio_llm.errors import ConfigError, describe, nearest
-from data_prep.manifest.rows import Reject
+from data_prep.manifest.rows import Reason, Reject, RowError
 
 # What a row says: the keys of `columns` in a recipe.
 FIELDS = (
     *("audio", "id", "question", "choices", "answer", "thinking", "semantic_elements", "events"),
     *("start", "end", "group", "split", "kind", "places"),
 )
+
+
+def check_once(values: Mapping[str, Any], others: Mapping[str, Any], where: str) -> None:
+    """Raise :class:`RowError` for a column that two places (`where`) say, and say differently."""
+    for name in values.keys() & others.keys():
+        if values[name] != others[name]:
+            expected = f"'{name}' once in {where}"
+            raise RowError(
+                Reason.BROKEN_ROW, f"expected {expected}, found {values[name]!r:.40} and {others[name]!r:.40}."
+            )
 
 
 @dataclass(frozen=True)

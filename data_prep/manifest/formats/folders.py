@@ -11,8 +11,8 @@ from audio_llm.datasets import folders, sounds
 from audio_llm.datasets.records import Record, read_text
 from audio_llm.errors import AudioError, ConfigError, DataError, describe
 from audio_llm.files import parse_json
-from data_prep.manifest.formats.base import Format, Place
-from data_prep.manifest.rows import Reason, Reject
+from data_prep.manifest.formats.base import Format, Place, check_once
+from data_prep.manifest.rows import Reason, Reject, RowError
 from data_prep.manifest.sounds import File
 
 WORDS = (".json", ".txt")
@@ -21,10 +21,12 @@ WORDS = (".json", ".txt")
 def _sidecars(place: Place) -> Iterator[Record | Reject]:
     """``x.wav`` with ``x.json`` (an object, or a list of them) and ``x.txt``, which is the column ``txt``."""
     root = _folder(place.path)
-    stems: dict[Path, Path] = {file.with_suffix(""): file for file in _files(root)}
+    stems: dict[Path, list[Path]] = {}
+    for file in _files(root):
+        stems.setdefault(file.with_suffix(""), []).append(file)
     seen = {path.relative_to(root) for path in folders.files_below(root, endings=WORDS)}
     for stem in sorted({*stems, *(path.with_suffix("") for path in seen)}):
-        file = stems.get(stem, stem.with_suffix(".wav"))
+        file, *others = stems.get(stem, [stem.with_suffix(".wav")])
         where, sound = folders.readable(file), File(root / file, folders.readable(file))
         words = [stem.with_suffix(kind) for kind in WORDS if stem.with_suffix(kind) in seen]
         if not words:
@@ -32,11 +34,20 @@ def _sidecars(place: Place) -> Iterator[Record | Reject]:
                 where, Reason.NO_SIDECAR, f"expected {stem.name}.json or {stem.name}.txt beside it, found none."
             )
             continue
+        if others:
+            found = ", ".join(map(folders.readable, (file, *others)))
+            yield Reject(where, Reason.SEVERAL_SOUNDS, f"expected one sound for {words[0].name}, found {found}.")
+            continue
         try:
             rows = _words(root, words)
+        except RowError as error:
+            yield Reject.of(where, error)
+            continue
         except DataError as error:
             yield Reject(where, Reason.NOT_TEXT, str(error))
             continue
+        if not rows:
+            yield Reject(where, Reason.BROKEN_ROW, f"expected objects in {words[0].name}, found an empty list.")
         for number, row in enumerate(rows):
             if not isinstance(row, dict):
                 yield Reject(where, Reason.BROKEN_ROW, f"expected an object, found {row!r:.60}.")
@@ -59,6 +70,9 @@ def _words(root: Path, files: list[Path]) -> list[Any]:
         except ValueError as error:
             raise DataError(describe(folders.readable(file), "JSON", str(error))) from error
         rows = tree if isinstance(tree, list) else [tree]
+    for row in rows:
+        if isinstance(row, dict):
+            check_once(row, text, "the JSON and the text")
     return [row | text if isinstance(row, dict) else row for row in rows]
 
 

@@ -52,7 +52,7 @@ def _dcase(place: Place) -> Iterator[Record | Reject]:
 
 
 def _file(path: Path, top: Path) -> File:
-    """Known by its place beside the questions: other splits may have other clips of its name."""
+    """Known by its place below `top`: other folders may have other clips of its name."""
     return File(path, Path(os.path.relpath(path, top)).as_posix())
 
 
@@ -65,7 +65,7 @@ def _mmau(place: Place) -> Iterator[Record | Reject]:
             continue
         values = dict(row.values)
         if isinstance(name := values.get("audio_id"), str):
-            values["audio"] = File(mmau.audio_file(place.root, name), Path(name).name)
+            values["audio"] = _file(mmau.audio_file(place.root, name), place.root)
         yield Record(values, row.where)
 
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from audio_llm.datasets.records import Record
+from audio_llm.datasets.records import Record, as_text
 from audio_llm.errors import AudioLLMError, DataError, ShardError
 from audio_llm.files import parse_json
 from audio_llm.language.groups import read_elements, unified
 from audio_llm.language.replies import strip_letters
 from audio_llm.shards.index import AUDIO_SUFFIXES, Scan, further_members, scan_members, shard_paths
-from data_prep.manifest.formats.base import Format, Place
+from data_prep.manifest.formats.base import Format, Place, check_once
 from data_prep.manifest.rows import Reason, Reject, RowError
 from data_prep.manifest.sounds import Part
 
@@ -48,10 +48,8 @@ def _rows(path: Path, several: bool) -> Iterator[Record | Reject]:
             if ending is not None:
                 further = further_members(parts)
                 if further is None:
-                    found = ", ".join(sorted(parts))
-                    yield Reject(
-                        where, Reason.BROKEN_ROW, f"expected members audio1, audio2, … once each, found {found}."
-                    )
+                    expected, found = "one sound, and audio1, audio2, … once each", ", ".join(sorted(parts))
+                    yield Reject(where, Reason.BROKEN_ROW, f"expected {expected}, found {found}.")
                     continue
                 sounds = [Part(path, *parts[ending], f"{path.name}: {key}.{ending}")]
                 sounds += [Part(path, *part, f"{path.name}: {key}.audio{n}") for n, part in enumerate(further, 1)]
@@ -72,12 +70,15 @@ def _words(stream: Any, parts: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
             raise RowError(Reason.NOT_TEXT, f"{ending}: expected at most {MAX_WORDS} bytes, found {size}.")
         stream.seek(offset)
         try:
-            text = stream.read(size).decode()
+            text = as_text(stream.read(size), ending)
             tree = parse_json(text, once=True) if ending == "json" else {ending: text.strip()}
+        except DataError as error:
+            raise RowError(Reason.NOT_TEXT, str(error)) from error
         except ValueError as error:
             raise RowError(Reason.NOT_TEXT, f"{ending}: {error}.") from error
         if not isinstance(tree, dict):
             raise RowError(Reason.BROKEN_ROW, f"json: expected an object, found {type(tree).__name__}.")
+        check_once(values, tree, f"json and {ending}")
         values |= tree
     return values
 
