@@ -42,6 +42,7 @@ def recipes() -> dict[str, type]:
 
 def run(args: argparse.Namespace) -> int:
     from audio_llm import config as recipes
+    from audio_llm import ranges
     from audio_llm.errors import ConfigError
     from audio_llm.files import only_writer
     from data_prep import sounds
@@ -59,6 +60,9 @@ def run(args: argparse.Namespace) -> int:
     tree = recipes.read(args.recipe, overrides, kind.recipe.verb)
     tree.pop("kind", None)
     recipe, out = recipes.build(kind.recipe, tree, str(args.recipe)), Path(args.out)
+    for name in ("samples_per_shard", "seed"):
+        if isinstance(number := getattr(recipe, name, None), int):
+            ranges.check(name, number, ranges.RANGES[name])
     with only_writer(out):
         summary = kind.prepare(recipe, out, workers=args.workers, overwrite=args.overwrite, quiet=args.quiet)
     if args.plot:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -63,6 +64,22 @@ class Rendering:
     @property
     def samples(self) -> int:
         return round(self.seconds * self.sample_rate)
+
+
+def check_rate(key: str, rate: int, responses: Path) -> None:
+    """Compare `rate`, the recipe's `key`, with that of the folder `responses`: files .npy do not say theirs, and at
+    another they are heard as other rooms. Where they lie in a data set of ``audio-llm prep``, that one says it, and
+    :class:`ConfigError` is raised for another; elsewhere a rate that is not the published one is told."""
+    try:
+        known = read_json(responses.parent / "dataset.json")["config"]["audio"]["sample_rate"]
+    except (OSError, ValueError, KeyError, TypeError):
+        if rate != SAMPLE_RATE:
+            told = f"those of {responses} are taken to be of {rate} Hz, which their files do not say"
+            print(f"note: {key}: room responses are published at {SAMPLE_RATE} Hz; {told}.", file=sys.stderr)
+        return
+    if isinstance(known, int) and known != rate:
+        cure = f"Set {key} to {known}; what a model hears is said elsewhere."
+        raise ConfigError(describe(key, f"{known} Hz, the rate of {responses}", f"{rate} Hz", cure))
 
 
 def dry(waveform: audio.Waveform, rendering: Rendering, name: str = "clip") -> Array:

@@ -28,7 +28,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from audio_llm.audio import Waveform, encode, quantise
-from audio_llm.errors import ShardError, describe
+from audio_llm.errors import ConfigError, ShardError, describe
 from audio_llm.files import append_line, parse_json, read_lines, write_json, write_lines
 from audio_llm.integers import Integers
 from audio_llm.pcm import INT16_SCALE
@@ -181,7 +181,7 @@ class ShardWriter:
         max_reject_share: float = 0.01,
     ) -> None:
         if samples_per_shard < 1:
-            raise ValueError(f"samples_per_shard must be positive, got {samples_per_shard}")
+            raise ConfigError(describe("samples_per_shard", "1 or more", f"{samples_per_shard}"))
         if format not in FORMATS:
             raise ShardError(describe("shard audio format", " or ".join(FORMATS), repr(format)))
         self.folder = Path(folder)

@@ -136,10 +136,11 @@ class ManifestConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(describe(name, "a share from 0 to 1", f"{getattr(self, name):g}"))
         for name, least in (("samples_per_shard", 1), ("max_rejects", 0), ("seed", 0)):
-            if (getattr(self, name) or least) < least:
-                raise ConfigError(describe(name, f"{least} or more", f"{getattr(self, name)}"))
-        if self.audio_separator == "":
-            raise ConfigError(describe("audio_separator", "what stands between two sounds", "nothing"))
+            if (number := getattr(self, name)) is not None and number < least:
+                raise ConfigError(describe(name, f"{least} or more", f"{number}"))
+        for name, parts in (("audio_separator", "sounds"), ("choices_separator", "choices")):
+            if getattr(self, name) == "":
+                raise ConfigError(describe(name, f"what stands between two {parts}", "nothing"))
         if self.question is not None and not self.question.strip():
             raise ConfigError(describe("question", "words", "none"))
 

@@ -34,7 +34,7 @@ from audio_llm.datasets.reverberation import (
 from audio_llm.errors import AudioLLMError, ConfigError, describe
 from audio_llm.files import glance, write_lines
 from audio_llm.identity import identity_of
-from audio_llm.shards.rendering import Array, Rendering, dry, hear
+from audio_llm.shards.rendering import Array, Rendering, check_rate, dry, hear
 from audio_llm.shards.schema import Event, Sample, Source
 from audio_llm.shards.writer import pack
 from data_prep.ledger import REJECTS, Ledger, Rendered, Summary, digest, fill, finished, plain
@@ -335,6 +335,7 @@ def prepare(
     dataset of another recipe, unless `overwrite`, and when recordings are on both sides of a split.
     """
     config.check()
+    check_rate("rendering.sample_rate", config.rendering.sample_rate, Path(config.responses))
     plans, corpora, rejects, scenes = _plans(config)
     digests = {name: manifest_hash([item.row() for item in items]) for name, items in plans.items()}
     tree = dataclasses.asdict(config)

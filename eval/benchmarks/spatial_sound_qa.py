@@ -15,7 +15,7 @@ from audio_llm.datasets.records import Record, read_records
 from audio_llm.datasets.spatial_sound_qa import RATES, Heard, question_files, read_question, without_training
 from audio_llm.errors import ConfigError, describe
 from audio_llm.files import content_hash, write_atomically
-from audio_llm.shards.rendering import SAMPLE_RATE, Rendering
+from audio_llm.shards.rendering import SAMPLE_RATE, Rendering, check_rate
 from eval.benchmarks.base import BenchmarkError, Collection, Item, check_options, one_of, refuse_doubles, whole_number
 from eval.predictions import Prediction
 from eval.scorers.open_answers import SPATIAL_SOUND_QA
@@ -49,6 +49,7 @@ class SpatialSoundQA:
         root = data if data.is_dir() else data.parent
         audio, responses = Path(options.get("audio", root)), Path(options.get("responses", root / "responses"))
         rendering = rendering_of(options)
+        check_rate("option sample_rate", rendering.sample_rate, responses)
         skip = one_of(options, "missing", ("list", "skip")) == "skip"
         items: list[Item] = []
         scenes: list[Heard] = []

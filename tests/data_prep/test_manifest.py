@@ -308,6 +308,8 @@ def test_stretches_are_cut_and_sounds_made_to_fit(tmp_path: Path) -> None:
         ({"audio": {"hearing": "left"}}, r"audio\.layouts as well"),
         ({"audio": {"hearing": "left", "layouts": ["stereo"]}}, "hearing left"),
         ({"audio": {"max_seconds": 0.01}}, "min_seconds"),
+        ({"samples_per_shard": 0}, "samples_per_shard: expected 1 or more, found 0"),
+        ({"choices_separator": ""}, "choices_separator: expected what stands between two choices"),
         ({"draw_choices": 1}, "draw_choices: expected 0, or 2 to 26"),
         ({"draws": 2}, "draws: expected 1, or 2 to 100 with draw_choices as well, found 2 alone"),
         ({"draw_choices": 2, "draws": 101}, "draws: expected 1, or 2 to 100"),

@@ -21,6 +21,7 @@ from audio_llm.model.encoder import build_encoder
 from audio_llm.shards.reader import ShardDataset
 from data_prep.manifest.formats import FORMATS
 from data_prep.manifest.rows import Reason
+from eval.benchmarks.spatial_sound_qa import SpatialSoundQA
 from tests.data_prep.manifest_tools import made, noise, rejected, samples, wav, write_lines
 from tests.paths import ROOT, SHARED
 
@@ -229,6 +230,16 @@ def test_spatial_scenes_are_rendered(tmp_path: Path) -> None:
     assert [(info.layout, info.seconds) for info in sample.audio] == [("binaural", 10.0)]
     assert sample.meta["question_type"] == "MIXUP_DISTANCE_BOTH" and sample.source and sample.source.clip == "Y0+Y1"
     assert rejected(tmp_path) == {"qa/1": "broken_row", "qa/2": "no_such_file"}
+    own = tmp_path / "dataset.json"  # as beside the responses of our own scenes
+    own.write_text('{"config": {"audio": {"sample_rate": 16000}}}')
+    how = {"format": "spatial_sound_qa", "path": str(tmp_path / "qa.json"), "max_rejects": 2}
+    with pytest.raises(ConfigError, match="options.sample_rate: expected 16000 Hz, .* found 32000 Hz"):
+        made(tmp_path / "other", **how, root=str(tmp_path))
+    asked = {"audio": str(tmp_path), "responses": str(tmp_path / "responses")}
+    with pytest.raises(ConfigError, match="option sample_rate: expected 16000 Hz"):
+        SpatialSoundQA().open(tmp_path / "qa.json", **asked)
+    made(tmp_path / "own", **how, root=str(tmp_path), options={"sample_rate": 16000})
+    own.unlink()
     for name in ("train", "eval-stage3-distance"):  # as published, side by side
         (tmp_path / "closed-end").mkdir(exist_ok=True)
         (tmp_path / "closed-end" / f"{name}.json").write_text(json.dumps({"data": rows[:1]}))

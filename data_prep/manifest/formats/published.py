@@ -13,7 +13,7 @@ from audio_llm.audio import LAYOUT_CHANNELS, Waveform, limit_peak
 from audio_llm.datasets import dcase_aqa, mmau, spatial_sound_qa
 from audio_llm.datasets.records import Record
 from audio_llm.errors import AudioError, AudioLLMError, ConfigError, describe
-from audio_llm.shards.rendering import SAMPLE_RATE, Recipe, Rendering
+from audio_llm.shards.rendering import SAMPLE_RATE, Recipe, Rendering, check_rate
 from data_prep.manifest.formats.base import Format, Place
 from data_prep.manifest.formats.tables import rows_of
 from data_prep.manifest.rows import Reject
@@ -127,8 +127,9 @@ def _spatial_sound_qa(place: Place) -> Iterator[Record | Reject]:
     if not isinstance(rate, int) or rate not in spatial_sound_qa.RATES:
         bounds = spatial_sound_qa.RATES
         raise ConfigError(describe("options.sample_rate", f"{bounds[0]} to {bounds[-1]} Hz", f"{rate!r}"))
-    rendering = Rendering(sample_rate=rate, layout=layout, silent="keep")
     responses = _responses(place)
+    check_rate("options.sample_rate", rate, responses.parent)
+    rendering = Rendering(sample_rate=rate, layout=layout, silent="keep")
     top = place.path if place.path.is_dir() else place.path.parent
     files = spatial_sound_qa.question_files(place.path)
     if spatial_sound_qa.without_training(files, place.path)[1]:
