@@ -35,7 +35,7 @@ class Cell:
     def load(self) -> Any:
         """The value. Raises :class:`DataError` where the file cannot be read any more."""
         group, offset = _group_of(self.path, self.row)
-        return _group(self.path, self.column, group)[offset].as_py()
+        return _group(_opened(self.path), self.path, self.column, group)[offset].as_py()
 
     def data(self) -> bytes:
         """The bytes themselves, also where they stand under ``bytes`` as Hugging Face's audio columns have them."""
@@ -313,11 +313,11 @@ def _group_of(path: Path, row: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=2)  # neighbours share a group, and a group may hold hundreds of megabytes
-def _group(path: Path, column: str, group: int) -> Any:
+def _group(file: Any, path: Path, column: str, group: int) -> Any:
     import pyarrow as arrow
 
     try:
-        return _opened(path).read_row_group(group, columns=[column]).column(0)
+        return file.read_row_group(group, columns=[column]).column(0)
     except (arrow.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
 

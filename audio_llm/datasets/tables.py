@@ -27,7 +27,8 @@ from audio_llm.yaml_text import yaml_of
 
 AUDIO_MARK = "<audio>"  # what stands for a sound in the text of a chat row
 _STARTS = {b"fLaC": "flac", b"RIFF": "wav", b"OggS": "ogg"}
-_LISTED = ("choices", "semantic_elements", "events", "places")  # JSON in a table whose cells are texts
+# Keys of meta that sides and scores go by; a manifest makes its own, and `keep` cannot name them.
+OWN_META = ("question_type", "format", "recordings", "counterfactual", "sound")
 _BATCH = 256  # rows of Parquet whose sounds are in memory at a time
 
 Row = dict[str, Any]
@@ -48,9 +49,20 @@ def write_tables(folders: Sequence[Path], out: Path, form: str) -> int:
         if sample.id in names:
             raise DataError(describe(f"sample '{sample.id}'", "an id that occurs once", "a second one"))
         names.add(sample.id)
-    rows = [_row(sample) for sample in samples]
+    licences = {(sample.source and sample.source.licence) or None for sample in samples}
+    rows = [_row(sample, one_licence=len(licences) == 1) for sample in samples]
+    kept = list(dict.fromkeys(name for row in rows for name in row if name not in _COLUMNS))
     with atomic_folder(out) as folder:
-        sounds = (_sounds(dataset, number) for number in range(len(dataset)))
+        floats = False
+
+        def heard() -> Sounds:
+            nonlocal floats
+            for number in range(len(dataset)):
+                members = _sounds(dataset, number)
+                floats |= any(data.startswith(b"RIFF") for data in members)
+                yield members
+
+        sounds = heard()
         keys = FORMS[form](folder, rows, sounds)
         most = max((len(sample.audio) for sample in samples), default=1)
         corpora = {sample.source.dataset for sample in samples if sample.source}
@@ -65,6 +77,8 @@ def write_tables(folders: Sequence[Path], out: Path, form: str) -> int:
             "kind": "manifest",
             "corpus": corpora.pop() if len(corpora) == 1 else "corpora",
             **keys,
+            **({"keep": kept} if kept else {}),
+            **({"licence": licence} if (licence := licences.pop()) and not licences else {}),
             "path": str(out / keys["path"]),
             "splits": splits,
             "audio": {
@@ -73,7 +87,8 @@ def write_tables(folders: Sequence[Path], out: Path, form: str) -> int:
                 "min_peak": 0.0,
                 "two_channels": "binaural" if "binaural" in layouts else "stereo",
             }
-            | ({"max_sounds": most} if most > 1 else {}),
+            | ({"max_sounds": most} if most > 1 else {})
+            | ({"store": "float"} if floats else {}),  # to nothing but what they are
         }
         write_atomically(folder / "recipe.yaml", yaml_of(recipe))
     return len(rows)
@@ -87,8 +102,15 @@ def _sounds(dataset: ShardDataset, number: int) -> list[bytes]:
     return [encode(waveform, "wav", "FLOAT") for waveform in dataset.load_waveforms(number)]
 
 
-def _row(sample: Sample) -> Row:
-    """The columns of a table, by the names that a manifest has for them."""
+# What every row has; the others are kept of a sample's meta.
+_COLUMNS = (
+    *("id", "question", "choices", "answer", "thinking", "semantic_elements"),
+    *("events", "kind", "group", "split", "places"),
+)
+
+
+def _row(sample: Sample, *, one_licence: bool) -> Row:
+    """The columns of a table, by the names that a manifest has for them, and what else there is in a sample's meta."""
     source, recordings = sample.source, sample.meta.get("recordings")
     several = isinstance(recordings, list) and len(recordings) > 1 and len(sample.audio) > 1
     row: Row = {
@@ -103,7 +125,9 @@ def _row(sample: Sample) -> Row:
         "group": recordings if several else (source and source.clip) or sample.id,
         "split": (source and source.split) or "train",
     }
-    return row | ({"places": sample.places} if sample.places else {})
+    kept = {} if one_licence else {"licence": source and source.licence}
+    kept |= {name: value for name, value in sample.meta.items() if name not in (*OWN_META, *row, "audio", "places")}
+    return row | ({"places": sample.places} if sample.places else {}) | _there(kept)
 
 
 def _there(tree: Mapping[str, Any]) -> Row:
@@ -149,8 +173,8 @@ def _csv(folder: Path, rows: Sequence[Row], sounds: Sounds) -> Row:
     table = csv.writer(text, lineterminator="\n")
     table.writerow([*audio, *names, *group, *choices])
     for row, heard, grouped in zip(rows, files, groups, strict=True):
-        values = [(name, row.get(name)) for name in names]
-        cells = [json.dumps(v, ensure_ascii=False) if v and name in _LISTED else v for name, v in values]
+        values = [row.get(name) for name in names]
+        cells = [v if v in (None, [], {}) or isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
         offered = [*row["choices"], *[""] * (widest - len(row["choices"]))]
         line = [*heard, *cells, *grouped, *offered]
         table.writerow(["" if cell in (None, [], {}) else cell for cell in line])
@@ -178,7 +202,8 @@ def _chat(folder: Path, rows: Sequence[Row], sounds: Sounds) -> Row:
             {"role": "user", "content": _marked(row, len(files))},
             {"role": "assistant", "content": target_text(taught, "think_semantics")},
         ]
-        others = {name: row[name] for name in ("id", "choices", "events", "kind", "group", "split")}
+        told = ("question", "answer", "thinking", "semantic_elements", "places")
+        others = {name: value for name, value in row.items() if name not in told}
         lines.append({"messages": messages, "audios": files} | _there(others))
     write_lines(folder / "rows.jsonl", lines)
     return {"format": "chat", "path": "rows.jsonl", "columns": {"group": "group", "split": "split"}}
@@ -203,7 +228,7 @@ def _parquet(folder: Path, rows: Sequence[Row], sounds: Sounds) -> Row:
     listed = {"choices": arrow.list_(text)}
     schema = arrow.schema(
         [("audio", arrow.struct([("bytes", arrow.binary()), ("path", text)]))]
-        + [(name, listed.get(name, text)) for name in rows[0]]
+        + [(name, listed.get(name, text)) for name in dict.fromkeys(name for row in rows for name in row)]
     )
     with parquet.ParquetWriter(folder / "rows.parquet", schema) as writer:
         for start in range(0, len(rows), _BATCH):
@@ -214,10 +239,12 @@ def _parquet(folder: Path, rows: Sequence[Row], sounds: Sounds) -> Row:
                     found = f"{1 + len(others)}"
                     raise DataError(describe(f"sample '{row['id']}'", "one sound", found, "Write csv, jsonl or chat."))
                 cell = {"bytes": data, "path": f"{row['id']}.{_STARTS.get(data[:4], 'mp3')}"}
-                words = {name: json.dumps(row[name], ensure_ascii=False) for name in _LISTED[1:] if row.get(name)}
-                batch.append(
-                    {"audio": cell} | {name: row[name] or None for name in row if name not in _LISTED[1:]} | words
-                )
+                cells = {
+                    name: value if isinstance(value, str) or name in listed else json.dumps(value, ensure_ascii=False)
+                    for name, value in row.items()
+                    if value not in (None, "", [], {})
+                }
+                batch.append({"audio": cell} | cells)
             writer.write_table(arrow.Table.from_pylist(batch, schema))
     return {"format": "parquet", "path": "rows.parquet", "columns": {"group": "group", "split": "split"}}
 

@@ -208,8 +208,8 @@ def _composed(text: str | None) -> str:
 
 
 def _nothing(value: Any) -> bool:
-    """None, and how Parquet says so in a column of numbers."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
+    """None, and how Parquet says so in a column of numbers, and tables of text."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 def _seconds(values: Sequence[Any], name: str, sounds: int) -> list[float | None]:

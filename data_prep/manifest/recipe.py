@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from audio_llm.audio import HEARINGS, LAYOUT_CHANNELS, MAX_SECONDS, Hearing, audible
+from audio_llm.datasets.tables import OWN_META
 from audio_llm.errors import ConfigError, describe, nearest
 from audio_llm.shards.schema import MOST_CHOICES
 from data_prep.manifest.formats import FORMATS
@@ -21,7 +22,6 @@ AnswerAs = Literal["text", "letter", "index", "number", "key"]
 LISTED = ("choices", "audio", "start", "end", "group")  # fields that several columns may hold
 MOST_DRAWS = 100  # of one row: each is a sample with its sound
 CONTENT = "sound"  # the key of meta that tells a whole sound from others, where a sample is a stretch of one
-OWN = ("question_type", "format", "recordings", "counterfactual", CONTENT)  # keys of meta that sides and scores go by
 CORPUS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 
 
@@ -153,9 +153,10 @@ class ManifestConfig:
             if not all(isinstance(part, str) and part for part in (column if several else [column])):
                 expected = "the name of a column" + (", or a list of names" if name in LISTED else "")
                 raise ConfigError(describe(f"columns.{name}", expected, f"{column!r}"))
-        if taken := [name for name in self.keep if name in OWN]:
-            cure = "Give the column another name" + (", or say columns.kind." if taken[0] == OWN[0] else ".")
-            raise ConfigError(describe("keep", f"names other than meta's own {', '.join(OWN)}", f"'{taken[0]}'", cure))
+        if taken := [name for name in self.keep if name in OWN_META]:
+            cure = "Give the column another name" + (", or say columns.kind." if taken[0] == OWN_META[0] else ".")
+            expected = f"names other than meta's own {', '.join(OWN_META)}"
+            raise ConfigError(describe("keep", expected, f"'{taken[0]}'", cure))
 
     def _check_splits(self) -> None:
         if not self.splits:

@@ -537,6 +537,30 @@ def test_shards_become_a_table_and_shards_again(form: str, tmp_path: Path, shard
         assert other.meta["question_type"] == one.meta["question_type"]
 
 
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet", "chat"])
+def test_a_table_keeps_licence_meta_and_every_bit(form: str, tmp_path: Path, monkeypatch) -> None:
+    """What a sample has beside its question: of a table whose cells are texts, as a text."""
+    monkeypatch.chdir(tmp_path)
+    loud = noise(1) + 1e-6  # between the steps of 16 bits
+    soundfile.write("a.wav", loud, RATE, subtype="FLOAT")
+    rows = [
+        GOOD | {"audio": "a.wav", "level": 1.5, "room": {"size": [3, 4]}},
+        GOOD | {"audio": "a.wav", "question": "?"},
+    ]
+    how = {"format": "jsonl", "path": str(write_lines(tmp_path / "rows.jsonl", rows)), "licence": "CC BY 4.0"}
+    made(tmp_path, **how, keep=["level", "room"], audio={"store": "float"})
+    assert main(["convert", "shards", "out/train", "table", "--form", form]) == 0
+    assert main(["prep", "table/recipe.yaml", "again", "--workers", "1", "--quiet"]) == 0
+    before, after = ShardDataset("out/train"), ShardDataset("again/train")
+    assert np.array_equal(before.load_waveform(0).samples, after.load_waveform(0).samples)
+    found = [after.load_sample(number) for number in range(2)]
+    assert [sample.source.licence for sample in found if sample.source] == ["CC BY 4.0"] * 2
+    texts = {"level": "1.5", "room": '{"size": [3, 4]}'}
+    told: dict[str, Any] = texts if form in ("csv", "parquet") else {"level": 1.5, "room": {"size": [3, 4]}}
+    assert found[0].meta == {"question_type": "mine", "format": form, **told}
+    assert found[1].meta == {"question_type": "mine", "format": form}
+
+
 @pytest.mark.parametrize("config", [AudioConfig(), AudioConfig(sample_rate=8000), AudioConfig(store="float")])
 def test_what_was_encoded_for_the_row_before_is_what_would_be_encoded_for_this_one(config, tmp_path: Path) -> None:
     """Rows about one sound, its stretches, and two sounds at once, packed in a row and each by a packer of its own."""

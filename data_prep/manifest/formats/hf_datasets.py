@@ -57,8 +57,16 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             number += 1
 
 
-@lru_cache(maxsize=4)
 def _table(path: Path) -> Any:
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise DataError(describe(str(path), "an Arrow file", error.strerror or str(error))) from error
+    return _table_once(path, about.st_ino, about.st_mtime_ns)  # another file under the same name is opened anew
+
+
+@lru_cache(maxsize=4)
+def _table_once(path: Path, inode: int, changed: int) -> Any:
     require("pyarrow", f"Reading {path}", "train")
     import pyarrow as arrow
 
