@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 
 import numpy as np
 
 from audio_llm.audio import LAYOUT_OF_COUNT, Waveform, other_channels
+from audio_llm.containers import mpeg
+from audio_llm.containers.base import after_id3
 from audio_llm.errors import AudioError, PrerequisiteError, describe
 
 # A sound stream may begin a few milliseconds off the film, by its codec's priming and by rounded times; one that begins
 # later than this was delayed on purpose.
 _DELAY = 0.05  # seconds
-_TORN = 0.5  # seconds that may lack of what the container promises
+_TORN = 0.2  # seconds that may lack of what the container promises
+# Formats without a length of their own: FFmpeg guesses it from the bit rate at the beginning.
+_GUESSED = frozenset("aac ac3 eac3 amr dts loas mp3".split())
+_IN_OGG = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC")  # how the first packet of a stream begins, at byte 28
 _GAP = 0.1  # seconds between two frames by their times, beyond which some were lost: all that follows would be shifted
 
 
 def installed() -> bool:
     return importlib.util.find_spec("av") is not None
+
+
+def damaged(path: Path) -> bool:
+    """Whether a file that :func:`audio_llm.audio.decode` refused is FLAC, Ogg or MP3, which it knows: FFmpeg would
+    leave out what is damaged in it, and all that follows would be shifted."""
+    data = path.read_bytes()
+    start = after_id3(data, 0, path.name)
+    head = data[start : start + 64]
+    ogg = head.startswith(b"OggS") and head[28:].startswith(_IN_OGG)
+    return ogg or head.startswith(b"fLaC") or mpeg.recognises(data, start)
 
 
 def decode(path: Path, name: str, max_seconds: float, until: float | None = None) -> Waveform:
@@ -40,6 +56,8 @@ def decode(path: Path, name: str, max_seconds: float, until: float | None = None
                 raise AudioError(describe(name, "a file with a sound stream", "one without"))
             stream = container.streams.audio[0]
             rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
+            if not rate or not channels:
+                raise AudioError(describe(name, "a sound or film file", "one that is not: no sound can be found in it"))
             if channels not in LAYOUT_OF_COUNT:
                 expected, found = "1 (mono), 2 (stereo or binaural) or 4 (foa) channels", f"{channels} channels"
                 raise AudioError(describe(name, expected, found, other_channels(2, channels)), "channels")
@@ -52,9 +70,11 @@ def decode(path: Path, name: str, max_seconds: float, until: float | None = None
     except FileNotFoundError as error:
         raise AudioError(describe(name, "a sound or film file", "no such file"), "missing") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        found = f"one that is not: {error.strerror if isinstance(error, OSError) else error}"
+        found = f"one that is not: {getattr(error, 'strerror', None) or error}"
         raise AudioError(describe(name, "a sound or film file", found)) from error
     seconds = samples.shape[1] / rate
+    if until is None:
+        _check_riff(path, name)
     expected_seconds = last if promised is None else min(last, promised)
     if promised is not None and seconds < expected_seconds - _TORN:
         found = f"{seconds:.2f} s: the file is cut short or damaged"
@@ -66,6 +86,8 @@ def decode(path: Path, name: str, max_seconds: float, until: float | None = None
 
 def _promised(container: object, stream: object) -> float | None:
     """Seconds that the file says its sound has; None where it says nothing."""
+    if container.format.name in _GUESSED:  # type: ignore[attr-defined]
+        return None
     duration, base = getattr(stream, "duration", None), getattr(stream, "time_base", None)
     if duration and base:
         return float(duration * base)
@@ -76,6 +98,17 @@ def _promised(container: object, stream: object) -> float | None:
     others = getattr(container, "streams", None)
     alone = others is not None and len(others) == 1  # a film may be longer than its sound
     return whole / 1e6 if whole and alone else None
+
+
+def _check_riff(path: Path, name: str) -> None:
+    """Raise :class:`AudioError` for an AVI file that is shorter than it says, which FFmpeg does not."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+        there = file.seek(0, os.SEEK_END)
+    told = 8 + int.from_bytes(head[4:8], "little")
+    if head.startswith(b"RIFF") and head[8:] == b"AVI " and there < told < 2**32 - 2**16:  # a stream says all ones
+        found = f"{there}: the file is cut short"
+        raise AudioError(describe(name, f"{told} bytes", found), "cut")
 
 
 def _samples(av: object, container: object, stream: object, name: str, most: int) -> np.ndarray:

@@ -37,7 +37,7 @@ class Cut(Step):
     """
 
     name: ClassVar[str] = "cut"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     reasons: ClassVar[tuple[str, ...]] = (*sorted({reason.name.lower() for reason in _REASONS}), NO_DECODER)
     retryable: ClassVar[tuple[str, ...]] = (Reason.NOT_AUDIO.name.lower(), NO_DECODER)  # a decoder may be there by then
     needs: ClassVar[tuple[str, ...]] = ("audio", "mark", "start", "end")
@@ -90,7 +90,7 @@ class Cut(Step):
         whole = self._whole(fields["audio"], name, None if end is None else end + self.margin + 1)
         rate, total = whole.sample_rate, whole.num_samples
         first, last = round(start * rate), total if end is None else round(end * rate)
-        if first >= total or last > total:
+        if first < 0 or first >= total or last > total:
             asked = f"from {start:g} s on" if end is None else f"{start:g} to {end:g} s"
             raise AudioError(describe(name, f"a stretch within {whole.seconds:g} s", asked), _BEYOND)
         first, last = max(0, first - round(self.margin * rate)), min(total, last + round(self.margin * rate))
@@ -127,7 +127,7 @@ class Cut(Step):
             try:
                 waveform, far = sound.hear(self.max_file_seconds), np.inf
             except AudioError as error:
-                if error.cause or not isinstance(sound, File) or not films.installed():
+                if error.cause or not isinstance(sound, File) or not films.installed() or films.damaged(sound.path):
                     raise
                 waveform = films.decode(sound.path, name, self.max_file_seconds, until)  # by another name, perhaps
         if waveform.layout == "stereo":

@@ -191,6 +191,7 @@ def test_what_cannot_be_cut_has_its_reason(tmp_path: Path, monkeypatch) -> None:
         ("good.wav", {"start": 1.0, "end": 40.0}, "long"),
         ("good.wav", {"start": 3.0, "end": 5.0}, "beyond_the_sound"),
         ("good.wav", {"start": 9.0}, "beyond_the_sound"),
+        ("good.wav", {"start": -1.0, "end": 1.0}, "beyond_the_sound"),
     ]
     for name, fields, reason in cases:
         found = result(tmp_path, tmp_path / name, **fields)
@@ -227,3 +228,34 @@ def test_films_that_cannot_be_cut_have_their_reason(tmp_path: Path) -> None:
         assert isinstance(found, Reject) and found.reason in reasons, (name, found)
     shutil.copy(whole, tmp_path / "misnamed.wav")
     assert isinstance(result(tmp_path, tmp_path / "misnamed.wav", start=1.0, end=2.0), Item)
+
+
+def test_a_length_that_is_guessed_is_no_promise(tmp_path: Path) -> None:
+    """ADTS says no length: FFmpeg takes the first frames, here of silence, for all of them, and guesses a minute."""
+    samples = sound(seconds=6.0)
+    samples[: 5 * RATE] = 0
+    path = film(tmp_path / "x.aac", samples, "aac", picture=False)
+    item = result(tmp_path, path)
+    assert isinstance(item, Item) and abs(item.fields["seconds"] - 6.0) < 0.1
+
+
+def test_a_damaged_sound_is_not_read_around(tmp_path: Path) -> None:
+    """FFmpeg leaves out what it cannot read, and takes the length of an AVI file for what is left of it."""
+    pytest.importorskip("av")
+    for kind in ("flac 16", "ogg vorbis", "ogg opus", "mp3 variable"):
+        data = bytearray(written(sound() / 32768, RATE, kind))
+        data[len(data) // 3 : len(data) // 3 + 900] = bytes(900)
+        path = tmp_path / f"x.{kind.split()[0]}"
+        path.write_bytes(data)
+        assert isinstance(result(tmp_path, path), Reject), kind
+    whole = film(tmp_path / "whole.avi", sound(), "mp3")
+    assert isinstance(result(tmp_path, whole), Item)
+    (tmp_path / "torn.avi").write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    torn = result(tmp_path, tmp_path / "torn.avi")
+    assert isinstance(torn, Reject) and torn.reason == "torn"
+    assert isinstance(result(tmp_path, tmp_path / "torn.avi", start=0.5, end=1.0), Item)  # what is there is there
+    for ending in ("flac", "ogg", "mp3", "mp4"):
+        (tmp_path / f"text.{ending}").write_text("words and more words\n" * 50)
+        found = result(tmp_path, tmp_path / f"text.{ending}")
+        assert isinstance(found, Reject) and found.reason == "not_audio", found
+        assert str(tmp_path) not in found.detail and "Errno" not in found.detail
