@@ -152,8 +152,15 @@ class Corpus:
             return
         with Ledger(self._ledger(entry.label)) as ledger:
             _sweep(ledger, (job.key for job in jobs))
-            if not all(job.key in ledger for job in jobs):
-                for job, line in zip(jobs, self._called(entry, jobs, row), strict=True):
+            said = _facts(where := self.out / "ledger" / f"{entry.label}.facts.json")
+            if all(job.key in ledger for job in jobs):
+                self.facts |= {entry.label: said[mark]} if mark in said else {}
+            else:
+                made = self._called(entry, jobs, row)
+                if entry.label in self.facts:  # before the lines, for with all of them it is not called again
+                    with atomic_file(where) as path:
+                        path.write_text(json.dumps(said | {mark: self.facts[entry.label]}) + "\n", encoding="utf-8")
+                for job, line in zip(jobs, made, strict=True):
                     ledger.add(job.key, line)
             self._gather(before, row, ((job.item, ledger.find(job.key)) for job in jobs))
 
@@ -218,6 +225,15 @@ class Corpus:
                 others.write(json.dumps(vars(reject), ensure_ascii=False) + "\n")
 
             yield keep, drop
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """What a stage of all items said of itself, by the mark of its items and keys."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
 
 
 def _sweep(ledger: Ledger, keys: Iterable[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -75,16 +75,28 @@ class Recordings:
 
     def items(self) -> Iterator[Item | Reject]:
         rows = self._files() if self.format == FILES else self.reader.rows(self._place())
+        there: dict[str, None] = {}
         for number, row in enumerate(rows):
             if isinstance(row, RowReject):
                 yield self._reject(row.item, row.reason, row.detail)
                 continue
+            there |= dict.fromkeys(map(str, row.values))
             try:
                 yield self._item(row, number)
             except RowError as error:
                 yield self._reject(row.where, error.reason, error.detail)
             except (AudioError, DataError) as error:
                 yield self._reject(row.where, Reason.BROKEN_ROW, str(error))
+
+        self._check_columns(there)
+
+    def _check_columns(self, there: Collection[str]) -> None:
+        """Raise :class:`ConfigError` for a column that the recipe names and no row has."""
+        named = [(f"source.columns.{name}", column) for name, column in self.columns.items()]
+        for key, column in [*named, *(("source.keep", column) for column in self.keep)]:
+            if there and column not in there:
+                expected = f"a column of {self.path.name}: {', '.join(list(there)[:20])}"
+                raise ConfigError(describe(key, expected, f"'{column}'{nearest(column, there)}"))
 
     def _reject(self, where: str, reason: Reason, detail: str) -> Reject:
         return Reject(where, reason.name.lower(), detail or reason.value)

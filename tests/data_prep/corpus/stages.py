@@ -70,9 +70,13 @@ class Order(Step):
         order = sorted(item.fields["noted"] for item in items)
         places = {item.id: order.index(item.fields["noted"]) for item in items}
         last = len(items) - 1
+        self._first = order[0]
         return [
             Reject(item.id, "last") if places[item.id] == last else item.adding(place=places[item.id]) for item in items
         ]
+
+    def facts(self) -> Mapping[str, Any]:
+        return {"first": self._first}
 
 
 @dataclass

@@ -213,6 +213,24 @@ def test_a_changed_stage_is_computed_again_and_no_other(tmp_path: Path) -> None:
     assert called(tmp_path) - before == Counter({"mine-000": 1})
 
 
+def test_what_a_stage_of_all_items_said_is_kept_beside_its_ledger(tmp_path: Path) -> None:
+    """A run that was stopped behind it, and a recipe that is set back, find it in the ledger and call it no more."""
+    rows(tmp_path, ["b", "a"])
+    first = made(tmp_path)["first"]
+    assert first == "noted a"
+    assert made(tmp_path, note={"word": "other"})["first"] == "other a"
+    back = made(tmp_path)
+    assert back["first"] == first and back["funnel"][2]["computed"] == 0
+
+
+def test_a_column_that_no_row_has_is_told(tmp_path: Path) -> None:
+    rows(tmp_path, ["a"])
+    about = {"path": str(tmp_path / "rows.jsonl"), "format": "jsonl", "corpus": "mine"}
+    for more, said in (({"columns": {"text": "texts"}}, "columns.text"), ({"keep": ["colour"]}, "keep")):
+        with pytest.raises(ConfigError, match=rf"source.{said}: expected a column of rows.jsonl: audio, id, text"):
+            list(recipes.build(Recordings, about | more).items())
+
+
 def test_a_folder_of_another_corpus_is_refused(tmp_path: Path) -> None:
     rows(tmp_path, ["a", "b"])
     made(tmp_path)
