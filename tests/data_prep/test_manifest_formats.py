@@ -378,9 +378,12 @@ def test_a_chat_is_one_question_with_one_reply(tmp_path: Path) -> None:
         ({"messages": [user, reply], "audios": ["a.wav", "a.wav"]}, "marks"),
         ({"messages": [user | {"content": "What?"}, reply], "audios": ["a.wav"] * 5}, "several_sounds"),
         ({"messages": [user | {"content": "What?"}, reply], "audios": []}, "no_sound_named"),
+        ({"messages": [user, reply], "audios": None}, "no_sound_named"),
+        ({"messages": [user, reply | {"tool_calls": [{"id": "1"}]}]}, "turns"),
+        ({"messages": [user, reply | {"loss": False}]}, "turns"),
         ({"messages": [user, reply | {"content": "<think>Hm.</think> A dog."}]}, "marks"),
         ({"messages": [user, reply | {"content": "<answer>A dog.</answer> Sure."}]}, "marks"),
-        ({"messages": [user, reply]}, ""),
+        ({"messages": [user | {"loss": False}, reply | {"weight": 1}]}, ""),
     ]
     path = write_lines(tmp_path / "rows.jsonl", [{"audios": ["a.wav"]} | row for row, _ in chats])
     made(tmp_path, format="chat", path=str(path), max_reject_share=1.0)

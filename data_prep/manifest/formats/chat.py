@@ -17,6 +17,8 @@ from data_prep.manifest.formats.tables import records
 from data_prep.manifest.rows import Reason, Reject, RowError
 
 MARK = "<audio>"  # stands for a sound in ms-swift's texts
+CALLS = ("tool_calls", "function_call")  # what a message may say beside its words
+LEARNT = ("loss", "weight")  # false or 0 in a reply of others: nothing is learnt from it
 
 
 def _chat(place: Place) -> Iterator[Record | Reject]:
@@ -47,6 +49,8 @@ def _said(values: Mapping[str, Any]) -> dict[str, Any]:
         raise RowError(Reason.MARKS, f"expected {expected}, found both: their order is not told.")
     asked, places = _unmarked(question)
     inside = len(places) - len(parts)  # marks in the text itself; those of parts came with them
+    if not sounds:
+        raise RowError(Reason.NO_SOUND_NAMED)
     if inside not in (0, len(sounds)) or (len(sounds) > 1 and len(places) not in (0, len(sounds))):
         raise RowError(Reason.MARKS, f"expected {len(sounds)} × {MARK} for as many sounds, found {len(places)}.")
     if isinstance(choices := values.get("choices"), list) and all(isinstance(choice, str) for choice in choices):
@@ -67,6 +71,11 @@ def _turns(values: Mapping[str, Any]) -> list[tuple[str, str, list[Any]]]:
         raise RowError(Reason.TURNS, "expected 'messages', or 'prompt' and 'completion', as lists of messages.")
     turns = []
     for message in messages:
+        if more := [name for name in CALLS if message.get(name)]:
+            raise RowError(Reason.TURNS, f"expected a message of words, found '{more[0]}' beside them.")
+        off = [name for name in LEARNT if message.get(name) in (False, 0)]
+        if off and message.get("role") == "assistant":
+            raise RowError(Reason.TURNS, f"expected a reply that is learnt, found '{off[0]}: {message[off[0]]}'.")
         content, sounds = message.get("content"), []
         if isinstance(content, list):
             texts: list[str] = []
