@@ -273,3 +273,23 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def hide_llvmlite_attributes() -> None:
+    """Let llvmlite's library object deny dunder attributes, before an engine is built in this process.
+
+    While it starts, vLLM reads ``vars()`` of everything in every loaded module. llvmlite (which numba brings, which
+    librosa brings) answers any attribute with a wrapped C symbol, ``__dict__`` too, and the engine would die of it.
+    """
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    library = getattr(ffi, "_lib_wrapper", None)
+    if library is None or getattr(library, "_denies_dunders", False):
+        return
+    symbol = library.__getattr__
+
+    def lookup(self: object, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return symbol(self, name)
+
+    library.__getattr__, library._denies_dunders = lookup, True

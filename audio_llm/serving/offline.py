@@ -22,8 +22,8 @@ from audio_llm.errors import CheckpointError, describe
 from audio_llm.files import read_json
 from audio_llm.model.validate import check_adapter, check_checkpoint, check_finite, end_ids
 from audio_llm.serving.beams import MAX_BEAMS, Search, keep
-from audio_llm.serving.launcher import LORA_RANKS, cpu_build, server_environment
-from audio_llm.serving.plugin import hide_llvmlite_attributes, present_cpu_build_as_vllm
+from audio_llm.serving.launcher import LORA_RANKS, cpu_build, hide_llvmlite_attributes, server_environment
+from audio_llm.serving.plugin import present_cpu_build_as_vllm
 from audio_llm.serving.scratch import private_folder
 
 

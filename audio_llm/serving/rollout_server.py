@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -13,12 +14,15 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
+from torch import Tensor
 
 from audio_llm.errors import ConfigError, PrerequisiteError, TrainingError, describe
 from audio_llm.serving.guard import TOKEN
@@ -30,6 +34,7 @@ CONNECTIONS = 32  # requests in flight to each server
 LONGEST_ANSWER = 3600  # seconds that one request may take
 HEALTH_INTERVAL = 5.0  # seconds of waiting after which a server is asked whether it lives
 COMPLETIONS = "/v1/completions"
+CHUNK_BYTES = 2**28  # of weights that are announced together
 LONGEST_SILENCE = 45.0  # seconds without a word from a server, after which it is given up
 
 
@@ -81,6 +86,16 @@ class Remote:
             raise ServerGone(describe(item, "whole replies", f"one broken off ({reason})"))
         return response
 
+    def get(self, path: str) -> Any:
+        """What the server answers at once, as JSON."""
+        item = f"engine {self.url}{path}"
+        try:
+            response = self._session.get(self.url + path, timeout=LONGEST_SILENCE)
+            response.raise_for_status()
+            return response.json()
+        except (OSError, ValueError) as error:
+            raise ServerGone(describe(item, "an answer", f"{error}")) from error
+
     def _await(self, waiting: Future[Any], item: str) -> Any:
         """The answer, however long it takes while the server says at ``/health`` that it lives."""
         heard = time.monotonic()
@@ -109,6 +124,108 @@ class Remote:
         self._session.close()
 
 
+class Sender:
+    """The trainer's end towards one server, which was started for it (``engine.transfer: broadcast``). `device` is that
+    of the weights."""
+
+    def __init__(self, remote: Remote, device: torch.device) -> None:
+        from audio_llm.serving.weight_transfer import open_group
+
+        self.remote, self.device = remote, device
+        world_size = 1 + int(remote.get("/get_world_size")["world_size"])
+        host = _address_towards(remote.url)
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            port = probe.getsockname()[1]
+        information = {"master_address": host, "master_port": port, "rank_offset": 1, "world_size": world_size}
+        asked = {"init_info": information | {"packed": False}}
+        try:
+            self._group = self._together(
+                lambda: remote.post("/init_weight_transfer_engine", asked), lambda: open_group(information, device)
+            )
+        except ServerGone as error:
+            expected = "a server started for engine.transfer: broadcast, as --server-command prints it"
+            raise ServerGone(describe(f"engine {remote.url}", expected, f"{error}")) from error
+
+    def start(self) -> None:
+        """Ready the server for new weights."""
+        self.remote.post("/start_weight_update")
+
+    def send(self, tensors: list[tuple[str, Tensor]]) -> None:
+        """Send some of the weights, under their names in a checkpoint."""
+        from audio_llm.serving.weight_transfer import send
+
+        update = {
+            "names": [name for name, _ in tensors],
+            "dtype_names": [str(tensor.dtype).removeprefix("torch.") for _, tensor in tensors],
+            "shapes": [list(tensor.shape) for _, tensor in tensors],
+        }
+        self._together(
+            lambda: self.remote.post("/update_weights", {"update_info": update}),
+            lambda: send(self._group, [tensor for _, tensor in tensors]),
+        )
+
+    def finish(self) -> None:
+        """Have the server sample from what it was sent."""
+        self.remote.post("/finish_weight_update")
+
+    def _together(self, ask: Callable[[], Any], work: Callable[[], Any]) -> Any:
+        """What `work` returns, which needs what `ask` has the server do. Where one fails the other is left to itself:
+        it may wait for ever."""
+        asked, done = self._in_thread(ask), self._in_thread(work)
+        futures.wait((asked, done), return_when=futures.FIRST_EXCEPTION)
+        for future in (asked, done):
+            if future.done() and isinstance(error := future.exception(), ServerGone):
+                raise error
+        if done.done() and (failed := done.exception()) is not None:
+            item = f"engine {self.remote.url}"
+            raise ServerGone(describe(item, "a server that takes weights", f"{failed}")) from failed
+        asked.result()
+        return done.result()
+
+    def _in_thread(self, call: Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                if self.device.type == "cuda":
+                    torch.cuda.set_device(self.device)
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, daemon=True, name=f"weights {self.remote.url}").start()
+        return future
+
+
+def chunks(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
+    """The tensors in lists of about ``CHUNK_BYTES``, each list whole before it is given."""
+    found: list[tuple[str, Tensor]] = []
+    size = 0
+    for name, tensor in tensors:
+        found.append((name, tensor))
+        size += tensor.numel() * tensor.element_size()
+        if size >= CHUNK_BYTES:
+            yield found
+            found, size = [], 0
+    if found:
+        yield found
+
+
+def _address_towards(url: str) -> str:
+    """The address of this machine under which the server at `url` reaches it."""
+    if is_here(url):
+        return "127.0.0.1"
+    parts = urlsplit(url)
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # of a datagram: nothing is sent
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise ServerGone(describe(f"engine {url}", "a machine within reach", f"{error}")) from error
+
+
 def check_devices(recipe: EngineRecipe) -> None:
     """:class:`ConfigError` where a server that starts here has fewer GPUs than it is to spread its model over."""
     wanted, there = recipe.tensor_parallel_size, torch.cuda.device_count()
@@ -132,6 +249,8 @@ def server_command(
         command += ["--max-num-batched-tokens", str(recipe.max_num_batched_tokens)]
     if recipe.tensor_parallel_size > 1:
         command += ["--tensor-parallel-size", str(recipe.tensor_parallel_size)]
+    if recipe.transfer == "broadcast":
+        command += ["--weight-transfer-config", json.dumps({"backend": "gloo" if cpu_build() else "nccl"})]
     if lora_rank is not None:
         command += ["--enable-lora", "--max-lora-rank", str(lora_rank), "--max-loras", "1", "--max-cpu-loras", "2"]
     if cpu_build():

@@ -12,7 +12,7 @@ SyncMode = Literal["auto", "merged", "adapter"]
 # Keys that only some engines look at, and that somebody would miss: where samples come from, and what they may take.
 _SERVER, _HERE = ("vllm_http",), ("vllm", "auto")
 _LOOK_AT = {
-    **dict.fromkeys(("url", "shared_folder", "token", "tensor_parallel_size"), _SERVER),
+    **dict.fromkeys(("url", "transfer", "shared_folder", "token", "tensor_parallel_size"), _SERVER),
     "sleep": _HERE,
     "max_num_batched_tokens": (*_HERE, *_SERVER),
     "batch_size": ("transformers", "auto"),
@@ -24,15 +24,16 @@ class EngineRecipe:
     """Which engine samples, and how. ``auto`` is vLLM in this process where it is installed, else Transformers.
 
     `sync` is how vLLM follows the policy: merged weights, or an adapter that is swapped (``auto``: adapter on a GPU).
-    `url` names one or several running servers for ``vllm_http``; without it one is started. `shared_folder` is where
-    weights are handed to them, `token` the file of what they ask for on every path. `max_model_len` bounds prompt and
-    completion (None: the model's positions, at most 4096). `block_size` is that of the key-value cache: with vLLM's 128
-    on CPU short prompts would never share a prefix. With `sleep` an engine in this process holds a GPU's memory only
-    while it samples: its weights wait in host memory, and its cache is dropped."""
+    `url` names one or several running servers for ``vllm_http``; without it one is started. Merged weights reach them
+    through `shared_folder`, or by `transfer` from memory to memory. `token` is the file of what they ask for on every
+    path. `max_model_len` bounds prompt and completion (None: the model's positions, at most 4096). `block_size` is that
+    of the key-value cache: with vLLM's 128 on CPU short prompts would never share a prefix. With `sleep` an engine in
+    this process holds a GPU's memory only while it samples: its weights wait in host memory, its cache is dropped."""
 
     backend: Literal["auto", "vllm", "vllm_http", "transformers"] = "auto"  # vllm_http: another process's
     sync: SyncMode = "auto"
     url: str | list[str] | None = None
+    transfer: Literal["folder", "broadcast"] = "folder"
     shared_folder: Path | None = None
     token: Path | None = None
     max_model_len: int | None = None
@@ -60,6 +61,9 @@ class EngineRecipe:
                 expected = f"engine.backend: {' or '.join(engines)}, for no other engine looks at it"
                 cure = "Set engine.backend, or leave the key out."
                 raise ConfigError(describe(f"engine.{key}: {value}", expected, self.backend, cure))
+        if self.transfer == "broadcast" and (self.sync == "adapter" or self.shared_folder is not None):
+            expected = "folder beside sync: adapter or a shared_folder (it sends merged weights)"
+            raise ConfigError(describe("engine.transfer", expected, "broadcast"))
         if tokens is not None and tokens < self.max_num_seqs:
             expected = f"at least engine.max_num_seqs ({self.max_num_seqs}): one token of every sequence"
             raise ConfigError(describe("engine.max_num_batched_tokens", expected, f"{tokens}"))

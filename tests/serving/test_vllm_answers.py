@@ -103,7 +103,8 @@ def test_a_native_model_by_its_own_folder(replies) -> None:
 
 SEEDED = """
 import json, sys
-from audio_llm.serving.plugin import hide_llvmlite_attributes, register
+from audio_llm.serving.launcher import hide_llvmlite_attributes
+from audio_llm.serving.plugin import register
 
 register()
 from vllm import LLM, SamplingParams

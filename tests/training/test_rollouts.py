@@ -338,15 +338,23 @@ def test_adapter_sync_needs_an_adapter(checkpoint):
 @pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.parametrize(
-    "lora, sync, tie", [(True, "merged", False), (True, "adapter", False), (False, "merged", True)]
+    "lora, sync, tie, transfer",
+    [
+        (True, "merged", False, "folder"),
+        (True, "adapter", False, "folder"),
+        (False, "merged", True, "folder"),
+        (True, "merged", True, "broadcast"),
+        (False, "merged", False, "broadcast"),
+    ],
 )
-def test_vllm_server_follows_the_policy(checkpoint, tmp_path, lora, sync, tie):
+def test_vllm_server_follows_the_policy(checkpoint, tmp_path, lora, sync, tie, transfer):
     """The same bounds over HTTP, with the server in a process of its own; nothing is left running afterwards."""
     from audio_llm.serving.rollout_engines import HTTPRollouts
 
     policy = make_policy(checkpoint(tie=tie), lora=lora)
     tokenizer = load_processor(checkpoint()).tokenizer
-    engine = HTTPRollouts(policy, EngineRecipe(sync=sync, max_model_len=256, max_num_seqs=32), tokenizer=tokenizer)
+    recipe = EngineRecipe("vllm_http", sync, transfer=transfer, max_model_len=256, max_num_seqs=32)
+    engine = HTTPRollouts(policy, recipe, tokenizer=tokenizer)
     group = engine._server._process.pid
     try:
         for version in range(2):
@@ -360,15 +368,23 @@ def test_vllm_server_follows_the_policy(checkpoint, tmp_path, lora, sync, tie):
             torch.manual_seed(3)
             again = engine.generate(prompts, [4, 1, 2, 3], sampling_of(policy))
             assert [c.token_ids for g in groups for c in g] == [c.token_ids for g in again for c in g]
-        if sync == "adapter":  # another run at a step that this one has been at, and this one goes on
+        if transfer == "broadcast":
+            assert not (engine._folder / "merged").exists()
+        else:
+            recipe.shared_folder = tmp_path
+        if sync == "adapter" or transfer == "broadcast":  # another run at a step that this one has been at, then this
             (tmp_path / "token").write_text(engine._server.token)
-            recipe = EngineRecipe(sync=sync, url=engine.urls, token=tmp_path / "token", shared_folder=tmp_path)
+            recipe.url, recipe.token = engine.urls, tmp_path / "token"
             second = HTTPRollouts(policy, recipe, tokenizer=tokenizer)
             move(policy.model, 30)
             second.sync(policy, 1)
             groups = second.generate(prompts, [1] * 4, sampling_of(policy))
             assert largest_difference(policy, prompts, groups) < 1e-4
             second.close()
+            if transfer == "broadcast":  # which took the place that this one's weights went to
+                with pytest.raises(TrainingError, match=f"engine {engine.urls[0]}.*expected a server that takes"):
+                    engine.sync(policy, 2)
+                return
             engine.sync(policy, 2)
             assert largest_difference(policy, prompts, engine.generate(prompts, [1] * 4, sampling_of(policy))) < 1e-4
     finally:
@@ -381,7 +397,7 @@ def test_vllm_server_follows_the_policy(checkpoint, tmp_path, lora, sync, tie):
 
 def test_an_engine_may_be_built_beside_llvmlite() -> None:
     ffi = pytest.importorskip("llvmlite.binding.ffi")
-    from audio_llm.serving.plugin import hide_llvmlite_attributes
+    from audio_llm.serving.launcher import hide_llvmlite_attributes
 
     hide_llvmlite_attributes()
     assert not hasattr(ffi.lib, "__dict__"), "vLLM reads vars() of everything it finds"
@@ -453,14 +469,14 @@ def test_a_reply_of_a_server_that_is_stopped_is_not_learnt_from(reason: str, who
 @needs_vllm
 @pytest.mark.slow
 @pytest.mark.vllm
-@pytest.mark.parametrize("sync", ["merged", "adapter"])
-def test_a_run_goes_on_without_a_server_that_was_killed_and_ends_without_any(checkpoint, tmp_path, sync):
+@pytest.mark.parametrize("sync, transfer", [("merged", "folder"), ("adapter", "folder"), ("merged", "broadcast")])
+def test_a_run_goes_on_without_a_server_that_was_killed_and_ends_without_any(checkpoint, tmp_path, sync, transfer):
     """Two servers give the replies of one, also when one is killed while it answers."""
     from audio_llm.serving import rollout_engines, rollout_server
 
     policy = make_policy(checkpoint())
     (tmp_path / "token").write_text("of both")
-    recipe = EngineRecipe(sync=sync, max_model_len=256, max_num_seqs=32)
+    recipe = EngineRecipe("vllm_http", sync, transfer=transfer, max_model_len=256, max_num_seqs=32)
     model = rollout_engines._write_unadapted(
         policy, tmp_path / "model", load_processor(checkpoint()).tokenizer, rollout_engines._unties(sync)
     )
@@ -520,6 +536,14 @@ def test_a_run_goes_on_without_a_server_that_was_killed_and_ends_without_any(che
             for key in changes
             for backend in backends
         ),
+        *(
+            ({"transfer": "broadcast", "backend": backend, **changes}, f"transfer.*: expected {expected}")
+            for backend, changes, expected in (
+                ("vllm", {}, "engine.backend: vllm_http"),
+                ("vllm_http", {"sync": "adapter"}, "folder beside sync: adapter"),
+                ("vllm_http", {"shared_folder": Path("sync")}, "folder beside .*a shared_folder"),
+            )
+        ),
         ({"max_num_batched_tokens": 64, "max_num_seqs": 128}, r"at least engine.max_num_seqs \(128\).* found 64"),
     ],
 )
@@ -537,8 +561,11 @@ def test_a_server_is_told_over_how_many_devices_and_needs_them(monkeypatch):
     command = rollout_server.server_command(Path("model"), "bfloat16", recipe, 512, None, 0, 8000)
     given = dict(zip(command, command[1:], strict=False))
     assert given["--tensor-parallel-size"] == "4" and given["--max-num-batched-tokens"] == "2048"
+    recipe.transfer = "broadcast"
+    command = rollout_server.server_command(Path("model"), "bfloat16", recipe, 512, None, 0, 8000)
+    assert command[command.index("--weight-transfer-config") + 1] == '{"backend": "nccl"}'
     plain = rollout_server.server_command(Path("model"), "bfloat16", EngineRecipe(), 512, None, 0, 8000)
-    assert not {"--tensor-parallel-size", "--max-num-batched-tokens"} & set(plain)
+    assert not {"--tensor-parallel-size", "--max-num-batched-tokens", "--weight-transfer-config"} & set(plain)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match=r"tensor_parallel_size: expected 4 visible GPUs, found 2\. Lower it"):
         rollout_server.check_devices(recipe)
