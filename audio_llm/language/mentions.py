@@ -284,7 +284,8 @@ def _function_word(text: Text, place: int, option: Option) -> bool:
         return following == "another" or previous in ("no", "every", "each", "any")
     if key == "a":
         first = place == 0 or bool(re.search(r"[.!?:\n]", text.gap(place)))
-        return bool(following) and following not in CUES_AFTER and (first or token.text == "a")
+        names = following in CUES_AFTER or following == "without"  # "a rather than b"
+        return bool(following) and not names and (first or token.text == "a")
     if key == "i":
         return bool(following) and following not in ("is", "and", "or")
     if key == "can" and previous in _PRONOUNS:

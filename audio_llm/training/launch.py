@@ -67,6 +67,15 @@ def check_launch(world_size: int, expected: int | None = None, environment: Mapp
         raise TrainingError(describe("launch", f"several processes ({source})", "1", cure))
 
 
+def leave_group() -> None:
+    """End this process's part in the group of all processes, if it has one. Torch serves it by threads of its own, and
+    an interpreter that ends before them may abort after the work is done, so that the launcher reports a failure."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def check_build_locks(environment: Mapping[str, str] | None = None) -> None:
     """Raise :class:`PrerequisiteError` for the lock of a DeepSpeed build that was killed: torch would wait for ever."""
     env = os.environ if environment is None else environment

@@ -8,6 +8,7 @@ also ``trainable.json``, ``rejects.jsonl`` and the exported ``merged/``, or ``ba
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
@@ -44,7 +45,7 @@ from audio_llm.training.callbacks import (
 )
 from audio_llm.training.encoder_cache import EncoderCache, open_cache
 from audio_llm.training.examples import open_shards
-from audio_llm.training.launch import check_build_locks, check_launch
+from audio_llm.training.launch import check_build_locks, check_launch, leave_group
 from audio_llm.training.order import RunSampler
 from audio_llm.training.policy import (
     load_model,
@@ -99,6 +100,8 @@ class Run:
 
     def __exit__(self, *error: Any) -> None:
         self._closing.close()
+        if self.arguments.world_size > 1 and not any(error):  # after an error it might wait for the others
+            atexit.register(leave_group)
 
     def at_end(self, close: Callable[[], Any]) -> None:
         """Call `close` when the run is over, also after an error."""
