@@ -135,7 +135,7 @@ _CLOCK = r"(?:(\d{1,3}):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,3}))?"
 _TIMES = re.compile(rf"^\s*(-?){_CLOCK}\s*-->\s*(-?){_CLOCK}(?=\s|$)")
 _TAG = re.compile(r"</?[A-Za-z][^<>\n]*>|<\d[\d:.,]*>|\{\\[^{}]*\}")
 _READING = re.compile(r"<rt\b[^>]*>.*?(?:</rt>|(?=</ruby>)|$)", re.DOTALL)  # how the characters before it are spoken
-_VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]+)>")
+_VOICE = re.compile(r"<v(?:\.[^\s<>]*)?\s+([^<>]+)>")
 
 
 def read_file(path: Path, encoding: str = ENCODING, video: str = "") -> Iterator[Cue | Broken]:
@@ -250,10 +250,12 @@ def read_json3(text: str, video: str) -> Iterator[Cue | Broken]:
         return
     number = -1
     for event in events:
-        if not isinstance(event, dict) or "segs" not in event or event.get("aAppend"):
+        if not isinstance(event, dict) or "segs" not in event:
+            continue
+        segments = event["segs"]
+        if event.get("aAppend") and segments == [{"utf8": "\n"}]:
             continue
         number += 1
-        segments = event["segs"]
         if not isinstance(segments, list) or not all(isinstance(one, dict) for one in segments):
             yield Broken(video, number, "broken", f"segs: expected a list of objects, found {segments!r:.60}")
             continue

@@ -142,6 +142,13 @@ def test_memory_holds_one_object_of_the_dump(monkeypatch: pytest.MonkeyPatch) ->
         ("a.json3", b"{", ["broken"]),
         ("a.json3", b'{"events": [{"tStartMs": NaN, "dDurationMs": 1, "segs": []}]}', ["bad_time"]),
         ("a.json", b"[]", ["broken"]),
+        ("a.json3", rb'{"events": [{"tStartMs": 1, "aAppend": 1, "segs": [{"utf8": "\n"}]}]}', []),
+        (
+            "a.json3",
+            b'{"events": [{"tStartMs": 1, "dDurationMs": 9, "aAppend": 1, "segs": [{"utf8": "[b]"}]}]}',
+            ["[b]"],
+        ),
+        ("a.vtt", "WEBVTT\n\n00:01.000 --> 00:03.000\n" + "<v " * 60_000, ["<v " * 59_999 + "<v"]),  # not for minutes
         ("a.srt", "1\n00:00:01,000 --> 00:00:03,000\n[caf\xe9 noise]".encode("cp1252"), ["[café noise]"]),
         ("a.srt", "1\n00:00:01,000 --> 00:00:03,000\n[rain]".encode("utf-16"), ["[rain]"]),
         ("a.srt", b"\xff\xfe\x00", ["broken"]),
