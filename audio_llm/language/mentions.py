@@ -279,7 +279,7 @@ def _function_word(text: Text, place: int, option: Option) -> bool:
     note, chord, vowel, vessel, month or number that is written like it."""
     key, token, after = text.keys[place], text.tokens[place], text.gap(place + 1)
     previous = text.keys[place - 1] if place and text.gap(place) == " " else ""
-    following = text.keys[place + 1] if place + 1 < len(text.tokens) and after in (" ", "\n") else ""
+    following = text.keys[place + 1] if place + 1 < len(text.tokens) and after == " " else ""  # on the same line
     if token.text.casefold() == "one":
         return following == "another" or previous in ("no", "every", "each", "any")
     if key == "a":

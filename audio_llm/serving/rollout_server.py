@@ -134,7 +134,7 @@ class Sender:
         self.remote, self.device = remote, device
         world_size = 1 + int(remote.get("/get_world_size")["world_size"])
         host = _address_towards(remote.url)
-        with socket.socket() as probe:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.bind((host, 0))
             port = probe.getsockname()[1]
         information = {"master_address": host, "master_port": port, "rank_offset": 1, "world_size": world_size}

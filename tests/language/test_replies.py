@@ -237,6 +237,8 @@ def test_numbered_options_are_told_by_what_follows_the_number(label: str, thing:
         ("It is a C.", "A B C D", "C"),
         ("A bright tone, in the key of C", "A B C D", "C"),
         ("The note is an A", "A B C D", "A"),
+        ("A\nThe tone is low.", "C A E G", "A"),
+        ("I\nThe tonic sounds.", "V I IV", "I"),
         ("I think it is IV", "I IV V", "IV"),
         ("the vowel a is sung", "a e i o", "a"),
         ("I think the vowel is o", "a e i o", "o"),
